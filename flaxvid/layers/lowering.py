@@ -1,0 +1,177 @@
+"""Convolution and its CPU formulations, chosen where the program is lowered.
+
+XLA's CPU backend runs 3-D, grouped, depthwise and 1x1 convolutions and their gradients many times slower than equal
+programs of 2-D convolutions, dots and multiply-adds. `convolve` lowers to those on CPU and to the one convolution
+everywhere else; `direct_convolve` is always that one convolution.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+Pairs = tuple[tuple[int, int], ...]
+Padding = int | Sequence[int] | Sequence[tuple[int, int]] | None
+
+
+def per_axis(value: int | Sequence[int], rank: int, what: str) -> tuple[int, ...]:
+    """One integer for each of `rank` spatial axes, from one for all or from a sequence.
+
+    Raises:
+        ValueError: the sequence has another length.
+    """
+    values = (value,) * rank if isinstance(value, int) else tuple(value)
+    if len(values) != rank:
+        raise ValueError(f"{what}: expected one integer or {rank}, one for each spatial axis, got {value}.")
+    return values
+
+
+def padding_pairs(padding: Padding, window: Sequence[int]) -> Pairs:
+    """(before, after) for each spatial axis; None is torch's (k - 1) // 2 on both sides, which flax's 'SAME' is not.
+
+    With an even input and stride 2, 'SAME' pads only after, so weights trained elsewhere see every pixel shifted.
+
+    Raises:
+        ValueError: a string, or a sequence of another length than the window.
+    """
+    if isinstance(padding, str):
+        raise ValueError(f"padding: expected integers, got {padding!r}. Leave it out for (k - 1) // 2 on both sides.")
+    if padding is None:
+        padding = tuple((k - 1) // 2 for k in window)
+    if not isinstance(padding, int) and len(padding) == len(window) and not isinstance(padding[0], int):
+        return tuple((before, after) for before, after in padding)
+    return tuple((p, p) for p in per_axis(padding, len(window), "padding"))
+
+
+def over_leading(f: Callable[[Array], Array], x: Float[Array, "*batch"], rank: int) -> Float[Array, "*batch"]:
+    """Apply `f`, which wants one batch axis before `rank` trailing axes, to an array with any number of them."""
+    lead = x.shape[: x.ndim - rank]
+    y = f(x.reshape(-1, *x.shape[x.ndim - rank :]) if len(lead) != 1 else x)
+    return y.reshape(*lead, *y.shape[1:]) if len(lead) != 1 else y
+
+
+def direct_convolve(
+    x: Float[Array, "*batch cin"],
+    kernel: Float[Array, "*window cin_group cout"],
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = None,
+    groups: int = 1,
+) -> Float[Array, "*batch cout"]:
+    """Channels-last convolution as one `lax.conv_general_dilated`, the form that ONNX, int8 and cost counting see.
+
+    Raises:
+        ValueError: strides or padding do not fit the kernel.
+    """
+    return _apply(_direct, x, kernel, strides, padding, groups)
+
+
+def convolve(
+    x: Float[Array, "*batch cin"],
+    kernel: Float[Array, "*window cin_group cout"],
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = None,
+    groups: int = 1,
+) -> Float[Array, "*batch cout"]:
+    """`direct_convolve` in values and gradients, lowered to the fastest equal program of each platform.
+
+    The rank of the kernel says how many axes before the channels are spatial; all axes before those are batch.
+
+    Raises:
+        ValueError: strides or padding do not fit the kernel.
+    """
+    return _apply(_by_platform, x, kernel, strides, padding, groups)
+
+
+def _apply(form, x, kernel, strides, padding, groups):
+    window = kernel.shape[:-2]
+    strides, pads = per_axis(strides, len(window), "strides"), padding_pairs(padding, window)
+    return over_leading(lambda x: form(x, kernel, strides, pads, groups), x, len(window) + 1)
+
+
+def _direct(x, kernel, strides, pads, groups):
+    spatial = "THW"[-len(strides) :]
+    layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=layout, feature_group_count=groups)
+
+
+def _by_platform(x, kernel, strides, pads, groups):
+    form = _cpu_form(kernel.shape, groups)
+    if form is _direct:
+        return _direct(x, kernel, strides, pads, groups)
+    bound = {"strides": strides, "pads": pads, "groups": groups}
+    return lax.platform_dependent(x, kernel, cpu=partial(form, **bound), default=partial(_direct, **bound))
+
+
+def _cpu_form(kernel_shape, groups):
+    *window, fan_in, features = kernel_shape
+    if groups > 1:
+        return _depthwise if fan_in == 1 and features == groups else _grouped
+    if max(window) == 1:
+        return _dot
+    if len(window) == 2:
+        return _direct
+    if max(window[1:]) == 1:
+        return _temporal
+    return _frames if window[0] == 1 else _taps
+
+
+def _on_cpu(x, kernel, strides, pads, groups):
+    return _cpu_form(kernel.shape, groups)(x, kernel, strides, pads, groups)
+
+
+def _pad(x, pads):
+    """Zero-pad the axes after the batch axis."""
+    pads = ((0, 0), *pads, *((0, 0),) * (x.ndim - 1 - len(pads)))
+    return jnp.pad(x, pads) if any(map(any, pads)) else x
+
+
+def _tap(x, offsets, window, strides):
+    """What a kernel's tap at `offsets` sees of padded `x`: one strided slice, of the output's size."""
+    starts = zip(offsets, x.shape[1:], window, strides, strict=False)
+    return x[(slice(None), *(slice(o, o + n - k + 1, s) for o, n, k, s in starts))]
+
+
+def _dot(x, kernel, strides, pads, groups):
+    """1x1: slice by the strides, then one matrix product."""
+    x = _tap(_pad(x, pads), (0,) * len(strides), kernel.shape[:-2], strides)
+    return x @ kernel.reshape(kernel.shape[-2:])
+
+
+def _temporal(x, kernel, strides, pads, groups):
+    """kx1x1: concatenate the shifted frames on the channels, then one matrix product."""
+    x, window = _pad(x, pads), kernel.shape[:-2]
+    shifted = [_tap(x, (i, 0, 0), window, strides) for i in range(window[0])]
+    return jnp.concatenate(shifted, -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _frames(x, kernel, strides, pads, groups):
+    """1xkxk: a 2-D convolution of every frame."""
+    x = _tap(_pad(x, pads[:1]), (0,), (1,), strides[:1])
+    return over_leading(lambda x: _on_cpu(x, kernel[0], strides[1:], pads[1:], groups), x, 3)
+
+
+def _taps(x, kernel, strides, pads, groups):
+    """kxkxk: the sum over the temporal taps of 2-D convolutions of the shifted frames."""
+    x, window = _pad(x, pads[:1]), kernel.shape[:1]
+    pads = ((0, 0), *pads[1:])
+    return sum(
+        _frames(_tap(x, (i,), window, strides[:1]), kernel[i : i + 1], (1, *strides[1:]), pads, groups)
+        for i in range(window[0])
+    )
+
+
+def _depthwise(x, kernel, strides, pads, groups):
+    """Depthwise: the sum over all taps of the shifted input times the tap's weights."""
+    x, window = _pad(x, pads), kernel.shape[:-2]
+    return sum(_tap(x, tap, window, strides) * kernel[tap][0] for tap in np.ndindex(window))
+
+
+def _grouped(x, kernel, strides, pads, groups):
+    """Groups: one convolution each."""
+    parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    return jnp.concatenate([_on_cpu(x, k, strides, pads, 1) for x, k in parts], -1)
