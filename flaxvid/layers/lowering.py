@@ -8,6 +8,7 @@ everywhere else; `direct_convolve` is always that one convolution.
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -104,7 +105,8 @@ def _by_platform(x, kernel, strides, pads, groups):
     if form is _direct:
         return _direct(x, kernel, strides, pads, groups)
     bound = {"strides": strides, "pads": pads, "groups": groups}
-    return lax.platform_dependent(x, kernel, cpu=partial(form, **bound), default=partial(_direct, **bound))
+    lean = jax.checkpoint(partial(form, **bound), prevent_cse=False)
+    return lax.platform_dependent(x, kernel, cpu=lean, default=partial(_direct, **bound))
 
 
 def _cpu_form(kernel_shape, groups):
