@@ -1,0 +1,1 @@
+"""Evaluation: metrics, views, and any-frame accuracy."""
