@@ -1,0 +1,147 @@
+from typing import Any
+
+import flax
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flaxvid.train.checkpoint import Checkpoints, restore_variables
+
+
+@flax.struct.dataclass
+class TrainState:
+    step: Any
+    variables: Any
+    opt_state: Any
+
+
+def make_state(width=3, seed=0, optimizer=None):
+    keys = iter(jax.random.split(jax.random.key(seed), 8))
+    norm = {"scale": jax.random.normal(next(keys), (width,)), "bias": jnp.zeros(width, jnp.bfloat16)}
+    variables = {
+        "params": {"body": {"layer1_0": {"conv1": {"kernel": jax.random.normal(next(keys), (1, 1, 4, width))}}}},
+        "params_4f": {"body": {"layer1_0": {"norm1": norm}}},
+        "batch_stats_4f": {"body": {"layer1_0": {"norm1": {"mean": jax.random.normal(next(keys), (width,))}}}},
+    }
+    trained = {name: tree for name, tree in variables.items() if name.startswith("params")}
+    momentum = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
+    transforms = {"slow": momentum, "fixed": optax.set_to_zero()}
+    sgd = optax.multi_transform(transforms, {"params": "slow", "params_4f": "fixed"})
+    return TrainState(jnp.asarray(7 + seed, jnp.int32), variables, (optimizer or sgd).init(trained))
+
+
+def make_data():
+    numbers = grain.MapDataset.range(10).seed(3).shuffle().repeat().random_map(lambda x, rng: (x, rng.integers(1000)))
+    return iter(numbers.batch(3).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_state_and_data_in_the_middle_of_an_epoch_come_back_bit_for_bit(tmp_path):
+    state, data = make_state(), make_data()
+    for _ in range(2):
+        next(data)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(7, state, data, {"recipe": {"name": "ffn"}})
+        following = [next(data) for _ in range(4)]  # the save is asynchronous, its position in the data is not
+    resumed = make_data()
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        restored, extra = checkpoints.restore(jax.eval_shape(make_state), resumed)
+    assert_same(restored, state)
+    assert extra == {"recipe": {"name": "ffn"}}
+    for expected in following:
+        np.testing.assert_array_equal(np.asarray(next(resumed)), np.asarray(expected))
+
+
+def test_a_step_may_donate_the_state_while_it_is_saved(tmp_path):
+    state = TrainState(jnp.int32(0), {"params": {"w": jnp.ones((512, 2048))}}, ())
+    overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 5, s), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        for _ in range(5):
+            state = overwrite(state)
+    assert (restore_variables(tmp_path)["params"]["w"] == 1).all()
+
+
+def test_restores_onto_the_shardings_asked_for(tmp_path):
+    mesh = jax.make_mesh((1,), ("data",))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    state = make_state()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
+        restored, _ = checkpoints.restore(wanted)
+    assert all(leaf.sharding == replicated for leaf in jax.tree.leaves(restored))
+    assert_same(restored, state)
+
+
+@pytest.mark.parametrize("where", [".", "checkpoints", "checkpoints/2"])
+def test_variables_alone_are_plain_numpy(tmp_path, where):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, make_state(seed=1))
+        checkpoints.save(2, make_state(seed=2))
+    variables = restore_variables(tmp_path / where)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables))
+    assert_same(variables, make_state(seed=2).variables)
+    assert_same(restore_variables(tmp_path, step=1), make_state(seed=1).variables)
+
+
+def test_keeps_the_latest_and_every_so_many(tmp_path):
+    with Checkpoints(tmp_path, keep=2, keep_every=4) as checkpoints:
+        for step in range(2, 14, 2):
+            checkpoints.save(step, TrainState(jnp.int32(step), {"params": {"w": jnp.ones(2)}}, ()))
+        checkpoints.wait()
+        assert checkpoints.latest_step() == 12
+        checkpoints.save(12, make_state())  # the loop's last save may fall on the periodic one
+        with pytest.raises(ValueError, match="after 12"):
+            checkpoints.save(5, make_state())
+    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [4, 8, 10, 12]
+
+
+def test_missing_and_empty_folders_say_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        restore_variables(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="without checkpoints"):
+        restore_variables(tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+        with pytest.raises(FileNotFoundError, match="without checkpoints"):
+            checkpoints.restore(make_state())
+        checkpoints.save(3, make_state())
+        checkpoints.wait()
+        with pytest.raises(FileNotFoundError, match=r"\[3\].*step=4"):
+            checkpoints.restore(make_state(), step=4)
+        with pytest.raises(FileNotFoundError, match="without `data`"):
+            checkpoints.restore(make_state(), make_data())
+
+
+def test_another_model_is_one_error_with_every_difference(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state())
+        with pytest.raises(ValueError) as wrong:
+            checkpoints.restore(make_state(width=5))
+        assert "layer1_0/conv1/kernel: saved float32[1, 1, 4, 3], expected float32[1, 1, 4, 5]" in str(wrong.value)
+        other = make_state(optimizer=optax.adam(0.1))
+        other.variables["params"]["head"] = {"bias": jnp.zeros(2)}
+        del other.variables["params_4f"]
+        with pytest.raises(ValueError) as wrong:
+            checkpoints.restore(other)
+    message = str(wrong.value)
+    assert "variables/params/head/bias: expected, but not saved" in message
+    assert "training/opt_state/0/mu/" in message
+    assert message.count("\n") <= 15
+
+
+def test_more_differences_than_fit_are_counted(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, TrainState(jnp.int32(1), {"params": {str(i): jnp.ones(2) for i in range(30)}}, ()))
+        with pytest.raises(ValueError, match=r"30 differences(.|\n)*18 more"):
+            checkpoints.restore(TrainState(jnp.int32(1), {"params": {str(i): jnp.ones(3) for i in range(30)}}, ()))
