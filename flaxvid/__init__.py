@@ -1,0 +1,39 @@
+"""flaxvid: video understanding in JAX and Flax. Public names are loaded when first used."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from flaxvid import layers, losses
+    from flaxvid.frames import FrameFlexible
+    from flaxvid.models.registry import create_model, list_models
+    from flaxvid.train.loop import run
+    from flaxvid.types import ClipSpec
+    from flaxvid.weights.torch import load_torch, to_torch
+
+_PUBLIC = {
+    "ClipSpec": "flaxvid.types",
+    "FrameFlexible": "flaxvid.frames",
+    "create_model": "flaxvid.models.registry",
+    "list_models": "flaxvid.models.registry",
+    "load_torch": "flaxvid.weights.torch",
+    "run": "flaxvid.train.loop",
+    "to_torch": "flaxvid.weights.torch",
+}
+_ROOMS = ("layers", "losses")
+
+__all__ = ["ClipSpec", "FrameFlexible", "create_model", "layers", "list_models", "load_torch", "losses", "run", "to_torch"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"flaxvid.{name}")
+    raise AttributeError(f"module 'flaxvid' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

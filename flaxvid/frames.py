@@ -1,0 +1,197 @@
+"""One network for every frame count: Frame Flexible Network (Zhang et al., arXiv 2303.14817), for any model of the zoo.
+
+A network trained at 16 frames fails at 4: its normalisation statistics, and what its kernels expect of neighbouring frames,
+belong to the pace at which 16 frames sample a video. FFN shares all convolutions and gives each frame count private
+normalisation layers and a private gain on the input channels of chosen kernels.
+
+Here that is a function of variables and no kind of model: `FrameFlexible.select` merges one frame count's private
+collections into the ordinary variables of the ordinary model.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Num
+
+from flaxvid import trees
+from flaxvid.layers.heads import Logits
+from flaxvid.models.video_model import VideoModel
+from flaxvid.types import Variables
+
+GAIN_INITS = {
+    "normal": lambda key, channels: 1e-3 * jax.random.normal(key, (channels,)),
+    "kaiming": lambda key, channels: (2 / channels) ** 0.5 * jax.random.normal(key, (channels,)),
+    "zeros": lambda key, channels: jnp.zeros((channels,)),
+}
+
+
+def is_norm(path: str) -> bool:
+    """Whether a variable belongs to a normalisation layer: its path names one."""
+    return "norm" in path
+
+
+def _gain_path(kernel_path: str) -> str:
+    return kernel_path.removesuffix("kernel") + "gain"
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameFlexible:
+    """A model with private normalisation and weight alteration for each of several frame counts.
+
+    Variables are ``params`` (shared), ``params_4f``, ``batch_stats_4f``, ``params_8f``, ...: a norm's affine under its own
+    path, and next to an altered kernel its `gain`, one number an input channel: the kernel in use is ``W * (1 + gain)``,
+    which is FFN's depthwise 1x1 adapter with its skip connection exactly (arXiv 2303.14817, eq. 8).
+
+    Attributes:
+        model: any model of the zoo.
+        frames: the frame counts that have variables of their own, ascending.
+        alteration: how the gains start: "normal" (deviation 1e-3, the paper's), "kaiming" (deviation sqrt(2 / channels), what
+            the authors' code does in effect), "zeros", or "none" for no weight alteration at all.
+        private_norms: False shares normalisation layers too, which is the paper's ablation.
+    """
+
+    model: VideoModel
+    frames: tuple[int, ...] = (4, 8, 16)
+    alteration: str = "normal"
+    private_norms: bool = True
+
+    def __post_init__(self):
+        counts = tuple(sorted(set(self.frames)))
+        if len(counts) < 1 or counts[0] < 1:
+            raise ValueError(f"frames must be positive frame counts such as (4, 8, 16), got {self.frames}")
+        object.__setattr__(self, "frames", counts)
+        if self.alteration not in (*GAIN_INITS, "none"):
+            raise ValueError(f"alteration must be one of {', '.join(GAIN_INITS)} or none, got {self.alteration!r}")
+
+    def nearest(self, num_frames: int) -> int:
+        """The trained frame count nearest to `num_frames`; of two at the same distance the larger."""
+        return min(self.frames, key=lambda count: (abs(count - num_frames), -count))
+
+    def init(self, key: Array, video: Num[Array, "b t h w 3"]) -> dict[str, Any]:
+        """Random variables; `video` may have any frame count."""
+        model_key, gain_key = jax.random.split(key)
+        plain = jax.jit(self.model.init)(model_key, video)
+        return self.specialise(plain, gain_key)
+
+    def specialise(self, plain: Variables, key: Array | None = None) -> dict[str, Any]:
+        """Frame-flexible variables out of an ordinary checkpoint: each frame count gets a copy of the norms.
+
+        Args:
+            plain: variables of the model.
+            key: for the gains' named init; without one they start at zero, and `select` gives back `plain` exactly.
+        """
+        shared, norms = trees.split(plain["params"], lambda path: not (self.private_norms and is_norm(path)))
+        variables: dict[str, Any] = {"params": shared}
+        if not self.private_norms and "batch_stats" in plain:
+            variables["batch_stats"] = plain["batch_stats"]
+        kernels = self._altered_kernels(shared)
+        for count in self.frames:
+            gains = {}
+            for number, (path, kernel) in enumerate(kernels.items()):
+                name = "zeros" if key is None else self.alteration
+                leaf_key = jax.random.fold_in(jax.random.PRNGKey(0) if key is None else key, count * 65536 + number)
+                gains[_gain_path(path)] = GAIN_INITS[name](leaf_key, kernel.shape[-2])
+            private = trees.merge(norms, trees.unflatten(gains))
+            if private:
+                variables[f"params_{count}f"] = jax.tree.map(jnp.array, private)
+            if self.private_norms and "batch_stats" in plain:
+                variables[f"batch_stats_{count}f"] = jax.tree.map(jnp.array, plain["batch_stats"])
+        return variables
+
+    def select(self, variables: Variables, num_frames: int) -> dict[str, Any]:
+        """Ordinary variables of the ordinary model for one frame count, by the `nearest` rule.
+
+        The altered kernels are computed in their own type before any cast: in bfloat16, 1 + 1e-3 is 1.
+        """
+        count = self.nearest(num_frames)
+        if f"params_{count}f" not in variables and (self.private_norms or self.alteration != "none"):
+            raise ValueError(
+                f"variables have no params_{count}f but {', '.join(sorted(variables))}: "
+                "specialise(variables) makes frame-flexible ones out of an ordinary checkpoint"
+            )
+        private = trees.flatten(variables.get(f"params_{count}f", {}))
+        params = trees.flatten(variables["params"])
+        for path, leaf in private.items():
+            if path.endswith("/gain"):
+                kernel_path = path.removesuffix("gain") + "kernel"
+                params[kernel_path] = params[kernel_path] * (1 + leaf)[:, None]
+            else:
+                params[path] = leaf
+        plain: dict[str, Any] = {"params": trees.unflatten(params)}
+        stats = f"batch_stats_{count}f" if self.private_norms else "batch_stats"
+        if stats in variables:
+            plain["batch_stats"] = variables[stats]
+        return plain
+
+    def apply(
+        self,
+        variables: Variables,
+        clips: Mapping[int, Num[Array, "b t h w 3"]],
+        *,
+        train: bool = False,
+        rngs: Mapping[str, Array] | None = None,
+        mutable: bool = False,
+    ) -> dict[int, Logits] | tuple[dict[int, Logits], dict[str, Any]]:
+        """Applies the model to clips of several frame counts, each with the variables of its own.
+
+        Args:
+            variables: as from `init` or `specialise`.
+            clips: ``{4: (b, 4, h, w, 3), ...}``; in evaluation any count, by `nearest`.
+            train: batch statistics and dropout.
+            rngs: ``{"dropout": key}``; the frame count is folded into each key.
+            mutable: also return the updated statistics ``{"batch_stats_4f": ..., ...}``.
+
+        Returns:
+            ``{4: logits, ...}``, or that and the updated collections.
+
+        Raises:
+            ValueError: a clip's length is not its key, or, in training, a count has no variables of its own.
+        """
+        lengths = [clip.shape[1] for clip in clips.values()]
+        if lengths != list(clips):
+            expected, got = (" and ".join(map(str, counts)) for counts in (clips, lengths))
+            raise ValueError(
+                f"frames={tuple(clips)} need clips of {expected} frames, got {got}: sample with frames={tuple(lengths)}"
+            )
+        untrained = set(clips) - set(self.frames)
+        if train and untrained:
+            raise ValueError(
+                f"training takes clips of frames={self.frames}, got {tuple(clips)}: drop {sorted(untrained)} or make "
+                f"FrameFlexible(model, frames={tuple(sorted({*self.frames, *clips}))})"
+            )
+        logits: dict[int, Logits] = {}
+        updated: dict[str, Any] = {}
+        for count, clip in clips.items():
+            keys = {name: jax.random.fold_in(key, count) for name, key in (rngs or {}).items()}
+            # Without private norms all counts move the same statistics, one after the other.
+            plain = self.select({**variables, **updated}, count)
+            out = self.model.apply(plain, clip, train=train, rngs=keys, mutable=["batch_stats"] if train else False)
+            if train:
+                logits[count], state = out
+                if "batch_stats" in state:
+                    name = f"batch_stats_{count}f" if self.private_norms else "batch_stats"
+                    updated[name] = state["batch_stats"]
+            else:
+                logits[count] = out
+        return (logits, updated) if mutable else logits
+
+    def _altered_kernels(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The kernels that get a gain, by path; checks that the model's patterns name such kernels only."""
+        if self.alteration == "none":
+            return {}
+        flat = trees.flatten(params)
+        kernels = {}
+        for pattern in self.model.altered:
+            matches = {path: leaf for path, leaf in flat.items() if re.fullmatch(pattern, path)}
+            wrong = [path for path, leaf in matches.items() if leaf.ndim not in (2, 4, 5) or leaf.shape[-2] == 1]
+            if wrong or not matches:
+                raise ValueError(
+                    f"altered pattern {pattern!r} must match ungrouped kernels of Conv (4 or 5 axes) or Dense (2 axes), "
+                    f"got {', '.join(wrong) or 'no parameter'}"
+                )
+            kernels.update(matches)
+        return kernels

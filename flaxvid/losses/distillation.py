@@ -1,0 +1,67 @@
+"""Distillation between the frame counts of one network."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import optax
+from jaxtyping import Array, Float, Int
+
+from flaxvid.losses.classification import cross_entropy
+
+
+def ffn_loss(
+    logits: Mapping[int, Float[Array, "b k"]],
+    labels: Int[Array, " b"],
+    weight: float = 1.0,
+    *,
+    label_smoothing: float = 0.0,
+    frames: Sequence[int] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """FFN's temporal distillation (arXiv 2303.14817, eq. 4 and 5): the longest clip learns the label, the others learn from it.
+
+    ``loss = CE(z_longest, y) + weight * sum_n KL(p_longest || p_n)``, means over the batch at temperature 1. The teacher's
+    probabilities stand under `stop_gradient`, so that no KL term moves the teacher; the shorter counts see no label.
+
+    Args:
+        logits: by frame count; the largest count is the teacher.
+        labels: class numbers.
+        weight: of the KL terms.
+        label_smoothing: of the cross-entropy.
+        frames: the counts that must be there; None takes those that are.
+
+    Returns:
+        The loss, and its parts ``{"ce", "kl_4", "kl_8", ...}`` before weighting.
+
+    Raises:
+        ValueError: a frame count is missing, or there is nothing to distil into.
+    """
+    expected = tuple(sorted(frames or logits))
+    if tuple(sorted(logits)) != expected or len(expected) < 2:
+        wanted = expected if len(expected) > 1 else "at least two counts"
+        raise ValueError(
+            f"ffn_loss needs logits of frames={wanted}, got {tuple(sorted(logits))}: sample every video at all of them"
+        )
+    *students, teacher = expected
+    parts = {"ce": cross_entropy(logits[teacher], labels, label_smoothing)}
+    log_p = jax.lax.stop_gradient(jax.nn.log_softmax(logits[teacher]))
+    for count in students:
+        log_q = jax.nn.log_softmax(logits[count])
+        parts[f"kl_{count}"] = optax.losses.kl_divergence_with_log_targets(log_q, log_p).mean()
+    return parts["ce"] + weight * sum(parts[f"kl_{count}"] for count in students), parts
+
+
+def label_loss(
+    logits: Mapping[int, Float[Array, "b k"]], labels: Int[Array, " b"], *, label_smoothing: float = 0.0
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Cross-entropy of every frame count with the label, added up: FFN without its distillation, the paper's ablation.
+
+    Args:
+        logits: by frame count.
+        labels: class numbers.
+        label_smoothing: of every term.
+
+    Returns:
+        The loss, and its parts ``{"ce_4", "ce_8", ...}``.
+    """
+    parts = {f"ce_{count}": cross_entropy(z, labels, label_smoothing) for count, z in sorted(logits.items())}
+    return sum(parts.values(), start=jax.numpy.zeros(())), parts

@@ -1,0 +1,205 @@
+"""2-D ResNets over frames: TSN (arXiv 1608.00859) and TSM (arXiv 1811.08383).
+
+TSN classifies each frame with a ResNet (arXiv 1512.03385; torchvision's, with the stride on the 3x3 convolution) and takes
+the mean over time. TSM moves an eighth of the channels one frame forward and an eighth one frame back at the start of every
+residual branch, which gives the same network a view over time for nothing.
+
+Differs from the authors' TSM: their ResNet-101 shifts in every second block only (`shift_every=2` here); ours, like FFN's,
+shifts in every block of every depth.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from flaxvid.layers.conv import Conv
+from flaxvid.layers.heads import ConsensusHead
+from flaxvid.layers.norm import BatchNorm
+from flaxvid.layers.pooling import max_pool
+from flaxvid.layers.shift import TemporalShift
+from flaxvid.models.spec import ModelSpec
+from flaxvid.models.video_model import VideoModel
+from flaxvid.types import ClipSpec
+
+Grid = Float[Array, "b t h w c"]
+FrameMask = Bool[Array, "b t"] | None
+MakeShift = Callable[..., TemporalShift]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (ResNet-18 and -34); `shift`, if any, stands at the start of the residual branch."""
+
+    width: int
+    stride: int = 1
+    shift: MakeShift | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Grid to grid, `stride` times smaller."""
+        conv = functools.partial(Conv, dtype=self.dtype)
+        norm = functools.partial(BatchNorm, dtype=self.dtype)
+        y = x if self.shift is None else self.shift(name="shift")(x, frame_mask)
+        y = conv(self.width, (3, 3), self.stride, name="conv1")(y)
+        y = nn.relu(norm(name="norm1")(y, train, frame_mask))
+        y = conv(self.width, (3, 3), name="conv2")(y)
+        y = norm(name="norm2")(y, train, frame_mask)
+        if x.shape != y.shape:
+            x = conv(self.width, (1, 1), self.stride, name="downsample_conv")(x)
+            x = norm(name="downsample_norm")(x, train, frame_mask)
+        return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions (ResNet-50 and deeper); `shift`, if any, stands at the start of the residual branch."""
+
+    width: int
+    stride: int = 1
+    shift: MakeShift | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Grid to grid, `stride` times smaller."""
+        conv = functools.partial(Conv, dtype=self.dtype)
+        norm = functools.partial(BatchNorm, dtype=self.dtype)
+        y = x if self.shift is None else self.shift(name="shift")(x, frame_mask)
+        y = conv(self.width, (1, 1), name="conv1")(y)
+        y = nn.relu(norm(name="norm1")(y, train, frame_mask))
+        y = conv(self.width, (3, 3), self.stride, name="conv2")(y)
+        y = nn.relu(norm(name="norm2")(y, train, frame_mask))
+        y = conv(self.width * self.expansion, (1, 1), name="conv3")(y)
+        y = norm(name="norm3")(y, train, frame_mask)
+        if x.shape != y.shape:
+            x = conv(self.width * self.expansion, (1, 1), self.stride, name="downsample_conv")(x)
+            x = norm(name="downsample_norm")(x, train, frame_mask)
+        return nn.relu(x + y)
+
+
+class Stem(nn.Module):
+    """7x7 convolution with stride 2, norm, and a max-pool with stride 2: frames (h, w) to (h/4, w/4)."""
+
+    width: int = 64
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Normalised video to a grid."""
+        x = Conv(self.width, (7, 7), 2, dtype=self.dtype, name="conv1")(x.astype(self.dtype))
+        x = nn.relu(BatchNorm(dtype=self.dtype, name="norm1")(x, train, frame_mask))
+        return max_pool(x, (3, 3), strides=(2, 2), padding=(1, 1))
+
+
+class Body(nn.Module):
+    """The residual stages; from the second on, each halves height and width and doubles the width.
+
+    Attributes:
+        block: `BasicBlock` or `Bottleneck`.
+        depths: blocks of each stage.
+        width: channels of the first stage's 3x3 convolutions.
+        shift: makes the temporal shift of TSM; None for TSN.
+        shift_every: shift in blocks 0, n, 2n, ... of each stage.
+        remat: recompute activations in the backward pass, block by block, to save memory.
+        dtype: compute type.
+    """
+
+    block: type[BasicBlock] | type[Bottleneck]
+    depths: tuple[int, ...]
+    width: int = 64
+    shift: MakeShift | None = None
+    shift_every: int = 1
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Grid (b, t, h, w, c) to (b, t, h/8, w/8, feature_dim) with four stages."""
+        block = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
+        for stage, depth in enumerate(self.depths):
+            for index in range(depth):
+                x = block(
+                    self.width * 2**stage,
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    shift=self.shift if index % self.shift_every == 0 else None,
+                    dtype=self.dtype,
+                    name=f"layer{stage + 1}_{index}",
+                )(x, train, frame_mask)
+        return x
+
+
+def build(
+    *,
+    block: type[BasicBlock] | type[Bottleneck],
+    depths: tuple[int, ...],
+    num_classes: int | Mapping[str, int] = 400,
+    num_frames: int = 8,
+    image_size: int = 224,
+    width: int = 64,
+    shift: str = "both",
+    shift_div: int = 8,
+    shift_every: int = 1,
+    dropout: float = 0.5,
+    mean: tuple[float, float, float] = ClipSpec.mean,
+    std: tuple[float, float, float] = ClipSpec.std,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> VideoModel:
+    """TSN or TSM on a ResNet.
+
+    Args:
+        block: `BasicBlock` or `Bottleneck`.
+        depths: blocks of each stage.
+        num_classes: classes, or a dict of them for several classifiers on one body.
+        num_frames: frames of a clip that the model is made for; any other count runs as well.
+        image_size: height and width of a frame in pixels; any other size runs as well.
+        width: channels of the first stage.
+        shift: "both" (TSM), "causal" (uni-directional TSM for streams) or "none" (TSN).
+        shift_div: one part in `shift_div` of the channels moves each way.
+        shift_every: shift in every n-th block of a stage.
+        dropout: rate on each frame's feature in training.
+        mean: per-channel mean of RGB in [0, 1].
+        std: per-channel deviation of RGB in [0, 1].
+        dtype: compute type; parameters, statistics and logits stay float32.
+        remat: recompute activations in the backward pass.
+    """
+    if shift not in ("both", "causal", "none"):
+        raise ValueError(f'shift must be "both", "causal" or "none", got {shift!r}')
+    dtype = jnp.dtype(dtype)
+    make_shift = None if shift == "none" else functools.partial(TemporalShift, shift_div, shift == "causal")
+    return VideoModel(
+        stem=Stem(width, dtype),
+        body=Body(block, tuple(depths), width, make_shift, shift_every, remat, dtype),
+        head=ConsensusHead(num_classes, dropout),
+        feature_dim=width * 2 ** (len(depths) - 1) * block.expansion,
+        clip=ClipSpec(num_frames, image_size, tuple(mean), tuple(std)),
+        altered=(r"body/layer\d+_\d+/conv1/kernel",),
+    )
+
+
+DEPTHS = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+
+TORCH_KEYS = {}
+
+TINY = {"width": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 4, "image_size": 32}
+
+SPECS = {
+    f"{name}_resnet{depth}": ModelSpec(
+        build, {"block": block, "depths": depths, "shift": shift}, torch_keys=TORCH_KEYS, tiny=TINY
+    )
+    for name, shift in (("tsn", "none"), ("tsm", "both"))
+    for depth, (block, depths) in DEPTHS.items()
+}

@@ -1,0 +1,79 @@
+"""`VideoModel`: a stem, a body and a head. Every model of the zoo is one; none inherits from another."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Num
+
+from flaxvid.layers.heads import Logits
+from flaxvid.types import ClipSpec
+
+
+class VideoModel(nn.Module):
+    """A video classifier: ``head(body(stem(normalise(video))))``.
+
+    Variables are ``{"params": {"stem", "body", "head"}, ...}`` for every architecture, so that freezing, new heads and
+    weight import need no code of their own for each. The parts can be used apart:
+    ``m = model.bind(variables); m.head(m.body(m.stem(x)))`` with `x` a normalised float video.
+
+    Attributes:
+        stem: float video (b, t, h, w, 3) to a grid (b, t, h, w, c).
+        body: grid to grid.
+        head: grid to logits; its `pool` gives the clip's feature.
+        feature_dim: size of the pooled feature.
+        clip: frame count, size and normalisation that the model was made for.
+        altered: patterns (whole-path regular expressions below "params") of the kernels that `FrameFlexible` alters:
+            ungrouped ones that alone consume their input.
+    """
+
+    stem: nn.Module
+    body: nn.Module
+    head: nn.Module
+    feature_dim: int
+    clip: ClipSpec = ClipSpec()
+    altered: tuple[str, ...] = ()
+
+    @nn.nowrap
+    def normalise(self, video: Num[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
+        """uint8 video to zero mean and unit deviation by `clip`; floating-point video is taken as normalised already."""
+        if video.ndim != 5 or video.shape[-1] != 3:
+            raise ValueError(
+                f"video must be (batch, time, height, width, 3), got {tuple(video.shape)}: "
+                "add the batch axis with video[None], or move the channels last"
+            )
+        if jnp.issubdtype(video.dtype, jnp.floating):
+            return video
+        if video.dtype != jnp.uint8:
+            raise ValueError(f"video must be uint8 or floating-point, got {video.dtype}: convert it with .astype(jnp.uint8)")
+        mean, std = jnp.asarray(self.clip.mean), jnp.asarray(self.clip.std)
+        return (video.astype(jnp.float32) / 255 - mean) / std
+
+    def __call__(
+        self,
+        video: Num[Array, "b t h w 3"],
+        *,
+        train: bool = False,
+        frame_mask: Bool[Array, "b t"] | None = None,
+    ) -> Logits:
+        """Logits of a batch of clips.
+
+        Args:
+            video: uint8 RGB, or floating-point values normalised already.
+            train: batch statistics and dropout; needs ``mutable=["batch_stats"]`` and a "dropout" key in `rngs`.
+            frame_mask: False for frames that only pad a shorter clip; they change nothing.
+
+        Returns:
+            (b, num_classes) in float32; a dict of them for a model with a dict of classes.
+        """
+        x = self.body(self.stem(self.normalise(video), train, frame_mask), train, frame_mask)
+        return self.head(x, train, frame_mask)
+
+    def features(
+        self,
+        video: Num[Array, "b t h w 3"],
+        *,
+        train: bool = False,
+        frame_mask: Bool[Array, "b t"] | None = None,
+    ) -> Float[Array, "b c"]:
+        """The pooled feature before the classifier, (b, feature_dim); arguments as in a call."""
+        x = self.body(self.stem(self.normalise(video), train, frame_mask), train, frame_mask)
+        return self.head.pool(x, frame_mask)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,1 @@
+"""Tasks: each owns the forward pass of training and returns a loss."""

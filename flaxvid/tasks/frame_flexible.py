@@ -1,0 +1,66 @@
+"""Training one network for every frame count (FFN, arXiv 2303.14817)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from flaxvid.frames import FrameFlexible
+from flaxvid.losses.distillation import ffn_loss, label_loss
+from flaxvid.models.video_model import VideoModel
+from flaxvid.tasks.task import LossOutput, accuracy, init_model
+from flaxvid.types import Batch, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameFlexibleTask:
+    """FFN: all frame counts of a video in one step, the longest teaching the others.
+
+    The counts are applied one by one; on CPU that is faster than one pass over all frames packed together.
+
+    Attributes:
+        flexible: model and frame counts.
+        weight: of the distillation terms.
+        distil: False gives every count the label instead, the paper's ablation.
+        label_smoothing: of the cross-entropy.
+    """
+
+    flexible: FrameFlexible
+    weight: float = 1.0
+    distil: bool = True
+    label_smoothing: float = 0.0
+
+    @property
+    def model(self) -> VideoModel:
+        """The ordinary model."""
+        return self.flexible.model
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """The frame counts that each batch must hold."""
+        return self.flexible.frames
+
+    def init(self, key: Array, plain: Variables | None = None) -> dict[str, Any]:
+        """Random variables, or `plain` specialised: each count's norms start as its copies."""
+        model_key, gain_key = jax.random.split(key)
+        return self.flexible.specialise(init_model(self.model, model_key) if plain is None else plain, gain_key)
+
+    def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
+        """`ffn_loss` of the batch, or `label_loss`."""
+        labels = batch["label"]
+        logits, updated = self.flexible.apply(
+            variables, batch["video"], train=True, rngs={"dropout": key}, mutable=True
+        )
+        if self.distil:
+            loss, parts = ffn_loss(
+                logits, labels, self.weight, label_smoothing=self.label_smoothing, frames=self.frames
+            )
+        else:
+            loss, parts = label_loss(logits, labels, label_smoothing=self.label_smoothing)
+        accuracies = {f"accuracy_{count}": accuracy(z, labels) for count, z in logits.items()}
+        return loss, (updated, {"loss": loss, "accuracy": accuracies[f"accuracy_{self.frames[-1]}"], **parts, **accuracies})
+
+    def select(self, variables: Variables, num_frames: int) -> dict[str, Any]:
+        """Ordinary variables for one frame count."""
+        return self.flexible.select(variables, num_frames)

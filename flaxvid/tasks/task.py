@@ -1,0 +1,133 @@
+"""The contract between a task and the train loop, and plain supervised training with its sampling baselines."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flaxvid.losses.classification import cross_entropy
+from flaxvid.models.video_model import VideoModel
+from flaxvid.types import Batch, Variables
+
+Metrics = dict[str, Float[Array, ""]]
+LossOutput = tuple[Float[Array, ""], tuple[dict[str, Any], Metrics]]
+
+
+class Task(Protocol):
+    """What the train loop asks for.
+
+    Attributes:
+        model: the ordinary model, for evaluation.
+        frames: the frame counts that each batch must hold.
+    """
+
+    @property
+    def model(self) -> VideoModel: ...
+
+    @property
+    def frames(self) -> tuple[int, ...]: ...
+
+    def init(self, key: Array, plain: Variables | None = None) -> dict[str, Any]:
+        """All collections: random, or from the ordinary variables `plain`."""
+        ...
+
+    def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
+        """The loss, and ``(updated collections, metrics)``."""
+        ...
+
+    def select(self, variables: Variables, num_frames: int) -> Variables:
+        """Ordinary variables of `model` for one frame count."""
+        ...
+
+
+def init_model(model: VideoModel, key: Array) -> dict[str, Any]:
+    """Random variables of a model, at its own clip's size."""
+    size = model.clip.image_size
+    return jax.jit(model.init)(key, jnp.zeros((1, model.clip.num_frames, size, size, 3)))
+
+
+def accuracy(logits: Float[Array, "b k"], labels: Array) -> Float[Array, ""]:
+    """Share of right answers in a batch."""
+    return (logits.argmax(-1) == labels).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """One network, cross-entropy, one frame count; or several by one of the paper's two sampling baselines.
+
+    With several counts the longest is the main one, and `share` of the training clips are sampled at it:
+
+    * "proportional": the batch is divided; each part runs at its own count.
+    * "mixed": every clip runs at the longest count's length, but the others are sampled at a shorter count, each frame
+      repeated.
+
+    The paper (arXiv 2303.14817, table 1) names both without details; this is our reading of them.
+
+    Attributes:
+        model: the network.
+        frames: ascending frame counts.
+        label_smoothing: of the cross-entropy.
+        sampling: "proportional" or "mixed"; of no effect with one frame count.
+        share: of the clips at the longest count.
+    """
+
+    model: VideoModel
+    frames: tuple[int, ...]
+    label_smoothing: float = 0.0
+    sampling: str = "proportional"
+    share: float = 0.5
+
+    def __post_init__(self):
+        if self.sampling not in ("proportional", "mixed"):
+            raise ValueError(f'sampling must be "proportional" or "mixed", got {self.sampling!r}')
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must lie in (0, 1], got {self.share}")
+        object.__setattr__(self, "frames", tuple(sorted(self.frames)))
+
+    def init(self, key: Array, plain: Variables | None = None) -> dict[str, Any]:
+        """Random variables, or `plain` itself."""
+        return init_model(self.model, key) if plain is None else dict(plain)
+
+    def parts(self, video: dict[int, Array]) -> list[tuple[slice, Array]]:
+        """Which rows of the batch run as which clips."""
+        batch_size = next(iter(video.values())).shape[0]
+        longest = self.frames[-1]
+        if len(self.frames) == 1:
+            return [(slice(0, batch_size), video[longest])]
+        main = min(batch_size, max(1, round(self.share * batch_size)))
+        rest = batch_size - main
+        edges = [main + rest * i // (len(self.frames) - 1) for i in range(len(self.frames))]
+        parts = [(slice(0, main), video[longest][:main])]
+        for count, start, stop in zip(self.frames[:-1], edges, edges[1:], strict=False):
+            clip = video[count][start:stop]
+            if self.sampling == "mixed":
+                clip = jnp.take(clip, jnp.arange(longest) * count // longest, axis=1)
+            if stop > start:
+                parts.append((slice(start, stop), clip))
+        if self.sampling == "mixed":
+            return [(slice(0, batch_size), jnp.concatenate([clip for _, clip in parts]))]
+        return parts
+
+    def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
+        """Cross-entropy over the batch; statistics are updated part by part."""
+        state = {"batch_stats": variables["batch_stats"]} if "batch_stats" in variables else {}
+        total, right = jnp.zeros(()), jnp.zeros(())
+        labels = batch["label"]
+        for rows, clip in self.parts(batch["video"]):
+            logits, state = self.model.apply(
+                {"params": variables["params"], **state},
+                clip,
+                train=True,
+                rngs={"dropout": jax.random.fold_in(key, clip.shape[1])},
+                mutable=["batch_stats"],
+            )
+            weight = logits.shape[0] / labels.shape[0]
+            total += weight * cross_entropy(logits, labels[rows], self.label_smoothing)
+            right += weight * accuracy(logits, labels[rows])
+        return total, (dict(state), {"loss": total, "accuracy": right})
+
+    def select(self, variables: Variables, num_frames: int) -> Variables:
+        """The same variables for every frame count."""
+        return {name: variables[name] for name in ("params", "batch_stats") if name in variables}

@@ -1,0 +1,216 @@
+"""Recipes: typed dataclasses, the whole of what a run is made from."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+Rules = tuple[tuple[str, float, float], ...]
+
+DECAY_RULES: Rules = ((r".*norm.*", 1.0, 0.0), (r".*/bias", 1.0, 0.0))
+"""No weight decay on normalisation layers and biases."""
+
+FFN_RULES: Rules = (
+    (r"params/head/classifier\w*/kernel", 5.0, 1.0),
+    (r"params/head/classifier\w*/bias", 10.0, 0.0),
+    (r".*norm.*", 1.0, 0.0),
+    (r".*/bias", 2.0, 0.0),
+)
+"""The parameter groups of TSM's and FFN's authors: a faster classifier, no decay on norms and biases."""
+
+
+@dataclasses.dataclass
+class ModelRecipe:
+    """Which network.
+
+    Attributes:
+        name: one of `flaxvid.list_models`.
+        weights: start from these: a torch file or a known name such as "resnet50-imagenet"; "" trains from scratch.
+        num_frames, image_size, dropout, dtype, remat: overrides of `create_model`.
+        options: further overrides, by name.
+    """
+
+    name: str = "tsm_resnet50"
+    weights: str = ""
+    num_frames: int = 8
+    image_size: int = 224
+    dropout: float = 0.5
+    dtype: str = "float32"
+    remat: bool = False
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class DataRecipe:
+    """Which clips, and how they are sampled.
+
+    Attributes:
+        name: "motion", "folder", "list", "ucf101", ...
+        root: the data set's folder; "" is the default place of `motion`.
+        train_split, eval_split: of the data set.
+        scales: sides of the multi-scale crop, as parts of the short side.
+        flip: mirror training clips where the labels allow it.
+        short: what a video with fewer frames than wanted means: "error", or "repeat" its frames.
+        shuffle_frames: put the frames of each clip in random order, a baseline that knows no order.
+        num_threads: that decode.
+        num_workers: processes that decode; 0 decodes in this one.
+        options: further arguments of the source.
+    """
+
+    name: str = "motion"
+    root: str = ""
+    train_split: str = "train"
+    eval_split: str = "test"
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    flip: bool = False
+    short: str = "error"
+    shuffle_frames: bool = False
+    num_threads: int = 2
+    num_workers: int = 0
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class TaskRecipe:
+    """What is learnt.
+
+    Attributes:
+        name: "ffn" or "supervised".
+        frames: frame counts of the training clips.
+        weight, distil: of FFN's distillation; see `FrameFlexibleTask`.
+        alteration, private_norms: see `FrameFlexible`.
+        sampling, share: of supervised training with several counts; see `Supervised`.
+        label_smoothing: of the cross-entropy.
+    """
+
+    name: str = "ffn"
+    frames: tuple[int, ...] = (4, 8, 16)
+    weight: float = 1.0
+    distil: bool = True
+    alteration: str = "normal"
+    private_norms: bool = True
+    sampling: str = "proportional"
+    share: float = 0.5
+    label_smoothing: float = 0.0
+
+
+@dataclasses.dataclass
+class OptimizerRecipe:
+    """How it is learnt.
+
+    Attributes:
+        name: "sgd" (with momentum, torch's order of decay and momentum) or "adamw".
+        learning_rate: the peak, at the recipe's batch size.
+        momentum: of SGD.
+        weight_decay: added to the gradient (SGD) or to the step (AdamW).
+        schedule: "step", "cosine" or "constant".
+        milestones: epochs at which "step" multiplies the rate by 0.1.
+        warmup_epochs: of linear warm-up from zero; parts of an epoch are allowed.
+        clip_norm: the largest global gradient norm; 0 clips nothing.
+        accumulate: parts that a batch is computed in, one after the other, to save memory.
+        ema: decay of the moving average that is evaluated; 0 keeps none.
+        rules: parameter groups, `(path regex, learning-rate factor, weight-decay factor)`, the first match counts.
+    """
+
+    name: str = "sgd"
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "step"
+    milestones: tuple[int, ...] = (20, 40)
+    warmup_epochs: float = 0.0
+    clip_norm: float = 20.0
+    accumulate: int = 1
+    ema: float = 0.0
+    rules: Rules = DECAY_RULES
+
+
+@dataclasses.dataclass
+class Recipe:
+    """A run.
+
+    Attributes:
+        model, data, task, optimizer: its parts.
+        batch_size: videos in a step, over all devices and hosts.
+        epochs: passes over the training videos.
+        seed: of initialisation, sampling and dropout.
+        eval_batch_size: videos in a step of evaluation.
+        eval_frames: frame counts of the any-frame table at the end.
+        eval_every: epochs between evaluations at the task's frame counts; 0 evaluates at the end only.
+        checkpoint_every: epochs between checkpoints; the last epoch always has one.
+        log_every: steps between entries in the log.
+        published: what the paper reports for this recipe, as text for the run's page.
+    """
+
+    model: ModelRecipe = dataclasses.field(default_factory=ModelRecipe)
+    data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
+    task: TaskRecipe = dataclasses.field(default_factory=TaskRecipe)
+    optimizer: OptimizerRecipe = dataclasses.field(default_factory=OptimizerRecipe)
+    batch_size: int = 32
+    epochs: int = 50
+    seed: int = 0
+    eval_batch_size: int = 32
+    eval_frames: tuple[int, ...] = (4, 6, 8, 10, 12, 14, 16)
+    eval_every: int = 0
+    checkpoint_every: int = 1
+    log_every: int = 20
+    published: str = ""
+
+
+def to_json(recipe: Recipe) -> str:
+    """A recipe as text."""
+    return json.dumps(dataclasses.asdict(recipe), indent=2)
+
+
+def check(recipe: Recipe) -> None:
+    """Finds what is wrong with a recipe before any work is done.
+
+    Raises:
+        ValueError: every problem, a line each.
+    """
+    task, optimizer = recipe.task, recipe.optimizer
+    rules = [
+        (task.name in ("ffn", "supervised"), f'task.name must be "ffn" or "supervised", got {task.name!r}'),
+        (task.name != "ffn" or len(task.frames) > 1, f"FFN needs two frame counts or more, got {task.frames}"),
+        (len(task.frames) > 0, "task.frames is empty: give the frame counts, such as (4, 8, 16)"),
+        (optimizer.name in ("sgd", "adamw"), f'optimizer.name must be "sgd" or "adamw", got {optimizer.name!r}'),
+        (
+            optimizer.schedule in ("step", "cosine", "constant"),
+            f'optimizer.schedule must be "step", "cosine" or "constant", got {optimizer.schedule!r}',
+        ),
+        (recipe.epochs > 0 and recipe.batch_size > 0, "epochs and batch_size must be positive"),
+        (
+            optimizer.accumulate > 0 and recipe.batch_size % max(optimizer.accumulate, 1) == 0,
+            f"accumulate={optimizer.accumulate} must divide batch_size={recipe.batch_size}",
+        ),
+        (0 <= optimizer.ema < 1, f"optimizer.ema must lie in [0, 1), got {optimizer.ema}"),
+    ]
+    problems = [message for holds, message in rules if not holds]
+    if problems:
+        raise ValueError("the recipe cannot run:\n  " + "\n  ".join(problems))
+
+
+def claim_workdir(recipe: Recipe, workdir: Path) -> None:
+    """Writes recipe.json into a new work folder, or checks that an old one holds the same recipe.
+
+    Raises:
+        ValueError: the folder belongs to another recipe; the message names the fields that differ.
+    """
+    text, file = to_json(recipe), workdir / "recipe.json"
+    if not file.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return
+    mine, theirs = json.loads(text), json.loads(file.read_text())
+    if mine != theirs:
+        differences = "\n  ".join(_differences(theirs, mine))
+        raise ValueError(
+            f"{workdir} holds a run of another recipe:\n  {differences}\ngive --workdir another folder, or delete this one"
+        )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path}: {old} there, {new} here"]

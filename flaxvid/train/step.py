@@ -1,0 +1,89 @@
+"""One training step: jit over a mesh, state donated."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from flaxvid.tasks.task import Metrics, Task
+from flaxvid.train.mesh import divided, replicated
+from flaxvid.train.state import TrainState, trainable
+from flaxvid.types import Batch
+
+TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+    ema: float = 0.0,
+) -> tuple[TrainState, Metrics]:
+    """Loss, gradient, update.
+
+    Args:
+        state: is returned moved by one step.
+        batch: of the global batch size.
+        key: the run's; the step number is folded in.
+        task: gives the loss.
+        optimizer: moves the ``params*`` collections.
+        accumulate: parts that the batch is computed in; statistics move from part to part.
+        ema: decay of the ``ema_*`` collections; 0 if there are none.
+
+    Returns:
+        The new state and the batch's mean metrics, with the gradient's norm before clipping.
+    """
+    key = jax.random.fold_in(key, state.step)
+    params = trainable(state.variables)
+    fixed = {name: tree for name, tree in state.variables.items() if name not in params}
+
+    def loss(params, fixed, batch, key):
+        return task.loss({**params, **fixed}, batch, key)
+
+    grad = jax.grad(loss, has_aux=True)
+    if accumulate == 1:
+        grads, (updated, metrics) = grad(params, fixed, batch, key)
+    else:
+        # Parts take every n-th row: on a mesh each device then keeps its own rows.
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def accumulate_part(carry, part):
+            total, moved = carry
+            number, part_batch = part
+            grads, (updated, metrics) = grad(params, {**fixed, **moved}, part_batch, jax.random.fold_in(key, number))
+            return (optax.tree.add(total, grads), {**moved, **updated}), metrics
+
+        moving = {name: tree for name, tree in fixed.items() if name.startswith("batch_stats")}
+        carry = (optax.tree.zeros_like(params), moving)
+        (grads, updated), metrics = jax.lax.scan(accumulate_part, carry, (jnp.arange(accumulate), parts))
+        grads = jax.tree.map(lambda g: g / accumulate, grads)
+        metrics = jax.tree.map(lambda m: m.mean(axis=0), metrics)
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    variables = {**fixed, **updated, **optax.apply_updates(params, updates)}
+    if ema:
+        current = {name: tree for name, tree in variables.items() if not name.startswith("ema_")}
+        averages = {name: variables[f"ema_{name}"] for name in current}
+        moved = optax.incremental_update(current, averages, 1 - ema)
+        variables = {**current, **{f"ema_{name}": tree for name, tree in moved.items()}}
+    metrics = {**metrics, "gradient_norm": optax.tree.norm(grads)}
+    return TrainState(state.step + 1, variables, opt_state), metrics
+
+
+def make_train_step(
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, *, accumulate: int = 1, ema: float = 0.0
+) -> Any:
+    """`train_step` jitted over `mesh`: the state replicated and donated, the batch divided."""
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        return train_step(state, batch, key, task=task, optimizer=optimizer, accumulate=accumulate, ema=ema)
+
+    same = replicated(mesh)
+    return jax.jit(step, in_shardings=(same, divided(mesh), same), out_shardings=same, donate_argnums=0)

@@ -1,0 +1,29 @@
+"""The few types that every room shares."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+Variables = Mapping[str, Any]
+"""Flax variables: ``{"params": {"stem": ..., "body": ..., "head": ...}, "batch_stats": ...}`` and further collections."""
+
+Batch = Mapping[str, Any]
+"""What the data path yields: ``{"video": {n: uint8 (b, n, h, w, 3)}, "label": (b,), "index": (b,)}`` and, in
+evaluation, ``"mask": (b,)``, False where a row only pads the last batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSpec:
+    """What a model wants to see; it travels with the weights.
+
+    Attributes:
+        num_frames: frames of a clip, the count that the model was made for.
+        image_size: height and width of a frame in pixels.
+        mean: per-channel mean of RGB in [0, 1], subtracted inside the model from uint8 video.
+        std: per-channel standard deviation of RGB in [0, 1].
+    """
+
+    num_frames: int = 16
+    image_size: int = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
