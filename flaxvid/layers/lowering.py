@@ -132,7 +132,7 @@ def _pad(x, pads):
     return jnp.pad(x, pads) if any(map(any, pads)) else x
 
 
-def _tap(x, offsets, window, strides):
+def tap(x, offsets, window, strides):
     """What a kernel's tap at `offsets` sees of padded `x`: one strided slice, of the output's size."""
     starts = zip(offsets, x.shape[1:], window, strides, strict=False)
     return x[(slice(None), *(slice(o, o + n - k + 1, s) for o, n, k, s in starts))]
@@ -140,20 +140,20 @@ def _tap(x, offsets, window, strides):
 
 def _dot(x, kernel, strides, pads, groups):
     """1x1: slice by the strides, then one matrix product."""
-    x = _tap(_pad(x, pads), (0,) * len(strides), kernel.shape[:-2], strides)
+    x = tap(_pad(x, pads), (0,) * len(strides), kernel.shape[:-2], strides)
     return x @ kernel.reshape(kernel.shape[-2:])
 
 
 def _temporal(x, kernel, strides, pads, groups):
     """kx1x1: concatenate the shifted frames on the channels, then one matrix product."""
     x, window = _pad(x, pads), kernel.shape[:-2]
-    shifted = [_tap(x, (i, 0, 0), window, strides) for i in range(window[0])]
+    shifted = [tap(x, (i, 0, 0), window, strides) for i in range(window[0])]
     return jnp.concatenate(shifted, -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _frames(x, kernel, strides, pads, groups):
     """1xkxk: a 2-D convolution of every frame."""
-    x = _tap(_pad(x, pads[:1]), (0,), (1,), strides[:1])
+    x = tap(_pad(x, pads[:1]), (0,), (1,), strides[:1])
     return over_leading(lambda x: _on_cpu(x, kernel[0], strides[1:], pads[1:], groups), x, 3)
 
 
@@ -162,7 +162,7 @@ def _taps(x, kernel, strides, pads, groups):
     x, window = _pad(x, pads[:1]), kernel.shape[:1]
     pads = ((0, 0), *pads[1:])
     return sum(
-        _frames(_tap(x, (i,), window, strides[:1]), kernel[i : i + 1], (1, *strides[1:]), pads, groups)
+        _frames(tap(x, (i,), window, strides[:1]), kernel[i : i + 1], (1, *strides[1:]), pads, groups)
         for i in range(window[0])
     )
 
@@ -170,7 +170,7 @@ def _taps(x, kernel, strides, pads, groups):
 def _depthwise(x, kernel, strides, pads, groups):
     """Depthwise: the sum over all taps of the shifted input times the tap's weights."""
     x, window = _pad(x, pads), kernel.shape[:-2]
-    return sum(_tap(x, tap, window, strides) * kernel[tap][0] for tap in np.ndindex(window))
+    return sum(tap(x, at, window, strides) * kernel[at][0] for at in np.ndindex(window))
 
 
 def _grouped(x, kernel, strides, pads, groups):
