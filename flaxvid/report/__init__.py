@@ -1,0 +1,1 @@
+"""Reports of a finished or running run, read from nothing but its folder."""

@@ -1,0 +1,75 @@
+"""What a run leaves in its folder, read without knowing anything else of the library."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run's records.
+
+    Attributes:
+        name: of the folder.
+        recipe: nested settings of recipe.json; {} if there is none.
+        metrics: the objects of metrics.jsonl by step: {"step", "epoch", "time", "train/loss", "eval/top1_4", ...}.
+        any_frame: rows of any_frame.json, {"frames", "top1", "top5", "gflops", "clips"}, accuracies in [0, 1].
+    """
+
+    name: str
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: tuple[Mapping[str, Any], ...] = ()
+    any_frame: tuple[Mapping[str, Any], ...] = ()
+
+    def series(self, key: str) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """The steps and values at which a metric was written; NaN where it was not finite."""
+        rows = [row for row in self.metrics if key in row]
+        values = [math.nan if row[key] is None else row[key] for row in rows]
+        return np.array([row["step"] for row in rows], float), np.array(values, float)
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads a run's folder, of a finished run or of one still running; a file that is not there yet reads as empty.
+
+    Raises:
+        FileNotFoundError: the folder does not exist or holds none of a run's files.
+        ValueError: a file is damaged.
+    """
+    folder = Path(folder)
+    names = ("recipe.json", "metrics.jsonl", "any_frame.json")
+    if not any((folder / name).exists() for name in names):
+        raise FileNotFoundError(f"expected a run's folder with {', '.join(names)}, got none of them in {folder}")
+    recipe, any_frame = _read_json(folder / "recipe.json", {}), _read_json(folder / "any_frame.json", [])
+    rows = tuple(sorted(any_frame, key=lambda row: row["frames"]))
+    return Run(folder.resolve().name, recipe, read_metrics(folder / "metrics.jsonl"), rows)
+
+
+def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:
+    """Reads metrics.jsonl, without a last line that a killed process left half written.
+
+    Raises:
+        ValueError: any other line is no JSON.
+    """
+    path = Path(path)
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"expected a JSON object in line {number} of {path}, got {line[:60]!r}") from error
+    return tuple(rows)
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    try:
+        return json.loads(path.read_text()) if path.exists() else default
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected JSON in {path}, got: {error}") from error

@@ -1,0 +1,199 @@
+"""What a run says while it trains: a progress bar or plain lines, metrics.jsonl, TensorBoard."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+from flaxvid.report.run import read_metrics
+from flaxvid.types import Variables
+
+
+class RunLogger:
+    """Writes a run's metrics to its folder and its progress to the console; a context manager.
+
+    A terminal gets a progress bar, anything else (a file, a cluster's log) a plain line every `interval` seconds and
+    for every evaluation. Only process 0 writes; the others may call everything.
+
+    Args:
+        workdir: the run's folder, for metrics.jsonl and tensorboard/.
+        total_steps: of the whole run.
+        step: the step that training resumes from. Lines beyond it, of updates that are done again, are dropped from
+            metrics.jsonl; step 0 begins the file anew.
+        interval: seconds between plain lines.
+        console: where to print; None is stdout.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        total_steps: int,
+        step: int = 0,
+        interval: float = 10.0,
+        console: Console | None = None,
+    ):
+        if not 0 <= step <= total_steps:
+            raise ValueError(f"expected a step in [0, {total_steps}], got step={step}: is total_steps of another run?")
+        self.workdir, self.total_steps = Path(workdir), total_steps
+        self._first_step = self._step = step
+        self._interval, self._last_line = interval, -math.inf
+        self._started = self._mark = time.monotonic()
+        self._clips = 0
+        self._console = console or Console()
+        self._writes = jax.process_index() == 0
+        self._bar = None
+
+    def __enter__(self) -> "RunLogger":
+        if self._writes:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            path = self.workdir / "metrics.jsonl"
+            _drop_after(path, self._first_step)
+            self._file = path.open("a")
+            self._tensorboard = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=self._first_step + 1)
+            if self._console.is_terminal:
+                self._bar = _progress(self._console)
+                self._task = self._bar.add_task("", total=self.total_steps, completed=self._first_step)
+                self._bar.start()
+        self._started = self._mark = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar:
+            self._bar.stop()
+        if self._writes:
+            self._file.close()
+            self._tensorboard.close()
+
+    def update(self, step: int, clips: int) -> None:
+        """Notes that `step` updates are done, the last with `clips` clips (of all processes); waits for no device."""
+        if self._step == self._first_step:  # the first update compiles, and no clips/s should be made of that
+            self._started = self._mark = time.monotonic()
+        else:
+            self._clips += clips
+        self._step = step
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def write(self, step: int, metrics: Mapping[str, Any], epoch: float | None = None) -> dict[str, float]:
+        """Writes metrics of a step to every place; waits for those still on the device.
+
+        Adds `train/clips_per_second` when updates were made since the last call, so write training metrics before an
+        evaluation and the evaluation's after it, and its time is not counted.
+
+        Args:
+            step: updates done.
+            metrics: scalars such as "train/loss", "eval/top1_4"; what is not finite becomes null in the file.
+            epoch: passes over the data done.
+
+        Returns:
+            The metrics as floats.
+
+        Raises:
+            ValueError: a metric is no scalar.
+        """
+        fetched = jax.device_get(list(metrics.values()))  # a list, for a dictionary would come back sorted
+        values = {name: _scalar(name, value) for name, value in zip(metrics, fetched, strict=True)}
+        now = time.monotonic()
+        if self._clips:
+            values["train/clips_per_second"] = self._clips / max(now - self._mark, 1e-9)
+        self._clips, self._mark = 0, now
+        if self._writes:
+            self._record(step, values, epoch)
+            self._show(step, values, epoch, now)
+        return values
+
+    def print(self, message: str | Table) -> None:
+        """Prints a sentence or a table, above the progress bar if there is one."""
+        if self._writes:
+            # Soft wrap: outside a terminal rich would break a log's lines at 80 columns.
+            self._console.print(message, markup=False, highlight=False, soft_wrap=isinstance(message, str))
+
+    def _record(self, step: int, values: Mapping[str, float], epoch: float | None) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        row = {"step": step} | ({} if epoch is None else {"epoch": epoch}) | {"time": time.time()} | finite
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.flush()
+
+    def _show(self, step: int, values: Mapping[str, float], epoch: float | None, now: float) -> None:
+        evaluation = not any(name.startswith("train/") for name in values)
+        short = {name.removeprefix("train/").replace("clips_per_second", "clips/s"): name for name in values}
+        parts = [f"{label} {values[name]:.4g}" for label, name in short.items()]
+        if self._bar and not evaluation:
+            self._bar.update(self._task, description="  ".join(parts))
+        elif self._bar or evaluation or step >= self.total_steps or now - self._last_line >= self._interval:
+            self._last_line = self._last_line if evaluation else now
+            where = f"step {step}/{self.total_steps}" + ("" if epoch is None else f"  epoch {epoch:.4g}")
+            self.print("  ".join([where, *parts, *self._remaining(step, now)]))
+
+    def _remaining(self, step: int, now: float) -> list[str]:
+        """The time left at the pace so far, evaluations included; empty before the second update."""
+        done = self._step - self._first_step - 1
+        if done < 1 or step >= self.total_steps:
+            return []
+        seconds = round((now - self._started) / done * (self.total_steps - step))
+        return [f"ETA {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"]
+
+
+def parameter_table(variables: Variables) -> Table:
+    """Tabulates variables by collection and part (stem, body, head), with totals; arrays or shapes.
+
+    The row of `params_4f` next to that of `params` shows what a frame-flexible model keeps for itself.
+    """
+    table = Table("variables", title="Variables", title_justify="left")
+    for heading in ("arrays", "numbers", "MB"):
+        table.add_column(heading, justify="right")
+    table.add_column("largest")
+    total = []
+    for collection, parts in variables.items():
+        for part, tree in parts.items():
+            leaves = jax.tree_util.tree_leaves_with_path(tree)
+            total += leaves
+            table.add_row(f"{collection}/{part}", *_sizes(leaves), _largest(leaves))
+    table.add_section()
+    table.add_row("total", *_sizes(total), "")
+    return table
+
+
+def _sizes(leaves: list[tuple[Any, Any]]) -> tuple[str, str, str]:
+    numbers = sum(math.prod(leaf.shape) for _, leaf in leaves)
+    size = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for _, leaf in leaves)
+    return f"{len(leaves):,}", f"{numbers:,}", f"{size / 1e6:,.2f}"
+
+
+def _largest(leaves: list[tuple[Any, Any]]) -> str:
+    if not leaves:
+        return ""
+    path, leaf = max(leaves, key=lambda item: math.prod(item[1].shape))
+    return f"{jax.tree_util.keystr(path, simple=True, separator='/')} {tuple(leaf.shape)}".strip()
+
+
+def _progress(console: Console) -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    return Progress(*columns, console=console)
+
+
+def _scalar(name: str, value: Any) -> float:
+    if np.size(value) != 1:
+        raise ValueError(f"expected a scalar for {name!r}, got shape {np.shape(value)}: take its mean, or split it up")
+    return float(np.reshape(value, ()))
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Drops what lies beyond `step` and a half-written last line, in one step that cannot itself be cut short."""
+    rows = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+    replacement = path.with_suffix(".tmp")
+    replacement.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(replacement, path)
