@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from flaxvid.layers.lowering import Padding, convolve, direct_convolve
@@ -51,7 +52,7 @@ class Conv(nn.Module):
             raise ValueError(f"groups: expected a divisor of channels {cin} and {self.features}, got {self.groups}.")
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, cin // self.groups, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = self.convolve(x, kernel)
         return y if bias is None else y + bias
 

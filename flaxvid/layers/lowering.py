@@ -6,7 +6,8 @@ everywhere else; `direct_convolve` is always that one convolution.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +19,15 @@ Pairs = tuple[tuple[int, int], ...]
 Padding = int | Sequence[int] | Sequence[tuple[int, int]] | None
 
 
-def per_axis(value: int | Sequence[int], rank: int, what: str) -> tuple[int, ...]:
-    """One integer for each of `rank` spatial axes, from one for all or from a sequence.
+def per_axis(value: int | Sequence[Any], rank: int, what: str) -> tuple[Any, ...]:
+    """One entry for each of `rank` spatial axes, from one integer for all or from a sequence.
 
     Raises:
         ValueError: the sequence has another length.
     """
     values = (value,) * rank if isinstance(value, int) else tuple(value)
     if len(values) != rank:
-        raise ValueError(f"{what}: expected one integer or {rank}, one for each spatial axis, got {value}.")
+        raise ValueError(f"{what}: expected one integer or {rank} entries, one for each spatial axis, got {value!r}.")
     return values
 
 
@@ -36,15 +37,10 @@ def padding_pairs(padding: Padding, window: Sequence[int]) -> Pairs:
     With an even input and stride 2, 'SAME' pads only after, so weights trained elsewhere see every pixel shifted.
 
     Raises:
-        ValueError: a string, or a sequence of another length than the window.
+        ValueError: a sequence of another length than the window, or a string.
     """
-    if isinstance(padding, str):
-        raise ValueError(f"padding: expected integers, got {padding!r}. Leave it out for (k - 1) // 2 on both sides.")
-    if padding is None:
-        padding = tuple((k - 1) // 2 for k in window)
-    if not isinstance(padding, int) and len(padding) == len(window) and not isinstance(padding[0], int):
-        return tuple((before, after) for before, after in padding)
-    return tuple((p, p) for p in per_axis(padding, len(window), "padding"))
+    entries = [(k - 1) // 2 for k in window] if padding is None else padding
+    return tuple((p, p) if isinstance(p, int) else (p[0], p[1]) for p in per_axis(entries, len(window), "padding"))
 
 
 def over_leading(f: Callable[[Array], Array], x: Float[Array, "*batch"], rank: int) -> Float[Array, "*batch"]:
@@ -161,16 +157,19 @@ def _taps(x, kernel, strides, pads, groups):
     """kxkxk: the sum over the temporal taps of 2-D convolutions of the shifted frames."""
     x, window = _pad(x, pads[:1]), kernel.shape[:1]
     pads = ((0, 0), *pads[1:])
-    return sum(
-        _frames(tap(x, (i,), window, strides[:1]), kernel[i : i + 1], (1, *strides[1:]), pads, groups)
-        for i in range(window[0])
+    return reduce(
+        jnp.add,
+        [
+            _frames(tap(x, (i,), window, strides[:1]), kernel[i : i + 1], (1, *strides[1:]), pads, groups)
+            for i in range(window[0])
+        ],
     )
 
 
 def _depthwise(x, kernel, strides, pads, groups):
     """Depthwise: the sum over all taps of the shifted input times the tap's weights."""
     x, window = _pad(x, pads), kernel.shape[:-2]
-    return sum(tap(x, at, window, strides) * kernel[at][0] for at in np.ndindex(window))
+    return reduce(jnp.add, [tap(x, at, window, strides) * kernel[at][0] for at in np.ndindex(window)])
 
 
 def _grouped(x, kernel, strides, pads, groups):
