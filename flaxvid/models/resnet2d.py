@@ -192,14 +192,60 @@ DEPTHS = {
     152: (Bottleneck, (3, 8, 36, 3)),
 }
 
-TORCH_KEYS = {}
+TORCH_KEYS = {
+    "tsm": (
+        (r"stem/conv1", r"base_model.conv1"),
+        (r"stem/norm1", r"base_model.bn1"),
+        (r"body/layer(\d+)_(\d+)/conv1", r"base_model.layer\1.\2.conv1.net"),
+        (r"body/layer(\d+)_(\d+)/conv(\d)", r"base_model.layer\1.\2.conv\3"),
+        (r"body/layer(\d+)_(\d+)/norm(\d)", r"base_model.layer\1.\2.bn\3"),
+        (r"body/layer(\d+)_(\d+)/downsample_conv", r"base_model.layer\1.\2.downsample.0"),
+        (r"body/layer(\d+)_(\d+)/downsample_norm", r"base_model.layer\1.\2.downsample.1"),
+        (r"head/classifier(_\w+)?", r"new_fc\1"),
+    ),
+    "torchvision": (
+        (r"stem/conv1", r"conv1"),
+        (r"stem/norm1", r"bn1"),
+        (r"body/layer(\d+)_(\d+)/conv(\d)", r"layer\1.\2.conv\3"),
+        (r"body/layer(\d+)_(\d+)/norm(\d)", r"layer\1.\2.bn\3"),
+        (r"body/layer(\d+)_(\d+)/downsample_conv", r"layer\1.\2.downsample.0"),
+        (r"body/layer(\d+)_(\d+)/downsample_norm", r"layer\1.\2.downsample.1"),
+        (r"head/classifier(_\w+)?", r"fc\1"),
+    ),
+    "mmaction2": (
+        (r"stem/conv1", r"backbone.conv1.conv"),
+        (r"stem/norm1", r"backbone.conv1.bn"),
+        (r"body/layer(\d+)_(\d+)/conv1", r"backbone.layer\1.\2.conv1.conv.net"),
+        (r"body/layer(\d+)_(\d+)/conv(\d)", r"backbone.layer\1.\2.conv\3.conv"),
+        (r"body/layer(\d+)_(\d+)/norm(\d)", r"backbone.layer\1.\2.conv\3.bn"),
+        (r"body/layer(\d+)_(\d+)/downsample_conv", r"backbone.layer\1.\2.downsample.conv"),
+        (r"body/layer(\d+)_(\d+)/downsample_norm", r"backbone.layer\1.\2.downsample.bn"),
+        (r"head/classifier(_\w+)?", r"cls_head.fc_cls\1"),
+    ),
+    "ffn": (
+        (r"stem/conv1", r"base_model.conv1"),
+        (r"(\d+)f/stem/norm1", r"base_model.bn1_\1"),
+        (r"body/layer(\d+)_(\d+)/(conv\d|downsample_conv)", r"base_model.layer\1.\2.\3"),
+        (r"(\d+)f/body/layer(\d+)_(\d+)/conv1", r"base_model.layer\2.\3.adaconv_\1"),
+        (r"(\d+)f/body/layer(\d+)_(\d+)/norm(\d)", r"base_model.layer\2.\3.bn\4_\1"),
+        (r"(\d+)f/body/layer(\d+)_(\d+)/downsample_norm", r"base_model.layer\2.\3.downsample_bn_\1"),
+        (r"head/classifier(_\w+)?", r"new_fc\1"),
+    ),
+}
+"""The keys of the TSM authors, torchvision, mmaction2 and the FFN authors (arXiv 2303.14817)."""
+
+# Without a shift, the references do not wrap the convolution behind it.
+TSN_TORCH_KEYS = {
+    name: tuple((ours, theirs.removesuffix(".net")) for ours, theirs in TORCH_KEYS[name])
+    for name in ("torchvision", "tsm", "mmaction2", "ffn")
+}
 
 TINY = {"width": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 4, "image_size": 32}
 
 SPECS = {
     f"{name}_resnet{depth}": ModelSpec(
-        build, {"block": block, "depths": depths, "shift": shift}, torch_keys=TORCH_KEYS, tiny=TINY
+        build, {"block": block, "depths": depths, "shift": shift}, torch_keys=torch_keys, tiny=TINY
     )
-    for name, shift in (("tsn", "none"), ("tsm", "both"))
+    for name, shift, torch_keys in (("tsn", "none", TSN_TORCH_KEYS), ("tsm", "both", TORCH_KEYS))
     for depth, (block, depths) in DEPTHS.items()
 }

@@ -7,7 +7,7 @@ from typing import Any
 from flaxvid.models.video_model import VideoModel
 
 KeyTable = tuple[tuple[str, str], ...]
-"""``(regex, replacement)`` renames from a torch module path to a path of ours."""
+"""``(regex, replacement)`` renames from a module path of ours to the torch reference's, whole paths, first match."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,123 @@
+"""Weights by a known name, downloaded once into a cache."""
+
+import dataclasses
+import difflib
+import hashlib
+import os
+import tempfile
+import urllib.request
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownFile:
+    """A file with a name of its own.
+
+    Attributes:
+        url: where it is.
+        sha256: its SHA-256 in hex, or the first digits of it. torchvision publishes eight, in the file's name: enough to
+            catch a damaged or mixed-up file, too few against a forger, for whom there are HTTPS and the reader that
+            runs no code.
+    """
+
+    url: str
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the URL."""
+        return self.url.rpartition("/")[-1]
+
+
+def _torchvision(file_name: str) -> KnownFile:
+    digits = file_name.removesuffix(".pth").rpartition("-")[-1]
+    return KnownFile(f"https://download.pytorch.org/models/{file_name}", digits)
+
+
+KNOWN = {
+    "torchvision/resnet18-imagenet1k-v1": _torchvision("resnet18-f37072fd.pth"),
+    "torchvision/resnet34-imagenet1k-v1": _torchvision("resnet34-b627a593.pth"),
+    "torchvision/resnet50-imagenet1k-v1": _torchvision("resnet50-0676ba61.pth"),
+    "torchvision/resnet50-imagenet1k-v2": _torchvision("resnet50-11ad3fa6.pth"),
+    "torchvision/resnet101-imagenet1k-v1": _torchvision("resnet101-63fe2227.pth"),
+    "torchvision/resnet101-imagenet1k-v2": _torchvision("resnet101-cd907fc2.pth"),
+    "torchvision/resnet152-imagenet1k-v1": _torchvision("resnet152-394f9c45.pth"),
+    "torchvision/resnet152-imagenet1k-v2": _torchvision("resnet152-f82ba261.pth"),
+}
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $FLAXVID_CACHE, or ~/.cache/flaxvid."""
+    return Path(os.environ.get("FLAXVID_CACHE") or Path.home() / ".cache" / "flaxvid")
+
+
+def resolve_weights(name_or_path: str | Path) -> Path:
+    """The file of a known name, downloaded at first use, or the path itself if there is a file.
+
+    Raises:
+        FileNotFoundError: neither a file nor a known name.
+        ConnectionError: the download failed; the message names URL and destination.
+        ValueError: the file is not the one that the name stands for.
+    """
+    known = KNOWN.get(str(name_or_path))
+    if known is not None:
+        return download(known, cache_folder() / known.file_name)
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(str(name_or_path), KNOWN, n=2, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known names are {', '.join(KNOWN)}"
+    raise FileNotFoundError(f"no weights file at {path}: {hint}")
+
+
+def download(known: KnownFile, destination: Path) -> Path:
+    """Fetches a file with a progress bar unless it is there, and checks its hash either way.
+
+    The file gets its name only when it is whole and right, so that a broken transfer is never taken for a file.
+
+    Raises:
+        ConnectionError: no network, or the transfer broke off.
+        ValueError: wrong SHA-256.
+    """
+    if destination.is_file():
+        with destination.open("rb") as file:
+            _check_hash(known, hashlib.file_digest(file, "sha256").hexdigest(), f"delete {destination} to fetch it again")
+        return destination
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=destination.parent, prefix=destination.name, suffix=".part", delete=False) as part:
+        try:
+            digest = _transfer(known.url, part)
+            _check_hash(known, digest, "try again, or report that the file has changed")
+            part.close()
+            os.replace(part.name, destination)
+        except OSError as error:
+            raise ConnectionError(
+                f"could not fetch {known.url} ({error}): fetch it where there is a network and put it at {destination}"
+            ) from error
+        finally:
+            Path(part.name).unlink(missing_ok=True)
+    return destination
+
+
+def _transfer(url, part) -> str:
+    """Copies a URL into an open file; its SHA-256 in hex."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    digest, received = hashlib.sha256(), 0
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with urllib.request.urlopen(url, timeout=30) as response, Progress(*columns) as progress:
+        size = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
+        bar = progress.add_task(url.rpartition("/")[-1], total=size)
+        while chunk := response.read(1 << 20):
+            part.write(chunk)
+            digest.update(chunk)
+            received += len(chunk)
+            progress.advance(bar, len(chunk))
+    if size is not None and received != size:
+        raise ConnectionError(f"the transfer broke off after {received} of {size} bytes")
+    return digest.hexdigest()
+
+
+def _check_hash(known: KnownFile, digest: str, advice: str) -> None:
+    if not digest.startswith(known.sha256):
+        raise ValueError(f"{known.file_name} must have a SHA-256 of {known.sha256}..., got {digest}: {advice}")

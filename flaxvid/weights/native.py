@@ -1,0 +1,71 @@
+"""Our own weights as one .safetensors file: flat keys such as "params/stem/conv1/kernel", and what the model is."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from flaxvid import trees
+from flaxvid.types import Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsInfo:
+    """What weights belong to; ``create_model(info.model, **info.overrides)`` makes the model again.
+
+    Attributes:
+        model: its name.
+        overrides: what `create_model` was given: num_classes, num_frames, mean, std, ..., as JSON values.
+        frames: the counts of `FrameFlexible` variables; None for a plain model.
+        classes: class names in the order of the logits, if known.
+    """
+
+    model: str
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    frames: tuple[int, ...] | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def save_variables(path: str | Path, variables: Variables, info: WeightsInfo) -> None:
+    """Writes variables and what they belong to into one file, whole or not at all.
+
+    Raises:
+        ValueError: the path does not end in .safetensors.
+    """
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"expected a path that ends in .safetensors, got {path}")
+    flat = {key: np.ascontiguousarray(leaf) for key, leaf in trees.flatten(variables).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    save_file(flat, part, metadata={"flaxvid": json.dumps(dataclasses.asdict(info))})
+    os.replace(part, path)
+
+
+def load_variables(path: str | Path) -> tuple[dict[str, Any], WeightsInfo]:
+    """Reads what `save_variables` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a .safetensors file of others (`load_torch` reads those).
+    """
+    from safetensors import safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {path}")
+    with safe_open(path, framework="numpy") as file:
+        metadata = (file.metadata() or {}).get("flaxvid")
+        if metadata is None:
+            raise ValueError(f"{path} was not written by flaxvid: read a file with torch's keys by flaxvid.load_torch")
+        flat = {key: jnp.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+    info = json.loads(metadata)
+    tuples = {name: tuple(info[name]) if info[name] is not None else None for name in ("frames", "classes")}
+    return trees.unflatten(flat), WeightsInfo(**{**info, **tuples})
