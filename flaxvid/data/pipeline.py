@@ -4,17 +4,19 @@ A batch is `{"video": {4: uint8 (b, 4, h, w, 3), 16: ...}, "label": int32 (b,), 
 position in the source, and at evaluation `"mask": bool (b,)`, False for the padding of the last batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import UInt8
 
 from flaxvid.data.decode import decode
 from flaxvid.data.sampling import segment_indices
 from flaxvid.data.sources import Source
-from flaxvid.data.transforms import centre_crop, crop_and_resize, multiscale_crop
+from flaxvid.data.transforms import Crop, centre_crop, multiscale_crop
 
 
 @dataclass(frozen=True)
@@ -144,18 +146,13 @@ class _TrainClips:
     clips: ClipConfig
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        item, clips = self.source[index], self.clips
-        video = _read(item, clips, rng)
-        crop = multiscale_crop(*video.shape[1:3], clips.image_size, clips.scales, rng)
+        item, clips, mirrored = self.source[index], self.clips, self.source.flip_labels
+        video = _read(item, clips, lambda h, w: multiscale_crop(h, w, clips.image_size, clips.scales, rng), rng)
         label = item["label"]
-        mirrored = label if self.source.flip_labels is None else self.source.flip_labels[label]
-        mirror = clips.flip and rng.random() < 0.5 and mirrored is not None
-        video = crop_and_resize(video, crop, clips.image_size)
-        if mirror:
-            video, label = video[:, :, ::-1], mirrored
-        if clips.shuffle_frames:
-            video = _shuffled(video, clips.frames, rng)
-        return {"video": _split(video, clips.frames), "label": np.int32(label), "index": np.int32(index)}
+        mirror_label = label if mirrored is None else mirrored[label]
+        if clips.flip and rng.random() < 0.5 and mirror_label is not None:
+            video, label = video[:, :, ::-1], mirror_label
+        return {"video": _split(video, clips, rng), "label": np.int32(label), "index": np.int32(index)}
 
 
 @dataclass(frozen=True)
@@ -165,39 +162,45 @@ class _EvalClips:
 
     def __call__(self, index: int) -> dict[str, Any]:
         clips, size = self.clips, self.clips.image_size
-        if index >= len(self.source):
-            video = np.zeros((sum(clips.frames), size, size, 3), np.uint8)
-            label, index, mask = 0, -1, False
-        else:
+        if real := index < len(self.source):
             item = self.source[index]
-            video = _read(item, clips, None, short_side=clips.test_size or round(size * 256 / 224))
-            video = crop_and_resize(video, centre_crop(*video.shape[1:3], size), size)
-            label, mask = item["label"], True
-            if clips.shuffle_frames:
-                video = _shuffled(video, clips.frames, np.random.default_rng(index))
+            short_side = clips.test_size or round(size * 256 / 224)
+            video = _read(item, clips, lambda h, w: centre_crop(h, w, size, short_side))
+            label = item["label"]
+        else:
+            video, label, index = np.zeros((sum(clips.frames), size, size, 3), np.uint8), 0, -1
         return {
-            "video": _split(video, clips.frames),
+            "video": _split(video, clips, np.random.default_rng(max(index, 0))),
             "label": np.int32(label),
             "index": np.int32(index),
-            "mask": np.bool_(mask),
+            "mask": np.bool_(real),
         }
 
 
 def _read(
-    item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator | None, short_side: int | None = None
-) -> np.ndarray:
-    """The frames of all counts, one count after the other, from one pass over the video: (sum(frames), h, w, 3)."""
+    item: dict[str, Any],
+    clips: ClipConfig,
+    choose: Callable[[int, int], Crop],
+    rng: np.random.Generator | None = None,
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """The frames of all counts, one count after the other, from one pass over the video and with one crop."""
+    crop = Crop(0, 0, 0, 0)
 
     def indices(length: int) -> np.ndarray:
         return np.concatenate([segment_indices(length, n, rng, short=clips.short) for n in clips.frames])
 
+    def size(height: int, width: int) -> tuple[int, int]:
+        nonlocal crop
+        crop = choose(height, width)
+        return crop.height, crop.width
+
     name = item["id"] if isinstance(item["video"], bytes) else None
-    return decode(item["video"], indices, short_side=short_side, name=name)
+    video = decode(item["video"], indices, size=size, name=name)
+    return crop.cut(video, clips.image_size)
 
 
-def _split(video: np.ndarray, frames: tuple[int, ...]) -> dict[int, np.ndarray]:
-    return dict(zip(frames, np.split(video, np.cumsum(frames)[:-1]), strict=True))
-
-
-def _shuffled(video: np.ndarray, frames: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    return np.concatenate([rng.permutation(clip) for clip in _split(video, frames).values()])
+def _split(video: UInt8[np.ndarray, "t h w 3"], clips: ClipConfig, rng: np.random.Generator) -> dict[int, np.ndarray]:
+    parts = np.split(video, np.cumsum(clips.frames)[:-1])
+    return {
+        n: rng.permutation(part) if clips.shuffle_frames else part for n, part in zip(clips.frames, parts, strict=True)
+    }

@@ -1,12 +1,10 @@
-"""Crops, resizing and flips of whole clips: one draw serves all frames of a video, and all its frame counts."""
+"""Crops and mirrored labels: one draw serves all frames of a video, and all its frame counts."""
 
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 # Where a crop may lie, in quarters of the free margin (down, right): corners, middles of the sides, centre, and the
@@ -18,12 +16,19 @@ CROP_OFFSETS = (
 
 
 class Crop(NamedTuple):
-    """A rectangle of a frame, in pixels."""
+    """A square cut out of a resized frame: resize to height x width, then cut from (top, left). In pixels.
 
-    top: int
-    left: int
+    Resizing comes first because the decoder does it along with the colour conversion, at next to no cost.
+    """
+
     height: int
     width: int
+    top: int
+    left: int
+
+    def cut(self, video: UInt8[np.ndarray, "t h w 3"], image_size: int) -> UInt8[np.ndarray, "t s s 3"]:
+        """Cuts the square out of every frame; no copy."""
+        return video[:, self.top : self.top + image_size, self.left : self.left + image_size]
 
 
 def multiscale_crop(
@@ -32,37 +37,23 @@ def multiscale_crop(
     """Draws TSN's training crop (arXiv 1608.00859): sides from the short side times `scales`, at one of 13 offsets.
 
     Height and width are drawn from neighbouring scales, so the aspect ratio varies a little. A side within 2 pixels of
-    `image_size` becomes `image_size`, which spares resampling.
+    `image_size` counts as `image_size`, which spares resampling.
     """
-    sides = [max(1, int(min(height, width) * scale)) for scale in scales]
-    sides = [image_size if abs(side - image_size) < 3 and image_size <= min(height, width) else side for side in sides]
+    short = min(height, width)
+    sides = [max(1, int(short * scale)) for scale in scales]
+    sides = [image_size if abs(side - image_size) < 3 and image_size <= short else side for side in sides]
     pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     crop_height, crop_width = pairs[rng.integers(len(pairs))]
     down, right = CROP_OFFSETS[rng.integers(len(CROP_OFFSETS))]
-    return Crop((height - crop_height) // 4 * down, (width - crop_width) // 4 * right, crop_height, crop_width)
+    height, width = round(height * image_size / crop_height), round(width * image_size / crop_width)
+    return Crop(height, width, (height - image_size) * down // 4, (width - image_size) * right // 4)
 
 
-def centre_crop(height: int, width: int, image_size: int) -> Crop:
-    """The middle square of `image_size` pixels, or what there is of it in a smaller frame."""
-    crop_height, crop_width = min(height, image_size), min(width, image_size)
-    return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
-
-
-def crop_and_resize(
-    frames: UInt8[np.ndarray, "t h w 3"], crop: Crop, image_size: int
-) -> UInt8[np.ndarray, "t {image_size} {image_size} 3"]:
-    """Cuts the same rectangle out of every frame and resizes it bilinearly (area-weighted when shrinking)."""
-    top, left, height, width = crop
-    frames = frames[:, top : top + height, left : left + width]
-    if (height, width) == (image_size, image_size):
-        return frames
-    reformatter = VideoReformatter()
-    out = np.empty((len(frames), image_size, image_size, 3), np.uint8)
-    for source, target in zip(frames, out, strict=True):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(source), format="rgb24")
-        resized = reformatter.reformat(frame, image_size, image_size, "rgb24", interpolation="BILINEAR", threads=1)
-        target[:] = resized.to_ndarray()
-    return out
+def centre_crop(height: int, width: int, image_size: int, short_side: int) -> Crop:
+    """The test crop: the short side becomes `short_side`, then the middle square."""
+    short = min(height, width)
+    height, width = height * short_side // short, width * short_side // short
+    return Crop(height, width, (height - image_size) // 2, (width - image_size) // 2)
 
 
 def mirrored_labels(classes: Sequence[str]) -> tuple[int | None, ...] | None:

@@ -1,0 +1,241 @@
+import itertools
+import subprocess
+import sys
+
+import chex
+import grain
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from flaxvid.data.decode import VideoError
+from flaxvid.data.pipeline import ClipConfig, eval_batches, steps_per_epoch, train_batches
+from flaxvid.data.sources import open_source
+
+CLIPS = ClipConfig(frames=(2, 4), image_size=24, test_size=28)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, write_video):
+    """Seven videos of 20 frames and 32 x 48 pixels in two directional classes."""
+    root = tmp_path_factory.mktemp("videos")
+    for i in range(7):
+        write_video(root / "train" / ("turn_left" if i < 4 else "turn_right") / f"{i}.mp4")
+    return root
+
+
+@pytest.fixture(scope="module")
+def source(root):
+    return open_source("folder", root)
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def test_training_batch(source, frame_numbers):
+    batch = next(train_batches(source, CLIPS, 3))
+    assert set(batch) == {"video", "label", "index"}
+    assert list(batch["video"]) == [2, 4]
+    for n, video in batch["video"].items():
+        chex.assert_shape(video, (3, n, 24, 24, 3))
+        assert video.dtype == np.uint8
+    for key in ("label", "index"):
+        chex.assert_shape(batch[key], (3,))
+        assert batch[key].dtype == np.int32
+
+
+def test_segments_and_independent_draws(source, frame_numbers):
+    """The right edge of an unflipped picture tells the frame number: 20 frames, so 10 a segment of 2 and 5 of 4."""
+    batches = take(train_batches(source, ClipConfig((2, 4), 24, scales=(1.0,), flip=False), 7), 6)
+    two, four = (np.concatenate([frame_numbers(batch["video"][n]) for batch in batches]) for n in (2, 4))
+    np.testing.assert_array_equal(two // 10, np.broadcast_to([0, 1], two.shape))
+    np.testing.assert_array_equal(four // 5, np.broadcast_to([0, 1, 2, 3], four.shape))
+    assert len({tuple(row) for row in two}) > 20
+    assert (two[:, 0] != four[:, 0]).any()
+
+
+def test_one_flip_and_one_crop_for_all_frames_and_its_label(source):
+    """The left half is 20 brighter, the right half in a mirror; how many columns are, tells the crop."""
+    flips, widths = 0, set()
+    for batch in take(train_batches(source, ClipConfig((2, 4), 24, scales=(1.0, 0.875)), 7), 4):
+        columns = np.concatenate([batch["video"][n][..., 0].mean(2) for n in (2, 4)], axis=1)  # (b, 6, w)
+        for row, index in enumerate(batch["index"]):
+            bright = columns[row] > columns[row].mean(1, keepdims=True)
+            assert (bright == bright[0]).mean() > 0.9  # an edge may fall between two columns
+            flipped = bool(bright[0, -1])
+            assert batch["label"][row] == (index >= 4) ^ flipped
+            flips += flipped
+            widths.add(int(bright[0].sum()))
+    assert 6 < flips < 22
+    assert len(widths) > 4
+
+
+def test_no_flip_where_labels_forbid_it(tmp_path, write_video):
+    write_video(tmp_path / "train" / "look_left" / "a.mp4")
+    source = open_source("folder", tmp_path)
+    assert source.flip_labels == (None,)
+    for batch in take(train_batches(source, ClipConfig((2,), 32, scales=(1.0,)), 1), 8):
+        assert batch["label"][0] == 0
+        assert batch["video"][2][..., 0, 0].astype(int).min() >= batch["video"][2][..., -1, 0].min()
+
+
+def test_epochs(source):
+    assert steps_per_epoch(source, 3) == 2
+    assert steps_per_epoch(source, 1, shard_count=3) == 2
+    epochs = [
+        np.concatenate([batch["index"] for batch in take(batches, 2)])
+        for batches in [train_batches(source, CLIPS, 3)] * 8
+    ]
+    assert all(len(set(epoch)) == 6 for epoch in epochs)  # without repetition, one left out
+    assert len({tuple(epoch) for epoch in epochs}) > 6  # in another order each time
+    assert set(np.concatenate(epochs)) == set(range(7))  # another one left out each time
+    with pytest.raises(
+        ValueError, match=r"expected at least one batch of videos, got 7 in folder train for 2 x 4: lower"
+    ):
+        train_batches(source, CLIPS, 4, shard_count=2)
+
+
+def test_seeds_and_threads(source):
+    first, again, other = (
+        take(train_batches(source, CLIPS, 3, seed=seed, num_threads=t), 3) for seed, t in ((1, 1), (1, 4), (2, 1))
+    )
+    chex.assert_trees_all_equal(first, again)
+    assert any((a["index"] != b["index"]).any() for a, b in zip(first, other, strict=True))
+
+
+def test_shards_together_are_the_whole(source):
+    whole = take(train_batches(source, CLIPS, 6), 3)
+    shards = [take(train_batches(source, CLIPS, 3, shard_index=i, shard_count=2), 3) for i in range(2)]
+    for step, batch in enumerate(whole):
+        parts = {k: np.stack([shard[step][k] for shard in shards], 1).reshape(6) for k in ("index", "label")}
+        chex.assert_trees_all_equal(parts, {k: batch[k] for k in parts})
+        np.testing.assert_array_equal(batch["video"][4][1::2], shards[1][step]["video"][4])
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_resume_is_exact(source, tmp_path, steps):
+    """With Grain's own state and through Orbax, within the first epoch (2 steps) and in a later one."""
+    batches = train_batches(source, CLIPS, 3)
+    take(batches, steps)
+    state = batches.get_state()
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(steps, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(batches)))
+        manager.wait_until_finished()
+        expected = take(batches, 4)
+        resumed = train_batches(source, CLIPS, 3)
+        resumed.set_state(state)
+        chex.assert_trees_all_equal(take(resumed, 4), expected)
+        restored = train_batches(source, CLIPS, 3)
+        manager.restore(steps, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(restored)))
+        chex.assert_trees_all_equal(take(restored, 4), expected)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_evaluation_sees_every_video_once(source, frame_numbers, shards):
+    runs = [list(eval_batches(source, CLIPS, 2, shard_index=i, shard_count=shards)) for i in range(shards)]
+    assert {len(run) for run in runs} == {-(-7 // (2 * shards))}
+    seen = []
+    for batch in itertools.chain(*runs):
+        chex.assert_shape(batch["video"][4], (2, 4, 24, 24, 3))
+        assert batch["mask"].dtype == bool
+        seen += batch["index"][batch["mask"]].tolist()
+        np.testing.assert_array_equal(batch["label"][batch["mask"]], batch["index"][batch["mask"]] >= 4)
+        np.testing.assert_array_equal(batch["index"][~batch["mask"]], -1)
+        assert not batch["video"][2][~batch["mask"]].any()
+        for n, centres in {2: [5, 15], 4: [2, 7, 12, 17]}.items():
+            numbers = frame_numbers(batch["video"][n][batch["mask"]])
+            np.testing.assert_array_equal(numbers, np.tile(centres, (len(numbers), 1)))
+    assert sorted(seen) == list(range(7))
+
+
+def test_evaluation_again_and_in_order(source):
+    batches = eval_batches(source, CLIPS, 4)
+    first = list(batches)
+    np.testing.assert_array_equal(np.concatenate([batch["index"] for batch in first]), [*range(7), -1])
+    chex.assert_trees_all_equal(first, list(batches))
+
+
+def test_the_centre_is_cut_from_the_resized_frame(source):
+    """32 x 48 at short side 28 is 28 x 42; its middle 24 columns start at 9, so that the bright half ends at 12."""
+    picture = next(iter(eval_batches(source, CLIPS, 1)))["video"][2][0, 0, :, :, 0].astype(int)
+    assert np.ptp(picture[:, :10]) <= 3
+    assert np.ptp(picture[:, 14:]) <= 3
+    assert picture[0, 0] - picture[0, -1] == pytest.approx(20, abs=2)
+
+
+def test_shuffled_frames(source, frame_numbers):
+    plain, shuffled = (
+        next(iter(eval_batches(source, ClipConfig((1, 8), 24, 28, shuffle_frames=shuffle), 7)))
+        for shuffle in (False, True)
+    )
+    numbers = frame_numbers(shuffled["video"][8])
+    np.testing.assert_array_equal(np.sort(numbers), frame_numbers(plain["video"][8]))
+    assert len({tuple(row) for row in numbers}) > 4
+    np.testing.assert_array_equal(shuffled["video"][1], plain["video"][1])
+    clips = ClipConfig((8,), 24, scales=(1.0,), flip=False, shuffle_frames=True)
+    numbers = frame_numbers(next(train_batches(source, clips, 7))["video"][8])
+    assert (np.diff(numbers) < 0).any(axis=1).all()
+
+
+def test_a_clip_shorter_than_the_frame_count(source):
+    for batches in (
+        train_batches(source, ClipConfig((4, 32), 24), 2),
+        iter(eval_batches(source, ClipConfig((4, 32), 24), 2)),
+    ):
+        with pytest.raises(
+            VideoError, match=r"\d\.mp4: clip shorter than the frame count: expected at least 32 frames, got 20"
+        ):
+            next(batches)
+    batch = next(train_batches(source, ClipConfig((4, 32), 24, short="repeat"), 2))
+    chex.assert_shape(batch["video"][32], (2, 32, 24, 24, 3))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"frames": ()}, "expected distinct frame counts"),
+        ({"frames": (4, 4)}, r"got frames=\(4, 4\)"),
+        ({"scales": (1.5,)}, r"expected crop scales in \(0, 1\]"),
+        ({"test_size": 112}, "image_size=224, test_size=112"),
+        ({"short": "loop"}, "got 'loop'"),
+    ],
+)
+def test_clip_config_errors(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ClipConfig(**wrong)
+
+
+WORKERS = """
+import sys
+from jax._src import xla_bridge
+from flaxvid.data.pipeline import ClipConfig, train_batches
+from flaxvid.data.sources import open_source
+
+class Watched:
+    def __init__(self, source):
+        self.source, self.name, self.classes, self.flip_labels = source, source.name, source.classes, source.flip_labels
+    def __len__(self):
+        return len(self.source)
+    def __getitem__(self, index):
+        assert not xla_bridge._backends, "a JAX backend was started"
+        return self.source[index]
+
+if __name__ == "__main__":
+    batches = train_batches(Watched(open_source("folder", sys.argv[1])), ClipConfig((2,), 24), 2, num_workers=2)
+    first = [next(batches) for _ in range(4)]
+    state = batches.get_state()
+    after = [next(batches)["index"].tolist() for _ in range(3)]
+    batches.set_state(state)
+    assert after == [next(batches)["index"].tolist() for _ in range(3)]
+    assert not xla_bridge._backends, "a JAX backend was started"
+    print(*(batch["video"][2].shape for batch in first))
+"""
+
+
+def test_worker_processes_never_start_a_jax_backend(root, tmp_path):
+    script = tmp_path / "workers.py"
+    script.write_text(WORKERS)
+    done = subprocess.run([sys.executable, script, root], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == " ".join(["(2, 2, 24, 24, 3)"] * 4)

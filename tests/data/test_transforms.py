@@ -1,0 +1,50 @@
+import numpy as np
+
+from flaxvid.data.transforms import Crop, centre_crop, mirrored_labels, multiscale_crop
+
+
+def crops(height, width, image_size, scales, count=3000):
+    rng = np.random.default_rng(0)
+    return {multiscale_crop(height, width, image_size, scales, rng) for _ in range(count)}
+
+
+def test_one_scale_has_thirteen_places():
+    found = crops(256, 356, 224, (0.875,))
+    assert {crop[:2] for crop in found} == {(256, 356)}
+    assert {(crop.top, crop.left) for crop in found} == {
+        *((top, left) for top in (0, 16, 32) for left in (0, 66, 132)),
+        *((top, left) for top in (8, 24) for left in (33, 99)),
+    }
+
+
+def test_scales_pair_with_their_neighbours_only():
+    found = {crop[:2] for crop in crops(240, 320, 112, (1.0, 0.875, 0.75, 0.66))}
+    sides = [240, 210, 180, 158]
+    pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    assert found == {(round(240 * 112 / h), round(320 * 112 / w)) for h, w in pairs}
+
+
+def test_crops_lie_within_the_frame_and_reach_its_edges():
+    for height, width in ((240, 320), (64, 64), (30, 40), (1, 1), (1080, 33)):
+        found = crops(height, width, 64, (1.0, 0.75), 500)
+        assert all(0 <= c.top <= c.height - 64 and 0 <= c.left <= c.width - 64 for c in found)
+        assert any(c.top + 64 == c.height and c.left + 64 == c.width for c in found)
+
+
+def test_a_side_near_the_image_size_is_not_resampled():
+    assert {crop[:2] for crop in crops(256, 340, 223, (0.875,))} == {(256, 340)}
+    assert crops(64, 64, 64, (1.0,)) == {Crop(64, 64, 0, 0)}
+
+
+def test_centre_crop():
+    assert centre_crop(240, 320, 224, 256) == Crop(256, 341, 16, 58)
+    assert centre_crop(64, 64, 64, 64) == Crop(64, 64, 0, 0)
+    video = np.arange(2 * 6 * 8 * 3, dtype=np.uint8).reshape(2, 6, 8, 3)
+    np.testing.assert_array_equal(centre_crop(6, 8, 4, 6).cut(video, 4), video[:, 1:5, 2:6])
+
+
+def test_labels_that_a_mirror_swaps():
+    assert mirrored_labels(("jump", "run", "hold upright", "leftover pie")) is None
+    assert mirrored_labels(("push it from left to right", "push it from right to left", "drop it")) == (1, 0, 2)
+    assert mirrored_labels(("turn_left", "turn_right", "TurnLeft", "TurnRight", "sit")) == (1, 0, 3, 2, 4)
+    assert mirrored_labels(("look left", "sit")) == (None, 1)
