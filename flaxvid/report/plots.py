@@ -1,0 +1,164 @@
+"""Plots of a run and of methods against each other; figures without pyplot, so nothing global is set or leaked."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from flaxvid.report.run import Run
+from flaxvid.report.tables import seed_statistics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart, darkest first.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#000000")
+MARKERS = "os^Dv<>P"
+INK, GRID = "#333333", "#e6e6e6"
+
+
+def accuracy_plot(methods: Mapping[str, Sequence[Run]], metric: str = "top1") -> "Figure":
+    """Plots accuracy against frames, one line a method with the deviation over its seeds as error bars.
+
+    Args:
+        methods: the runs of each method, one a seed.
+        metric: "top1" or "top5".
+
+    Raises:
+        ValueError: no method has an any-frame evaluation.
+    """
+    statistics = {method: seed_statistics(runs, metric) for method, runs in methods.items()}
+    ticks = sorted({n for by_frames in statistics.values() for n in by_frames})
+    if not ticks:
+        raise ValueError(f"expected any_frame.json in some run of {list(methods)}, got none: evaluate them first")
+    figure, axes = _figure(xlabel="frames", ylabel=f"top-{metric.removeprefix('top')} accuracy (%)")
+    for i, (method, by_frames) in enumerate(statistics.items()):
+        if not by_frames:
+            continue
+        means, deviations, _ = zip(*by_frames.values(), strict=True)
+        several = any(seeds > 1 for *_, seeds in by_frames.values())
+        axes.errorbar(
+            list(by_frames), means, yerr=deviations if several else None, label=method, capsize=3, lw=1.8,
+            color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], ms=5,
+        )  # fmt: skip
+    axes.set_xticks(ticks)
+    if len(methods) > 1:
+        _legend(axes)
+    return figure
+
+
+def training_plots(run: Run) -> dict[str, "Figure"]:
+    """Plots every metric of a run against steps: one figure for losses, one for accuracies, one for each other kind.
+
+    Returns:
+        {title: figure}; losses and accuracies first, those over frame counts together.
+    """
+    names = sorted({name for row in run.metrics for name in row if "/" in name}, key=_natural)
+    groups: dict[str, list[str]] = {"Loss": [], "Accuracy": []}
+    for name in names:
+        groups.setdefault(_title(name), []).append(name)
+    return {title: curve_plot(run, group, title) for title, group in groups.items() if group}
+
+
+def curve_plot(run: Run, names: Sequence[str], title: str) -> "Figure":
+    """Plots metrics of a run against steps; a long noisy curve lies pale behind its running mean.
+
+    Args:
+        run: the run.
+        names: keys of its metrics; those of accuracies are shown in percent.
+        title: of the y axis.
+    """
+    percent = title.lower().endswith("accuracy")
+    figure, axes = _figure(xlabel="step", ylabel=f"{title.lower()} (%)" if percent else title.lower())
+    for i, name in enumerate(names):
+        steps, values = run.series(name)
+        values = 100 * values if percent else values
+        color, few = COLORS[i % len(COLORS)], len(steps) <= 40
+        smooth = running_mean(values, max(1, len(values) // 50))
+        if smooth is not values:
+            axes.plot(steps, values, color=color, alpha=0.25, lw=0.8)
+        marker = MARKERS[i % len(MARKERS)] if few else None
+        axes.plot(steps, smooth, color=color, label=_label(name), lw=1.6, marker=marker, ms=4)
+    _legend(axes)
+    return figure
+
+
+def running_mean(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
+    """Averages each value with the `window` values on either side that exist; NaNs stay where they are."""
+    window = min(window, (len(values) - 1) // 2)  # or np.convolve would answer with the kernel's length
+    if window < 2:
+        return values
+    finite = np.isfinite(values)
+    ones = np.ones(2 * window + 1)
+    sums = np.convolve(np.where(finite, values, 0.0), ones, "same")
+    return np.where(finite, sums / np.maximum(np.convolve(finite.astype(float), ones, "same"), 1), np.nan)
+
+
+def save_figure(figure: "Figure", path: str | Path) -> Path:
+    """Writes a figure to .svg, .png or .pdf, as the name says, and returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+    return path
+
+
+def to_svg(figure: "Figure") -> bytes:
+    """Draws a figure as SVG, without the date, so that the same figure gives nearly the same file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _figure(xlabel: str, ylabel: str) -> tuple["Figure", "Axes"]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.grid(color=GRID, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#b0b0b0")
+    axes.tick_params(colors=INK, length=3, labelsize=9)
+    return figure, axes
+
+
+def _legend(axes: "Axes") -> None:
+    legend = axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a dollar in a name is no formula
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    """Splits "eval/top1_4" into "eval", "top1" and "4"."""
+    room, _, metric = name.partition("/")
+    base, _, frames = metric.rpartition("_")
+    return (room, base, frames) if base and frames.isdigit() else (room, metric, "")
+
+
+def _title(name: str) -> str:
+    _, base, _ = _parts(name)
+    if base in ("loss", "ce", "kl") or base.endswith("_loss"):
+        return "Loss"
+    if base in ("accuracy", "top1"):
+        return "Accuracy"
+    if match := re.fullmatch(r"top(\d+)", base):
+        return f"Top-{match[1]} accuracy"
+    return base.replace("_", " ").capitalize()
+
+
+def _label(name: str) -> str:
+    room, base, frames = _parts(name)
+    base = re.sub(r"^top(\d+)$", r"top-\1", base).replace("_", " ")
+    return f"{room} {base}" + (f", {frames} frames" if frames else "")
+
+
+def _natural(name: str) -> tuple[str, str, int]:
+    room, base, frames = _parts(name)
+    return ("" if room == "train" else room, base, int(frames or 0))

@@ -1,0 +1,96 @@
+"""Tables of accuracy against frames, as Markdown or aligned text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flaxvid.report.run import Run
+
+STYLES = ("markdown", "text")
+
+
+def any_frame_table(run: Run, style: str = "markdown") -> str:
+    """Tabulates what one set of weights scores at each frame count: frames, top-1, top-5, GFLOPs a clip, clips.
+
+    GFLOPs are multiply-adds counted once, as video papers print them; accuracies are in percent.
+
+    Raises:
+        ValueError: an unknown style, or a run without any-frame evaluation.
+    """
+    if not run.any_frame:
+        raise ValueError(f"expected any_frame.json in the folder of run {run.name!r}, got none: evaluate it first")
+    header = ("frames", "top-1", "top-5", "GFLOPs a clip", "clips")
+    return render(header, [any_frame_cells(row) for row in run.any_frame], style)
+
+
+def any_frame_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """One row of any_frame.json as the strings of `any_frame_table`."""
+    percent = [f"{100 * row[name]:.2f}" for name in ("top1", "top5")]
+    return (str(row["frames"]), *percent, f"{row['gflops']:.3g}" if row["gflops"] < 10 else f"{row['gflops']:.1f}",
+            f"{row['clips']:,}")  # fmt: skip
+
+
+def seed_table(methods: Mapping[str, Sequence[Run]], metric: str = "top1", style: str = "markdown") -> str:
+    """Tabulates mean and deviation over seeds in percent, one row a method, one column a frame count.
+
+    The deviation is that of a sample (n - 1); a method of one seed shows its number alone, a frame count that
+    none of its runs was evaluated at a dash.
+
+    Args:
+        methods: the runs of each method, one a seed.
+        metric: "top1" or "top5".
+        style: "markdown" or "text".
+
+    Raises:
+        ValueError: no method has an any-frame evaluation, or an unknown style.
+    """
+    statistics = {method: seed_statistics(runs, metric) for method, runs in methods.items()}
+    frames = sorted({n for by_frames in statistics.values() for n in by_frames})
+    if not frames:
+        raise ValueError(f"expected any_frame.json in some run of {list(methods)}, got none: evaluate them first")
+    rows = [(method, *(_mean(by_frames.get(n)) for n in frames)) for method, by_frames in statistics.items()]
+    return render(("method", *(f"{n} frames" for n in frames)), rows, style)
+
+
+def seed_statistics(runs: Sequence[Run], metric: str = "top1") -> dict[int, tuple[float, float, int]]:
+    """Gives {frames: (mean, sample deviation, seeds)} in percent; the deviation of one seed is 0."""
+    scores: dict[int, list[float]] = {}
+    for run in runs:
+        for row in run.any_frame:
+            scores.setdefault(row["frames"], []).append(100 * row[metric])
+    return {
+        n: (float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0, len(values))
+        for n, values in sorted(scores.items())
+    }
+
+
+def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str = "markdown") -> str:
+    """Lays out cells with the first column to the left and the others to the right.
+
+    Raises:
+        ValueError: an unknown style.
+    """
+    if style not in STYLES:
+        raise ValueError(f"expected a style of {STYLES}, got {style!r}")
+    if style == "markdown":
+        header, *rows = ([cell.replace("|", r"\|") for cell in row] for row in (header, *rows))
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    widths = [max(width, 3) for width in widths]
+
+    def line(cells: Sequence[str]) -> list[str]:
+        return [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+
+    if style == "text":
+        return "\n".join(
+            "  ".join(cells).rstrip() for cells in (line(header), ["-" * w for w in widths], *map(line, rows))
+        )
+    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (line(header), rule, *map(line, rows)))
+
+
+def _mean(statistics: tuple[float, float, int] | None) -> str:
+    if statistics is None:
+        return "–"
+    mean, deviation, seeds = statistics
+    return f"{mean:.2f}" if seeds == 1 else f"{mean:.2f} ± {deviation:.2f}"

@@ -1,0 +1,91 @@
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from flaxvid.report.page import write_page
+from flaxvid.report.run import read_metrics, read_run
+
+HOSTILE = "<script>alert('x')</script>"
+
+
+class Page(HTMLParser):
+    """Checks that tags nest and collects what a page consists of."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.sources, self.text = [], [], [], ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    recipe = {"name": "FFN & friends", "model": {"name": HOSTILE, "dropout": 0.5, "options": {}}, "frames": [4, 8]}
+    rows = [
+        {"step": s, "epoch": s / 10, "time": 1.0, "train/loss": 1 / s, f"train/{HOSTILE}": 1.0} for s in range(1, 9)
+    ]
+    frames = [{"frames": n, "top1": 0.5, "top5": 0.75, "gflops": 4.1 * n, "clips": 60} for n in (16, 4)]
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "tra')
+    (tmp_path / "any_frame.json").write_text(json.dumps(frames))
+    return tmp_path
+
+
+def test_page_is_whole_self_contained_and_escaped(folder):
+    path = write_page(folder)
+    text = path.read_text()
+    page = Page(text)
+    assert path == folder / "index.html"
+    assert "script" not in page.tags
+    assert 'name="viewport"' in text
+    for expected in ("FFN & friends", HOSTILE, "model.dropout", "0.5", "[4, 8]", "65.6", "50.00 %", "step"):
+        assert expected in page.text
+    assert len(page.sources) == 3  # any-frame, loss, and the metric with the hostile name
+    for source in page.sources:
+        kind, data = source.split(",")
+        assert kind == "data:image/svg+xml;base64"
+        assert ElementTree.fromstring(base64.b64decode(data)).tag.endswith("svg")
+    assert not re.search(r"https?://", text)
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path):
+    (tmp_path / "recipe.json").write_text("{}")
+    text = Page(write_page(tmp_path).read_text()).text
+    assert "Not evaluated yet" in text
+    assert "No metrics yet" in text
+
+
+def test_read_run_sorts_frames_and_skips_only_a_torn_last_line(folder):
+    run = read_run(folder)
+    assert run.name == folder.name
+    assert [row["frames"] for row in run.any_frame] == [4, 16]
+    steps, values = run.series("train/loss")
+    assert steps.tolist() == list(range(1, 9))
+    assert values[1] == 0.5
+    (folder / "metrics.jsonl").write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"line 1 of .*metrics\.jsonl"):
+        read_metrics(folder / "metrics.jsonl")
+
+
+def test_other_folders_and_damaged_files_say_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="a run's folder"):
+        read_run(tmp_path)
+    (tmp_path / "recipe.json").write_text("{")
+    with pytest.raises(ValueError, match=r"recipe\.json"):
+        read_run(tmp_path)

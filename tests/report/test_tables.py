@@ -1,0 +1,45 @@
+import pytest
+
+from flaxvid.report.run import Run
+from flaxvid.report.tables import any_frame_table, seed_statistics, seed_table
+
+
+def make_run(*top1, frames=(4, 8, 16)):
+    rows = [
+        {"frames": n, "top1": score, "top5": 0.9, "gflops": 4.0871 * n, "clips": 1234}
+        for n, score in zip(frames, top1, strict=False)
+    ]
+    return Run("run", any_frame=tuple(rows))
+
+
+def test_any_frame_table_is_markdown_and_text():
+    run = make_run(0.4285, 0.482)
+    assert any_frame_table(run).splitlines() == [
+        "| frames | top-1 | top-5 | GFLOPs a clip | clips |",
+        "| ------ | ----: | ----: | ------------: | ----: |",
+        "| 4      | 42.85 | 90.00 |          16.3 | 1,234 |",
+        "| 8      | 48.20 | 90.00 |          32.7 | 1,234 |",
+    ]
+    assert any_frame_table(run, "text").splitlines()[2] == "4       42.85  90.00           16.3  1,234"
+
+
+def test_seed_table_gives_mean_and_sample_deviation():
+    methods = {
+        "FFN": [make_run(0.40, 0.50), make_run(0.42, 0.51), make_run(0.44, 0.52)],
+        "one|seed": [make_run(0.30)],
+    }
+    assert seed_statistics(methods["FFN"])[4] == pytest.approx((42.0, 2.0, 3))
+    lines = seed_table(methods).splitlines()
+    assert lines[0] == r"| method    |     4 frames |     8 frames |"
+    assert lines[2] == r"| FFN       | 42.00 ± 2.00 | 51.00 ± 1.00 |"
+    assert lines[3] == r"| one\|seed |        30.00 |            – |"
+    assert "90.00 ± 0.00" in seed_table(methods, metric="top5", style="text")
+
+
+def test_nothing_to_show_and_unknown_styles_are_errors():
+    with pytest.raises(ValueError, match=r"any_frame\.json"):
+        any_frame_table(Run("empty"))
+    with pytest.raises(ValueError, match=r"any_frame\.json"):
+        seed_table({"FFN": [Run("empty")]})
+    with pytest.raises(ValueError, match="'latex'"):
+        any_frame_table(make_run(0.5), "latex")
