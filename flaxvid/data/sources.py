@@ -96,7 +96,7 @@ class FileSource:
 
 def open_source(
     name: str,
-    root: str | Path,
+    root: str | Path | None,
     split: str = "train",
     *,
     fold: int | None = None,
@@ -107,8 +107,8 @@ def open_source(
 
     Args:
         name: One of `SOURCES`; what each expects on disk is in its function's docstring and its errors.
-        root: The folder of the videos; for `motion` the folder to build it in.
-        split: "train", "test"; also "val" where the data set has it.
+        root: The folder of the videos; for `motion` the folder to build it in, or None for the cache.
+        split: "train", "test"; or "validation" where the data set has it.
         fold: Which of the official splits, from 1 (`ucf101`, `hmdb51`; 1 by default).
         lists: The folder of the list files where it is not found by itself (data sets that have lists).
         motion: What `motion` is to look like (its defaults).
@@ -124,10 +124,12 @@ def open_source(
     if given.keys() - options:
         known = ", ".join(sorted(options)) or "no options"
         raise ValueError(f"{name}: expected {known}, got {', '.join(sorted(given.keys() - options))}: leave it out")
-    return function(Path(root).expanduser(), split, **given)
+    if root is None and name != "motion":
+        raise ValueError(f"{name}: expected the folder of the videos as root, got None")
+    return function(None if root is None else Path(root).expanduser(), split, **given)
 
 
-def motion_source(root: Path, split: str, motion: "MotionConfig | None" = None) -> Source:
+def motion_source(root: Path | None, split: str, motion: "MotionConfig | None" = None) -> Source:
     """The embedded data set, built under `root` on first use."""
     from flaxvid.data.motion import MotionConfig, MotionSource, build_motion  # brings tensorflow_datasets
 
@@ -228,26 +230,27 @@ def kinetics400_source(root: Path, split: str, lists: str | Path | None = None) 
 
     Clips disappear from the web, so missing ones are dropped, with a warning that counts them.
     """
-    _check_split("kinetics400", split, ("train", "val", "test"))
+    _check_split("kinetics400", split, ("train", "validation", "test"))
+    part = "val" if split == "validation" else split
     layout = (
-        f"{root}/{split}/<youtube_id>_<start, 6 digits>_<end>.mp4, with or without a class folder in between, and "
-        f"train.csv and {split}.csv in {root} or {root}/annotations (or lists=)"
+        f"{root}/{part}/<youtube_id>_<start, 6 digits>_<end>.mp4, with or without a class folder in between, and "
+        f"train.csv and {part}.csv in {root} or {root}/annotations (or lists=)"
     )
-    folder = _folder_with(f"{split}.csv", [lists] if lists else [root, root / "annotations"], layout)
+    folder = _folder_with(f"{part}.csv", [lists] if lists else [root, root / "annotations"], layout)
     tables = {}
-    for name in {"train", split}:
+    for name in {"train", part}:
         with _opened(folder / f"{name}.csv", layout) as file:
             tables[name] = list(csv.DictReader(file))
     for column in ("label", "youtube_id", "time_start", "time_end"):
-        if not tables[split] or column not in tables[split][0]:
-            raise ValueError(f"kinetics400: expected a column {column!r} in {folder / split}.csv; {layout}")
+        if not tables[part] or column not in tables[part][0]:
+            raise ValueError(f"kinetics400: expected a column {column!r} in {folder / part}.csv; {layout}")
     classes = tuple(sorted({row["label"] for row in tables["train"]}))
     index = {name: label for label, name in enumerate(classes)}
-    found = {path.name: path.relative_to(root).as_posix() for path in (root / split).rglob("*.mp4")}
-    names = [f"{r['youtube_id']}_{int(r['time_start']):06d}_{int(r['time_end']):06d}.mp4" for r in tables[split]]
+    found = {path.name: path.relative_to(root).as_posix() for path in (root / part).rglob("*.mp4")}
+    names = [f"{r['youtube_id']}_{int(r['time_start']):06d}_{int(r['time_end']):06d}.mp4" for r in tables[part]]
     rows = [
         (found[name], index.get(row["label"], -1))
-        for name, row in zip(names, tables[split], strict=True)
+        for name, row in zip(names, tables[part], strict=True)
         if name in found
     ]
     if not rows:
@@ -270,17 +273,16 @@ def ssv2_source(root: Path, split: str, lists: str | Path | None = None) -> File
 def _something(root: Path, split: str, lists: str | Path | None, version: str) -> FileSource:
     """Both versions: classes by the official label files, so that directional templates are told by their text."""
     name, prefix, suffix = f"ss{version}", f"something-something-{version}", {"v1": "csv", "v2": "json"}[version]
-    _check_split(name, split, ("train", "val", "test"))
-    part = {"train": "train", "val": "validation", "test": "validation"}[split]  # the test set has no public labels
+    _check_split(name, split, ("train", "validation"))  # the test set has no public labels
     example = {"v1": "<id>/00001.jpg", "v2": "<id>.webm"}[version]
     layout = (
         f"{root}/20bn-{prefix}/{example} (or {root}/{example}), and {prefix}-labels.{suffix} and "
-        f"{prefix}-{part}.{suffix} (or labels.{suffix} and {part}.{suffix}) in {root} or {root}/labels (or lists=)"
+        f"{prefix}-{split}.{suffix} (or labels.{suffix} and {split}.{suffix}) in {root} or {root}/labels (or lists=)"
     )
     places = [Path(place) for place in ([lists] if lists else [root, root / "labels"])]
     beginnings = [(folder, start) for folder in places for start in (f"{prefix}-", "")]
     folder, start = next((p for p in beginnings if (p[0] / f"{p[1]}labels.{suffix}").is_file()), beginnings[0])
-    labels, entries = folder / f"{start}labels.{suffix}", folder / f"{start}{part}.{suffix}"
+    labels, entries = folder / f"{start}labels.{suffix}", folder / f"{start}{split}.{suffix}"
     if version == "v1":
         classes = tuple(_lines(labels, layout))
         pairs = [line.split(";", 1) for line in _lines(entries, layout)]
@@ -297,7 +299,7 @@ def _something(root: Path, split: str, lists: str | Path | None, version: str) -
             raise ValueError(f"{name}: expected a template of {labels}, got {text!r} for {path} in {entries}")
         rows.append((path, index[text]))
     videos = root / f"20bn-{prefix}" if (root / f"20bn-{prefix}").is_dir() else root
-    return _file_source(f"{name} {part}", videos, rows, classes)
+    return _file_source(f"{name} {split}", videos, rows, classes)
 
 
 SOURCES = {

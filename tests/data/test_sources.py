@@ -4,6 +4,8 @@ import pickle
 import numpy as np
 import pytest
 
+from flaxvid.data.decode import decode
+from flaxvid.data.motion import MotionConfig
 from flaxvid.data.sources import SOURCES, open_source
 
 
@@ -152,7 +154,7 @@ def test_kinetics400(tmp_path):
         train = open_source("kinetics400", tmp_path)
     assert train.classes == ("air drumming", "zumba")
     assert ids(train) == [("train/-xYz_000005_000015.mp4", 1), ("train/air drumming/abc_000100_000110.mp4", 0)]
-    assert ids(open_source("kinetics400", tmp_path, "val")) == [("val/val_000007_000017.mp4", 1)]
+    assert ids(open_source("kinetics400", tmp_path, "validation")) == [("val/val_000007_000017.mp4", 1)]
 
 
 LEFT, RIGHT = "Pushing something from left to right", "Pushing something from right to left"
@@ -170,7 +172,7 @@ def test_ssv2(tmp_path):
     assert train.classes == (LEFT, "Dropping something", RIGHT)
     assert train.flip_labels == (2, 1, 0)
     assert ids(train) == [("7.webm", 0)]
-    assert ids(open_source("ssv2", tmp_path, "test")) == [("8.webm", 1)]
+    assert ids(open_source("ssv2", tmp_path, "validation")) == [("8.webm", 1)]
 
 
 def test_ssv1(tmp_path):
@@ -181,7 +183,7 @@ def test_ssv1(tmp_path):
     assert ids(train) == [("7", 1)]
     assert train.flip_labels == (1, 0)
     with pytest.raises(FileNotFoundError, match=r"expected .*something-something-v1-validation.csv .*got no file"):
-        open_source("ssv1", tmp_path, "val")
+        open_source("ssv1", tmp_path, "validation")
 
 
 def test_names_and_options(tmp_path):
@@ -193,7 +195,19 @@ def test_names_and_options(tmp_path):
         open_source("folder", tmp_path, fold=1)
     with pytest.raises(ValueError, match="list: expected lists, got fold"):
         open_source("list", tmp_path, fold=1, lists=tmp_path)
+    with pytest.raises(ValueError, match="folder: expected the folder of the videos as root, got None"):
+        open_source("folder", None)
     assert set(SOURCES) >= {"motion", "folder", "list", "ucf101"}
+
+
+def test_motion(tmp_path):
+    config = MotionConfig(size=16, num_frames=4, train=3, validation=1, test=2)
+    sources = {
+        split: open_source("motion", tmp_path, split, motion=config) for split in ("train", "validation", "test")
+    }
+    assert [len(source) for source in sources.values()] == [3, 1, 2]
+    assert sources["train"].flip_labels is not None
+    assert decode(sources["test"][1]["video"], [0, 3]).shape == (2, 16, 16, 3)
 
 
 def test_pickles(tmp_path):
