@@ -65,11 +65,10 @@ def model_cost(model: nn.Module, video_shape: tuple[int, ...], variables: Variab
         The Cost; only shapes are evaluated, so the largest model costs no memory.
     """
     video = jax.ShapeDtypeStruct(video_shape, jnp.float32)
-    if variables is None:
-        variables = jax.eval_shape(model.init, jax.random.key(0), video)
-    trainable = [tree for name, tree in variables.items() if name.startswith("params")]
+    shapes: Any = jax.eval_shape(model.init, jax.random.key(0), video) if variables is None else variables
+    trainable = [tree for name, tree in shapes.items() if name.startswith("params")]
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trainable))
-    return Cost(count_macs(model.apply, variables, video), parameters)
+    return Cost(count_macs(model.apply, shapes, video), parameters)
 
 
 def _jaxpr_macs(jaxpr: Any) -> int:

@@ -113,7 +113,10 @@ class Checkpoints:
         note = json.loads((folder / "extra" / "metadata").read_text())
         _check_leaves(note["leaves"], _leaves(state), folder)
         variables, training = _split(jax.tree.map(_abstract, state))
-        items = {"variables": ocp.args.StandardRestore(variables), "training": ocp.args.StandardRestore(training)}
+        items: dict[str, Any] = {
+            "variables": ocp.args.StandardRestore(variables),
+            "training": ocp.args.StandardRestore(training),
+        }
         if data is not None:
             if not (folder / "data").exists():
                 raise FileNotFoundError(
