@@ -195,7 +195,10 @@ def _container(video: Video, name: str) -> Iterator[InputContainer]:
         if not container.streams.video:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
             raise VideoError(f"{name}: expected a video stream, got {kinds}: drop the file from the list")
-        yield container
+        try:
+            yield container
+        except FFmpegError as error:
+            raise VideoError(f"{name}: broken data ({error}): fetch the file again or drop it from the list") from error
 
 
 def _name(video: Video) -> str:
