@@ -15,7 +15,7 @@ class KnownFile:
 
     Attributes:
         url: where it is.
-        sha256: its SHA-256 in hex, or the first digits of it. torchvision publishes eight, in the file's name: enough to
+        sha256: in hex, or its first digits. torchvision publishes eight, in the file name: enough to
             catch a damaged or mixed-up file, too few against a forger, for whom there are HTTPS and the reader that
             runs no code.
     """
@@ -81,10 +81,14 @@ def download(known: KnownFile, destination: Path) -> Path:
     """
     if destination.is_file():
         with destination.open("rb") as file:
-            _check_hash(known, hashlib.file_digest(file, "sha256").hexdigest(), f"delete {destination} to fetch it again")
+            _check_hash(
+                known, hashlib.file_digest(file, "sha256").hexdigest(), f"delete {destination} to fetch it again"
+            )
         return destination
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=destination.parent, prefix=destination.name, suffix=".part", delete=False) as part:
+    with tempfile.NamedTemporaryFile(
+        dir=destination.parent, prefix=destination.name, suffix=".part", delete=False
+    ) as part:
         try:
             digest = _transfer(known.url, part)
             _check_hash(known, digest, "try again, or report that the file has changed")

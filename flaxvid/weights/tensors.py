@@ -52,7 +52,9 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), str(error).splitlines()[0])
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if "GLOBAL" in line), str(error).splitlines()[0]
+        )
         raise ValueError(
             f"{path} is not a file of plain tensors, and reading it could run code, so it was not read ({reason}). "
             "If you trust it, load it with torch yourself and pass its state_dict"
@@ -67,7 +69,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 def unwrapped(key: str) -> str:
     """A key without the parts that only say that one module is wrapped in another, such as "module." or ".net".
 
-    Files of one model differ in them ("module.base_model.conv1.weight", "conv1.weight"); they never tell two tensors apart.
+    Files of one model differ in them ("module.base_model.conv1.weight", "conv1.weight"), tensors of one file do not.
     """
     return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
 

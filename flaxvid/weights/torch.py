@@ -1,11 +1,13 @@
 """PyTorch weights in and out, by one table of module renames a family (`ModelSpec.torch_keys`).
 
-A table takes module paths of ours to the reference's: ``(r"body/layer(\\d+)_(\\d+)/conv(\\d)", r"layer\\1.\\2.conv\\3")``; what
-is private to a frame count stands under its count (``16f/stem/norm1``). Import looks up, for each variable of the model, the
-tensor that the table names; export writes it there. So one direction of one table serves both, and they cannot disagree.
+A table takes module paths of ours to the reference's, ``(r"body/layer(\\d+)_(\\d+)/conv1", r"layer\\1.\\2.conv1")``;
+what is private to a frame count stands under its count (``16f/stem/norm1``). Import looks up, for each variable of the
+model, the tensor that the table names; export writes it there. So one direction of one table serves both, and they
+cannot disagree.
 """
 
 import dataclasses
+import functools
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,8 +88,8 @@ def load_torch(
         source: a .pth, .pt (these need torch) or .safetensors file, a known name such as
             "torchvision/resnet50-imagenet1k-v1", or a state_dict of torch tensors or arrays.
         num_classes: None takes the file's. Another number than the file's gives a fresh head and a warning.
-        frames: gives `FrameFlexible` variables: a plain file is copied into each count's set. A frame-flexible file gives
-            variables for its own counts with or without this.
+        frames: gives `FrameFlexible` variables: a plain file is copied into each count's set. A frame-flexible file
+            gives variables for its own counts with or without this.
         format: the reference whose keys to expect, a key of the family's `TORCH_KEYS`; None detects it.
         key: for what the file does not hold: a fresh head, and the gains of `frames` (zero without a key).
         overrides: further options of `create_model` that change shapes, such as ``{"width": 32}``.
@@ -96,8 +98,8 @@ def load_torch(
         Variables in float32.
 
     Raises:
-        ValueError: tensors without a place, variables without a tensor and wrong shapes, all in one error; an unknown name;
-            a file that would run code; other frame counts than the file's.
+        ValueError: tensors without a place, variables without a tensor and wrong shapes, all in one error; an unknown
+            name; a file that would run code; other frame counts than the file's.
     """
     return import_torch(
         name, source, num_classes=num_classes, frames=frames, format=format, key=key, overrides=overrides
@@ -127,7 +129,9 @@ def import_torch(
     model = create_model(name, **{**(overrides or {}), **({} if classes is None else {"num_classes": classes})})
     plan = min(_plans(model, tables, found, frames), key=lambda plan: len(found.keys() ^ set(plan.keys.values())))
     if plan.frames and frames is not None and tuple(sorted(set(frames))) != plan.frames:
-        raise ValueError(f"{label} has variables for frames={plan.frames}, got frames={tuple(frames)}: leave frames out")
+        raise ValueError(
+            f"{label} has variables for frames={plan.frames}, got frames={tuple(frames)}: leave frames out"
+        )
 
     fresh: set[str] = set()
     if num_classes is not None and num_classes != classes_in_file:
@@ -145,7 +149,8 @@ def import_torch(
             "its head is freshly initialised and needs training",
             stacklevel=3,
         )
-        flat.update(_initial(model, fresh, jax.random.PRNGKey(0) if key is None else key))
+        initial = _initial_head(model, jax.random.PRNGKey(0) if key is None else key)
+        flat.update({path: initial[path] for path in fresh})
     variables, counts = trees.unflatten(flat), plan.frames
     if frames is not None and not counts:
         flexible = FrameFlexible(model, tuple(frames))
@@ -176,7 +181,7 @@ def to_torch(name: str, variables: Variables, format: str | None = None) -> dict
     homeless = {fmt: [path for path in flat if torch_key(path, table) is None] for fmt, table in tables.items()}
     chosen = next((fmt for fmt in tables if not homeless[fmt]), None)
     if chosen is None:
-        reasons = "; ".join(f"{fmt!r} has no place for {_some(paths)}" for fmt, paths in homeless.items())
+        reasons = "; ".join(f"{fmt!r} has no place for {_some(paths, 3)}" for fmt, paths in homeless.items())
         raise ValueError(f"{reasons}. FrameFlexible.select(variables, n) gives what a plain format can hold")
     state_dict = {}
     for path, leaf in flat.items():
@@ -228,18 +233,19 @@ def _plans(
 
     def plan(fmt: str, tree: Variables, counts: tuple[int, ...] | None = None) -> _Plan:
         flat = trees.flatten(tree)
-        shapes = {path: _to_torch(path, np.broadcast_to(np.float32(0), leaf.shape)).shape for path, leaf in flat.items()}
+        shapes = {
+            path: _to_torch(path, np.broadcast_to(np.float32(0), leaf.shape)).shape for path, leaf in flat.items()
+        }
         return _Plan(fmt, counts, shapes, {path: _source_key(path, tables[fmt]) for path in flat})
 
     def flexible(counts: tuple[int, ...], alteration: str = "normal") -> Variables:
         return jax.eval_shape(FrameFlexible(model, counts, alteration).specialise, plain)
 
-    private = f"params_{_ANY_COUNT}f"
     for fmt, table in tables.items():
         if all(torch_key(path, table) for path in trees.flatten(plain)):
             yield plan(fmt, plain)
             continue
-        some = next(path for path in trees.flatten(flexible((_ANY_COUNT,))) if path.startswith(private))
+        some = next(path for path in trees.flatten(flexible((_ANY_COUNT,), "none")) if str(_ANY_COUNT) in path)
         pattern = re.escape(_source_key(some, table)).replace(str(_ANY_COUNT), r"(\d+)")
         counts = sorted(int(match[1]) for match in (re.fullmatch(pattern, short) for short in found) if match)
         for alteration in ("normal", "none"):
@@ -277,15 +283,16 @@ def _blank(model: VideoModel) -> Array:
     return jnp.zeros((1, model.clip.num_frames, model.clip.image_size, model.clip.image_size, 3), jnp.uint8)
 
 
-def _initial(model: VideoModel, paths: set[str], key: Array) -> dict[str, Array]:
-    """The model's own initial values of some variables; XLA drops the computation of all others."""
+def _initial_head(model: VideoModel, key: Array) -> dict[str, Array]:
+    """The head's own initial parameters, without computing the rest of the model."""
 
-    @jax.jit
-    def initial(key: Array) -> dict[str, Array]:
-        flat = trees.flatten(model.init(key, _blank(model)))
-        return {path: flat[path] for path in paths}
+    def before_head(model: Any, video: Array) -> Any:
+        return model.body(model.stem(model.normalise(video)))
 
-    return initial(key)
+    init = functools.partial(model.init_with_output, method=before_head)
+    x, _ = jax.eval_shape(init, key, _blank(model))
+    head = model.head.init(key, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x))
+    return trees.flatten({"params": {"head": head["params"]}})
 
 
 def _to_torch(path: str, array: np.ndarray) -> np.ndarray:

@@ -1,0 +1,58 @@
+"""Turns a PyTorch checkpoint into one .safetensors file of ours and shows what went where.
+
+    python scripts/import_torch.py tsm_resnet50 checkpoint.pth tsm.safetensors
+    python scripts/import_torch.py tsm_resnet50 torchvision/resnet50-imagenet1k-v1 start.safetensors --num-classes 174 \
+        --frames 4 8 16
+
+`flaxvid.weights.native.load_variables` reads the result.
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from flaxvid import trees
+from flaxvid.models.registry import list_models
+from flaxvid.weights.native import WeightsInfo, save_variables
+from flaxvid.weights.torch import Imported, import_torch
+
+
+def main() -> None:
+    """Parses, imports, saves and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=list_models(), metavar="MODEL", help="a name of flaxvid.list_models()")
+    parser.add_argument("source", help="a .pth, .pt or .safetensors file, or a known name")
+    parser.add_argument("output", type=Path, help="the .safetensors file to write")
+    parser.add_argument("--num-classes", type=int, help="another number than the file's makes a fresh head")
+    parser.add_argument("--frames", type=int, nargs="+", help="frame counts to make private copies for")
+    parser.add_argument("--format", help="the reference whose keys the file has (default: detected)")
+    arguments = parser.parse_args()
+    imported = import_torch(
+        arguments.model,
+        arguments.source,
+        num_classes=arguments.num_classes,
+        frames=arguments.frames,
+        format=arguments.format,
+    )
+    overrides = {} if imported.num_classes is None else {"num_classes": imported.num_classes}
+    save_variables(arguments.output, imported.variables, WeightsInfo(arguments.model, overrides, imported.frames))
+    console = Console()
+    console.print(account(imported))
+    frames = "" if imported.frames is None else f", frames={imported.frames}"
+    console.print(f"{arguments.model} from {imported.format} keys{frames} -> {arguments.output}")
+
+
+def account(imported: Imported) -> Table:
+    """One row a variable: where it came from and its shape."""
+    flat = trees.flatten(imported.variables)
+    table = Table("variable", "shape", "from")
+    for path in sorted(flat):
+        made = "fresh" if path in imported.fresh else "copied for its frame count"
+        table.add_row(path, str(tuple(flat[path].shape)), imported.keys.get(path, made))
+    return table
+
+
+if __name__ == "__main__":
+    main()
