@@ -107,6 +107,7 @@ class Body(nn.Module):
         width: channels of the first stage's 3x3 convolutions.
         shift: makes the temporal shift of TSM; None for TSN.
         shift_every: shift in blocks 0, n, 2n, ... of each stage.
+        freeze_norms: use the running statistics in training too (TSM's "partial BN": all norms but the stem's).
         remat: recompute activations in the backward pass, block by block, to save memory.
         dtype: compute type.
     """
@@ -116,12 +117,14 @@ class Body(nn.Module):
     width: int = 64
     shift: MakeShift | None = None
     shift_every: int = 1
+    freeze_norms: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid (b, t, h, w, c) to (b, t, h/8, w/8, feature_dim) with four stages."""
+        train = train and not self.freeze_norms
         block = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
         for stage, depth in enumerate(self.depths):
             for index in range(depth):
@@ -149,6 +152,7 @@ def build(
     dropout: float = 0.5,
     mean: tuple[float, float, float] = ClipSpec.mean,
     std: tuple[float, float, float] = ClipSpec.std,
+    freeze_norms: bool = False,
     dtype: Any = jnp.float32,
     remat: bool = False,
 ) -> VideoModel:
@@ -167,6 +171,7 @@ def build(
         dropout: rate on each frame's feature in training.
         mean: per-channel mean of RGB in [0, 1].
         std: per-channel deviation of RGB in [0, 1].
+        freeze_norms: all norms but the stem's use their running statistics in training too.
         dtype: compute type; parameters, statistics and logits stay float32.
         remat: recompute activations in the backward pass.
     """
@@ -176,7 +181,7 @@ def build(
     make_shift = None if shift == "none" else functools.partial(TemporalShift, shift_div, shift == "causal")
     return VideoModel(
         stem=Stem(width, dtype),
-        body=Body(block, tuple(depths), width, make_shift, shift_every, remat, dtype),
+        body=Body(block, tuple(depths), width, make_shift, shift_every, freeze_norms, remat, dtype),
         head=ConsensusHead(num_classes, dropout),
         feature_dim=width * 2 ** (len(depths) - 1) * block.expansion,
         clip=ClipSpec(num_frames, image_size, tuple(mean), tuple(std)),

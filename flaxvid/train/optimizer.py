@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import optax
 
 from flaxvid import trees
@@ -45,11 +46,11 @@ def make_optimizer(recipe: OptimizerRecipe, schedule: optax.Schedule) -> optax.G
 
     def decay(updates, params):
         _, decays = group_factors(params, recipe.rules)
-        return optax.tree.map(lambda u, p, factor: u + recipe.weight_decay * factor * p, updates, params, decays)
+        return jax.tree.map(lambda u, p, factor: u + recipe.weight_decay * factor * p, updates, params, decays)
 
     def scale(updates, params):
         rates, _ = group_factors(params, recipe.rules)
-        return optax.tree.map(lambda u, factor: factor * u, updates, rates)
+        return jax.tree.map(lambda u, factor: factor * u, updates, rates)
 
     clip = optax.clip_by_global_norm(recipe.clip_norm) if recipe.clip_norm else optax.identity()
     if recipe.name == "sgd":

@@ -46,28 +46,34 @@ class DataRecipe:
 
     Attributes:
         name: "motion", "folder", "list", "ucf101", ...
-        root: the data set's folder; "" is the default place of `motion`.
+        root: the data set's folder; "" is the cache folder for "motion", which is built there on first use.
         train_split, eval_split: of the data set.
+        test_size: short side of a test video before its centre crop; 0 is the usual image_size * 256 / 224.
         scales: sides of the multi-scale crop, as parts of the short side.
         flip: mirror training clips where the labels allow it.
         short: what a video with fewer frames than wanted means: "error", or "repeat" its frames.
         shuffle_frames: put the frames of each clip in random order, a baseline that knows no order.
         num_threads: that decode.
         num_workers: processes that decode; 0 decodes in this one.
-        options: further arguments of the source.
+        fold: which of the official splits ("ucf101", "hmdb51"), from 1; 0 for data sets that have no such splits.
+        lists: folder of the list files, where it is not found by itself.
+        motion: fields of `MotionConfig`, for "motion".
     """
 
     name: str = "motion"
     root: str = ""
     train_split: str = "train"
     eval_split: str = "test"
+    test_size: int = 0
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     flip: bool = False
     short: str = "error"
     shuffle_frames: bool = False
     num_threads: int = 2
     num_workers: int = 0
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fold: int = 0
+    lists: str = ""
+    motion: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass

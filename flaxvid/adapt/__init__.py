@@ -1,0 +1,1 @@
+"""Adapting trained variables: new heads, re-estimated statistics."""

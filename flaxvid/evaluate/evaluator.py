@@ -1,0 +1,58 @@
+"""Evaluation of a model at several frame counts in one pass over the videos."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flaxvid.evaluate.metrics import accuracies, accuracy_sums
+from flaxvid.models.video_model import VideoModel
+from flaxvid.types import Batch, Variables
+
+
+def evaluate(
+    model: VideoModel,
+    variables: Mapping[int, Variables],
+    batches: Iterable[Batch],
+    *,
+    put: Callable[[Batch], Batch] = lambda batch: batch,
+    progress: Callable[[int], None] = lambda clips: None,
+) -> dict[int, dict[str, float]]:
+    """Accuracy at each frame count, one clip and one crop a video.
+
+    Args:
+        model: the ordinary model.
+        variables: ordinary variables for each frame count.
+        batches: uint8 evaluation batches, their "video" with one entry for each of these counts.
+        put: moves a batch to the devices.
+        progress: is told how many videos a batch brought.
+
+    Returns:
+        ``{4: {"top1": 0.61, "top5": 0.93, "clips": 2048}, ...}``, accuracies in [0, 1].
+
+    Raises:
+        ValueError: the video is not uint8, or no video was evaluated.
+    """
+
+    @jax.jit
+    def count_right(plain: Variables, video: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+        return accuracy_sums(model.apply(plain, video), labels, mask)
+
+    totals: dict[int, Any] = {}
+    for batch in batches:
+        clips = int(batch["mask"].sum())
+        batch = put(batch)
+        for count, plain in variables.items():
+            video = batch["video"][count]
+            if video.dtype != jnp.uint8:
+                raise ValueError(
+                    f"evaluation takes uint8 video, got {video.dtype}: the model itself normalises, and floats in [0, 1] "
+                    "would pass for normalised ones"
+                )
+            sums = count_right(plain, video, batch["label"], batch["mask"])
+            totals[count] = jax.tree.map(jnp.add, totals[count], sums) if count in totals else sums
+        progress(clips)
+    if not totals:
+        raise ValueError("no batch to evaluate: is the split empty?")
+    return {count: {**accuracies(sums), "clips": int(sums["count"])} for count, sums in totals.items()}

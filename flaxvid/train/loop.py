@@ -1,0 +1,153 @@
+"""The train loop: one function for every task, from a recipe to a trained network and its any-frame table."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from flaxvid.compress.cost import model_cost
+from flaxvid.data.pipeline import eval_batches, steps_per_epoch, train_batches
+from flaxvid.data.sources import Source
+from flaxvid.evaluate.evaluator import evaluate
+from flaxvid.report.page import write_page
+from flaxvid.report.run import read_run
+from flaxvid.report.tables import any_frame_table
+from flaxvid.tasks.task import Task
+from flaxvid.train.checkpoint import Checkpoints
+from flaxvid.train.logging import RunLogger, parameter_table
+from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
+from flaxvid.train.optimizer import make_optimizer, make_schedule
+from flaxvid.train.recipe import Recipe, check, claim_workdir
+from flaxvid.train.setup import clip_config, load_start, make_model, make_task, open_data
+from flaxvid.train.state import TrainState, averaged, create_state
+from flaxvid.train.step import TrainStep, make_train_step
+
+Rows = list[dict[str, float]]
+
+
+def run(recipe: Recipe, workdir: str | Path) -> Rows:
+    """Trains what a recipe says, or goes on where the same recipe stopped; a finished run only gives its results.
+
+    Args:
+        recipe: model, data, task, optimizer.
+        workdir: gets recipe.json, metrics.jsonl, checkpoints/, any_frame.json and index.html.
+
+    Returns:
+        The rows of the any-frame table: ``[{"frames", "top1", "top5", "gflops", "clips"}, ...]``.
+
+    Raises:
+        ValueError: recipe, data or weights do not fit; raised before anything is written or trained.
+    """
+    check(recipe)
+    enable_compilation_cache()
+    workdir, mesh, hosts = Path(workdir), make_mesh(), jax.process_count()
+    check_batch_size(recipe.batch_size, mesh, accumulate=recipe.optimizer.accumulate)
+    check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
+    source, eval_source = (open_data(recipe.data, split) for split in (recipe.data.train_split, recipe.data.eval_split))
+    epoch_steps = steps_per_epoch(source, recipe.batch_size // hosts, hosts)
+    model = make_model(recipe, len(source.classes))
+    task, plain = make_task(recipe, model), load_start(recipe, model)
+    claim_workdir(recipe, workdir)
+    if (workdir / "any_frame.json").exists():
+        finished = read_run(workdir)
+        print(f"{workdir} is finished:\n{any_frame_table(finished)}")
+        return [dict(row) for row in finished.any_frame]
+
+    optimizer = make_optimizer(recipe.optimizer, make_schedule(recipe.optimizer, recipe.epochs, epoch_steps))
+    init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
+    state = create_state(task.init(init_key, plain), optimizer, ema=recipe.optimizer.ema > 0)
+    state = jax.device_put(state, replicated(mesh))
+    data = train_batches(
+        source,
+        clip_config(recipe, task.frames),
+        recipe.batch_size // hosts,
+        seed=recipe.seed,
+        shard_index=jax.process_index(),
+        shard_count=hosts,
+        num_threads=recipe.data.num_threads,
+        num_workers=recipe.data.num_workers,
+    )
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        if checkpoints.latest_step() is not None:
+            state, _ = checkpoints.restore(state, data)
+        start, total = int(state.step), recipe.epochs * epoch_steps
+        with RunLogger(workdir, total, start) as log:
+            log.print(parameter_table(state.variables))
+            log.print(
+                f"{source.name}: {len(source)} training and {len(eval_source)} test videos, {len(source.classes)} classes; "
+                f"{recipe.epochs} epochs of {epoch_steps} steps on {mesh.size} {jax.default_backend()} device(s)"
+                + (f"; going on after step {start}" if start else "")
+            )
+            train_step: TrainStep | None = None
+            for step in range(start + 1, total + 1):
+                batch = put_batch(next(data), mesh)
+                if train_step is None:
+                    jitted = make_train_step(
+                        task, optimizer, mesh, accumulate=recipe.optimizer.accumulate, ema=recipe.optimizer.ema
+                    )
+                    train_step = compile_step(jitted, (state, batch, step_key), log)
+                state, metrics = train_step(state, batch, step_key)
+                log.update(step, recipe.batch_size)
+                epoch = step / epoch_steps
+                save = step == total or step % (recipe.checkpoint_every * epoch_steps) == 0
+                if save or step % recipe.log_every == 0:
+                    values = log.write(step, {f"train/{name}": value for name, value in metrics.items()}, epoch)
+                    if not math.isfinite(values["train/loss"]):
+                        raise FloatingPointError(
+                            f"the loss is {values['train/loss']} at step {step}: lower the learning rate or clip the "
+                            f"gradient; what was saved in {workdir / 'checkpoints'} is from before"
+                        )
+                if save:
+                    checkpoints.save(step, state, data)
+                if recipe.eval_every and step % (recipe.eval_every * epoch_steps) == 0 and step < total:
+                    results = test(recipe, task, state, eval_source, task.frames, mesh)
+                    log.write(step, {f"eval/top1_{n}": row["top1"] for n, row in results.items()}, epoch)
+            results = test(recipe, task, state, eval_source, recipe.eval_frames, mesh)
+            log.write(total, {f"eval/top1_{n}": row["top1"] for n, row in results.items()}, recipe.epochs)
+    size = model.clip.image_size
+    rows = [
+        {"frames": n, "gflops": model_cost(model, (1, n, size, size, 3)).gflops, **row} for n, row in results.items()
+    ]
+    if jax.process_index() == 0:
+        (workdir / "any_frame.json").write_text(json.dumps(rows, indent=1))
+        print(f"{any_frame_table(read_run(workdir))}\nall about this run: {write_page(workdir)}")
+    return rows
+
+
+def test(
+    recipe: Recipe, task: Task, state: TrainState, source: Source, frames: tuple[int, ...], mesh: Mesh
+) -> dict[int, dict[str, float]]:
+    """Accuracy on a source at each of `frames`, with the moving averages where there are any."""
+    variables = averaged(state.variables)
+    hosts = jax.process_count()
+    batches = eval_batches(
+        source,
+        clip_config(recipe, frames),
+        recipe.eval_batch_size // hosts,
+        shard_index=jax.process_index(),
+        shard_count=hosts,
+        num_threads=recipe.data.num_threads,
+    )
+    plain = {count: task.select(variables, count) for count in frames}
+    return evaluate(task.model, plain, batches, put=lambda batch: put_batch(batch, mesh))
+
+
+def compile_step(jitted: Any, arguments: tuple[Any, ...], log: RunLogger) -> TrainStep:
+    """Compiles the step ahead of its first use and says how long that took; a warm cache makes it short."""
+    begin = time.perf_counter()
+    compiled = jitted.lower(*arguments).compile()
+    seconds = time.perf_counter() - begin
+    log.print(f"compiled the training step in {seconds:.1f} s (the next start with the same shapes takes it from the cache)")
+    return compiled
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR or the program itself chose a place."""
+    if jax.config.jax_compilation_cache_dir is None:
+        default = Path(os.environ.get("FLAXVID_CACHE", "~/.cache/flaxvid")).expanduser() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(default))

@@ -1,0 +1,112 @@
+"""The data sets' recipes for TSM, as its authors and FFN's publish them; the files in configs/ start from these."""
+
+import dataclasses
+
+from flaxvid.data.motion import MotionConfig
+from flaxvid.train.recipe import FFN_RULES, DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe
+
+
+def _imagenet(frames: int) -> ModelRecipe:
+    return ModelRecipe("tsm_resnet50", "torchvision/resnet50-imagenet1k-v1", num_frames=frames)
+
+
+def _something(version: str) -> Recipe:
+    """arXiv 2303.14817, section 4.1, and the authors' code: no flip, for labels say left and right."""
+    return Recipe(
+        model=_imagenet(16),
+        data=DataRecipe(f"ssv{version}", eval_split="val", short="repeat", num_workers=8),
+        optimizer=OptimizerRecipe("sgd", 0.01, 0.9, 5e-4, "step", (20, 40), clip_norm=20.0, rules=FFN_RULES),
+        batch_size=32,
+        epochs=50,
+    )
+
+
+def ssv1() -> Recipe:
+    """Something-Something v1."""
+    return _something("1")
+
+
+def ssv2() -> Recipe:
+    """Something-Something v2."""
+    return _something("2")
+
+
+def kinetics400() -> Recipe:
+    """Kinetics-400: as Something-Something, with less decay, and flipped."""
+    recipe = _something("2")
+    recipe.data = DataRecipe("kinetics400", eval_split="val", flip=True, short="repeat", num_workers=8)
+    recipe.optimizer.weight_decay = 1e-4
+    return recipe
+
+
+def hmdb51() -> Recipe:
+    """HMDB51, split 1, with the settings of Something-Something: the FFN paper names no others."""
+    recipe = _something("2")
+    recipe.data = DataRecipe("hmdb51", flip=True, short="repeat", fold=1, num_workers=8)
+    return recipe
+
+
+def ucf101() -> Recipe:
+    """UCF-101, split 1, TSM's fine-tuning (arXiv 1811.08383, section 5.1): 25 epochs, dropout 0.8, norms frozen but the first.
+
+    The authors start from Kinetics-400; give such a file as ``--config.model.weights=FILE``.
+    """
+    recipe = hmdb51()
+    recipe.data = dataclasses.replace(recipe.data, name="ucf101")
+    recipe.model = dataclasses.replace(recipe.model, dropout=0.8, options={"freeze_norms": True})
+    frozen = (r"params\w*/body/.*norm.*", 0.0, 0.0)
+    recipe.optimizer = dataclasses.replace(
+        recipe.optimizer, learning_rate=0.001, milestones=(10, 20), rules=(frozen, *FFN_RULES)
+    )
+    recipe.epochs = 25
+    return recipe
+
+
+def folder() -> Recipe:
+    """Your own videos in class folders, ``--config.data.root=FOLDER``: ImageNet start, half the rate, cosine."""
+    return Recipe(
+        model=_imagenet(16),
+        data=DataRecipe("folder", flip=True, short="repeat"),
+        optimizer=OptimizerRecipe("sgd", 0.005, schedule="cosine", warmup_epochs=1, rules=FFN_RULES),
+        batch_size=16,
+        eval_batch_size=16,
+        epochs=25,
+    )
+
+
+def motion() -> Recipe:
+    """The embedded data set, sized for two CPU cores and from scratch."""
+    return Recipe(
+        model=ModelRecipe(
+            "tsm_resnet18", num_frames=16, image_size=48, dropout=0.1, options={"width": 16, "depths": (1, 1, 1, 1)}
+        ),
+        data=DataRecipe("motion", scales=(1.0, 0.875), motion=dataclasses.asdict(MotionConfig())),
+        optimizer=OptimizerRecipe("adamw", 3e-3, weight_decay=0.02, schedule="cosine", warmup_epochs=0.5, clip_norm=1.0),
+        batch_size=32,
+        eval_batch_size=64,
+        epochs=4,
+    )
+
+
+PRESETS = {
+    "motion": motion,
+    "ssv1": ssv1,
+    "ssv2": ssv2,
+    "kinetics400": kinetics400,
+    "hmdb51": hmdb51,
+    "ucf101": ucf101,
+    "folder": folder,
+}
+
+
+def preset(name: str) -> Recipe:
+    """The recipe of a data set for a plain TSM at 16 frames.
+
+    Raises:
+        ValueError: no such name; the message lists them.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown data set {name!r}: this config has {', '.join(PRESETS)}")
+    recipe = PRESETS[name]()
+    recipe.task = TaskRecipe("supervised", frames=(16,))
+    return recipe

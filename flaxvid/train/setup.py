@@ -1,0 +1,100 @@
+"""From a recipe's words to the things that they name."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flaxvid.adapt.surgery import adopt
+from flaxvid.data.pipeline import ClipConfig
+from flaxvid.data.sources import Source, open_source
+from flaxvid.frames import FrameFlexible
+from flaxvid.models.registry import create_model
+from flaxvid.models.video_model import VideoModel
+from flaxvid.tasks.frame_flexible import FrameFlexibleTask
+from flaxvid.tasks.task import Supervised, Task, init_model
+from flaxvid.train.checkpoint import restore_variables
+from flaxvid.train.recipe import DataRecipe, Recipe
+from flaxvid.train.state import averaged
+from flaxvid.weights.download import resolve_weights
+from flaxvid.weights.torch import load_torch
+
+
+def open_data(recipe: DataRecipe, split: str) -> Source:
+    """One split of the recipe's data set."""
+    from flaxvid.data.motion import MotionConfig  # tensorflow-datasets takes half a second to import
+
+    known = [field.name for field in dataclasses.fields(MotionConfig)]
+    unknown = sorted(set(recipe.motion) - set(known))
+    if unknown:
+        raise ValueError(f"data.motion has no field {', '.join(unknown)}: valid ones are {', '.join(known)}")
+    if not recipe.root and recipe.name != "motion":
+        raise ValueError(f"data.root is empty: say where {recipe.name} lies with --config.data.root=FOLDER")
+    return open_source(
+        recipe.name,
+        recipe.root or os.environ.get("FLAXVID_DATA", "~/.cache/flaxvid"),
+        split,
+        fold=recipe.fold or None,
+        lists=recipe.lists or None,
+        motion=MotionConfig(**recipe.motion) if recipe.name == "motion" else None,
+    )
+
+
+def clip_config(recipe: Recipe, frames: tuple[int, ...]) -> ClipConfig:
+    """How clips of these frame counts are cut from the recipe's videos."""
+    data = recipe.data
+    return ClipConfig(
+        frames=tuple(frames),
+        image_size=recipe.model.image_size,
+        test_size=data.test_size or None,
+        scales=tuple(data.scales),
+        flip=data.flip,
+        short=data.short,  # pyright: ignore[reportArgumentType]
+        shuffle_frames=data.shuffle_frames,
+    )
+
+
+def make_model(recipe: Recipe, num_classes: int) -> VideoModel:
+    """The recipe's network."""
+    named = dataclasses.asdict(recipe.model)
+    options = named.pop("options")
+    name = named.pop("name")
+    del named["weights"]
+    return create_model(name, num_classes=num_classes, **named, **options)
+
+
+def make_task(recipe: Recipe, model: VideoModel) -> Task:
+    """The recipe's task."""
+    task = recipe.task
+    if task.name == "ffn":
+        flexible = FrameFlexible(model, tuple(task.frames), task.alteration, task.private_norms)
+        return FrameFlexibleTask(flexible, task.weight, task.distil, task.label_smoothing)
+    return Supervised(model, tuple(task.frames), task.label_smoothing, task.sampling, task.share)
+
+
+def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
+    """Ordinary variables to start from; None from scratch.
+
+    `recipe.model.weights` is a run's folder of ours, a torch file, or a known name. Of a frame-flexible run the longest
+    frame count's variables are taken. A head of another number of classes is left as initialised, and that is said.
+    """
+    weights = recipe.model.weights
+    if not weights:
+        return None
+    if not Path(weights).is_dir():
+        named = dataclasses.asdict(recipe.model)
+        overrides = {key: named[key] for key in ("num_frames", "image_size")} | named["options"]
+        classes = model.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
+        return load_torch(recipe.model.name, resolve_weights(weights), num_classes=classes, overrides=overrides)
+    variables = averaged(restore_variables(weights))
+    counts = [int(name[len("params_") : -1]) for name in variables if name.startswith("params_")]
+    if counts:
+        variables = FrameFlexible(model, tuple(counts)).select(variables, max(counts))
+    template = jax.tree.map(jnp.asarray, init_model(model, jax.random.key(recipe.seed)))
+    adopted, fresh = adopt(template, variables)
+    if fresh:
+        print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")
+    return adopted
