@@ -1,0 +1,193 @@
+"""The embedded data set `motion`: short h264 clips whose labels only the order and the pace of the frames can tell."""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flaxvid.data.motion_render import FLIP_LABELS, MOTION_CLASSES, encode, render_clip
+
+VERSION = "1.0.0"  # raise it whenever a clip would come out differently
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """What to draw; every set of options has a folder of its own, so that two of them never mix.
+
+    Attributes:
+      size: height and width in pixels, even and at least 16.
+      num_frames: frames a clip, at least 4.
+      train: clips of the training split.
+      validation: clips of the validation split, where settings are chosen.
+      test: clips of the test split.
+      seed: everything drawn follows from it, the split's name and the clip's position.
+    """
+
+    size: int = 64
+    num_frames: int = 32
+    train: int = 6000
+    validation: int = 512
+    test: int = 2048
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.size < 16 or self.size % 2:
+            raise ValueError(f"motion: size must be even and at least 16, got {self.size}; try 64.")
+        if self.num_frames < 4:
+            raise ValueError(f"motion: num_frames must be at least 4, got {self.num_frames}; try 32.")
+        if self.seed < 0 or min(self.train, self.validation, self.test) < 1:
+            raise ValueError(f"motion: seed must not be negative and every split needs at least one clip, got {self}.")
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of this set, with every option in it."""
+        return f"{self.size}px-{self.num_frames}f-{self.train}-{self.validation}-{self.test}-seed{self.seed}/{VERSION}"
+
+
+def make_clip(config: MotionConfig, split: str, index: int) -> bytes:
+    """The h264 file of one clip, a function of its arguments alone; its class is `index % len(MOTION_CLASSES)`."""
+    rng = np.random.default_rng((config.seed, _SPLITS.index(split), index))
+    return encode(*render_clip(index % len(MOTION_CLASSES), config.size, config.num_frames, rng))
+
+
+def build_motion(
+    root: str | Path | None = None, config: MotionConfig | None = None, workers: int | None = None
+) -> Path:
+    """Folder of the data set, which is drawn first if it is not there (a minute for the default on two cores).
+
+    The set is written beside its place and moved there when complete: an interrupted build leaves nothing that looks
+    finished, and of two processes that start at once, the second waits for the first.
+
+    Args:
+      root: folder of data sets; default `$FLAXVID_DATA`, or else `~/.cache/flaxvid`.
+      config: what to draw; default `MotionConfig()`.
+      workers: processes that draw, which never changes the clips; default one a core. 1 draws in this process. A script
+        that asks for more runs its own work under `if __name__ == "__main__"`, as `multiprocessing` demands.
+
+    Returns:
+      A TFDS folder (`tfds.builder_from_directory` opens it) of ArrayRecord files.
+    """
+    config = config or MotionConfig()
+    root = Path(root or os.environ.get("FLAXVID_DATA") or Path.home() / ".cache" / "flaxvid").expanduser().absolute()
+    path = root / "motion" / config.folder
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # goes with the process, however that ends
+        for leftover in path.parent.glob(f".{path.name}.building-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        if not path.exists():
+            building = Path(tempfile.mkdtemp(prefix=f".{path.name}.building-", dir=path.parent))
+            try:
+                _write(building, config, workers or os.cpu_count() or 1)
+                os.replace(building, path)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
+    return path
+
+
+def _write(folder: Path, config: MotionConfig, workers: int) -> None:
+    """Draw and store all clips in the order of their index, under a progress bar."""
+    import tensorflow_datasets as tfds
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name="motion", version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
+        ),
+        description=f"Clips whose labels only the order and the pace of frames can tell: {json.dumps(asdict(config))}",
+        features=tfds.features.FeaturesDict(
+            {
+                "video": tfds.features.Text(),  # arbitrary bytes come back as they were
+                "label": tfds.features.ClassLabel(names=MOTION_CLASSES),
+                "id": tfds.features.Text(),
+            }
+        ),
+        disable_shuffling=True,
+    )
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=4096, file_format="array_record")
+    writer.initialize_splits(list(_SPLITS))
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns) as progress, _mapper(workers) as mapper:
+        task = progress.add_task("Drawing `motion`", total=sum(getattr(config, split) for split in _SPLITS))
+        for split in _SPLITS:
+            count, chunk = getattr(config, split), []
+            for index, video in enumerate(mapper(functools.partial(make_clip, config, split), count)):
+                chunk.append({"video": video, "label": index % len(MOTION_CLASSES), "id": f"{split}-{index:06d}"})
+                if len(chunk) == 64 or index == count - 1:  # every call writes the metadata anew
+                    writer.add_examples({split: chunk})
+                    progress.advance(task, len(chunk))
+                    chunk = []
+    writer.close_all()
+
+
+@contextlib.contextmanager
+def _mapper(workers: int) -> Iterator[Any]:
+    """`map` over `range(n)` in order: here, or in spawned processes (encoding holds the interpreter lock)."""
+    if workers == 1:
+        yield lambda make, count: map(make, range(count))
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield lambda make, count: pool.map(make, range(count), chunksize=16)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class MotionSource:
+    """One split of a built set as a source of encoded clips; opens its files on first use, in every process anew."""
+
+    name = "motion"
+    classes = MOTION_CLASSES
+    flip_labels = FLIP_LABELS
+
+    def __init__(self, path: str | Path, split: str = "train"):
+        if split not in _SPLITS:
+            raise ValueError(f"motion: expected a split of {_SPLITS}, got {split!r}.")
+        if not (Path(path) / "dataset_info.json").exists():
+            raise FileNotFoundError(f"motion: no data set in {path}; give the path that build_motion returns.")
+        self.path, self.split = str(path), split
+
+    @functools.cached_property
+    def _records(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        return tfds.builder_from_directory(self.path).as_data_source(self.split)
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"path": self.path, "split": self.split}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._records[int(index)]
+        return {"video": record["video"], "label": int(record["label"]), "id": record["id"].decode()}
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 over every id, label and encoded clip of a built set, in order.
+
+    Equal hashes mean equal data. Another x264 may encode the same drawing differently, and so may hash differently.
+    """
+    digest = hashlib.sha256()
+    for split in _SPLITS:
+        source = MotionSource(path, split)
+        for index in range(len(source)):
+            item = source[index]
+            digest.update(f"{item['id']} {item['label']} {len(item['video'])}\n".encode() + item["video"])
+    return digest.hexdigest()
