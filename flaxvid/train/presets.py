@@ -14,7 +14,7 @@ def _something(version: str) -> Recipe:
     """arXiv 2303.14817, section 4.1, and the authors' code: no flip, for labels say left and right."""
     return Recipe(
         model=_imagenet(16),
-        data=DataRecipe(f"ssv{version}", eval_split="val", short="repeat", num_workers=8),
+        data=DataRecipe(f"ssv{version}", eval_split="validation", short="repeat", num_workers=8),
         optimizer=OptimizerRecipe("sgd", 0.01, 0.9, 5e-4, "step", (20, 40), clip_norm=20.0, rules=FFN_RULES),
         batch_size=32,
         epochs=50,
@@ -34,7 +34,7 @@ def ssv2() -> Recipe:
 def kinetics400() -> Recipe:
     """Kinetics-400: as Something-Something, with less decay, and flipped."""
     recipe = _something("2")
-    recipe.data = DataRecipe("kinetics400", eval_split="val", flip=True, short="repeat", num_workers=8)
+    recipe.data = DataRecipe("kinetics400", eval_split="validation", flip=True, short="repeat", num_workers=8)
     recipe.optimizer.weight_decay = 1e-4
     return recipe
 

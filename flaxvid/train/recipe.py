@@ -168,6 +168,13 @@ def to_json(recipe: Recipe) -> str:
     return json.dumps(dataclasses.asdict(recipe), indent=2)
 
 
+def read_recipe(workdir: Path) -> Recipe:
+    """The recipe of a run's folder."""
+    saved = json.loads((workdir / "recipe.json").read_text())
+    parts = {"model": ModelRecipe, "data": DataRecipe, "task": TaskRecipe, "optimizer": OptimizerRecipe}
+    return Recipe(**{name: parts[name](**value) if name in parts else value for name, value in saved.items()})
+
+
 def check(recipe: Recipe) -> None:
     """Finds what is wrong with a recipe before any work is done.
 

@@ -1,7 +1,6 @@
 """From a recipe's words to the things that they name."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def open_data(recipe: DataRecipe, split: str) -> Source:
         raise ValueError(f"data.root is empty: say where {recipe.name} lies with --config.data.root=FOLDER")
     return open_source(
         recipe.name,
-        recipe.root or os.environ.get("FLAXVID_DATA", "~/.cache/flaxvid"),
+        recipe.root or None,
         split,
         fold=recipe.fold or None,
         lists=recipe.lists or None,
