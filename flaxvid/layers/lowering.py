@@ -6,7 +6,7 @@ everywhere else; `direct_convolve` is always that one convolution.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import jax
@@ -100,9 +100,18 @@ def _by_platform(x, kernel, strides, pads, groups):
     form = _cpu_form(kernel.shape, groups)
     if form is _direct:
         return _direct(x, kernel, strides, pads, groups)
-    bound = {"strides": strides, "pads": pads, "groups": groups}
-    lean = jax.checkpoint(partial(form, **bound), prevent_cse=False)
-    return lax.platform_dependent(x, kernel, cpu=lean, default=partial(_direct, **bound))
+
+    def fast(x, kernel):
+        # Sums of products are float32 on every platform; the parts of a CPU form would round each of theirs to
+        # bfloat16.
+        exact = jnp.promote_types(x.dtype, jnp.float32)
+        return form(x.astype(exact), kernel.astype(exact), strides, pads, groups).astype(x.dtype)
+
+    def direct(x, kernel):
+        return _direct(x, kernel, strides, pads, groups)
+
+    # Without the checkpoint, each platform would save the other one's residuals, too (as zeros).
+    return lax.platform_dependent(x, kernel, cpu=jax.checkpoint(fast, prevent_cse=False), default=direct)
 
 
 def _cpu_form(kernel_shape, groups):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial, reduce
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -53,17 +54,14 @@ def avg_pool(
         ValueError: strides or padding do not fit the window.
     """
     window, strides, pads = _geometry(window, strides, padding)
-    pool = partial(nn.avg_pool, window_shape=window, strides=strides, padding=pads, count_include_pad=count_include_pad)
-    return over_leading(pool, x, len(window) + 1)
+    sizes: Any = {"window_shape": window, "strides": strides, "padding": pads}
+    return over_leading(lambda x: nn.avg_pool(x, **sizes, count_include_pad=count_include_pad), x, len(window) + 1)
 
 
 def _geometry(window, strides, padding):
     window = tuple(window)
-    return (
-        window,
-        per_axis(window if strides is None else strides, len(window), "strides"),
-        padding_pairs(padding, window),
-    )
+    strides = per_axis(window if strides is None else strides, len(window), "strides")
+    return window, strides, padding_pairs(padding, window)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
