@@ -1,0 +1,158 @@
+"""The torch peers of benchmark.py: one convolution, and ResNets with temporal shift, plain or frame-flexible."""
+
+import copy
+import os
+import resource
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def torch_convolution(
+    x: np.ndarray, kernel: np.ndarray, cotangent: np.ndarray, strides: Any, pads: Sequence[int], groups: int
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Forward, and forward + backward, of one convolution in channels-last memory; arguments as for flaxvid's."""
+    rank = len(pads)
+    convolve = F.conv2d if rank == 2 else F.conv3d
+    memory_format = torch.channels_last if rank == 2 else torch.channels_last_3d
+
+    def channels_first(array: np.ndarray, *order: int) -> torch.Tensor:
+        return torch.from_numpy(array).permute(*order).contiguous(memory_format=memory_format)
+
+    to_first = (0, rank + 1, *range(1, rank + 1))
+    tensor, cotangent_tensor = channels_first(x, *to_first), channels_first(cotangent, *to_first)
+    weight = channels_first(kernel, rank + 1, rank, *range(rank))
+
+    def forward() -> torch.Tensor:
+        with torch.no_grad():
+            return convolve(tensor, weight, None, strides, pads, 1, groups)
+
+    def both() -> Any:
+        leaves = tensor.detach().requires_grad_(), weight.detach().requires_grad_()
+        y = convolve(*leaves, None, strides, pads, 1, groups)
+        return y, torch.autograd.grad(y, leaves, cotangent_tensor)
+
+    return forward, both
+
+
+class Shifted(nn.Module):
+    """A convolution behind the temporal shift and, if frame-flexible, the count's gain."""
+
+    def __init__(self, conv: nn.Conv2d, frames: Sequence[int], shift: bool):
+        super().__init__()
+        self.conv, self.shift, self.count = conv, shift, frames[-1]
+        gains = {str(n): nn.Parameter(1e-3 * torch.randn(conv.in_channels, 1, 1)) for n in frames}
+        self.gains = nn.ParameterDict(gains if len(frames) > 1 else {})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Frames of all clips on the batch axis."""
+        if self.shift:
+            clips, fold = x.unflatten(0, (-1, self.count)), x.shape[1] // 8
+            out = torch.zeros_like(clips)
+            out[:, :-1, :fold] = clips[:, 1:, :fold]
+            out[:, 1:, fold : 2 * fold] = clips[:, :-1, fold : 2 * fold]
+            out[:, :, 2 * fold :] = clips[:, :, 2 * fold :]
+            x = out.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        if self.gains:
+            x = x + self.gains[str(self.count)] * x
+        return self.conv(x)
+
+
+class PrivateNorm(nn.Module):
+    """One BatchNorm for each frame count."""
+
+    def __init__(self, norm: nn.BatchNorm2d, frames: Sequence[int]):
+        super().__init__()
+        self.norms = nn.ModuleDict({str(n): copy.deepcopy(norm) for n in frames})
+        self.count = frames[-1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm of the count at hand."""
+        return self.norms[str(self.count)](x)
+
+
+def make_network(name: str, frames: Sequence[int]) -> nn.Module:
+    """torchvision's ResNet with shift in front of every block (tsm_) or none (tsn_), norms private to each count."""
+    if not hasattr(torch.ops.torchvision, "nms"):  # declared in C++, which a torchvision without its binaries lacks
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        make_network.library = library  # pyright: ignore[reportFunctionMemberAccess]
+    from torchvision.models import resnet
+
+    family, depth = name.split("_")
+    network = getattr(resnet, depth)(num_classes=174)
+    for block in [m for m in network.modules() if isinstance(m, resnet.Bottleneck | resnet.BasicBlock)]:
+        block.conv1 = Shifted(block.conv1, frames, shift=family == "tsm")
+    if len(frames) > 1:
+        for parent in list(network.modules()):
+            for child_name, child in list(parent.named_children()):
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(parent, child_name, PrivateNorm(child, frames))
+    network.fc = nn.Sequential(nn.Dropout(0.5), network.fc)
+    return network
+
+
+class TorchTrainer:
+    """The same model, batch and step as flaxvid's, eager, channels last, autocast for bfloat16.
+
+    With several frame counts it runs as FFN's authors run it (arXiv 2303.14817): the network once for each count, one
+    loss, one backward pass.
+    """
+
+    def __init__(self, name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str, device: str):
+        self.device = "cuda" if device == "gpu" else "cpu"
+        self.network = make_network(name, frames).to(self.device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+        self.autocast = torch.autocast(self.device, torch.bfloat16, enabled=dtype == "bfloat16")
+        videos = {n: torch.randn(batch * n, 3, size, size, device=self.device) for n in frames}
+        self.videos = {n: video.contiguous(memory_format=torch.channels_last) for n, video in videos.items()}
+        self.labels = torch.arange(batch, device=self.device)
+
+    def logits(self) -> dict[int, torch.Tensor]:
+        """By frame count."""
+        logits = {}
+        for count, video in self.videos.items():
+            for module in self.network.modules():
+                if isinstance(module, Shifted | PrivateNorm):
+                    module.count = count
+            with self.autocast:
+                logits[count] = self.network(video).float().unflatten(0, (-1, count)).mean(1)
+        return logits
+
+    def train(self) -> None:
+        """One step."""
+        self.network.train()
+        *students, teacher = (logits := self.logits())
+        loss = F.cross_entropy(logits[teacher], self.labels)
+        target = logits[teacher].detach().log_softmax(-1)
+        for count in students:
+            loss = loss + F.kl_div(logits[count].log_softmax(-1), target, reduction="batchmean", log_target=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 20.0)
+        self.optimizer.step()
+        self._wait()
+
+    def forward(self) -> None:
+        """Logits of each count, as in evaluation."""
+        self.network.eval()
+        with torch.inference_mode():
+            self.logits()
+        self._wait()
+
+    def peak_bytes(self) -> int:
+        """The most memory used: the device's, or on CPU the process's."""
+        if self.device == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
