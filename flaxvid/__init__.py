@@ -24,7 +24,17 @@ _PUBLIC = {
 }
 _ROOMS = ("layers", "losses")
 
-__all__ = ["ClipSpec", "FrameFlexible", "create_model", "layers", "list_models", "load_torch", "losses", "run", "to_torch"]
+__all__ = [
+    "ClipSpec",
+    "FrameFlexible",
+    "create_model",
+    "layers",
+    "list_models",
+    "load_torch",
+    "losses",
+    "run",
+    "to_torch",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """One network for every frame count: Frame Flexible Network (Zhang et al., arXiv 2303.14817), for any model of the zoo.
 
-A network trained at 16 frames fails at 4: its normalisation statistics, and what its kernels expect of neighbouring frames,
-belong to the pace at which 16 frames sample a video. FFN shares all convolutions and gives each frame count private
-normalisation layers and a private gain on the input channels of chosen kernels.
+A network trained at 16 frames fails at 4: its normalisation statistics, and what its kernels expect of neighbouring
+frames, belong to the pace at which 16 frames sample a video. FFN shares all convolutions and gives each frame count
+private normalisation layers and a private gain on the input channels of chosen kernels.
 
 Here that is a function of variables and no kind of model: `FrameFlexible.select` merges one frame count's private
 collections into the ordinary variables of the ordinary model.
@@ -42,15 +42,15 @@ def _gain_path(kernel_path: str) -> str:
 class FrameFlexible:
     """A model with private normalisation and weight alteration for each of several frame counts.
 
-    Variables are ``params`` (shared), ``params_4f``, ``batch_stats_4f``, ``params_8f``, ...: a norm's affine under its own
-    path, and next to an altered kernel its `gain`, one number an input channel: the kernel in use is ``W * (1 + gain)``,
-    which is FFN's depthwise 1x1 adapter with its skip connection exactly (arXiv 2303.14817, eq. 8).
+    Variables are ``params`` (shared), ``params_4f``, ``batch_stats_4f``, ``params_8f``, ...: a norm's affine under its
+    own path, and next to an altered kernel its `gain`, one number an input channel: the kernel in use is ``W * (1 +
+    gain)``, which is FFN's depthwise 1x1 adapter with its skip connection exactly (arXiv 2303.14817, eq. 8).
 
     Attributes:
         model: any model of the zoo.
         frames: the frame counts that have variables of their own, ascending.
-        alteration: how the gains start: "normal" (deviation 1e-3, the paper's), "kaiming" (deviation sqrt(2 / channels), what
-            the authors' code does in effect), "zeros", or "none" for no weight alteration at all.
+        alteration: how the gains start: "normal" (deviation 1e-3, the paper's), "kaiming" (deviation sqrt(2 /
+            channels), what the authors' code does in effect), "zeros", or "none" for no weight alteration at all.
         private_norms: False shares normalisation layers too, which is the paper's ablation.
     """
 
@@ -190,8 +190,8 @@ class FrameFlexible:
             wrong = [path for path, leaf in matches.items() if leaf.ndim not in (2, 4, 5) or leaf.shape[-2] == 1]
             if wrong or not matches:
                 raise ValueError(
-                    f"altered pattern {pattern!r} must match ungrouped kernels of Conv (4 or 5 axes) or Dense (2 axes), "
-                    f"got {', '.join(wrong) or 'no parameter'}"
+                    f"altered pattern {pattern!r} must match ungrouped kernels of Conv (4 or 5 axes) or Dense (2 "
+                    f"axes), got {', '.join(wrong) or 'no parameter'}"
                 )
             kernels.update(matches)
         return kernels

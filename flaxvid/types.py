@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 Variables = Mapping[str, Any]
-"""Flax variables: ``{"params": {"stem": ..., "body": ..., "head": ...}, "batch_stats": ...}`` and further collections."""
+"""Flax variables: ``{"params": {"stem": ..., "body": ..., "head": ...}, "batch_stats": ...}`` and further
+collections."""
 
 Batch = Mapping[str, Any]
 """What the data path yields: ``{"video": {n: uint8 (b, n, h, w, 3)}, "label": (b,), "index": (b,)}`` and, in

@@ -1,4 +1,5 @@
-"""Makes the comparison on `motion` of the README, table and plot: python scripts/reproduce.py [--seeds 0 1 2] [--jobs 2].
+"""Makes the comparison on `motion` of the README, table and plot: python scripts/reproduce.py [--seeds 0 1 2] [--jobs
+2].
 
 Trains every method with every seed, `--jobs` runs at a time, skips what is finished and goes on with what is not.
 """
@@ -114,11 +115,15 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     (args.folder / "fingerprint.txt").write_text(f"{fingerprint(path)}\n")
     cores: SimpleQueue = SimpleQueue()
-    available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    available = (
+        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    )
     for job in range(args.jobs):
         cores.put(set(available[job % len(available) :: args.jobs]))
     with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [pool.submit(train, name, seed, args.folder, cores, args.set) for seed in args.seeds for name in args.runs]
+        jobs = [
+            pool.submit(train, name, seed, args.folder, cores, args.set) for seed in args.seeds for name in args.runs
+        ]
         problems = [problem for job in jobs if (problem := job.result())]
     if problems:
         sys.exit("\n".join(problems))
@@ -132,13 +137,19 @@ def main() -> None:
         if not all((folder / "any_frame.json").exists() for group in folders.values() for folder in group):
             continue
         table[row] = [
-            Run(row, any_frame=tuple(r for n, group in folders.items() for r in read_run(group[i]).any_frame
-                                     if n in (None, r["frames"])))  # fmt: skip
+            Run(
+                row,
+                any_frame=tuple(
+                    r for n, group in folders.items() for r in read_run(group[i]).any_frame if n in (None, r["frames"])
+                ),
+            )
             for i in range(len(args.seeds))
         ]
     text = seed_table(table)
     (args.folder / "table.md").write_text(text + "\n")
-    lines = {name: runs for name, runs in table.items() if name in ("TSM trained at 16 frames", "separate training", "FFN")}
+    lines = {
+        name: runs for name, runs in table.items() if name in ("TSM trained at 16 frames", "separate training", "FFN")
+    }
     print(f"{text}\n{save_figure(accuracy_plot(lines), args.folder / 'accuracy.png')}")
 
 

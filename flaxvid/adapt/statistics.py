@@ -26,7 +26,8 @@ def reestimate_statistics(
     """
     if "batch_stats" not in variables:
         raise ValueError("this model has no batch statistics to re-estimate: its normalisation keeps none")
-    # In training a norm does not read its running statistics, so from zeros one step leaves (1 - momentum) x the batch's.
+    # In training a norm does not read its running statistics, so one step from zeros leaves (1 - momentum) x the
+    # batch's.
     zeros = jax.tree.map(jax.numpy.zeros_like, variables["batch_stats"])
 
     @jax.jit

@@ -1,6 +1,5 @@
 """Changing parts of trained variables."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from flaxvid import trees
@@ -30,5 +29,3 @@ def adopt(template: Variables, trained: Variables) -> tuple[dict[str, Any], list
             f"{', '.join(wrong[:4])}: create the model with the name and options that they were trained with"
         )
     return trees.unflatten({path: leaf if path in fresh else have[path] for path, leaf in want.items()}), fresh
-
-

@@ -47,8 +47,8 @@ def evaluate(
             video = batch["video"][count]
             if video.dtype != jnp.uint8:
                 raise ValueError(
-                    f"evaluation takes uint8 video, got {video.dtype}: the model itself normalises, and floats in [0, 1] "
-                    "would pass for normalised ones"
+                    f"evaluation takes uint8 video, got {video.dtype}: the model itself normalises, and floats in "
+                    "[0, 1] would pass for normalised ones"
                 )
             sums = count_right(plain, video, batch["label"], batch["mask"])
             totals[count] = jax.tree.map(jnp.add, totals[count], sums) if count in totals else sums

@@ -29,9 +29,7 @@ class ConsensusHead(nn.Module):
     num_classes: int | Mapping[str, int]
     dropout: float = 0.5
 
-    def pool(
-        self, x: Float[Array, "b t h w c"], frame_mask: Bool[Array, "b t"] | None = None
-    ) -> Float[Array, "b c"]:
+    def pool(self, x: Float[Array, "b t h w c"], frame_mask: Bool[Array, "b t"] | None = None) -> Float[Array, "b c"]:
         """The clip's feature: the mean over space and time."""
         return mean_over_time(x.mean(axis=(2, 3), dtype=jnp.float32), frame_mask)
 

@@ -1,4 +1,5 @@
-"""Normalisation. Every norm of every model is named ``*norm*``: that name is what makes it private in `FrameFlexible`."""
+"""Normalisation. Every norm of every model is named ``*norm*``: that name is what makes it private in
+`FrameFlexible`."""
 
 import jax.numpy as jnp
 from flax import linen as nn

@@ -1,7 +1,7 @@
 """Temporal shift (Lin, Gan, Han, "TSM: Temporal Shift Module for Efficient Video Understanding", arXiv 1811.08383).
 
-A share of the channels moves one frame on, so that a 2-D convolution behind it sees its neighbours in time, at no cost in
-parameters or multiply-adds.
+A share of the channels moves one frame on, so that a 2-D convolution behind it sees its neighbours in time, at no cost
+in parameters or multiply-adds.
 """
 
 import functools
@@ -20,7 +20,8 @@ def _fold(channels: int, shift_div: int) -> int:
 
 @functools.partial(jax.jit, static_argnames="shift_div")
 def temporal_shift(x: Num[Array, "b t h w c"], shift_div: int = 8) -> Num[Array, "b t h w c"]:
-    """Bi-directional shift: the first ``c // shift_div`` channels come from the next frame, as many from the frame before.
+    """Bi-directional shift: the first ``c // shift_div`` channels come from the next frame, as many from the frame
+    before.
 
     Zeros enter at both ends of the clip, never the other end's frame, so that no clip sees a false neighbour.
 
@@ -64,8 +65,9 @@ def causal_shift(
 class TemporalShift(nn.Module):
     """`temporal_shift` as a layer, or with `causal` its uni-directional form, which can run on a stream.
 
-    To stream, apply the model with ``mutable=["cache"]`` and hand each call the cache that the one before returned; frame
-    by frame then gives the activations of the whole clip. A bi-directional checkpoint is of no use in the causal graph.
+    To stream, apply the model with ``mutable=["cache"]`` and hand each call the cache that the one before returned;
+    frame by frame then gives the activations of the whole clip. A bi-directional checkpoint is of no use in the causal
+    graph.
     """
 
     shift_div: int = 8

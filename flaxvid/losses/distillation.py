@@ -17,10 +17,12 @@ def ffn_loss(
     label_smoothing: float = 0.0,
     frames: Sequence[int] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """FFN's temporal distillation (arXiv 2303.14817, eq. 4 and 5): the longest clip learns the label, the others learn from it.
+    """FFN's temporal distillation (arXiv 2303.14817, eq. 4 and 5): the longest clip learns the label, the others learn
+    from it.
 
-    ``loss = CE(z_longest, y) + weight * sum_n KL(p_longest || p_n)``, means over the batch at temperature 1. The teacher's
-    probabilities stand under `stop_gradient`, so that no KL term moves the teacher; the shorter counts see no label.
+    ``loss = CE(z_longest, y) + weight * sum_n KL(p_longest || p_n)``, means over the batch at temperature 1. The
+    teacher's probabilities stand under `stop_gradient`, so that no KL term moves the teacher; the shorter counts see
+    no label.
 
     Args:
         logits: by frame count; the largest count is the teacher.

@@ -1,11 +1,11 @@
 """2-D ResNets over frames: TSN (arXiv 1608.00859) and TSM (arXiv 1811.08383).
 
-TSN classifies each frame with a ResNet (arXiv 1512.03385; torchvision's, with the stride on the 3x3 convolution) and takes
-the mean over time. TSM moves an eighth of the channels one frame forward and an eighth one frame back at the start of every
-residual branch, which gives the same network a view over time for nothing.
+TSN classifies each frame with a ResNet (arXiv 1512.03385; torchvision's, with the stride on the 3x3 convolution) and
+takes the mean over time. TSM moves an eighth of the channels one frame forward and an eighth one frame back at the
+start of every residual branch, which gives the same network a view over time for nothing.
 
-Differs from the authors' TSM: their ResNet-101 shifts in every second block only (`shift_every=2` here); ours, like FFN's,
-shifts in every block of every depth.
+Differs from the authors' TSM: their ResNet-101 shifts in every second block only (`shift_every=2` here); ours, like
+FFN's, shifts in every block of every depth.
 """
 
 import functools
@@ -57,7 +57,8 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions (ResNet-50 and deeper); `shift`, if any, stands at the start of the residual branch."""
+    """1x1, 3x3 and 1x1 convolutions (ResNet-50 and deeper); `shift`, if any, stands at the start of the residual
+    branch."""
 
     width: int
     stride: int = 1

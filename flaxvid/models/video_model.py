@@ -34,7 +34,8 @@ class VideoModel(nn.Module):
 
     @nn.nowrap
     def normalise(self, video: Num[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
-        """uint8 video to zero mean and unit deviation by `clip`; floating-point video is taken as normalised already."""
+        """uint8 video to zero mean and unit deviation by `clip`; floating-point video is taken as normalised
+        already."""
         if video.ndim != 5 or video.shape[-1] != 3:
             raise ValueError(
                 f"video must be (batch, time, height, width, 3), got {tuple(video.shape)}: "
@@ -43,7 +44,9 @@ class VideoModel(nn.Module):
         if jnp.issubdtype(video.dtype, jnp.floating):
             return video
         if video.dtype != jnp.uint8:
-            raise ValueError(f"video must be uint8 or floating-point, got {video.dtype}: convert it with .astype(jnp.uint8)")
+            raise ValueError(
+                f"video must be uint8 or floating-point, got {video.dtype}: convert it with .astype(jnp.uint8)"
+            )
         mean, std = jnp.asarray(self.clip.mean), jnp.asarray(self.clip.std)
         return (video.astype(jnp.float32) / 255 - mean) / std
 

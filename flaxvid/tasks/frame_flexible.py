@@ -59,7 +59,10 @@ class FrameFlexibleTask:
         else:
             loss, parts = label_loss(logits, labels, label_smoothing=self.label_smoothing)
         accuracies = {f"accuracy_{count}": accuracy(z, labels) for count, z in logits.items()}
-        return loss, (updated, {"loss": loss, "accuracy": accuracies[f"accuracy_{self.frames[-1]}"], **parts, **accuracies})
+        return loss, (
+            updated,
+            {"loss": loss, "accuracy": accuracies[f"accuracy_{self.frames[-1]}"], **parts, **accuracies},
+        )
 
     def select(self, variables: Variables, num_frames: int) -> dict[str, Any]:
         """Ordinary variables for one frame count."""

@@ -24,10 +24,14 @@ class Task(Protocol):
     """
 
     @property
-    def model(self) -> VideoModel: ...
+    def model(self) -> VideoModel:
+        """The network."""
+        ...
 
     @property
-    def frames(self) -> tuple[int, ...]: ...
+    def frames(self) -> tuple[int, ...]:
+        """Ascending frame counts."""
+        ...
 
     def init(self, key: Array, plain: Variables | None = None) -> dict[str, Any]:
         """All collections: random, or from the ordinary variables `plain`."""

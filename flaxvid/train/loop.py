@@ -79,9 +79,9 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         with RunLogger(workdir, total, start) as log:
             log.print(parameter_table(state.variables))
             log.print(
-                f"{source.name}: {len(source)} training and {len(eval_source)} test videos, {len(source.classes)} classes; "
-                f"{recipe.epochs} epochs of {epoch_steps} steps on {mesh.size} {jax.default_backend()} device(s)"
-                + (f"; going on after step {start}" if start else "")
+                f"{source.name}: {len(source)} training and {len(eval_source)} test videos, "
+                f"{len(source.classes)} classes; {recipe.epochs} epochs of {epoch_steps} steps on {mesh.size} "
+                f"{jax.default_backend()} device(s)" + (f"; going on after step {start}" if start else "")
             )
             train_step: TrainStep | None = None
             for step in range(start + 1, total + 1):
@@ -142,7 +142,9 @@ def compile_step(jitted: Any, arguments: tuple[Any, ...], log: RunLogger) -> Tra
     begin = time.perf_counter()
     compiled = jitted.lower(*arguments).compile()
     seconds = time.perf_counter() - begin
-    log.print(f"compiled the training step in {seconds:.1f} s (the next start with the same shapes takes it from the cache)")
+    log.print(
+        f"compiled the training step in {seconds:.1f} s (the next start with the same shapes takes it from the cache)"
+    )
     return compiled
 
 

@@ -47,7 +47,8 @@ def hmdb51() -> Recipe:
 
 
 def ucf101() -> Recipe:
-    """UCF-101, split 1, TSM's fine-tuning (arXiv 1811.08383, section 5.1): 25 epochs, dropout 0.8, norms frozen but the first.
+    """UCF-101, split 1, TSM's fine-tuning (arXiv 1811.08383, section 5.1): 25 epochs, dropout 0.8, norms frozen but
+    the first.
 
     The authors start from Kinetics-400; give such a file as ``--config.model.weights=FILE``.
     """
@@ -81,7 +82,9 @@ def motion() -> Recipe:
             "tsm_resnet18", num_frames=16, image_size=48, dropout=0.1, options={"width": 16, "depths": (1, 1, 1, 1)}
         ),
         data=DataRecipe("motion", scales=(1.0, 0.875), motion=dataclasses.asdict(MotionConfig())),
-        optimizer=OptimizerRecipe("adamw", 3e-3, weight_decay=0.02, schedule="cosine", warmup_epochs=0.5, clip_norm=1.0),
+        optimizer=OptimizerRecipe(
+            "adamw", 3e-3, weight_decay=0.02, schedule="cosine", warmup_epochs=0.5, clip_norm=1.0
+        ),
         batch_size=32,
         eval_batch_size=64,
         epochs=4,

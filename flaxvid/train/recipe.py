@@ -218,7 +218,8 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
     if mine != theirs:
         differences = "\n  ".join(_differences(theirs, mine))
         raise ValueError(
-            f"{workdir} holds a run of another recipe:\n  {differences}\ngive --workdir another folder, or delete this one"
+            f"{workdir} holds a run of another recipe:\n  {differences}\ngive --workdir another folder, "
+            "or delete this one"
         )
 
 

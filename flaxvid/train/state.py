@@ -12,7 +12,8 @@ from jaxtyping import Array, Int
 class TrainState:
     """Step, variables and optimizer state.
 
-    A collection's name says who moves it: ``params*`` the gradient, ``batch_stats*`` the forward pass, ``ema_*`` the step.
+    A collection's name says who moves it: ``params*`` the gradient, ``batch_stats*`` the forward pass, ``ema_*`` the
+    step.
     """
 
     step: Int[Array, ""]
@@ -36,5 +37,8 @@ def create_state(
 ) -> TrainState:
     """The state before the first step."""
     if ema:
-        variables = {**variables, **{f"ema_{name}": jax.tree.map(jax.numpy.array, tree) for name, tree in variables.items()}}
+        variables = {
+            **variables,
+            **{f"ema_{name}": jax.tree.map(jax.numpy.array, tree) for name, tree in variables.items()},
+        }
     return TrainState(jax.numpy.zeros((), "int32"), variables, optimizer.init(trainable(variables)))
