@@ -186,7 +186,7 @@ def to_torch(name: str, variables: Variables, format: str | None = None) -> dict
     state_dict = {}
     for path, leaf in flat.items():
         key = torch_key(path, tables[chosen]) or ""
-        state_dict[key] = np.ascontiguousarray(_to_torch(path, np.asarray(leaf, np.float32)))
+        state_dict[key] = np.array(_to_torch(path, np.asarray(leaf)), np.float32, order="C")
         if key.endswith(".running_mean"):
             state_dict[key.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
     return state_dict

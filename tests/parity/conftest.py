@@ -1,0 +1,52 @@
+"""What the parity tests share. They need torch and torchvision, and are skipped without (`.ci/run` installs both)."""
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def torchvision_models():
+    """`torchvision.models`, also where torchvision is installed without its C++ operators."""
+    torch = pytest.importorskip("torch")
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield pytest.importorskip("torchvision.models")
+    del library
+
+
+@pytest.fixture(scope="session")
+def randomised():
+    """Randomises every tensor of a torch module, as references start many at constants, which would hide a slip."""
+
+    def randomise(module, seed=0):
+        torch = pytest.importorskip("torch")
+        generator = torch.Generator().manual_seed(seed)
+
+        def uniform(tensor, low, high):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+
+        with torch.no_grad():
+            for name, tensor in module.state_dict().items():
+                if name.endswith("num_batches_tracked"):
+                    continue
+                if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):
+                    uniform(tensor, 0.5, 1.5)
+                elif tensor.ndim == 1 or "adaconv" in name:
+                    uniform(tensor, -0.2, 0.2)
+                else:  # a kernel that keeps the size of the activations
+                    tensor.normal_(0, (1 / tensor[0].numel()) ** 0.5, generator=generator)
+        return module.eval()
+
+    return randomise
+
+
+@pytest.fixture(scope="session")
+def relative_error():
+    def error(ours, reference):
+        ours, reference = np.asarray(ours, np.float64), reference.detach().double().numpy()
+        assert ours.shape == reference.shape
+        assert np.isfinite(reference).all()
+        return np.abs(ours - reference).max() / np.abs(reference).max()
+
+    return error
