@@ -104,9 +104,10 @@ def _write(folder: Path, config: MotionConfig, workers: int) -> None:
     """Draw and store all clips in the order of their index, under a progress bar."""
     import tensorflow_datasets as tfds
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
     info = tfds.core.DatasetInfo(
-        builder=tfds.core.dataset_info.DatasetIdentity(
+        builder=DatasetIdentity(
             name="motion", version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
         ),
         description=f"Clips whose labels only the order and the pace of frames can tell: {json.dumps(asdict(config))}",
@@ -164,9 +165,10 @@ class MotionSource:
 
     @functools.cached_property
     def _records(self) -> Any:
-        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core.read_only_builder import ReadOnlyBuilder
 
-        return tfds.builder_from_directory(self.path).as_data_source(self.split)
+        builder: Any = ReadOnlyBuilder(builder_dir=self.path)  # its methods' decorators hide their arguments
+        return builder.as_data_source(self.split)
 
     def __getstate__(self) -> dict[str, str]:
         return {"path": self.path, "split": self.split}

@@ -51,7 +51,9 @@ def _beat(rng: np.random.Generator, frames: int, sign: int) -> Float[np.ndarray,
 
 
 def _pan(rng: np.random.Generator, frames: int, sign: int) -> Float[np.ndarray, "t 2"]:
-    """Camera offset: half a clip of movement and half of rest; rest last (+1), rest first (-1), or one inside the other."""
+    """Camera offset: half the clip it moves, half it rests: rest last (+1), rest first (-1), or one inside the
+    other.
+    """
     quarters = {1: (1, 1, 0, 0), -1: (0, 0, 1, 1), 0: ((1, 0, 0, 1), (0, 1, 1, 0))[rng.integers(2)]}[sign]
     moving = np.asarray(quarters)[np.arange(frames) * 4 // frames]
     angle = rng.uniform(0, 2 * np.pi)
@@ -97,18 +99,17 @@ def render_clip(
     u, v = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
     radius = np.float32(0.1 * rng.uniform(0.95, 1.1)) * np.float32(3.0) ** (log_size % 1)
     body = np.clip((radius - _SHAPES[rng.integers(len(_SHAPES))](u, v)) * size + 0.5, 0, 1)
-    dark, bright = rng.uniform(20, 50), rng.uniform(205, 235)
-    tone = np.clip(u * size + 0.5, 0, 1) * np.float32(bright - dark) + np.float32(dark)
+    tone = np.clip(u * size + 0.5, 0, 1) * np.float32(rng.uniform(70, 95)) + np.float32(rng.uniform(130, 140))
 
     depth = np.sin(2 * np.pi * orbit)
     offset = (grid - x - np.float32(0.22) * np.cos(2 * np.pi * orbit) + 0.5) % 1 - 0.5
     pillar = np.clip((np.float32(0.05) * (1 + np.float32(0.4) * depth) - np.abs(offset)) * size + 0.5, 0, 1)
-    glow = 30 + 195 * blink
+    glow = 20 + 170 * blink
     for mask, value in ((pillar * (depth <= 0), glow), (body, tone), (pillar * (depth > 0), glow)):
         luma += mask * (value - luma)
 
-    hues = 2 * np.pi * (rng.uniform() + np.array((0, 1, 2)) / 3)  # ground, object, pillar: always well apart
-    colour = (128 + np.array((12, 45, 45)) * np.stack((np.cos(hues), np.sin(hues)))).astype(np.float32)
+    hues = rng.uniform(0, 2 * np.pi), rng.uniform(-1, 1), np.pi + rng.uniform(-1, 1)  # ground, object, pillar
+    colour = (128 + np.array((8, 50, 50)) * np.stack((np.cos(hues), np.sin(hues)))).astype(np.float32)
     small_body, small_pillar = body[:, None, ::2, ::2], pillar[:, None, :, ::2]
     chroma = np.broadcast_to(colour[:, :1, None], (frames, 2, size // 2, size // 2)).copy()
     back = small_pillar * (depth <= 0)[:, None]
@@ -123,7 +124,7 @@ def _ground(rng: np.random.Generator, pan: np.ndarray, size: int) -> Float[np.nd
     waves = rng.choice([(1, 0), (0, 1), (1, 1), (1, -1), (2, 1), (1, 2), (2, -1), (1, -2), (3, 0), (0, 3)], 4, False)
     grid = 2 * np.pi * (np.arange(size) + 0.5) / size
     phase = waves[:, :1, None] * grid + waves[:, 1:, None] * grid[:, None] + rng.uniform(0, 2 * np.pi, (4, 1, 1))
-    texture = (rng.uniform(105, 145) + 12 * np.cos(phase).sum(0)).astype(np.float32)
+    texture = (rng.uniform(65, 85) + 10 * np.cos(phase).sum(0)).astype(np.float32)
     columns, rows = (np.arange(size) + np.rint(pan.T[:, :, None] * size).astype(int)) % size
     return texture[rows[:, :, None], columns[:, None, :]]
 
