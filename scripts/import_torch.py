@@ -29,13 +29,16 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", help="frame counts to make private copies for")
     parser.add_argument("--format", help="the reference whose keys the file has (default: detected)")
     arguments = parser.parse_args()
-    imported = import_torch(
-        arguments.model,
-        arguments.source,
-        num_classes=arguments.num_classes,
-        frames=arguments.frames,
-        format=arguments.format,
-    )
+    try:
+        imported = import_torch(
+            arguments.model,
+            arguments.source,
+            num_classes=arguments.num_classes,
+            frames=arguments.frames,
+            format=arguments.format,
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"error: {error}") from error
     overrides = {} if imported.num_classes is None else {"num_classes": imported.num_classes}
     save_variables(arguments.output, imported.variables, WeightsInfo(arguments.model, overrides, imported.frames))
     console = Console()
@@ -47,9 +50,11 @@ def main() -> None:
 def account(imported: Imported) -> Table:
     """One row a variable: where it came from and its shape."""
     flat = trees.flatten(imported.variables)
-    table = Table("variable", "shape", "from")
+    table = Table()
+    for heading in ("variable", "shape", "from"):
+        table.add_column(heading, overflow="fold")
     for path in sorted(flat):
-        made = "fresh" if path in imported.fresh else "copied for its frame count"
+        made = "fresh" if path in imported.fresh else "made for its frame count"
         table.add_row(path, str(tuple(flat[path].shape)), imported.keys.get(path, made))
     return table
 

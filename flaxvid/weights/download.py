@@ -3,9 +3,10 @@
 import dataclasses
 import difflib
 import hashlib
+import http.client
 import os
-import tempfile
 import urllib.request
+import uuid
 from pathlib import Path
 
 
@@ -86,34 +87,31 @@ def download(known: KnownFile, destination: Path) -> Path:
             )
         return destination
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        dir=destination.parent, prefix=destination.name, suffix=".part", delete=False
-    ) as part:
-        try:
-            digest = _transfer(known.url, part)
-            _check_hash(known, digest, "try again, or report that the file has changed")
-            part.close()
-            os.replace(part.name, destination)
-        except OSError as error:
-            raise ConnectionError(
-                f"could not fetch {known.url} ({error}): fetch it where there is a network and put it at {destination}"
-            ) from error
-        finally:
-            Path(part.name).unlink(missing_ok=True)
+    part = destination.with_name(f"{destination.name}.{uuid.uuid4().hex}.part")
+    try:
+        digest = _transfer(known.url, part)
+        _check_hash(known, digest, "try again, or report that the file has changed")
+        os.replace(part, destination)
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionError(
+            f"could not fetch {known.url} ({error}): fetch it where there is a network and put it at {destination}"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
     return destination
 
 
-def _transfer(url, part) -> str:
-    """Copies a URL into an open file; its SHA-256 in hex."""
+def _transfer(url: str, part: Path) -> str:
+    """Copies a URL into a file; its SHA-256 in hex."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     digest, received = hashlib.sha256(), 0
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with urllib.request.urlopen(url, timeout=30) as response, Progress(*columns) as progress:
+    with urllib.request.urlopen(url, timeout=30) as response, part.open("wb") as file, Progress(*columns) as progress:
         size = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
         bar = progress.add_task(url.rpartition("/")[-1], total=size)
         while chunk := response.read(1 << 20):
-            part.write(chunk)
+            file.write(chunk)
             digest.update(chunk)
             received += len(chunk)
             progress.advance(bar, len(chunk))

@@ -37,7 +37,7 @@ def save_variables(path: str | Path, variables: Variables, info: WeightsInfo) ->
     Raises:
         ValueError: the path does not end in .safetensors.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -45,7 +45,7 @@ def save_variables(path: str | Path, variables: Variables, info: WeightsInfo) ->
     flat = {key: np.ascontiguousarray(leaf) for key, leaf in trees.flatten(variables).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    save_file(flat, part, metadata={"flaxvid": json.dumps(dataclasses.asdict(info))})
+    part.write_bytes(save(flat, metadata={"flaxvid": json.dumps(dataclasses.asdict(info))}))
     os.replace(part, path)
 
 

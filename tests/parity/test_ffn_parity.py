@@ -107,7 +107,7 @@ def channels_first(clip):
     ("depths", "width", "frames", "set_of"),
     [
         ((3, 4, 6, 3), 64, 8, 8),
-        *(((1, 2, 1, 1), 16, frames, n) for frames, n in ((4, 4), (8, 8), (16, 16), (6, 8), (13, 16))),
+        *(((1, 2, 1, 1), 16, frames, n) for frames, n in ((4, 4), (16, 16), (6, 8))),
     ],
 )
 def test_logits(randomised, relative_error, depths, width, frames, set_of):
@@ -204,7 +204,8 @@ def test_three_training_steps(randomised):
     task = FrameFlexibleTask(flaxvid.FrameFlexible(model, counts))
     recipe = OptimizerRecipe(learning_rate=rate, weight_decay=decay, clip_norm=0.0, rules=FFN_RULES)
     optimizer = make_optimizer(recipe, lambda step: rate)
-    step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer))
+    quick = {"xla_backend_optimization_level": 0}  # halves the compilation, which is nearly all of this test
+    step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer), compiler_options=quick)
     state = create_state(flaxvid.load_torch("tsm_resnet50", start, overrides=overrides), optimizer)
     for clips, loss in zip(steps, losses, strict=True):
         state, metrics = step(state, {"video": clips, "label": labels}, jax.random.PRNGKey(0))

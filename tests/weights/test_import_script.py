@@ -1,0 +1,35 @@
+import runpy
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import flaxvid
+from flaxvid.weights.native import load_variables
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "import_torch.py"
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["import_torch.py", *map(str, arguments)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_import_script(tmp_path, monkeypatch, capsys):
+    model = flaxvid.create_model("tsn_resnet18", num_classes=3)
+    shapes = jax.eval_shape(model.init, jax.random.PRNGKey(0), np.zeros((1, 1, 32, 32, 3), np.uint8))
+    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
+    save_file(flaxvid.to_torch("tsn_resnet18", variables), tmp_path / "in.safetensors")
+    run(monkeypatch, "tsm_resnet18", tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    loaded, info = load_variables(tmp_path / "out.safetensors")
+    chex.assert_trees_all_equal(loaded, variables)
+    assert (info.model, info.overrides, info.frames) == ("tsm_resnet18", {"num_classes": 3}, None)
+    assert "layer1.0.conv1.weight" in capsys.readouterr().out
+
+    with pytest.raises(SystemExit, match=r"error: .*does not fit tsm_resnet34"):
+        run(monkeypatch, "tsm_resnet34", tmp_path / "in.safetensors", tmp_path / "none.safetensors")
+    assert not (tmp_path / "none.safetensors").exists()
