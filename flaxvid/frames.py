@@ -19,7 +19,7 @@ from jaxtyping import Array, Num
 
 from flaxvid import trees
 from flaxvid.layers.heads import Logits
-from flaxvid.models.video_model import VideoModel
+from flaxvid.models.video_model import VideoModel, init_variables
 from flaxvid.types import Variables
 
 GAIN_INITS = {
@@ -74,7 +74,7 @@ class FrameFlexible:
     def init(self, key: Array, video: Num[Array, "b t h w 3"]) -> dict[str, Any]:
         """Random variables; `video` may have any frame count."""
         model_key, gain_key = jax.random.split(key)
-        plain = jax.jit(self.model.init)(model_key, video)
+        plain = init_variables(self.model, model_key, video)
         return self.specialise(plain, gain_key)
 
     def specialise(self, plain: Variables, key: Array | None = None) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class FrameFlexible:
         train: bool = False,
         rngs: Mapping[str, Array] | None = None,
         mutable: bool = False,
-    ) -> dict[int, Logits] | tuple[dict[int, Logits], dict[str, Any]]:
+    ) -> Any:
         """Applies the model to clips of several frame counts, each with the variables of its own.
 
         Args:
@@ -169,7 +169,7 @@ class FrameFlexible:
             keys = {name: jax.random.fold_in(key, count) for name, key in (rngs or {}).items()}
             # Without private norms all counts move the same statistics, one after the other.
             plain = self.select({**variables, **updated}, count)
-            out = self.model.apply(plain, clip, train=train, rngs=keys, mutable=["batch_stats"] if train else False)
+            out: Any = self.model.apply(plain, clip, train=train, rngs=keys, mutable=["batch_stats"] if train else False)
             if train:
                 logits[count], state = out
                 if "batch_stats" in state:

@@ -1,1 +1,18 @@
 """Building blocks that the families share; each can be used alone."""
+
+from flaxvid.layers.conv import Conv
+from flaxvid.layers.heads import ConsensusHead
+from flaxvid.layers.norm import BatchNorm
+from flaxvid.layers.pooling import avg_pool, max_pool
+from flaxvid.layers.shift import TemporalShift, causal_shift, temporal_shift
+
+__all__ = [
+    "BatchNorm",
+    "ConsensusHead",
+    "Conv",
+    "TemporalShift",
+    "avg_pool",
+    "causal_shift",
+    "max_pool",
+    "temporal_shift",
+]

@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from flaxvid.models import resnet2d
@@ -38,13 +39,16 @@ def create_model(name: str, **overrides: Any) -> VideoModel:
         **overrides: what the family's `build` takes: `num_classes`, `num_frames`, `image_size`, `dropout`, `dtype`, ...
 
     Raises:
-        ValueError: unknown name or override; the message lists the valid ones.
+        ValueError: unknown name or override, and the message lists the valid ones; or no classes.
     """
     spec = get_spec(name)
     valid = sorted(inspect.signature(spec.build).parameters)
     unknown = sorted(set(overrides) - set(valid))
     if unknown:
         raise ValueError(f"{name} has no option {', '.join(unknown)}: valid ones are {', '.join(valid)}")
+    classes = overrides.get("num_classes", 1)
+    if min(classes.values() if isinstance(classes, Mapping) else [classes], default=0) < 1:
+        raise ValueError(f"num_classes must be a positive number or a dict of them, got {classes}: count the labels")
     return spec.build(**{**spec.variant, **overrides})
 
 

@@ -1,5 +1,8 @@
 """`VideoModel`: a stem, a body and a head. Every model of the zoo is one; none inherits from another."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Num
@@ -80,3 +83,17 @@ class VideoModel(nn.Module):
         """The pooled feature before the classifier, (b, feature_dim); arguments as in a call."""
         x = self.body(self.stem(self.normalise(video), train, frame_mask), train, frame_mask)
         return self.head.pool(x, frame_mask)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def init_variables(model: VideoModel, key: Array, video: Num[Array, "b t h w 3"]) -> dict[str, Any]:
+    """`model.init` compiled, on CPU without optimisation: it runs once, and XLA would take ten times as long to compile it.
+
+    Args:
+        model: the network.
+        key: of the random parameters.
+        video: only its shape and type matter.
+    """
+    if any(isinstance(value, jax.core.Tracer) for value in (key, video)):  # compiler options are for the outermost jit only
+        return model.init(key, video)
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(model.init, compiler_options=options)(key, video)

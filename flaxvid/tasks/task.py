@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flaxvid.losses.classification import cross_entropy
-from flaxvid.models.video_model import VideoModel
+from flaxvid.models.video_model import VideoModel, init_variables
 from flaxvid.types import Batch, Variables
 
 Metrics = dict[str, Float[Array, ""]]
@@ -49,7 +49,7 @@ class Task(Protocol):
 def init_model(model: VideoModel, key: Array) -> dict[str, Any]:
     """Random variables of a model, at its own clip's size."""
     size = model.clip.image_size
-    return jax.jit(model.init)(key, jnp.zeros((1, model.clip.num_frames, size, size, 3)))
+    return init_variables(model, key, jnp.zeros((1, model.clip.num_frames, size, size, 3)))
 
 
 def accuracy(logits: Float[Array, "b k"], labels: Array) -> Float[Array, ""]:

@@ -1,0 +1,80 @@
+"""What all tests share: a small CPU set-up, a compilation cache that outlives the session, tiny models."""
+
+import os
+from pathlib import Path
+
+_CACHE = Path(os.environ.get("FLAXVID_CACHE", "~/.cache/flaxvid")).expanduser() / "test-compiled"
+
+# Before JAX is imported, and in the environment, so that the processes that tests start have the same.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Tiny programs run once: compiling them well would take most of the suite's time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from flaxvid import trees
+from flaxvid.layers.norm import BatchNorm
+
+for _name in ("jax_platforms", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"):
+    _value = os.environ[_name.upper()]
+    jax.config.update(_name, float(_value) if _name.endswith("secs") else _value)
+
+
+@pytest.fixture(scope="session")
+def clip():
+    """Random uint8 video of a shape (b, t, h, w)."""
+
+    def make(*shape, seed=0):
+        return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def randomise():
+    """Replaces every leaf by random numbers, so that no scale of one or mean of zero hides a slip."""
+
+    def replace(variables, seed=0):
+        rng = np.random.default_rng(seed)
+
+        def leaf(path, old):
+            shape = old.shape
+            if path.endswith(("/scale", "/var")):
+                return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+            if path.endswith("/kernel"):
+                return rng.normal(0, np.prod(shape[:-1]) ** -0.5, shape).astype(np.float32)
+            return rng.uniform(-0.2, 0.2, shape).astype(np.float32)
+
+        return trees.map_paths(leaf, variables)
+
+    return replace
+
+
+@pytest.fixture(scope="session")
+def random_variables(randomise):
+    """Variables of a model with every leaf random; nothing is compiled for it."""
+
+    def make(model, seed=0):
+        size = model.clip.image_size
+        video = jax.ShapeDtypeStruct((1, model.clip.num_frames, size, size, 3), np.float32)
+        return randomise(jax.eval_shape(model.init, jax.random.key(0), video), seed)
+
+    return make
+
+
+@pytest.fixture
+def no_batch_statistics():
+    """Inside, every batch norm takes its running statistics in training too: what is left of coupling is a leak."""
+
+    def frozen(call, args, kwargs, context):
+        if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
+            return call(args[0])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(frozen):
+        yield

@@ -1,0 +1,192 @@
+"""What every model of the zoo must do, shown on its tiny sibling."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from flaxvid import trees
+from flaxvid.frames import FrameFlexible, is_norm
+from flaxvid.models.registry import create_tiny, list_models
+
+# Names whose tiny siblings are the same network (every depth of one family) are tested once, under the shortest of them.
+_SHORTEST_LAST = sorted(list_models(), key=lambda name: (len(name), name), reverse=True)
+DISTINCT = sorted({repr(create_tiny(name)): name for name in _SHORTEST_LAST}.values())
+NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm, nn.WeightNorm, nn.SpectralNorm)
+
+
+class Subject:
+    """A tiny model, random variables, a batch of clips, and its compiled functions."""
+
+    def __init__(self, name, random_variables, clip):
+        self.name, self.model = name, create_tiny(name)
+        self.variables = random_variables(self.model)
+        spec = self.model.clip
+        self.shape = (2, spec.num_frames, spec.image_size, spec.image_size)
+        self.video = clip(*self.shape)
+        self.apply = jax.jit(self.model.apply)
+        self.logits = self.apply(self.variables, self.video)
+
+    @functools.cached_property
+    def own_gradients(self):
+        return self.gradients(self.model)
+
+    def gradients(self, model):
+        """Gradients of every parameter in training, and the new statistics."""
+
+        def loss(params):
+            logits, state = model.apply(
+                {**self.variables, "params": params},
+                self.video,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)},
+            )
+            return (logits * jnp.arange(1.0, 1 + logits.size).reshape(logits.shape)).sum(), state
+
+        return jax.jit(jax.grad(loss, has_aux=True))(self.variables["params"])
+
+
+@pytest.fixture(scope="module", params=DISTINCT)
+def subject(request, random_variables, clip):
+    return Subject(request.param, random_variables, clip)
+
+
+def shapes(model, video_shape, method=None, dtype=np.uint8, **arguments):
+    """Shapes of variables and output, without computing either."""
+    video = jax.ShapeDtypeStruct((*video_shape, 3), dtype)
+    variables = jax.eval_shape(model.init, jax.random.key(0), video)
+    return variables, jax.eval_shape(lambda v, x: model.apply(v, x, method=method, **arguments), variables, video)
+
+
+def test_logits_and_features_have_their_shapes(subject):
+    chex.assert_shape(subject.logits, (2, 5))
+    assert subject.logits.dtype == jnp.float32
+    features = jax.jit(lambda v, x: subject.model.apply(v, x, method="features"))(subject.variables, subject.video)
+    chex.assert_shape(features, (2, subject.model.feature_dim))
+    assert features.dtype == jnp.float32
+    chex.assert_tree_all_finite((subject.logits, features))
+
+
+def test_every_parameter_gets_a_finite_gradient(subject):
+    gradients, state = subject.own_gradients
+    chex.assert_trees_all_equal_shapes(gradients, subject.variables["params"])
+    chex.assert_tree_all_finite((gradients, state))
+    assert [path for path, leaf in trees.flatten(gradients).items() if not np.any(leaf)] == []
+    moved = trees.flatten(state)
+    assert all((moved[path] != leaf).all() for path, leaf in trees.flatten(subject.variables).items() if path in moved)
+
+
+def test_remat_changes_nothing_but_memory(subject):
+    if subject.name.startswith("tsn"):
+        pytest.skip("tsm has the same blocks")
+    rematerialised = create_tiny(subject.name, remat=True)
+    chex.assert_trees_all_close(subject.gradients(rematerialised), subject.own_gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_uint8_equals_normalised_float(subject):
+    mean, std = np.asarray(subject.model.clip.mean), np.asarray(subject.model.clip.std)
+    normalised = ((subject.video / 255 - mean) / std).astype(np.float32)
+    chex.assert_trees_all_close(subject.apply(subject.variables, normalised), subject.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_stem_body_and_head_compose_to_the_whole(subject):
+    @jax.jit
+    def composed(variables, video):
+        model = subject.model.bind(variables)
+        return model.head(model.body(model.stem(model.normalise(video))))
+
+    chex.assert_trees_all_close(composed(subject.variables, subject.video), subject.logits, rtol=1e-5, atol=1e-6)
+    assert set(subject.variables["params"]) == {"stem", "body", "head"}
+
+
+def test_jit_equals_eager(subject):
+    if subject.name != DISTINCT[0]:
+        pytest.skip("one model is enough: the others are made of the same layers")
+    eager = subject.model.apply(subject.variables, subject.video)
+    chex.assert_trees_all_close(eager, subject.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_clip_does_not_see_its_neighbours_at_evaluation(subject, clip):
+    others = clip(*subject.shape, seed=1)
+    others[0] = subject.video[0]
+    logits = subject.apply(subject.variables, others)
+    np.testing.assert_array_equal(logits[0], subject.logits[0])
+    assert not np.allclose(logits[1], subject.logits[1])
+
+
+def test_masked_frames_change_nothing(subject, clip):
+    longer = clip(2, subject.shape[1] + 3, *subject.shape[2:], seed=2)
+    longer[:, : subject.shape[1]] = subject.video
+    mask = np.arange(longer.shape[1])[None] < np.full((2, 1), subject.shape[1])
+    masked = jax.jit(lambda v, x, m: subject.model.apply(v, x, frame_mask=m))(subject.variables, longer, mask)
+    chex.assert_trees_all_close(masked, subject.logits, rtol=1e-4, atol=1e-5)
+    unmasked = subject.apply(subject.variables, longer)
+    assert not np.allclose(unmasked, subject.logits, rtol=1e-2)
+
+
+def test_bfloat16_computes_near_float32(subject):
+    half = create_tiny(subject.name, dtype=jnp.bfloat16)
+    logits = jax.jit(half.apply)(subject.variables, subject.video)
+    assert logits.dtype == jnp.float32
+    scale = np.abs(subject.logits).max()
+    assert 0 < np.abs(logits - subject.logits).max() < 0.1 * scale
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(name):
+    model = create_tiny(name, dtype="bfloat16")
+    variables, logits = shapes(model, (1, 4, 32, 32))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_any_frame_count_and_size_runs(name):
+    model = create_tiny(name)
+    first, _ = shapes(model, (2, 4, 32, 32))
+    for shape in ((1, 1, 32, 32), (3, 7, 33, 56)):
+        variables, logits = shapes(model, shape)
+        chex.assert_trees_all_equal_shapes_and_dtypes(variables, first)
+        chex.assert_shape(logits, (shape[0], 5))
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_a_dict_of_classes_gives_a_dict_of_logits(name):
+    variables, logits = shapes(create_tiny(name, num_classes={"action": 9, "actor": 4}), (2, 4, 32, 32))
+    assert {task: leaf.shape for task, leaf in logits.items()} == {"action": (2, 9), "actor": (2, 4)}
+    assert set(variables["params"]["head"]) == {"classifier_action", "classifier_actor"}
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_select_is_the_exact_inverse_of_specialise(name, random_variables):
+    model = create_tiny(name)
+    plain = random_variables(model)
+    for private_norms in (True, False):
+        flexible = FrameFlexible(model, (2, 4), private_norms=private_norms)
+        variables = flexible.specialise(plain)
+        for frames in flexible.frames:
+            chex.assert_trees_all_equal(flexible.select(variables, frames), plain)
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_the_rule_of_norms_is_true_of_every_module(name):
+    """The rule that makes variables private (`is_norm`, a word in the path) and the modules' types must agree."""
+    reached = {}
+
+    def record(call, args, kwargs, context):
+        reached["/".join(context.module.path)] = context.module
+        return call(*args, **kwargs)
+
+    model = create_tiny(name)
+    with nn.intercept_methods(record):
+        variables, _ = shapes(model, (1, 4, 32, 32))
+    norms = {path for path, module in reached.items() if isinstance(module, NORMS)}
+    assert norms
+    assert {path for path in reached if is_norm(path)} == norms
+    owned = {path.partition("/")[2].rpartition("/")[0] for path in trees.flatten(variables) if is_norm(path)}
+    assert owned == norms
