@@ -1,5 +1,8 @@
 """Trains a recipe: python scripts/train.py --config configs/ffn.py [--workdir FOLDER] [--config.epochs=5 ...]."""
 
+import dataclasses
+import pkgutil
+import re
 import sys
 from pathlib import Path
 
@@ -10,13 +13,13 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: FILE or FILE:
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config>-<argument>.")
 
 
-def main(_: list[str]) -> None:
+def main(_argv: list[str]) -> None:
     """Runs the recipe; what the user can mend is one line, not a traceback."""
     from flaxvid.train.loop import run
 
     logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every save
 
-    file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    file, _colon, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     recipe = _CONFIG.value
     workdir = _WORKDIR.value or Path("runs") / "-".join(filter(None, (Path(file).stem, argument or recipe.data.name)))
     try:
@@ -25,6 +28,26 @@ def main(_: list[str]) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags and loads the recipe; a slip of the pen is one line that says what would be right."""
+    try:
+        rest = flags.FLAGS(argv)
+        _ = flags.FLAGS.config.model  # a file that is not there shows only here
+        return rest
+    except (KeyError, ValueError, OSError, flags.Error) as error:
+        text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
+        field = re.match(r"Field (?P<field>\w+) .*<class '(?P<place>.+)\.(?P<name>\w+)'>", text) or re.match(
+            r"Attribute <class '(?P<place>.+)\.(?P<name>\w+)'>\.(?P<field>\w+) does not exist", text
+        )
+        if field:
+            known = dataclasses.fields(pkgutil.resolve_name(f"{field['place']}:{field['name']}"))
+            text = f"{field['name']} has no field {field['field']!r}: valid ones are {', '.join(f.name for f in known)}"
+        elif isinstance(error, KeyError):
+            text = f"the recipe has no entry {text!r}: entries of a dict are added in the config file, not by a flag"
+        *before, last = text.splitlines()
+        sys.exit(last.strip() if re.match(r"\s*(ValueError:|\[Errno)", last) or not before else text)
+
+
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse)

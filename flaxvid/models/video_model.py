@@ -86,14 +86,15 @@ class VideoModel(nn.Module):
 
 
 def init_variables(model: VideoModel, key: Array, video: Num[Array, "b t h w 3"]) -> dict[str, Any]:
-    """`model.init` compiled, on CPU without optimisation: it runs once, and XLA would take ten times as long to compile it.
+    """`model.init`, compiled; on CPU without optimisation, for it runs once, and XLA needs ten times as long with it.
 
     Args:
         model: the network.
         key: of the random parameters.
         video: only its shape and type matter.
     """
-    if any(isinstance(value, jax.core.Tracer) for value in (key, video)):  # compiler options are for the outermost jit only
+    # Compiler options are for the outermost jit only.
+    if any(isinstance(value, jax.core.Tracer) for value in (key, video)):
         return model.init(key, video)
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(model.init, compiler_options=options)(key, video)

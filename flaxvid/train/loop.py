@@ -44,6 +44,9 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         ValueError: recipe, data or weights do not fit; raised before anything is written or trained.
     """
     check(recipe)
+    make_task(recipe, make_model(recipe, num_classes=1))  # a slip shows now, and not after the data set was made
+    for frames in (recipe.task.frames, recipe.eval_frames):
+        clip_config(recipe, frames)
     enable_compilation_cache()
     workdir, mesh, hosts = Path(workdir), make_mesh(), jax.process_count()
     check_batch_size(recipe.batch_size, mesh, accumulate=recipe.optimizer.accumulate)
@@ -150,6 +153,6 @@ def compile_step(jitted: Any, arguments: tuple[Any, ...], log: RunLogger) -> Tra
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR or the program itself chose a place."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         default = Path(os.environ.get("FLAXVID_CACHE", "~/.cache/flaxvid")).expanduser() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(default))

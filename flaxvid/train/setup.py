@@ -62,6 +62,11 @@ def make_model(recipe: Recipe, num_classes: int) -> VideoModel:
     options = named.pop("options")
     name = named.pop("name")
     del named["weights"]
+    repeated = sorted(options.keys() & {"num_classes", *named})
+    if repeated:
+        raise ValueError(
+            f"model.options repeats {', '.join(repeated)}: these are fields of model itself, and num_classes is the data's"
+        )
     return create_model(name, num_classes=num_classes, **named, **options)
 
 
@@ -91,7 +96,8 @@ def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
     variables = averaged(restore_variables(weights))
     counts = [int(name[len("params_") : -1]) for name in variables if name.startswith("params_")]
     if counts:
-        variables = FrameFlexible(model, tuple(counts)).select(variables, max(counts))
+        flexible = FrameFlexible(model, tuple(counts), private_norms="batch_stats" not in variables)
+        variables = flexible.select(variables, max(counts))
     template = jax.tree.map(jnp.asarray, init_model(model, jax.random.key(recipe.seed)))
     adopted, fresh = adopt(template, variables)
     if fresh:

@@ -66,12 +66,14 @@ def train_step(
         grads = jax.tree.map(lambda g: g / accumulate, grads)
         metrics = jax.tree.map(lambda m: m.mean(axis=0), metrics)
 
+    updates: Any
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
-    variables = {**fixed, **updated, **optax.apply_updates(params, updates)}
+    moved_params: Any = optax.apply_updates(params, updates)
+    variables = {**fixed, **updated, **moved_params}
     if ema:
         current = {name: tree for name, tree in variables.items() if not name.startswith("ema_")}
         averages = {name: variables[f"ema_{name}"] for name in current}
-        moved = optax.incremental_update(current, averages, 1 - ema)
+        moved: Any = optax.incremental_update(current, averages, 1 - ema)
         variables = {**current, **{f"ema_{name}": tree for name, tree in moved.items()}}
     metrics = {**metrics, "gradient_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, variables, opt_state), metrics

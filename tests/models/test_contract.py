@@ -13,7 +13,7 @@ from flaxvid import trees
 from flaxvid.frames import FrameFlexible, is_norm
 from flaxvid.models.registry import create_tiny, list_models
 
-# Names whose tiny siblings are the same network (every depth of one family) are tested once, under the shortest of them.
+# Names whose tiny siblings are the same network (all depths of a family) are tested once, under the shortest of them.
 _SHORTEST_LAST = sorted(list_models(), key=lambda name: (len(name), name), reverse=True)
 DISTINCT = sorted({repr(create_tiny(name)): name for name in _SHORTEST_LAST}.values())
 NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm, nn.WeightNorm, nn.SpectralNorm)

@@ -1,5 +1,7 @@
 """TSN and TSM: what the contract cannot know."""
 
+import functools
+
 import chex
 import jax
 import numpy as np
@@ -67,6 +69,16 @@ def test_shift_every_second_block():
     ]
 
 
+def body_of(module, video):
+    """The body's output for every frame, (b, t, c)."""
+    return module.body(module.stem(module.normalise(video))).mean((2, 3))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def frame_features(model, variables, video):
+    return model.apply(variables, video, method=body_of)
+
+
 @pytest.fixture(scope="module")
 def outcomes(random_variables, clip):
     """Logits of TSN, TSM and causal TSM with the same variables, for a clip, backwards, and with another last frame."""
@@ -76,16 +88,8 @@ def outcomes(random_variables, clip):
     results = {}
     for shift in ("none", "both", "causal"):
         model = create_tiny("tsm_resnet18", depths=(1, 1), shift=shift)
-        apply = jax.jit(
-            lambda v, x, model=model: model.body.apply(
-                {"params": v["params"]["body"], "batch_stats": v["batch_stats"]["body"]},
-                model.stem.apply(
-                    {"params": v["params"]["stem"], "batch_stats": v["batch_stats"]["stem"]}, model.normalise(x)
-                ),
-            ).mean((2, 3))
-        )
         variables = random_variables(model)
-        results[shift] = [apply(variables, x) for x in (forwards, forwards[:, ::-1], changed)]
+        results[shift] = [frame_features(model, variables, x) for x in (forwards, forwards[:, ::-1], changed)]
     return results
 
 
@@ -114,18 +118,10 @@ def test_a_causal_model_streams_frame_by_frame(random_variables, clip):
     variables, video = random_variables(model), clip(2, 5, 32, 32)
 
     @jax.jit
-    def features(variables, x):
-        model_ = model.bind(variables)
-        return model_.body(model_.stem(model_.normalise(x))).mean((2, 3))
-
-    @jax.jit
     def push(variables, cache, x):
-        def body(module, x):
-            return module.body(module.stem(module.normalise(x))).mean((2, 3))
+        return model.apply({**variables, **cache}, x, method=body_of, mutable=["cache"])
 
-        return model.apply({**variables, **cache}, x, method=body, mutable=["cache"])
-
-    whole = features(variables, video)
+    whole = frame_features(model, variables, video)
     for parts in ((1, 1, 1, 1, 1), (2, 3)):
         cache, outputs, start = {}, [], 0
         for length in parts:
@@ -143,8 +139,12 @@ def test_a_causal_model_streams_frame_by_frame(random_variables, clip):
 def test_frozen_norms_are_all_but_the_stems(random_variables, clip):
     model = create_tiny("tsm_resnet18", depths=(1,), freeze_norms=True)
     variables = random_variables(model)
-    _, state = jax.jit(
-        lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
-    )(variables, clip(2, 4, 32, 32))
+
+    @jax.jit
+    def train(variables, video):
+        rngs = {"dropout": jax.random.key(0)}
+        return model.apply(variables, video, train=True, mutable=["batch_stats"], rngs=rngs)
+
+    _, state = train(variables, clip(2, 4, 32, 32))
     chex.assert_trees_all_equal(state["batch_stats"]["body"], variables["batch_stats"]["body"])
     assert (state["batch_stats"]["stem"]["norm1"]["mean"] != variables["batch_stats"]["stem"]["norm1"]["mean"]).all()
