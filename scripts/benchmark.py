@@ -5,9 +5,13 @@ python scripts/benchmark.py model tsm_resnet50      forward, training step, comp
 python scripts/benchmark.py ffn                     frame-flexible training against training at 16 frames
 python scripts/benchmark.py import                  import time of flaxvid against jax and flax
 python scripts/benchmark.py gpu                     TSM and FFN training in bfloat16 against torch, on a GPU
+
+A busy machine slows torch's threads, which wait for each other, far more than XLA's: there, compare one thread by its
+CPU time, `taskset -c 0 python scripts/benchmark.py model tsm_resnet50 --clock cpu`.
 """
 
 import argparse
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -73,20 +77,32 @@ CONVOLUTIONS = {
 }
 
 
-def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int, seconds: float = 4.0) -> dict[str, float]:
-    """Median seconds of each run; they take turns, so that a busy machine slows all alike. The first turn is warm-up.
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """How runs are timed: `repeats` after one for warm-up, by a clock of `CLOCKS`."""
+
+    repeats: int = 5
+    clock: str = "wall"
+
+
+def interleaved(runs: Mapping[str, Callable[[], Any]], timing: Timing, seconds: float = 4.0) -> dict[str, float]:
+    """Median seconds of each run; they take turns, so that a busy machine slows all alike.
 
     A run that has used up its `seconds` is measured no more often than once.
     """
+    now = CLOCKS[timing.clock]
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
+    for turn in range(timing.repeats + 1):
         for name, run in runs.items():
             if turn > 1 and sum(times[name]) > seconds:
                 continue
-            start = time.perf_counter()
+            start = now()
             run()
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(now() - start)
     return {name: statistics.median(spent) for name, spent in times.items()}
 
 
@@ -103,7 +119,7 @@ def ready(run: Callable[..., Any], *args: Any) -> Callable[[], Any]:
 # --- convolutions ---------------------------------------------------------------------------------------------------
 
 
-def compare_convolutions(cases: str, repeats: int) -> Rows:
+def compare_convolutions(cases: str, timing: Timing) -> Rows:
     """Seconds of flaxvid's Conv, flax's nn.Conv and torch eager (channels last), forward and forward + backward."""
     rows: Rows = {}
     for name, (shape, size, strides, groups, features) in CONVOLUTIONS.items():
@@ -136,7 +152,7 @@ def compare_convolutions(cases: str, repeats: int) -> Rows:
                 x, kernel, cotangent, strides, pads, groups
             )
         for direction, peers in runs.items():
-            rows[f"{name}, {direction}"] = interleaved(peers, repeats)
+            rows[f"{name}, {direction}"] = interleaved(peers, timing)
         print_rows({key: row for key, row in rows.items() if key.startswith(f"{name}, f")})
     return rows
 
@@ -208,7 +224,7 @@ def once(peer: str, cache: str, *setup: Any) -> dict[str, float]:
     return {"compile seconds": getattr(trainer, "compile_seconds", 0.0), "peak MB": trainer.peak_bytes() / 1e6}
 
 
-def compare_model(name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str, repeats: int) -> Rows:
+def compare_model(name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str, timing: Timing) -> Rows:
     """Forward pass and training step against torch eager; compile time and memory, each in fresh processes."""
     setup = (name, frames, batch, size, dtype)
     peers = ["flaxvid", "torch"] if torch else ["flaxvid"]
@@ -217,7 +233,7 @@ def compare_model(name: str, frames: tuple[int, ...], batch: int, size: int, dty
     rows: Rows = {}
     for method in ("forward", "train"):
         runs = {peer: getattr(trainer, method) for peer, trainer in trainers.items()}
-        rows[f"{label}, {method}"] = interleaved(runs, repeats, seconds=60)
+        rows[f"{label}, {method}"] = interleaved(runs, timing, seconds=60)
     del trainers
     with tempfile.TemporaryDirectory() as cache:
         cold, warm = (in_fresh_process("flaxvid", *setup, cache=cache) for _ in range(2))
@@ -260,16 +276,16 @@ def packed_step(trainer: FlaxvidTrainer, model: Any) -> Callable[[], Any]:
     return ready(gradient, variables["params"], variables["batch_stats"], trainer.batch)
 
 
-def compare_ffn(name: str, batch: int, size: int, repeats: int) -> Rows:
+def compare_ffn(name: str, batch: int, size: int, timing: Timing) -> Rows:
     """FFN(4, 8, 16)'s step over that of 16 frames alone, and over one packed pass."""
     flexible = FlaxvidTrainer(name, (4, 8, 16), batch, size, "float32")
     longest = FlaxvidTrainer(name, (16,), batch, size, "float32")
     model = flaxvid.create_model(name, num_classes=174, num_frames=16, image_size=size)
     runs = {"FFN (4, 8, 16)": flexible.train, "16 frames": longest.train, "packed": packed_step(flexible, model)}
-    return {f"{name}, batch {batch}, {size} px, train": interleaved(runs, repeats, seconds=90)}
+    return {f"{name}, batch {batch}, {size} px, train": interleaved(runs, timing, seconds=90)}
 
 
-def compare_imports(repeats: int) -> Rows:
+def compare_imports(timing: Timing) -> Rows:
     """Seconds of imports, each in a fresh interpreter."""
     statements = {
         "import flaxvid": "import flaxvid",
@@ -280,7 +296,7 @@ def compare_imports(repeats: int) -> Rows:
         name: functools.partial(subprocess.run, [sys.executable, "-c", statement], check=True)
         for name, statement in statements.items()
     }
-    return {"import": interleaved(runs, repeats, seconds=60)}
+    return {"import": interleaved(runs, timing, seconds=60)}
 
 
 # --- command line ---------------------------------------------------------------------------------------------------
@@ -316,6 +332,8 @@ def main() -> None:
         sub = commands.add_parser(command)
         sub.add_argument("--repeats", type=int, default=5)
         sub.add_argument("--json", type=pathlib.Path, help="write the numbers here, too")
+        if command in ("conv", "model", "ffn", "gpu"):
+            sub.add_argument("--clock", choices=CLOCKS, default="wall")
         if command in ("model", "ffn", "gpu", "once"):
             sub.add_argument("name", nargs="?", default="tsm_resnet50")
             sub.add_argument("--batch", type=int, default=8 if command == "gpu" else 1)
@@ -334,18 +352,19 @@ def main() -> None:
         print(json.dumps(once(args.peer, args.cache, args.name, tuple(args.frames), args.batch, args.size, args.dtype)))
         return
     print(json.dumps(describe()), flush=True)
+    timing = Timing(args.repeats, "wall" if args.command == "import" else args.clock)
     if args.command == "conv":
-        rows = compare_convolutions(args.cases, args.repeats)
+        rows = compare_convolutions(args.cases, timing)
     elif args.command == "model":
-        rows = compare_model(args.name, tuple(args.frames), args.batch, args.size, args.dtype, args.repeats)
+        rows = compare_model(args.name, tuple(args.frames), args.batch, args.size, args.dtype, timing)
     elif args.command == "ffn":
-        rows = compare_ffn(args.name, args.batch, args.size, args.repeats)
+        rows = compare_ffn(args.name, args.batch, args.size, timing)
     elif args.command == "import":
-        rows = compare_imports(args.repeats)
+        rows = compare_imports(timing)
     else:
         rows = {}
         for frames in ((8,), (4, 8, 16)):
-            rows |= compare_model(args.name, frames, args.batch, args.size, "bfloat16", args.repeats)
+            rows |= compare_model(args.name, frames, args.batch, args.size, "bfloat16", timing)
             train = next(row for key, row in rows.items() if f" {frames} " in key and key.endswith("train"))
             rows[f"{args.name} {frames} frames per second"] = {
                 peer: args.batch * sum(frames) / seconds for peer, seconds in train.items()
