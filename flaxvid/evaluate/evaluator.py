@@ -37,7 +37,8 @@ def evaluate(
 
     @jax.jit
     def count_right(plain: Variables, video: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        return accuracy_sums(model.apply(plain, video), labels, mask)
+        logits: Any = model.apply(plain, video)
+        return accuracy_sums(logits, labels, mask)
 
     totals: dict[int, Any] = {}
     for batch in batches:

@@ -25,7 +25,8 @@ class ModelRecipe:
 
     Attributes:
         name: one of `flaxvid.list_models`.
-        weights: start from these: a torch file or a known name such as "resnet50-imagenet"; "" trains from scratch.
+        weights: start from these: a run's folder, a .safetensors file, a torch file, or a known name such as
+            "torchvision/resnet50-imagenet1k-v1"; "" trains from scratch.
         num_frames, image_size, dropout, dtype, remat: overrides of `create_model`.
         options: further overrides, by name.
     """

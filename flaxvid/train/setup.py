@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from flaxvid.adapt.surgery import adopt
 from flaxvid.data.pipeline import ClipConfig
@@ -19,6 +18,7 @@ from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, Recipe
 from flaxvid.train.state import averaged
 from flaxvid.weights.download import resolve_weights
+from flaxvid.weights.native import is_native, load_variables
 from flaxvid.weights.torch import load_torch
 
 
@@ -82,24 +82,26 @@ def make_task(recipe: Recipe, model: VideoModel) -> Task:
 def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
     """Ordinary variables to start from; None from scratch.
 
-    `recipe.model.weights` is a run's folder of ours, a torch file, or a known name. Of a frame-flexible run the longest
-    frame count's variables are taken. A head of another number of classes is left as initialised, and that is said.
+    `recipe.model.weights` is a run's folder, a .safetensors file of ours, a torch file, or a known name. Of frame-flexible
+    weights the longest frame count's are taken. A head of another number of classes starts anew, and that is said.
     """
-    weights = recipe.model.weights
+    weights, key = recipe.model.weights, jax.random.key(recipe.seed)
     if not weights:
         return None
-    if not Path(weights).is_dir():
+    if Path(weights).is_dir():
+        variables = averaged(restore_variables(weights))
+    elif is_native(path := resolve_weights(weights)):
+        variables, _ = load_variables(path)
+    else:
         named = dataclasses.asdict(recipe.model)
-        overrides = {key: named[key] for key in ("num_frames", "image_size")} | named["options"]
+        overrides = {name: named[name] for name in ("num_frames", "image_size")} | named["options"]
         classes = model.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
-        return load_torch(recipe.model.name, resolve_weights(weights), num_classes=classes, overrides=overrides)
-    variables = averaged(restore_variables(weights))
-    counts = [int(name[len("params_") : -1]) for name in variables if name.startswith("params_")]
+        variables = load_torch(recipe.model.name, path, num_classes=classes, key=key, overrides=overrides)
+    counts = tuple(int(name.removeprefix("params_")[:-1]) for name in variables if name.startswith("params_"))
     if counts:
-        flexible = FrameFlexible(model, tuple(counts), private_norms="batch_stats" not in variables)
+        flexible = FrameFlexible(model, counts, private_norms="batch_stats" not in variables)
         variables = flexible.select(variables, max(counts))
-    template = jax.tree.map(jnp.asarray, init_model(model, jax.random.key(recipe.seed)))
-    adopted, fresh = adopt(template, variables)
+    adopted, fresh = adopt(init_model(model, key), variables)
     if fresh:
         print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")
     return adopted

@@ -49,6 +49,16 @@ def save_variables(path: str | Path, variables: Variables, info: WeightsInfo) ->
     os.replace(part, path)
 
 
+def is_native(path: str | Path) -> bool:
+    """Whether a file was written by `save_variables`."""
+    from safetensors import safe_open
+
+    if Path(path).suffix != ".safetensors":
+        return False
+    with safe_open(path, framework="numpy") as file:
+        return "flaxvid" in (file.metadata() or {})
+
+
 def load_variables(path: str | Path) -> tuple[dict[str, Any], WeightsInfo]:
     """Reads what `save_variables` wrote.
 
