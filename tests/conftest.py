@@ -1,6 +1,8 @@
 """What all tests share: a small CPU set-up, a compilation cache that outlives the session, tiny models."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 _CACHE = Path(os.environ.get("FLAXVID_CACHE", "~/.cache/flaxvid")).expanduser() / "test-compiled"
@@ -77,3 +79,49 @@ def no_batch_statistics():
 
     with nn.intercept_methods(frozen):
         yield
+
+
+@pytest.fixture(scope="session")
+def motion_data(tmp_path_factory):
+    """A folder with a tiny `motion`: 32 x 32 pixels, 16 frames, 24 + 8 + 8 clips."""
+    from flaxvid.data.motion import MotionConfig, build_motion
+
+    root = tmp_path_factory.mktemp("data")
+    build_motion(root, MotionConfig(size=32, num_frames=16, train=24, validation=8, test=8), workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_flags(motion_data):
+    """Flags that turn configs/ffn.py into a run of seconds on `motion_data`."""
+    overrides = {
+        "data.root": motion_data,
+        "data.motion.size": 32,
+        "data.motion.num_frames": 16,
+        "data.motion.train": 24,
+        "data.motion.validation": 8,
+        "data.motion.test": 8,
+        "model.image_size": 32,
+        "model.num_frames": 4,
+        "model.options.width": 8,
+        "model.options.depths": "(1,)",
+        "task.frames": "(2, 4)",
+        "optimizer.ema": 0.9,
+        "batch_size": 8,
+        "eval_batch_size": 8,
+        "eval_frames": "(2, 3, 4)",
+        "log_every": 1,
+    }
+    return [f"--config.{name}={value}" for name, value in overrides.items()]
+
+
+@pytest.fixture(scope="session")
+def start_training(tiny_flags):
+    """Starts scripts/train.py as a user does, in a process of its own."""
+    root = Path(__file__).parents[1]
+
+    def start(*flags, config="configs/ffn.py", tiny=True):
+        command = [sys.executable, "scripts/train.py", "--config", config, *(tiny_flags if tiny else []), *flags]
+        return subprocess.Popen(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    return start

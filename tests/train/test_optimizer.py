@@ -1,0 +1,149 @@
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flaxvid import trees
+from flaxvid.frames import FrameFlexible
+from flaxvid.models.registry import create_tiny
+from flaxvid.train.optimizer import group_factors, make_optimizer, make_schedule
+from flaxvid.train.recipe import DECAY_RULES, FFN_RULES, OptimizerRecipe
+from flaxvid.train.state import trainable
+
+PARAMS = {
+    "params": {
+        "body": {"conv1": {"kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)}},
+        "head": {"classifier": {"kernel": np.array([[0.3], [-0.7]], np.float32), "bias": np.array([0.2], np.float32)}},
+    },
+    "params_4f": {"body": {"norm1": {"scale": np.array([1.5], np.float32)}, "conv1": {"gain": np.ones(2, np.float32)}}},
+}
+
+
+def gradients(step):
+    rng = np.random.default_rng(step)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), PARAMS)
+
+
+def run(recipe, steps=5, schedule=None):
+    optimizer = make_optimizer(recipe, schedule or optax.constant_schedule(recipe.learning_rate))
+    params, state = PARAMS, optimizer.init(PARAMS)
+    update = jax.jit(optimizer.update)
+    for step in range(steps):
+        updates, state = update(gradients(step), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize(
+    ("path", "factors"),
+    [
+        ("params/head/classifier/kernel", (5, 1)),
+        ("params/head/classifier_action/kernel", (5, 1)),
+        ("params/head/classifier/bias", (10, 0)),
+        ("params/stem/conv1/kernel", (1, 1)),
+        ("params/stem/norm1/scale", (1, 0)),
+        ("params_16f/body/layer1_0/downsample_norm/bias", (1, 0)),
+        ("params_4f/body/layer1_0/conv1/gain", (1, 1)),
+        ("params/body/attention/out/bias", (2, 0)),
+    ],
+)
+def test_the_groups_of_the_ffn_recipe(path, factors):
+    rates, decays = group_factors(trees.unflatten({path: 0}), FFN_RULES)
+    assert (trees.flatten(rates)[path], trees.flatten(decays)[path]) == factors
+
+
+def test_every_group_of_a_real_model():
+    flexible = FrameFlexible(create_tiny("tsm_resnet50"), (4, 8))
+    shapes = jax.eval_shape(lambda key: flexible.init(key, jnp.zeros((1, 4, 32, 32, 3))), jax.random.key(0))
+    rates, decays = group_factors(trainable(shapes), DECAY_RULES)
+    assert set(jax.tree.leaves(rates)) == {1.0}
+    decayed = {path for path, factor in trees.flatten(decays).items() if factor}
+    assert {path.rsplit("/", 1)[-1] for path in decayed} == {"kernel", "gain"}
+    assert len(decayed) == 1 + 4 * 4 + 1 + 2 * 4  # stem, blocks with downsampling, classifier, gains
+
+
+def test_sgd_is_torchs_written_out():
+    """g = gradient + decay p; m = momentum m + g; p = p - rate factor m"""
+    recipe = OptimizerRecipe("sgd", 0.1, 0.9, 0.01, "constant", clip_norm=0.0, rules=FFN_RULES)
+    expected = {path: leaf.astype(np.float64) for path, leaf in trees.flatten(PARAMS).items()}
+    momentum = dict.fromkeys(expected, 0.0)
+    rates, decays = (trees.flatten(tree) for tree in group_factors(PARAMS, FFN_RULES))
+    for step in range(5):
+        for path, gradient in trees.flatten(gradients(step)).items():
+            momentum[path] = 0.9 * momentum[path] + gradient + 0.01 * decays[path] * expected[path]
+            expected[path] = expected[path] - 0.1 * rates[path] * momentum[path]
+    chex.assert_trees_all_close(trees.flatten(run(recipe)), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_it_agrees_with_torch(name):
+    torch = pytest.importorskip("torch")
+    recipe = OptimizerRecipe(name, 0.02, 0.9, 0.05, "constant", clip_norm=1.0, rules=FFN_RULES)
+    rates, decays = (trees.flatten(tree) for tree in group_factors(PARAMS, FFN_RULES))
+    tensors = {path: torch.tensor(leaf, requires_grad=True) for path, leaf in trees.flatten(PARAMS).items()}
+    groups = [
+        {"params": [tensor], "lr": 0.02 * rates[path], "weight_decay": 0.05 * decays[path]}
+        for path, tensor in tensors.items()
+    ]
+    optimizer = torch.optim.SGD(groups, 0.02, momentum=0.9) if name == "sgd" else torch.optim.AdamW(groups, 0.02)
+    for step in range(5):
+        for path, gradient in trees.flatten(gradients(step)).items():
+            tensors[path].grad = torch.tensor(gradient)
+        torch.nn.utils.clip_grad_norm_(list(tensors.values()), 1.0)
+        optimizer.step()
+    expected = {path: tensor.detach().numpy() for path, tensor in tensors.items()}
+    chex.assert_trees_all_close(trees.flatten(run(recipe)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_clipping_really_clips_the_global_norm():
+    recipe = OptimizerRecipe("sgd", 1.0, 0.0, 0.0, "constant", clip_norm=0.5, rules=())
+    optimizer = make_optimizer(recipe, optax.constant_schedule(1.0))
+    large = jax.tree.map(lambda leaf: 100 * leaf, gradients(0))
+    updates, _ = optimizer.update(large, optimizer.init(PARAMS), PARAMS)
+    assert optax.tree.norm(updates) == pytest.approx(0.5, rel=1e-5)
+    scale = 0.5 / float(optax.tree.norm(large))
+    chex.assert_trees_all_close(updates, jax.tree.map(lambda leaf: -scale * leaf, large), rtol=1e-5)
+    small = jax.tree.map(lambda leaf: 1e-3 * leaf, gradients(0))
+    updates, _ = optimizer.update(small, optimizer.init(PARAMS), PARAMS)
+    chex.assert_trees_all_close(updates, jax.tree.map(jnp.negative, small), rtol=1e-5)
+
+
+def rates(recipe, *steps, epochs=50, steps_per_epoch=10):
+    schedule = make_schedule(recipe, epochs, steps_per_epoch)
+    return [float(schedule(step)) for step in steps]
+
+
+def test_step_schedule_drops_at_its_milestones():
+    recipe = OptimizerRecipe(learning_rate=0.1, schedule="step", milestones=(20, 40))
+    expected = [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    assert rates(recipe, 0, 199, 200, 399, 400, 499) == pytest.approx(expected)
+
+
+def test_warm_up_is_linear_and_milestones_count_from_the_start():
+    recipe = OptimizerRecipe(learning_rate=0.1, schedule="step", milestones=(20, 40), warmup_epochs=2)
+    expected = [0, 0.005, 0.05, 0.095, 0.1, 0.1, 0.01, 0.001]
+    assert rates(recipe, 0, 1, 10, 19, 20, 199, 200, 400) == pytest.approx(expected)
+
+
+def test_cosine_schedule_ends_at_zero():
+    recipe = OptimizerRecipe(learning_rate=0.1, schedule="cosine", warmup_epochs=0)
+    expected = [0.1, 0.1 * (1 + math.cos(math.pi / 4)) / 2, 0.05, 0.0]
+    assert rates(recipe, 0, 125, 250, 500) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    recipe.warmup_epochs = 0.5  # five steps
+    expected = [0, 0.04, 0.1, 0.05, 0]
+    assert rates(recipe, 0, 2, 5, 5 + 495 / 2, 500) == pytest.approx(expected, abs=1e-6)
+
+
+def test_constant_schedule():
+    assert rates(OptimizerRecipe(learning_rate=0.3, schedule="constant"), 0, 1, 499) == pytest.approx([0.3] * 3)
+
+
+def test_the_schedule_is_applied_step_by_step():
+    recipe = OptimizerRecipe("sgd", 1.0, 0.0, 0.0, "step", milestones=(1,), clip_norm=0.0, rules=())
+    got = run(recipe, steps=3, schedule=make_schedule(recipe, epochs=2, steps_per_epoch=2))
+    expected = jax.tree.map(lambda p, a, b, c: p - a - b - 0.1 * c, PARAMS, *(gradients(step) for step in range(3)))
+    chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,157 @@
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+
+from flaxvid.frames import FrameFlexible
+from flaxvid.models.registry import create_tiny
+from flaxvid.tasks.frame_flexible import FrameFlexibleTask
+from flaxvid.tasks.task import Supervised
+from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
+from flaxvid.train.optimizer import make_optimizer
+from flaxvid.train.recipe import OptimizerRecipe
+from flaxvid.train.state import averaged, create_state, trainable
+from flaxvid.train.step import make_train_step, train_step
+
+KEY = jax.random.key(0)
+RECIPE = OptimizerRecipe("sgd", 0.01, 0.9, 5e-4, "constant")
+
+
+@pytest.fixture(scope="module")
+def optimizer():
+    return make_optimizer(RECIPE, optax.constant_schedule(0.01))
+
+
+@pytest.fixture(scope="module")
+def make(random_variables, optimizer):
+    """A plain task and its state; `overrides` are the model's."""
+
+    def state(ema=False, **overrides):
+        model = create_tiny("tsm_resnet18", depths=(1,), **overrides)
+        task = Supervised(model, (4,))
+        return task, create_state(jax.tree.map(np.copy, random_variables(model)), optimizer, ema=ema)
+
+    return state
+
+
+@pytest.fixture(scope="module")
+def batch(clip):
+    return {"video": {4: clip(4, 4, 32, 32)}, "label": np.array([0, 3, 1, 4]), "index": np.arange(4)}
+
+
+def step_of(task, optimizer, **arguments):
+    return jax.jit(lambda s, b, k: train_step(s, b, k, task=task, optimizer=optimizer, **arguments))
+
+
+def test_one_step_is_loss_gradient_update(make, optimizer, batch):
+    task, state = make()
+    new, metrics = step_of(task, optimizer)(state, batch, KEY)
+
+    @jax.jit
+    def by_hand(variables, batch):
+        def loss(params):
+            return task.loss({**variables, "params": params}, batch, jax.random.fold_in(KEY, 0))
+
+        (value, (updated, _)), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        moved, _ = optimizer.update({"params": gradients}, state.opt_state, {"params": variables["params"]})
+        return value, updated, optax.apply_updates(variables["params"], moved["params"]), optax.tree.norm(gradients)
+
+    value, updated, params, norm = by_hand(state.variables, batch)
+    assert int(new.step) == 1
+    assert metrics["loss"] == pytest.approx(float(value), rel=1e-5)
+    assert metrics["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
+    chex.assert_trees_all_close(new.variables, {"params": params, **updated}, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+
+
+def test_the_key_moves_with_the_step(make, optimizer, batch):
+    task, state = make(dropout=0.5)
+    step = step_of(task, optimizer)
+    losses = [float(step(state.replace(step=np.int32(n)), batch, KEY)[1]["loss"]) for n in (0, 1, 0)]
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_the_jitted_step_donates_its_state_and_compiles_once(make, optimizer, batch):
+    task, state = make()
+    mesh = make_mesh()
+    state = jax.device_put(state, replicated(mesh))
+    chex.clear_trace_counter()
+
+    class Counted:
+        model, frames, init, select = task.model, task.frames, task.init, task.select
+        loss = staticmethod(chex.assert_max_traces(task.loss, n=1))
+
+    step = make_train_step(Counted(), optimizer, mesh)
+    for _ in range(3):
+        old = state
+        state, metrics = step(state, put_batch(batch, mesh), KEY)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.variables, old.opt_state)))
+    assert step._cache_size() == 1
+    assert int(state.step) == 3
+    chex.assert_tree_all_finite((state.variables, metrics))
+
+
+def test_accumulation_gives_the_same_step(make, optimizer, batch, no_batch_statistics):
+    """Where nothing couples the clips of a batch, the mean of the parts' gradients is the whole's."""
+    task, state = make(dropout=0.0)
+    whole, metrics = step_of(task, optimizer)(state, batch, KEY)
+    parts, part_metrics = step_of(task, optimizer, accumulate=2)(state, batch, KEY)
+    chex.assert_trees_all_close(parts, whole, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(part_metrics, metrics, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulated_statistics_move_from_part_to_part(make, optimizer, batch):
+    task, state = make(dropout=0.0)
+    new, _ = step_of(task, optimizer, accumulate=2)(state, batch, KEY)
+    variables, update = state.variables, jax.jit(lambda v, b: task.loss(v, b, KEY)[1][0])
+    for first in (0, 1):  # parts take every second row
+        rows = jax.tree.map(lambda leaf, first=first: leaf[first::2], batch)
+        variables = {**variables, **update(variables, rows)}
+    chex.assert_trees_all_close(new.variables["batch_stats"], variables["batch_stats"], rtol=1e-4, atol=1e-5)
+
+
+def test_ema_follows_its_formula(make, optimizer, batch):
+    task, state = make(ema=True)
+    assert set(state.variables) == {"params", "batch_stats", "ema_params", "ema_batch_stats"}
+    chex.assert_trees_all_equal(averaged(state.variables), {n: state.variables[n] for n in ("params", "batch_stats")})
+    new, _ = step_of(task, optimizer, ema=0.9)(state, batch, KEY)
+    without, _ = step_of(task, optimizer)(make()[1], batch, KEY)
+    for name in ("params", "batch_stats"):
+        chex.assert_trees_all_close(new.variables[name], without.variables[name], rtol=1e-5, atol=1e-6)
+        average = jax.tree.map(lambda old, now: 0.9 * old + 0.1 * now, state.variables[name], new.variables[name])
+        chex.assert_trees_all_close(new.variables[f"ema_{name}"], average, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_equal(averaged(new.variables)[name], new.variables[f"ema_{name}"])
+    assert set(trainable(new.variables)) == {"params"}
+
+
+def test_a_bfloat16_step_keeps_the_state_in_float32(make, optimizer, batch):
+    task, state = make(dtype="bfloat16")
+    new, metrics = step_of(task, optimizer)(state, batch, KEY)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+    chex.assert_tree_all_finite((new.variables, metrics))
+    exact, _ = step_of(make()[0], optimizer)(state, batch, KEY)
+    moved = optax.tree.sub(exact.variables["params"], state.variables["params"])
+    difference = optax.tree.sub(new.variables["params"], exact.variables["params"])
+    assert 0 < optax.tree.norm(difference) < 0.2 * optax.tree.norm(moved)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ffn_steps_move_every_collection(accumulate, random_variables, optimizer, clip):
+    flexible = FrameFlexible(create_tiny("tsm_resnet18", depths=(1,)), (2, 4))
+    task = FrameFlexibleTask(flexible)
+    state = create_state(flexible.specialise(random_variables(flexible.model), KEY), optimizer)
+    batch = {"video": {n: clip(4, n, 32, 32, seed=n) for n in (2, 4)}, "label": np.arange(4)}
+    new, metrics = step_of(task, optimizer, accumulate=accumulate)(state, batch, KEY)
+    assert set(new.variables) == {"params", "params_2f", "params_4f", "batch_stats_2f", "batch_stats_4f"}
+    for name, tree in new.variables.items():
+        for leaf, old in zip(jax.tree.leaves(tree), jax.tree.leaves(state.variables[name]), strict=True):
+            assert np.any(leaf != old), name
+    chex.assert_tree_all_finite((new.variables, metrics))
+
+
+def test_a_batch_that_does_not_divide_says_what_would():
+    mesh = make_mesh()
+    check_batch_size(6, mesh, accumulate=2)
+    with pytest.raises(ValueError, match=r"batch_size=7 must divide evenly over 1 devices x 2 .* use 6"):
+        check_batch_size(7, mesh, accumulate=2)
