@@ -1,0 +1,104 @@
+"""Eight fake devices against one, in a process of its own: the number of devices is fixed when JAX starts."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import json, re
+import jax, numpy as np, optax
+from jax.sharding import Mesh
+from flaxvid.frames import FrameFlexible
+from flaxvid.models.registry import create_tiny
+from flaxvid.tasks.frame_flexible import FrameFlexibleTask
+from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
+from flaxvid.train.optimizer import make_optimizer
+from flaxvid.train.recipe import OptimizerRecipe
+from flaxvid.train.state import create_state
+from flaxvid.train.step import make_train_step
+
+task = FrameFlexibleTask(FrameFlexible(create_tiny("tsm_resnet18", depths=(1,), dropout=0.2), (2, 4)))
+optimizer = make_optimizer(OptimizerRecipe("sgd", 0.05, 0.9, 5e-4), optax.constant_schedule(0.05))
+key = jax.random.key(0)
+rng = np.random.default_rng(0)
+batches = [
+    {
+        "video": {n: rng.integers(0, 256, (16, n, 32, 32, 3), np.uint8) for n in (2, 4)},
+        "label": rng.integers(0, 5, 16, np.int32),
+        "index": np.arange(16, dtype=np.int32),
+    }
+    for _ in range(3)
+]
+
+def train(mesh):
+    state = jax.device_put(create_state(task.init(key), optimizer), replicated(mesh))
+    first = put_batch(batches[0], mesh)
+    step = make_train_step(task, optimizer, mesh).lower(state, first, key).compile()
+    losses = []
+    for batch in batches:
+        state, metrics = step(state, put_batch(batch, mesh), key)
+        losses.append(float(metrics["loss"]))
+    return jax.device_get(state), losses, step.as_text()
+
+eight, eight_losses, program = train(make_mesh())
+one, one_losses, alone = train(Mesh(np.asarray(jax.devices()[:1]), ("data",)))
+start = jax.device_get(create_state(task.init(key), optimizer))
+kinds = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
+count = lambda text: {k: len(re.findall(rf" {k}(?:-start)?\\(", text)) for k in kinds.split("|")}
+try:
+    check_batch_size(12, make_mesh())
+    message = ""
+except ValueError as error:
+    message = str(error)
+print(json.dumps({
+    "devices": jax.device_count(),
+    "losses": [eight_losses, one_losses],
+    "difference": {
+        jax.tree_util.keystr(path): float(np.max(np.abs(a - b)) / (np.max(np.abs(b - c)) + 1e-8))
+        for (path, a), b, c in zip(
+            jax.tree_util.tree_leaves_with_path(eight.variables),
+            jax.tree.leaves(one.variables), jax.tree.leaves(start.variables), strict=True,
+        )
+    },
+    "collectives": [count(program), count(alone)],
+    "message": message,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["devices"] == 8
+    return outcome
+
+
+def test_eight_devices_give_the_numbers_of_one(outcome):
+    """Three FFN steps in float32: norms, dropout, distillation and momentum are those of the global batch.
+
+    The sums run in another order, so every variable may differ by 1 % of the way that it has moved in the three steps.
+    """
+    eight, one = outcome["losses"]
+    assert eight == pytest.approx(one, rel=1e-4)
+    assert len(set(one)) == 3
+    assert {path: value for path, value in outcome["difference"].items() if value > 1e-2} == {}
+
+
+def test_the_program_only_reduces(outcome):
+    """Gradients, batch statistics and metrics are summed over the devices; no activation and no parameter travels."""
+    eight, one = outcome["collectives"]
+    assert eight.pop("all-reduce") > 0
+    assert not any(eight.values())
+    assert not any(one.values())
+
+
+def test_a_batch_size_that_does_not_divide_is_one_clear_error(outcome):
+    assert outcome["message"].startswith("batch_size=12 must divide evenly over 8 devices")
+    assert outcome["message"].endswith("use 8")
