@@ -1,0 +1,147 @@
+"""Every config, with every argument, builds: recipe, network, task, optimizer, sampling; nothing is computed."""
+
+import dataclasses
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from flaxvid import trees
+from flaxvid.data.sources import SOURCES
+from flaxvid.train.optimizer import make_optimizer, make_schedule
+from flaxvid.train.recipe import Recipe, check, to_json
+from flaxvid.train.setup import clip_config, make_model, make_task
+from flaxvid.train.state import create_state
+from flaxvid.weights.download import KNOWN
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+CLASSES = {"ssv1": 174, "ssv2": 174, "kinetics400": 400, "hmdb51": 51, "ucf101": 101}
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments(path):
+    """The arguments that a config's own docstring names."""
+    text = re.search(r"Arguments: (.*?)\.\n", load(path).__doc__, re.DOTALL)[1]
+    return re.findall(r"\w+", re.sub(r"\(default\)| is .*", "", text.replace("\n", " ")))
+
+
+CASES = [(path, argument) for path in CONFIGS for argument in arguments(path)]
+IDS = [f"{path.stem}:{argument}" for path, argument in CASES]
+
+
+def test_the_issues_arguments_are_there():
+    names = {path.stem: arguments(path) for path in CONFIGS}
+    common = {"motion", "ssv1", "ssv2", "kinetics400", "hmdb51", "ucf101", "folder"}
+    assert common <= set(names["ffn"])
+    assert common | {"ssv2_cosine"} <= set(names["tsm"])
+
+
+@pytest.mark.parametrize(("path", "argument"), CASES, ids=IDS)
+def test_every_config_builds(path, argument):
+    recipe = load(path).get_config(argument)
+    assert isinstance(recipe, Recipe)
+    check(recipe)
+    assert recipe.data.name in SOURCES
+    assert recipe.model.weights in ("", *KNOWN)
+    for frames in (recipe.task.frames, recipe.eval_frames):
+        clip_config(recipe, frames)
+    model = make_model(recipe, CLASSES.get(recipe.data.name, 9))
+    task = make_task(recipe, model)
+    optimizer = make_optimizer(recipe.optimizer, make_schedule(recipe.optimizer, recipe.epochs, 100))
+    ema = recipe.optimizer.ema > 0
+    state = jax.eval_shape(lambda key: create_state(task.init(key), optimizer, ema=ema), jax.random.key(0))
+    assert (task.frames[-1], model.clip.num_frames) == (16, 16)
+    paths = [path for path in trees.flatten(state.variables) if path.startswith("params")]
+    for pattern, *_ in recipe.optimizer.rules:
+        if (
+            pattern != r".*/bias"
+        ):  # all biases of a ResNet are norms' or the classifier's, which have rules of their own
+            assert any(re.fullmatch(pattern, path) for path in paths), pattern
+    to_json(recipe)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_default_is_the_embedded_data_set(path):
+    assert dataclasses.asdict(load(path).get_config()) == dataclasses.asdict(load(path).get_config("motion"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_an_unknown_argument_names_the_known_ones(path):
+    with pytest.raises(ValueError, match="unknown data set 'mtion': this config has motion, ssv1"):
+        load(path).get_config("mtion")
+
+
+def test_configs_do_not_share_what_flags_change():
+    get_config = load(CONFIGS[0]).get_config
+    get_config().model.options["width"] = 1
+    get_config().optimizer.learning_rate = 7.0
+    assert get_config().model.options["width"] != 1
+    assert get_config().optimizer.learning_rate != 7.0
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("tsm", 23_864_558), ("ffn", 24_010_158)])
+def test_parameters_of_the_something_something_recipes(name, parameters):
+    path = next(path for path in CONFIGS if path.stem == name)
+    recipe = load(path).get_config("ssv2")
+    task = make_task(recipe, make_model(recipe, 174))
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    leaves = [
+        leaf for collection, tree in shapes.items() if collection.startswith("params") for leaf in jax.tree.leaves(tree)
+    ]
+    assert sum(leaf.size for leaf in leaves) == parameters
+
+
+@pytest.mark.parametrize("name", ["ffn", "tsm"])
+@pytest.mark.parametrize("dataset", ["ssv1", "ssv2"])
+def test_the_papers_recipe(name, dataset):
+    """arXiv 2303.14817, section 4.1, and the authors' code."""
+    path = next(path for path in CONFIGS if path.stem == name)
+    recipe = load(path).get_config(dataset)
+    optimizer = recipe.optimizer
+    assert (recipe.model.name, recipe.model.image_size, recipe.model.dropout) == ("tsm_resnet50", 224, 0.5)
+    assert (optimizer.name, optimizer.learning_rate, optimizer.momentum, optimizer.weight_decay) == (
+        "sgd",
+        0.01,
+        0.9,
+        5e-4,
+    )
+    assert (optimizer.schedule, optimizer.milestones, optimizer.warmup_epochs) == ("step", (20, 40), 0)
+    assert (recipe.batch_size, recipe.epochs, recipe.data.flip, optimizer.clip_norm) == (32, 50, False, 20)
+    assert recipe.data.scales == (1.0, 0.875, 0.75, 0.66)
+    assert (recipe.task.label_smoothing, optimizer.ema, recipe.task.weight) == (0, 0, 1)
+    assert recipe.published
+
+
+def test_the_seeds_recipe():
+    recipe = load(next(path for path in CONFIGS if path.stem == "tsm")).get_config("ssv2_cosine")
+    optimizer = recipe.optimizer
+    assert (recipe.batch_size, recipe.epochs, optimizer.name, optimizer.schedule) == (8, 50, "sgd", "cosine")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_fields_are_overridden_by_flags(path, monkeypatch):
+    changes = {
+        "model.dropout": 0.25,
+        "task.frames": "(2, 32)",
+        "model.options.width": 24,
+        "optimizer.schedule": "constant",
+    }
+    argv = ["train.py", f"--config={path}:motion", *(f"--config.{name}={value}" for name, value in changes.items())]
+    monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for the fields to override
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    values(argv)
+    recipe = values.config
+    assert (recipe.model.dropout, tuple(recipe.task.frames)) == (0.25, (2, 32))
+    assert (recipe.model.options["width"], recipe.optimizer.schedule) == (24, "constant")
