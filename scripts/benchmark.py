@@ -18,7 +18,6 @@ import json
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -194,10 +193,15 @@ class FlaxvidTrainer:
         for clip in self.batch["video"].values():
             jax.block_until_ready(self.evaluate(self.state.variables, clip))
 
-    def peak_bytes(self) -> int:
-        """The most memory used: the device's, or on CPU the process's."""
-        device = jax.devices()[0].memory_stats()
-        return device["peak_bytes_in_use"] if device else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def peak_bytes(self) -> int | None:
+        """The most of the device's memory that was used; None on CPU."""
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def resident_peak() -> int:
+    """Peak of this process's resident memory in bytes; `ru_maxrss` would include that of the process it came from."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 def make_trainer(peer: str, *setup: Any) -> Any:
@@ -221,7 +225,10 @@ def once(peer: str, cache: str, *setup: Any) -> dict[str, float]:
     trainer = make_trainer(peer, *setup)
     for _ in range(2):
         trainer.train()
-    return {"compile seconds": getattr(trainer, "compile_seconds", 0.0), "peak MB": trainer.peak_bytes() / 1e6}
+    return {
+        "compile seconds": getattr(trainer, "compile_seconds", 0.0),
+        "peak MB": (trainer.peak_bytes() or resident_peak()) / 1e6,
+    }
 
 
 def compare_model(name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str, timing: Timing) -> Rows:

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import resource
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,7 +88,7 @@ def make_network(name: str, frames: Sequence[int]) -> nn.Module:
     family, depth = name.split("_")
     network = getattr(resnet, depth)(num_classes=174)
     for block in [m for m in network.modules() if isinstance(m, resnet.Bottleneck | resnet.BasicBlock)]:
-        block.conv1 = Shifted(block.conv1, frames, shift=family == "tsm")
+        setattr(block, "conv1", Shifted(block.conv1, frames, shift=family == "tsm"))  # noqa: B010
     if len(frames) > 1:
         for parent in list(network.modules()):
             for child_name, child in list(parent.named_children()):
@@ -108,7 +107,8 @@ class TorchTrainer:
 
     def __init__(self, name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str, device: str):
         self.device = "cuda" if device == "gpu" else "cpu"
-        self.network = make_network(name, frames).to(self.device, memory_format=torch.channels_last)
+        network = make_network(name, frames).to(self.device)
+        self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.optimizer = torch.optim.SGD(self.network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
         self.autocast = torch.autocast(self.device, torch.bfloat16, enabled=dtype == "bfloat16")
         videos = {n: torch.randn(batch * n, 3, size, size, device=self.device) for n in frames}
@@ -147,11 +147,9 @@ class TorchTrainer:
             self.logits()
         self._wait()
 
-    def peak_bytes(self) -> int:
-        """The most memory used: the device's, or on CPU the process's."""
-        if self.device == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def peak_bytes(self) -> int | None:
+        """The most of the device's memory that was used; None on CPU."""
+        return torch.cuda.max_memory_allocated() if self.device == "cuda" else None
 
     def _wait(self) -> None:
         if self.device == "cuda":
