@@ -148,3 +148,10 @@ def test_frozen_norms_are_all_but_the_stems(random_variables, clip):
     _, state = train(variables, clip(2, 4, 32, 32))
     chex.assert_trees_all_equal(state["batch_stats"]["body"], variables["batch_stats"]["body"])
     assert (state["batch_stats"]["stem"]["norm1"]["mean"] != variables["batch_stats"]["stem"]["norm1"]["mean"]).all()
+
+
+def test_jit_equals_eager(random_variables, clip):
+    model = create_tiny("tsm_resnet50", depths=(1,))
+    variables, video = random_variables(model), clip(2, 4, 32, 32)
+    eager = model.apply(variables, video)
+    chex.assert_trees_all_close(eager, jax.jit(model.apply)(variables, video), rtol=1e-4, atol=1e-5)
