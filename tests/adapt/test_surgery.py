@@ -41,7 +41,7 @@ def test_other_classifiers_than_the_checkpoints(make):
 @pytest.mark.parametrize("overrides", [{"width": 16}, {"depths": (1, 1)}])
 def test_another_architecture_is_one_clear_error(make, overrides):
     with pytest.raises(
-        ValueError, match="these weights are of another architecture: .* parameters do not fit"
+        ValueError, match=r"these weights are of another architecture: .* parameters do not fit"
     ) as error:
         adopt(make(0, **overrides), make(1))
     assert "/body/layer" in str(error.value)
