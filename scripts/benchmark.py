@@ -261,10 +261,9 @@ def packed_step(trainer: FlaxvidTrainer, model: Any) -> Callable[[], Any]:
     variables = model.init(trainer.key, trainer.batch["video"][counts[0]])
 
     def each_part(call, args, kwargs, context):
-        if context.method_name != "__call__" or not isinstance(
-            context.module, BatchNorm | TemporalShift | type(model.head)
-        ):
-            return call(*args, **kwargs)
+        apart = isinstance(context.module, BatchNorm | TemporalShift | type(model.head))
+        if not apart or context.method_name != "__call__" or args[0].shape[1] != sum(counts):
+            return call(*args, **kwargs)  # also a part, on its way to the parent class
         parts = [call(part, *args[1:], **kwargs) for part in jnp.split(args[0], edges, axis=1)]
         if isinstance(context.module, type(model.head)):
             return dict(zip(counts, parts, strict=True))
