@@ -83,7 +83,7 @@ def outcome():
 def test_eight_devices_give_the_numbers_of_one(outcome):
     """Three FFN steps in float32: norms, dropout, distillation and momentum are those of the global batch.
 
-    The sums run in another order, so every variable may differ by a thousandth of the way that it has moved in the three steps.
+    The sums run in another order, so every variable may differ by a thousandth of the way that it has moved.
     """
     eight, one = outcome["losses"]
     assert eight == pytest.approx(one, rel=1e-4)
