@@ -169,7 +169,9 @@ class FrameFlexible:
             keys = {name: jax.random.fold_in(key, count) for name, key in (rngs or {}).items()}
             # Without private norms all counts move the same statistics, one after the other.
             plain = self.select({**variables, **updated}, count)
-            out: Any = self.model.apply(plain, clip, train=train, rngs=keys, mutable=["batch_stats"] if train else False)
+            out: Any = self.model.apply(
+                plain, clip, train=train, rngs=keys, mutable=["batch_stats"] if train else False
+            )
             if train:
                 logits[count], state = out
                 if "batch_stats" in state:

@@ -65,7 +65,8 @@ def make_model(recipe: Recipe, num_classes: int) -> VideoModel:
     repeated = sorted(options.keys() & {"num_classes", *named})
     if repeated:
         raise ValueError(
-            f"model.options repeats {', '.join(repeated)}: these are fields of model itself, and num_classes is the data's"
+            f"model.options repeats {', '.join(repeated)}: these are fields of model itself, and num_classes is "
+            "the data's"
         )
     return create_model(name, num_classes=num_classes, **named, **options)
 
@@ -82,8 +83,9 @@ def make_task(recipe: Recipe, model: VideoModel) -> Task:
 def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
     """Ordinary variables to start from; None from scratch.
 
-    `recipe.model.weights` is a run's folder, a .safetensors file of ours, a torch file, or a known name. Of frame-flexible
-    weights the longest frame count's are taken. A head of another number of classes starts anew, and that is said.
+    `recipe.model.weights` is a run's folder, a .safetensors file of ours, a torch file, or a known name. Of
+    frame-flexible weights the longest frame count's are taken. A head of another number of classes starts anew, and
+    that is said.
     """
     weights, key = recipe.model.weights, jax.random.key(recipe.seed)
     if not weights:
