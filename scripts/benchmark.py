@@ -252,21 +252,20 @@ def compare_model(name: str, frames: tuple[int, ...], batch: int, size: int, dty
 
 
 def packed_step(trainer: FlaxvidTrainer, model: Any) -> Callable[[], Any]:
-    """Gradient of FFN's loss with all counts' frames in one pass: convolutions see them all, the rest its own part.
+    """Gradient of FFN's loss with all counts' frames in one pass: convolutions see them all, shifts and norms parts.
 
-    The counts share their norms' parameters and have no gains here, which costs a packed pass less than the real thing.
+    Only its time means something: the counts share the norms' parameters and the logits and have no gains, all of which
+    costs a packed pass less than the real thing.
     """
     counts = tuple(trainer.batch["video"])
     edges = list(np.cumsum(counts)[:-1])
     variables = model.init(trainer.key, trainer.batch["video"][counts[0]])
 
     def each_part(call, args, kwargs, context):
-        apart = isinstance(context.module, BatchNorm | TemporalShift | type(model.head))
+        apart = isinstance(context.module, BatchNorm | TemporalShift)
         if not apart or context.method_name != "__call__" or args[0].shape[1] != sum(counts):
             return call(*args, **kwargs)  # also a part, on its way to the parent class
         parts = [call(part, *args[1:], **kwargs) for part in jnp.split(args[0], edges, axis=1)]
-        if isinstance(context.module, type(model.head)):
-            return dict(zip(counts, parts, strict=True))
         return jnp.concatenate(parts, axis=1)
 
     def loss(params, stats, batch):
@@ -276,7 +275,7 @@ def packed_step(trainer: FlaxvidTrainer, model: Any) -> Callable[[], Any]:
             logits, state = model.apply(
                 state, video, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
             )
-        return ffn_loss(logits, batch["label"])[0], state
+        return ffn_loss(dict.fromkeys(counts, logits), batch["label"])[0], state
 
     gradient = jax.jit(jax.grad(loss, has_aux=True))
     return ready(gradient, variables["params"], variables["batch_stats"], trainer.batch)
