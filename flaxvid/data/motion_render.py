@@ -6,59 +6,28 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, UInt8
 
-MOTION_CLASSES: tuple[str, ...] = (
-    "moves right",
-    "moves left",
-    "moves down",
-    "moves up",
-    "approaches",
-    "recedes",
-    "turns clockwise",
-    "turns counter-clockwise",
-    "pillar passes in front to the right, behind to the left",
-    "pillar passes behind to the right, in front to the left",
-    "blinks faster and faster",
-    "blinks slower and slower",
-    "camera pans, then stops",
-    "camera rests, then starts",
+BALL = ("right", "left", "down", "up")
+PILLAR = ("turns back", "speeds up", "slows down")
+MOTION_CLASSES: tuple[str, ...] = tuple(f"ball moves {way}, pillar {pace}" for way in BALL for pace in PILLAR)
+# A mirrored clip shows the ball's other way; which way the pillar goes is no part of the class.
+FLIP_LABELS: tuple[int, ...] = tuple(
+    MOTION_CLASSES.index(f"ball moves {way}, pillar {pace}") for way in ("left", "right", "down", "up") for pace in PILLAR
 )
-FLIP_LABELS: tuple[int, ...] = (1, 0, 2, 3, 4, 5, 7, 6, 9, 8, 10, 11, 12, 13)
-
-_CHANNELS = 5  # x, y, log size, angle, orbit of the pillar: class 2c sweeps channel c upwards, class 2c + 1 downwards
 
 
-def _sweep(rng: np.random.Generator, frames: int, sign: int) -> Float[np.ndarray, " t"]:
-    """One channel on a circle of length 1, where about one turn is made in a clip.
+def _travel(
+    rng: np.random.Generator, progress: Float[np.ndarray, " t"], way: int, turns: float = 1.0
+) -> Float[np.ndarray, "t 1 1"]:
+    """Where something is on a circle of length 1 while `progress` goes from 0 to 1, about `turns` rounds in a clip.
 
-    `sign` of +1 or -1 goes round steadily. 0 covers the very same values at the same speed, but one half of the clip
-    runs forward and the other backward, so that nothing but the order of the frames tells the two apart.
+    `way` of +1 or -1 goes round steadily. 0 covers the very same places at the same speed, but the second half backward:
+    nothing but the order of the frames tells the two apart.
     """
-    time = np.arange(frames)
-    if not sign:
-        half = int(np.clip(round(frames * rng.uniform(0.45, 0.55)), 1, frames - 1))
-        time = np.where(time < half, time, frames - 1 + half - time)
-        sign = rng.choice((-1, 1))
-    return rng.uniform() + sign * rng.uniform(0.9, 1.1) * (time + 0.5) / frames
-
-
-def _beat(rng: np.random.Generator, frames: int, sign: int) -> Float[np.ndarray, " t"]:
-    """Brightness in 0..1 of the blinking: its rate rises (+1), falls (-1), or does both within the clip (0)."""
-    time = (np.arange(frames) + 0.5) / frames
-    ramp = time if sign else 1 - np.abs(2 * time - 1)
-    if sign < 0 or (not sign and rng.integers(2)):
-        ramp = 1 - ramp
-    return 0.5 + 0.5 * np.sin(2 * np.pi * (rng.uniform() + np.cumsum(0.5 + 5 * ramp) / frames))
-
-
-def _pan(rng: np.random.Generator, frames: int, sign: int) -> Float[np.ndarray, "t 2"]:
-    """Camera offset: half the clip it moves, half it rests: rest last (+1), rest first (-1), or one inside the
-    other.
-    """
-    quarters = {1: (1, 1, 0, 0), -1: (0, 0, 1, 1), 0: ((1, 0, 0, 1), (0, 1, 1, 0))[rng.integers(2)]}[sign]
-    moving = np.asarray(quarters)[np.arange(frames) * 4 // frames]
-    angle = rng.uniform(0, 2 * np.pi)
-    distance = rng.uniform(0.7, 1.0) * np.cumsum(moving) / frames
-    return rng.uniform(0, 1, 2) + distance[:, None] * np.array((np.cos(angle), np.sin(angle)))
+    if not way:
+        progress = np.where(progress < 0.5, progress, 1.5 - progress)
+        way = int(rng.choice((-1, 1)))
+    places = rng.uniform() + way * turns * rng.uniform(0.9, 1.1) * progress
+    return places.astype(np.float32)[:, None, None]
 
 
 _SHAPES: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
@@ -74,9 +43,11 @@ def render_clip(
 ) -> tuple[UInt8[np.ndarray, "t h w"], UInt8[np.ndarray, "t 2 h2 w2"]]:
     """Luma and (half-resolution) chroma planes of a clip of class `label`.
 
-    An object of two tones moves over a textured ground on a torus (what leaves on the right enters on the left), and a
-    blinking pillar circles round it. Every channel of this state moves in every class, with the same speed and the same
-    values; see `_sweep`, `_beat` and `_pan` for what the class changes.
+    A bright ball, of one of four shapes, and a darker pillar move over a textured ground past which the camera drifts; one
+    passes behind the other. The world is a torus: what leaves on the right enters on the left. The ball goes steadily
+    along one axis and to and fro along the other, and the class says along which and which way. The pillar goes sideways,
+    from a rest to a run or from a run to a rest, and in a third of the classes turns back half-way. Every place and every
+    speed occurs in every class alike, so that a single frame, or all of them in another order, say next to nothing.
 
     Args:
       label: position in `MOTION_CLASSES`.
@@ -84,48 +55,41 @@ def render_clip(
       frames: number of frames.
       rng: source of every nuisance, which makes the clip a function of its seed.
     """
-    channel, sign = label // 2, 1 - 2 * (label % 2)
-    x, y, log_size, angle, orbit = (
-        _sweep(rng, frames, sign * (channel == c)).astype(np.float32)[:, None, None] for c in range(_CHANNELS)
-    )
-    blink = _beat(rng, frames, sign * (channel == _CHANNELS)).astype(np.float32)[:, None, None]
-    pan = _pan(rng, frames, sign * (channel == _CHANNELS + 1))
+    way, pace = divmod(label, len(PILLAR))
+    time = (np.arange(frames) + 0.5) / frames
+    x = _travel(rng, time, (1, -1, 0, 0)[way])
+    y = _travel(rng, time, (0, 0, 1, -1)[way])
+    speeding_up = bool(rng.integers(2)) if pace == 0 else pace == 1
+    speed = 0.1 + 1.8 * (time if speeding_up else 1 - time)
+    pillar_x = _travel(rng, np.cumsum(speed) / frames, 0 if pace == 0 else int(rng.choice((-1, 1))), 0.8)
 
+    luma = _ground(rng, frames, size)
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
-    luma = _ground(rng, pan, size)
-    dx = (grid - x + 0.5) % 1 - 0.5
-    dy = (grid[:, None] - y + 0.5) % 1 - 0.5
-    turn = 2 * np.pi * angle
-    u, v = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
-    radius = np.float32(0.1 * rng.uniform(0.95, 1.1)) * np.float32(3.0) ** (log_size % 1)
-    body = np.clip((radius - _SHAPES[rng.integers(len(_SHAPES))](u, v)) * size + 0.5, 0, 1)
-    tone = np.clip(u * size + 0.5, 0, 1) * np.float32(rng.uniform(70, 95)) + np.float32(rng.uniform(130, 140))
+    dx, dy = (grid - x + 0.5) % 1 - 0.5, (grid[:, None] - y + 0.5) % 1 - 0.5
+    edge = np.float32(rng.uniform(0.15, 0.18)) - _SHAPES[rng.integers(len(_SHAPES))](dx, dy)
+    ball = np.clip(edge * size + 0.5, 0, 1)
+    pillar = np.clip((np.float32(0.09) - np.abs((grid - pillar_x + 0.5) % 1 - 0.5)) * size + 0.5, 0, 1)
 
-    depth = np.sin(2 * np.pi * orbit)
-    offset = (grid - x - np.float32(0.22) * np.cos(2 * np.pi * orbit) + 0.5) % 1 - 0.5
-    pillar = np.clip((np.float32(0.05) * (1 + np.float32(0.4) * depth) - np.abs(offset)) * size + 0.5, 0, 1)
-    glow = 20 + 170 * blink
-    for mask, value in ((pillar * (depth <= 0), glow), (body, tone), (pillar * (depth > 0), glow)):
+    bright, dark = np.float32(rng.uniform(205, 230)), np.float32(rng.uniform(145, 160))
+    hues = rng.uniform(0, 2 * np.pi), rng.uniform(-0.4, 0.4), np.pi + rng.uniform(-0.4, 0.4)  # ground, ball, pillar
+    colours = (np.array((6, 50, 50)) * np.stack((np.cos(hues), np.sin(hues)))).astype(np.float32)
+    chroma = np.broadcast_to(colours[:, :1, None], (frames, 2, size // 2, size // 2)).copy()
+    layers = ((ball, bright, ball[:, None, ::2, ::2]), (pillar, dark, pillar[:, None, :, ::2]))
+    for layer in rng.permutation(2):  # who passes behind whom
+        mask, value, half = layers[layer]
         luma += mask * (value - luma)
-
-    hues = rng.uniform(0, 2 * np.pi), rng.uniform(-1, 1), np.pi + rng.uniform(-1, 1)  # ground, object, pillar
-    colour = (128 + np.array((8, 50, 50)) * np.stack((np.cos(hues), np.sin(hues)))).astype(np.float32)
-    small_body, small_pillar = body[:, None, ::2, ::2], pillar[:, None, :, ::2]
-    chroma = np.broadcast_to(colour[:, :1, None], (frames, 2, size // 2, size // 2)).copy()
-    back = small_pillar * (depth <= 0)[:, None]
-    front = small_pillar * (depth > 0)[:, None]
-    for mask, hue in ((back, 2), (small_body, 1), (front, 2)):
-        chroma += mask * (colour[:, hue, None, None] - chroma)
-    return np.clip(luma, 16, 235).astype(np.uint8), chroma.astype(np.uint8)
+        chroma += half * (colours[:, 1 + layer, None, None] - chroma)
+    return np.clip(luma, 16, 235).astype(np.uint8), (chroma + 128).astype(np.uint8)
 
 
-def _ground(rng: np.random.Generator, pan: np.ndarray, size: int) -> Float[np.ndarray, "t h w"]:
-    """A periodic texture of a few waves, seen through a camera that moves in whole pixels."""
+def _ground(rng: np.random.Generator, frames: int, size: int) -> Float[np.ndarray, "t h w"]:
+    """A faint periodic texture of a few waves, seen through a camera that drifts steadily, in whole pixels."""
     waves = rng.choice([(1, 0), (0, 1), (1, 1), (1, -1), (2, 1), (1, 2), (2, -1), (1, -2), (3, 0), (0, 3)], 4, False)
     grid = 2 * np.pi * (np.arange(size) + 0.5) / size
     phase = waves[:, :1, None] * grid + waves[:, 1:, None] * grid[:, None] + rng.uniform(0, 2 * np.pi, (4, 1, 1))
-    texture = (rng.uniform(65, 85) + 10 * np.cos(phase).sum(0)).astype(np.float32)
-    columns, rows = (np.arange(size) + np.rint(pan.T[:, :, None] * size).astype(int)) % size
+    texture = (rng.uniform(60, 80) + 7 * np.cos(phase).sum(0)).astype(np.float32)
+    drift = np.arange(frames) / frames * rng.uniform(-0.3, 0.3, (2, 1)) * size
+    rows, columns = (np.arange(size) + np.rint(drift).astype(int)[..., None]) % size
     return texture[rows[:, :, None], columns[:, None, :]]
 
 

@@ -92,14 +92,19 @@ def test_two_processes_at_once(built, tmp_path):
     assert sorted(entry.name for entry in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
 
 
-def test_class_changes_only_the_order_of_each_channel():
-    """A steady sweep and its mirror, and the movement of the other classes, visit the same values."""
-    for sign in (-1, 0, 1):
-        values = motion_render._sweep(np.random.default_rng(5), 32, sign)
-        steps = np.diff(np.sort(values))
-        np.testing.assert_allclose(steps, steps[0], rtol=1e-6)  # evenly spread over about one turn
-        assert 0.8 < np.ptp(values) < 1.1
-        assert abs(np.sign(np.diff(values)).sum() - 31 * sign) <= (4 if sign == 0 else 0)
+@pytest.mark.parametrize("pace", [1, 2])
+def test_coming_back_changes_only_the_order(pace):
+    """At a steady pace the way there and back visits exactly the places of the way onwards."""
+    progress = ((np.arange(32) + 0.5) / 32) ** pace
+    onwards, back = (
+        motion_render._travel(np.random.default_rng(5), progress, 1.0, 1, back)[:, 0, 0] for back in (False, True)
+    )
+    np.testing.assert_array_equal(np.diff(onwards) > 0, True)
+    moves = np.sign(np.diff(back))
+    assert (moves[:15] > 0).all()
+    assert (moves[-5:] < 0).all()
+    if pace == 1:
+        np.testing.assert_allclose(np.sort(back), onwards, atol=1e-6)
 
 
 def test_frames_alone_do_not_tell_the_class():
