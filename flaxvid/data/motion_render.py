@@ -11,7 +11,9 @@ PILLAR = ("turns back", "speeds up", "slows down")
 MOTION_CLASSES: tuple[str, ...] = tuple(f"ball moves {way}, pillar {pace}" for way in BALL for pace in PILLAR)
 # A mirrored clip shows the ball's other way; which way the pillar goes is no part of the class.
 FLIP_LABELS: tuple[int, ...] = tuple(
-    MOTION_CLASSES.index(f"ball moves {way}, pillar {pace}") for way in ("left", "right", "down", "up") for pace in PILLAR
+    MOTION_CLASSES.index(f"ball moves {way}, pillar {pace}")
+    for way in ("left", "right", "down", "up")
+    for pace in PILLAR
 )
 
 
@@ -20,8 +22,8 @@ def _travel(
 ) -> Float[np.ndarray, "t 1 1"]:
     """Where something is on a circle of length 1 while `progress` goes from 0 to 1, about `turns` rounds in a clip.
 
-    `way` of +1 or -1 goes round steadily. 0 covers the very same places at the same speed, but the second half backward:
-    nothing but the order of the frames tells the two apart.
+    `way` of +1 or -1 goes round steadily. 0 covers the very same places at the same speed, but the second half
+    backward: nothing but the order of the frames tells the two apart.
     """
     if not way:
         progress = np.where(progress < 0.5, progress, 1.5 - progress)
@@ -43,11 +45,12 @@ def render_clip(
 ) -> tuple[UInt8[np.ndarray, "t h w"], UInt8[np.ndarray, "t 2 h2 w2"]]:
     """Luma and (half-resolution) chroma planes of a clip of class `label`.
 
-    A bright ball, of one of four shapes, and a darker pillar move over a textured ground past which the camera drifts; one
-    passes behind the other. The world is a torus: what leaves on the right enters on the left. The ball goes steadily
-    along one axis and to and fro along the other, and the class says along which and which way. The pillar goes sideways,
-    from a rest to a run or from a run to a rest, and in a third of the classes turns back half-way. Every place and every
-    speed occurs in every class alike, so that a single frame, or all of them in another order, say next to nothing.
+    A bright ball, of one of four shapes, and a darker pillar move over a textured ground past which the camera drifts;
+    one passes behind the other. The world is a torus: what leaves on the right enters on the left. The ball goes
+    steadily along one axis and to and fro along the other, and the class says along which and which way. The pillar
+    goes sideways, from a rest to a run or from a run to a rest, and in a third of the classes turns back half-way.
+    Every place and every speed occurs in every class alike, so that a single frame, or all of them in another order,
+    say next to nothing.
 
     Args:
       label: position in `MOTION_CLASSES`.

@@ -1,5 +1,6 @@
 """Evaluation of a model at several frame counts in one pass over the videos."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,7 +18,6 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     put: Callable[[Batch], Batch] = lambda batch: batch,
-    progress: Callable[[int], None] = lambda clips: None,
 ) -> dict[int, dict[str, float]]:
     """Accuracy at each frame count, one clip and one crop a video.
 
@@ -26,7 +26,6 @@ def evaluate(
         variables: ordinary variables for each frame count.
         batches: uint8 evaluation batches, their "video" with one entry for each of these counts.
         put: moves a batch to the devices.
-        progress: is told how many videos a batch brought.
 
     Returns:
         ``{4: {"top1": 0.61, "top5": 0.93, "clips": 2048}, ...}``, accuracies in [0, 1].
@@ -34,15 +33,8 @@ def evaluate(
     Raises:
         ValueError: the video is not uint8, or no video was evaluated.
     """
-
-    @jax.jit
-    def count_right(plain: Variables, video: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        logits: Any = model.apply(plain, video)
-        return accuracy_sums(logits, labels, mask)
-
     totals: dict[int, Any] = {}
     for batch in batches:
-        clips = int(batch["mask"].sum())
         batch = put(batch)
         for count, plain in variables.items():
             video = batch["video"][count]
@@ -51,9 +43,16 @@ def evaluate(
                     f"evaluation takes uint8 video, got {video.dtype}: the model itself normalises, and floats in "
                     "[0, 1] would pass for normalised ones"
                 )
-            sums = count_right(plain, video, batch["label"], batch["mask"])
+            sums = _count_right(model, plain, video, batch["label"], batch["mask"])
             totals[count] = jax.tree.map(jnp.add, totals[count], sums) if count in totals else sums
-        progress(clips)
     if not totals:
         raise ValueError("no batch to evaluate: is the split empty?")
     return {count: {**accuracies(sums), "clips": int(sums["count"])} for count, sums in totals.items()}
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _count_right(
+    model: VideoModel, plain: Variables, video: jax.Array, labels: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
+    logits: Any = model.apply(plain, video)
+    return accuracy_sums(logits, labels, mask)

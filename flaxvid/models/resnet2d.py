@@ -185,7 +185,7 @@ def build(
         body=Body(block, tuple(depths), width, make_shift, shift_every, freeze_norms, remat, dtype),
         head=ConsensusHead(num_classes, dropout),
         feature_dim=width * 2 ** (len(depths) - 1) * block.expansion,
-        clip=ClipSpec(num_frames, image_size, mean, std),
+        clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
         altered=(r"body/layer\d+_\d+/conv1/kernel",),
     )
 

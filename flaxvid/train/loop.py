@@ -110,6 +110,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
                 if recipe.eval_every and step % (recipe.eval_every * epoch_steps) == 0 and step < total:
                     results = test(recipe, task, state, eval_source, task.frames, mesh)
                     log.write(step, {f"eval/top1_{n}": row["top1"] for n, row in results.items()}, epoch)
+            log.print(f"testing on {len(eval_source)} videos at {', '.join(map(str, recipe.eval_frames))} frames")
             results = test(recipe, task, state, eval_source, recipe.eval_frames, mesh)
             log.write(total, {f"eval/top1_{n}": row["top1"] for n, row in results.items()}, recipe.epochs)
     size = model.clip.image_size
@@ -117,7 +118,9 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         {"frames": n, "gflops": model_cost(model, (1, n, size, size, 3)).gflops, **row} for n, row in results.items()
     ]
     if jax.process_index() == 0:
-        (workdir / "any_frame.json").write_text(json.dumps(rows, indent=1))
+        unfinished = workdir / "any_frame.json.part"
+        unfinished.write_text(json.dumps(rows, indent=1))
+        unfinished.replace(workdir / "any_frame.json")
         print(f"{any_frame_table(read_run(workdir))}\nall about this run: {write_page(workdir)}")
     return rows
 

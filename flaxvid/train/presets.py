@@ -79,15 +79,20 @@ def motion() -> Recipe:
     """The embedded data set, sized for two CPU cores and from scratch."""
     return Recipe(
         model=ModelRecipe(
-            "tsm_resnet18", num_frames=16, image_size=48, dropout=0.1, options={"width": 16, "depths": (1, 1, 1, 1)}
+            "tsm_resnet18",
+            num_frames=16,
+            image_size=40,
+            dropout=0.0,
+            options={"width": 16, "depths": (1, 1, 1, 1), "shift_div": 4},
         ),
-        data=DataRecipe("motion", scales=(1.0, 0.875), motion=dataclasses.asdict(MotionConfig())),
+        data=DataRecipe("motion", test_size=40, scales=(1.0, 0.9), motion=dataclasses.asdict(MotionConfig())),
         optimizer=OptimizerRecipe(
-            "adamw", 3e-3, weight_decay=0.02, schedule="cosine", warmup_epochs=0.5, clip_norm=1.0
+            "adamw", 2e-3, weight_decay=0.02, schedule="cosine", warmup_epochs=0.15, clip_norm=5.0
         ),
-        batch_size=32,
+        batch_size=8,
         eval_batch_size=64,
         epochs=4,
+        log_every=50,
     )
 
 
