@@ -6,30 +6,68 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, UInt8
 
-BALL = ("right", "left", "down", "up")
-PILLAR = ("turns back", "speeds up", "slows down")
-MOTION_CLASSES: tuple[str, ...] = tuple(f"ball moves {way}, pillar {pace}" for way in BALL for pace in PILLAR)
-# A mirrored clip shows the ball's other way; which way the pillar goes is no part of the class.
-FLIP_LABELS: tuple[int, ...] = tuple(
-    MOTION_CLASSES.index(f"ball moves {way}, pillar {pace}")
-    for way in ("left", "right", "down", "up")
-    for pace in PILLAR
+WAYS = ("right", "left", "down", "up")
+PACES = ("speeds up", "slows down", "wavers")
+MOTION_CLASSES: tuple[str, ...] = (
+    *(f"goes {way} and {pace}" for way in WAYS for pace in PACES),
+    "comes nearer",
+    "goes away",
+    "circles clockwise",
+    "circles counter-clockwise",
 )
+FLIP_LABELS: tuple[int, ...] = (3, 4, 5, 0, 1, 2, 6, 7, 8, 9, 10, 11, 12, 13, 15, 14)
 
 
 def _travel(
-    rng: np.random.Generator, progress: Float[np.ndarray, " t"], way: int, turns: float = 1.0
+    rng: np.random.Generator, progress: Float[np.ndarray, " t"], way: int, turns: float = 1.0, *, back: bool = False
 ) -> Float[np.ndarray, "t 1 1"]:
     """Where something is on a circle of length 1 while `progress` goes from 0 to 1, about `turns` rounds in a clip.
 
-    `way` of +1 or -1 goes round steadily. 0 covers the very same places at the same speed, but the second half
-    backward: nothing but the order of the frames tells the two apart.
+    `way` is +1 or -1. Going `back` covers the very same places at the same speed, but the second half backward:
+    nothing but the order of the frames tells the two apart.
     """
-    if not way:
+    if back:
         progress = np.where(progress < 0.5, progress, 1.5 - progress)
-        way = int(rng.choice((-1, 1)))
     places = rng.uniform() + way * turns * rng.uniform(0.9, 1.1) * progress
     return places.astype(np.float32)[:, None, None]
+
+
+def _steady(frames: int) -> Float[np.ndarray, " t"]:
+    return (np.arange(frames) + 0.5) / frames
+
+
+def _progress(rng: np.random.Generator, frames: int, pace: int) -> Float[np.ndarray, " t"]:
+    """From 0 to 1: from a rest to a run (0), from a run to a rest (1), or both within the clip, in either order (2)."""
+    time = _steady(frames)
+    ramp = 1 - np.abs(2 * time - 1) if pace == 2 else time
+    if pace == 1 or (pace == 2 and rng.integers(2)):
+        ramp = 1 - ramp
+    speed = 0.1 + 1.8 * ramp
+    return (np.cumsum(speed) - speed / 2) / frames
+
+
+def _ball(label: int, frames: int, rng: np.random.Generator) -> tuple[Float[np.ndarray, "t 1 1"], ...]:
+    """Where the ball of a class is: x, y and the phase of its nearness, each on a circle of length 1."""
+    lines = len(WAYS) * len(PACES)
+    way, pace = divmod(label, len(PACES)) if label < lines else (None, int(rng.integers(len(PACES))))
+    progress = _progress(rng, frames, pace)
+
+    def there_and_back():
+        return _travel(rng, progress, int(rng.choice((-1, 1))), back=True)
+
+    x, y, nearness = there_and_back(), there_and_back(), there_and_back()
+    if way is not None:
+        onward = _travel(rng, progress, 1 - 2 * (way % 2))
+        return (onward, y, nearness) if way < 2 else (x, onward, nearness)
+    if label < lines + 2:
+        return x, y, _travel(rng, progress, 1 if label == lines else -1)
+    angle = 2 * np.pi * _travel(rng, progress, 1 if label == lines + 2 else -1)
+    centre_x, centre_y = rng.uniform(0, 1, 2)
+    return (
+        (centre_x + 0.25 * np.cos(angle)).astype(np.float32),
+        (centre_y + 0.25 * np.sin(angle)).astype(np.float32),
+        nearness,
+    )
 
 
 _SHAPES: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
@@ -46,11 +84,10 @@ def render_clip(
     """Luma and (half-resolution) chroma planes of a clip of class `label`.
 
     A bright ball, of one of four shapes, and a darker pillar move over a textured ground past which the camera drifts;
-    one passes behind the other. The world is a torus: what leaves on the right enters on the left. The ball goes
-    steadily along one axis and to and fro along the other, and the class says along which and which way. The pillar
-    goes sideways, from a rest to a run or from a run to a rest, and in a third of the classes turns back half-way.
-    Every place and every speed occurs in every class alike, so that a single frame, or all of them in another order,
-    say next to nothing.
+    one passes behind the other. The world is a torus: what leaves on the right enters on the left. The ball's x, y and
+    size go there and back at a pace that rises, falls, or does both, except in the one respect that makes the class:
+    one of them goes on, or x and y go round. The pillar goes there and back in all classes. Every place, size and speed
+    occurs in every class alike, so that a single frame, or all of them in another order, say next to nothing.
 
     Args:
       label: position in `MOTION_CLASSES`.
@@ -58,18 +95,13 @@ def render_clip(
       frames: number of frames.
       rng: source of every nuisance, which makes the clip a function of its seed.
     """
-    way, pace = divmod(label, len(PILLAR))
-    time = (np.arange(frames) + 0.5) / frames
-    x = _travel(rng, time, (1, -1, 0, 0)[way])
-    y = _travel(rng, time, (0, 0, 1, -1)[way])
-    speeding_up = bool(rng.integers(2)) if pace == 0 else pace == 1
-    speed = 0.1 + 1.8 * (time if speeding_up else 1 - time)
-    pillar_x = _travel(rng, np.cumsum(speed) / frames, 0 if pace == 0 else int(rng.choice((-1, 1))), 0.8)
+    x, y, nearness = _ball(label, frames, rng)
+    pillar_x = _travel(rng, _steady(frames), int(rng.choice((-1, 1))), 0.8, back=True)
 
     luma = _ground(rng, frames, size)
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
     dx, dy = (grid - x + 0.5) % 1 - 0.5, (grid[:, None] - y + 0.5) % 1 - 0.5
-    edge = np.float32(rng.uniform(0.15, 0.18)) - _SHAPES[rng.integers(len(_SHAPES))](dx, dy)
+    edge = np.float32(0.1) * np.float32(2.2) ** (nearness % 1) - _SHAPES[rng.integers(len(_SHAPES))](dx, dy)
     ball = np.clip(edge * size + 0.5, 0, 1)
     pillar = np.clip((np.float32(0.09) - np.abs((grid - pillar_x + 0.5) % 1 - 0.5)) * size + 0.5, 0, 1)
 

@@ -24,10 +24,13 @@ class ConsensusHead(nn.Module):
     Attributes:
         num_classes: a number, or ``{"action": 9, "actor": 4}`` for one classifier each and a dict of logits.
         dropout: rate in training; needs a "dropout" key.
+        classifier_std: deviation of the initial kernels. The authors' 0.001 suits a pretrained body; a body from
+            scratch learns nothing through so small a kernel for a long time, and 0.1 spares it that.
     """
 
     num_classes: int | Mapping[str, int]
     dropout: float = 0.5
+    classifier_std: float = 0.001
 
     def pool(self, x: Float[Array, "b t h w c"], frame_mask: Bool[Array, "b t"] | None = None) -> Float[Array, "b c"]:
         """The clip's feature: the mean over space and time."""
@@ -42,7 +45,7 @@ class ConsensusHead(nn.Module):
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
 
         def classify(name: str, classes: int) -> Float[Array, "b k"]:
-            dense = nn.Dense(classes, kernel_init=nn.initializers.normal(0.001), name=name)
+            dense = nn.Dense(classes, kernel_init=nn.initializers.normal(self.classifier_std), name=name)
             return mean_over_time(dense(x), frame_mask)
 
         if isinstance(self.num_classes, Mapping):

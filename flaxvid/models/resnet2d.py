@@ -151,6 +151,7 @@ def build(
     shift_div: int = 8,
     shift_every: int = 1,
     dropout: float = 0.5,
+    classifier_std: float = 0.001,
     mean: tuple[float, float, float] = ClipSpec.mean,
     std: tuple[float, float, float] = ClipSpec.std,
     freeze_norms: bool = False,
@@ -170,6 +171,7 @@ def build(
         shift_div: one part in `shift_div` of the channels moves each way.
         shift_every: shift in every n-th block of a stage.
         dropout: rate on each frame's feature in training.
+        classifier_std: deviation of the classifier's initial kernel; 0.1 is better from scratch.
         mean: per-channel mean of RGB in [0, 1].
         std: per-channel deviation of RGB in [0, 1].
         freeze_norms: all norms but the stem's use their running statistics in training too.
@@ -183,7 +185,7 @@ def build(
     return VideoModel(
         stem=Stem(width, dtype),
         body=Body(block, tuple(depths), width, make_shift, shift_every, freeze_norms, remat, dtype),
-        head=ConsensusHead(num_classes, dropout),
+        head=ConsensusHead(num_classes, dropout, classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1) * block.expansion,
         clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
         altered=(r"body/layer\d+_\d+/conv1/kernel",),

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Num
 
 from flaxvid.layers.heads import Logits
@@ -94,7 +95,7 @@ def init_variables(model: VideoModel, key: Array, video: Num[Array, "b t h w 3"]
         video: only its shape and type matter.
     """
     # Compiler options are for the outermost jit only.
-    if any(isinstance(value, jax.core.Tracer) for value in (key, video)):
-        return model.init(key, video)
+    if any(isinstance(value, Tracer) for value in (key, video)):
+        return dict(model.init(key, video))
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(model.init, compiler_options=options)(key, video)

@@ -63,6 +63,25 @@ def ucf101() -> Recipe:
     return recipe
 
 
+def ucf101_small() -> Recipe:
+    """A few hundred real videos in UCF-101's layout, from scratch and small enough for a laptop's CPU."""
+    return Recipe(
+        model=ModelRecipe(
+            "tsm_resnet18",
+            num_frames=16,
+            image_size=64,
+            dropout=0.3,
+            options={"width": 24, "depths": (1, 1, 1, 1), "classifier_std": 0.1},
+        ),
+        data=DataRecipe("ucf101", flip=True, short="repeat", fold=1),
+        optimizer=OptimizerRecipe("adamw", 2e-3, weight_decay=0.05, schedule="cosine", warmup_epochs=5, clip_norm=5.0),
+        batch_size=9,
+        eval_batch_size=14,
+        epochs=100,
+        checkpoint_every=10,
+    )
+
+
 def folder() -> Recipe:
     """Your own videos in class folders, ``--config.data.root=FOLDER``: ImageNet start, half the rate, cosine."""
     return Recipe(
@@ -83,7 +102,7 @@ def motion() -> Recipe:
             num_frames=16,
             image_size=40,
             dropout=0.0,
-            options={"width": 16, "depths": (1, 1, 1, 1), "shift_div": 4},
+            options={"width": 16, "depths": (1, 1, 1, 1), "shift_div": 4, "classifier_std": 0.1},
         ),
         data=DataRecipe("motion", test_size=40, scales=(1.0, 0.9), motion=dataclasses.asdict(MotionConfig())),
         optimizer=OptimizerRecipe(
@@ -103,6 +122,7 @@ PRESETS = {
     "kinetics400": kinetics400,
     "hmdb51": hmdb51,
     "ucf101": ucf101,
+    "ucf101_small": ucf101_small,
     "folder": folder,
 }
 
