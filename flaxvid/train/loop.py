@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from flaxvid.compress.cost import model_cost
@@ -17,7 +18,7 @@ from flaxvid.evaluate.evaluator import evaluate
 from flaxvid.report.page import write_page
 from flaxvid.report.run import read_run
 from flaxvid.report.tables import any_frame_table
-from flaxvid.tasks.task import Task
+from flaxvid.tasks.task import Metrics, Task
 from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
@@ -87,6 +88,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
                 f"{jax.default_backend()} device(s)" + (f"; going on after step {start}" if start else "")
             )
             train_step: TrainStep | None = None
+            recent: list[Metrics] = []
             for step in range(start + 1, total + 1):
                 batch = put_batch(next(data), mesh)
                 if train_step is None:
@@ -95,11 +97,15 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
                     )
                     train_step = compile_step(jitted, (state, batch, step_key), log)
                 state, metrics = train_step(state, batch, step_key)
+                recent.append(metrics)
                 log.update(step, recipe.batch_size)
                 epoch = step / epoch_steps
                 save = step == total or step % (recipe.checkpoint_every * epoch_steps) == 0
                 if save or step % recipe.log_every == 0:
-                    values = log.write(step, {f"train/{name}": value for name, value in metrics.items()}, epoch)
+                    steps = jax.device_get(recent)
+                    means = {f"train/{name}": np.mean([values[name] for values in steps]) for name in metrics}
+                    values = log.write(step, means, epoch)
+                    recent.clear()
                     if not math.isfinite(values["train/loss"]):
                         raise FloatingPointError(
                             f"the loss is {values['train/loss']} at step {step}: lower the learning rate or clip the "

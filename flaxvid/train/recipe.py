@@ -145,7 +145,7 @@ class Recipe:
         eval_frames: frame counts of the any-frame table at the end.
         eval_every: epochs between evaluations at the task's frame counts; 0 evaluates at the end only.
         checkpoint_every: epochs between checkpoints; the last epoch always has one.
-        log_every: steps between entries in the log.
+        log_every: steps between entries in the log, each the mean of the steps since the one before.
         published: what the paper reports for this recipe, as text for the run's page.
     """
 
