@@ -15,9 +15,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs
 
 def main(_argv: list[str]) -> None:
     """Runs the recipe; what the user can mend is one line, not a traceback."""
+    logging.set_verbosity(logging.ERROR)  # Orbax reports every step of every save, Grain what its profiler lacks
     from flaxvid.train.loop import run
-
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every save
 
     file, _colon, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     recipe = _CONFIG.value
