@@ -207,13 +207,15 @@ def check(recipe: Recipe) -> None:
 def claim_workdir(recipe: Recipe, workdir: Path) -> None:
     """Writes recipe.json into a new work folder, or checks that an old one holds the same recipe.
 
-    A folder without a checkpoint counts as new: a run that stopped at its first batch can be mended and started again.
+    A folder without a checkpoint or results counts as new: a run that stopped at its first batch can be
+    mended and started again.
 
     Raises:
         ValueError: the folder belongs to another recipe; the message names the fields that differ.
     """
     text, file = to_json(recipe), workdir / "recipe.json"
-    if not (file.exists() and any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))):
+    saved = any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
+    if not (file.exists() and (saved or (workdir / "any_frame.json").exists())):
         workdir.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         return

@@ -68,6 +68,14 @@ def test_a_work_folder_is_claimed_once_something_was_saved(tmp_path):
     assert json.loads((folder / "recipe.json").read_text())["seed"] == 2
 
 
+def test_results_keep_their_recipe_when_the_checkpoints_are_gone(tmp_path):
+    claim_workdir(Recipe(seed=1), tmp_path)
+    (tmp_path / "any_frame.json").write_text("[]")
+    with pytest.raises(ValueError, match="seed: 1 there, 2 here"):
+        claim_workdir(Recipe(seed=2), tmp_path)
+    assert json.loads((tmp_path / "recipe.json").read_text())["seed"] == 1
+
+
 def test_a_recipe_makes_its_model_and_task():
     recipe = Recipe(
         model=ModelRecipe("tsn_resnet18", num_frames=5, image_size=40, dropout=0.1, options={"width": 8}),
