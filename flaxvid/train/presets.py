@@ -110,7 +110,7 @@ def motion() -> Recipe:
         ),
         batch_size=8,
         eval_batch_size=64,
-        epochs=3,
+        epochs=5,
         log_every=50,
     )
 
