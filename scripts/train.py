@@ -16,6 +16,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs
 def main(_argv: list[str]) -> None:
     """Runs the recipe; what the user can mend is one line, not a traceback."""
     logging.set_verbosity(logging.ERROR)  # Orbax reports every step of every save, Grain what its profiler lacks
+    from flaxvid.train.interrupt import Interrupted
     from flaxvid.train.loop import run
 
     file, _colon, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
@@ -25,6 +26,9 @@ def main(_argv: list[str]) -> None:
         run(recipe, workdir)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.code)
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -1,12 +1,19 @@
 """Checkpoints of a run: variables, the rest of the training state, the position in the data, a JSON note.
 
+The latest stay, the best one and those of every so many steps.
+
 A step's folder holds the items `variables`, `training`, `data` and `extra`. Variables stand apart so that evaluation
 and export read them without knowing the optimizer that made them.
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
-from collections.abc import Mapping
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from grain.checkpoint import CheckpointRestore, CheckpointSave
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from flaxvid.types import Variables
 
@@ -29,18 +38,33 @@ class Checkpoints:
     Saving is asynchronous: `save` returns when device memory was copied and the position in the data taken, so the
     next step may donate its state. Every process must call every method.
 
+    A checkpoint that was damaged later (a disk that lost power, a copy that was cut short) is put aside as
+    `damaged-<step>`, with a message, and the one before it is the latest.
+
     Args:
         directory: where the steps' folders go, `<run>/checkpoints`.
-        keep: how many of the latest steps stay; None keeps all.
-        keep_every: steps divisible by this stay for ever, beside the latest.
+        keep: how many of the latest steps stay, beside the one with the best score; None keeps all.
+        keep_every: steps divisible by this stay for ever.
+
+    Raises:
+        ValueError: there are checkpoints, and none of them can be read.
     """
 
     def __init__(self, directory: str | Path, keep: int | None = 3, keep_every: int | None = None):
         if keep is not None and keep < 1:
             raise ValueError(f"expected keep >= 1 checkpoints or None for all, got keep={keep}")
         self.directory = Path(directory).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        if jax.process_index() == 0:
+            _put_damaged_aside(self.directory)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are aside")
+        best = policies.BestN(get_metric_fn=_score, n=1)
+        kept = [policies.LatestN(keep), best, *([policies.EveryNSteps(keep_every)] if keep_every else [])]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=_score, cleanup_tmp_directories=True
+        )
+        with self._disk():
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -49,8 +73,13 @@ class Checkpoints:
         self.close()
 
     def latest_step(self) -> int | None:
-        """The step of the newest whole checkpoint; None in an empty folder."""
+        """The step of the newest checkpoint; None in an empty folder."""
         return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step with the highest score; None if none was saved with one."""
+        step = self._manager.best_step()
+        return None if step is None or _score(self._manager.metrics(step)) == -math.inf else step
 
     def save(
         self,
@@ -58,6 +87,7 @@ class Checkpoints:
         state: Any,
         data: grain.DatasetIterator | None = None,
         extra: Mapping[str, Any] | None = None,
+        score: float | None = None,
     ) -> None:
         """Starts to save; saving the latest step again does nothing.
 
@@ -66,8 +96,11 @@ class Checkpoints:
             state: a dataclass pytree such as TrainState, with `variables` among its fields.
             data: the training data's iterator, to resume in the middle of an epoch.
             extra: anything JSON, such as the recipe.
+            score: of an evaluation, the higher the better: the best step stays.
 
         Raises:
+            OSError: the disk is full; the checkpoints before stand. Later calls raise it too, for saving goes on in the
+                background.
             ValueError: the folder holds a later step, which a resume would prefer to this one.
         """
         latest = self.latest_step()
@@ -87,7 +120,9 @@ class Checkpoints:
         }
         if data is not None:
             items["data"] = CheckpointSave(data)
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        metrics = {"score": -math.inf if score is None else score}
+        with self._disk():
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
     def restore(
         self, state: State, data: grain.DatasetIterator | None = None, step: int | None = None
@@ -130,11 +165,28 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when every started save is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        with self._disk():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and frees the background threads."""
-        self._manager.close()
+        with self._disk():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Says a full disk in words, whichever library met it."""
+        try:
+            yield
+        except Exception as error:
+            if os.strerror(errno.ENOSPC).lower() not in f"{error} {error.__cause__}".lower():
+                raise
+            steps = _steps(self.directory)
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk of {self.directory} is full and the checkpoint was not saved: make room and give the same "
+                f"command again, it {f'goes on after step {steps[-1]}' if steps else 'begins anew'}",
+            ) from error
 
 
 def restore_variables(path: str | Path, step: int | None = None) -> dict[str, Any]:
@@ -154,20 +206,68 @@ def restore_variables(path: str | Path, step: int | None = None) -> dict[str, An
     if not (folder / "variables").exists():
         folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
         folder = folder / str(_existing_step(folder, step))
-    handler = ocp.PyTreeCheckpointHandler()
-    saved = epath.Path(folder / "variables")
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(saved).tree)
-    return handler.restore(saved, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    return _read_numpy(folder / "variables")
+
+
+def _steps(directory: Path) -> list[int]:
+    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit() and (p / "variables").exists())
 
 
 def _existing_step(directory: Path, step: int | None) -> int:
-    steps = sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit() and (p / "variables").exists())
+    steps = _steps(directory)
     if not steps:
         found = "a folder without checkpoints" if directory.exists() else "no such folder"
         raise FileNotFoundError(f"expected checkpoints in {directory}, got {found}: check the path, or train first")
     if step is not None and step not in steps:
         raise FileNotFoundError(f"expected one of the steps {steps} in {directory}, got step={step}")
     return steps[-1] if step is None else step
+
+
+def _score(metrics: Any) -> float:
+    return metrics["score"]
+
+
+def _put_damaged_aside(directory: Path) -> None:
+    """Reads checkpoints from the newest to one that is whole; of those before it, only what Orbax will read at once."""
+    steps, whole = _steps(directory), None
+    for step in reversed(steps):
+        folder = directory / str(step)
+        problem = _damage(folder / "metrics" if whole else folder)
+        if not problem:
+            whole = whole or step
+            continue
+        if step == steps[0] and not whole:
+            raise ValueError(
+                f"no checkpoint in {directory} can be read (the first, of step {step}: {problem}): delete the work "
+                "folder to begin again, or give another one"
+            )
+        aside = directory / f"damaged-{step}"
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        print(f"the checkpoint of step {step} is damaged ({problem}): put aside as {aside}, the one before it is used")
+
+
+def _damage(folder: Path) -> str:
+    """What keeps the files of a checkpoint, or of a part of it, from being read; "" if nothing. Reads all of them."""
+    try:
+        for file in (path for path in folder.rglob("*") if path.is_file()):
+            with file.open("rb") as content:
+                if not (first := content.peek(1)[:1]):
+                    return f"{file.relative_to(folder)} is empty"
+                if first == b"{":
+                    json.load(content)
+        for item in ("variables", "training"):
+            if (folder / item).exists():
+                _read_numpy(folder / item)
+    except Exception as error:  # what libraries raise on broken files is no promise of theirs
+        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
+    return ""
+
+
+def _read_numpy(folder: Path) -> Any:
+    handler, saved = ocp.PyTreeCheckpointHandler(), epath.Path(folder)
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(saved).tree)
+    return handler.restore(saved, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def _split(state: Any) -> tuple[Variables, dict[str, Any]]:

@@ -1,9 +1,10 @@
 """The train loop: one function for every task, from a recipe to a trained network and its any-frame table."""
 
+import contextlib
 import json
-import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,18 @@ from flaxvid.report.run import read_run
 from flaxvid.report.tables import any_frame_table
 from flaxvid.tasks.task import Metrics, Task
 from flaxvid.train.checkpoint import Checkpoints
+from flaxvid.train.interrupt import Interrupted, StopRequest
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import make_optimizer, make_schedule
-from flaxvid.train.recipe import Recipe, check, claim_workdir
+from flaxvid.train.recipe import Recipe, check
 from flaxvid.train.setup import clip_config, load_start, make_model, make_task, open_data
 from flaxvid.train.state import TrainState, averaged, create_state
 from flaxvid.train.step import TrainStep, make_train_step
+from flaxvid.train.workdir import claim_workdir, lock_workdir
+from flaxvid.types import Variables
 
+Results = dict[int, dict[str, float]]
 Rows = list[dict[str, float]]
 
 
@@ -42,7 +47,10 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         The rows of the any-frame table: ``[{"frames", "top1", "top5", "gflops", "clips"}, ...]``.
 
     Raises:
-        ValueError: recipe, data or weights do not fit; raised before anything is written or trained.
+        ValueError: recipe, data or weights do not fit, or another run is at work in `workdir`; raised before anything
+            is trained.
+        FloatingPointError: a loss or a gradient is not finite; nothing of it was saved.
+        Interrupted: the run was told to stop (SIGTERM, Ctrl-C), and saved.
     """
     check(recipe)
     make_task(recipe, make_model(recipe, num_classes=1))  # a slip shows now, and not after the data set was made
@@ -53,15 +61,41 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     check_batch_size(recipe.batch_size, mesh, accumulate=recipe.optimizer.accumulate)
     check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
     source, eval_source = (open_data(recipe.data, split) for split in (recipe.data.train_split, recipe.data.eval_split))
-    epoch_steps = steps_per_epoch(source, recipe.batch_size // hosts, hosts)
+    steps_per_epoch(source, recipe.batch_size // hosts, hosts)  # too few videos for a batch show now
     model = make_model(recipe, len(source.classes))
     task, plain = make_task(recipe, model), load_start(recipe, model)
-    claim_workdir(recipe, workdir)
-    if (workdir / "any_frame.json").exists():
-        finished = read_run(workdir)
-        print(f"{workdir} is finished:\n{any_frame_table(finished)}")
-        return [dict(row) for row in finished.any_frame]
+    with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        claim_workdir(recipe, workdir)
+        if (workdir / "any_frame.json").exists():
+            finished = read_run(workdir)
+            print(f"{workdir} is finished:\n{any_frame_table(finished)}")
+            return [dict(row) for row in finished.any_frame]
+        results = train(recipe, workdir, task, plain, source, eval_source, mesh)
+        size = model.clip.image_size
+        rows = [
+            {"frames": n, "gflops": model_cost(model, (1, n, size, size, 3)).gflops, **row}
+            for n, row in results.items()
+        ]
+        if jax.process_index() == 0:
+            unfinished = workdir / "any_frame.json.part"
+            unfinished.write_text(json.dumps(rows, indent=1))
+            unfinished.replace(workdir / "any_frame.json")
+            print(f"{any_frame_table(read_run(workdir))}\nall about this run: {write_page(workdir)}")
+    return rows
 
+
+def train(
+    recipe: Recipe,
+    workdir: Path,
+    task: Task,
+    plain: Variables | None,
+    source: Source,
+    eval_source: Source,
+    mesh: Mesh,
+) -> Results:
+    """Trains from the newest whole checkpoint of `workdir`, else from `plain`, else from scratch; tests at the end."""
+    hosts = jax.process_count()
+    epoch_steps = steps_per_epoch(source, recipe.batch_size // hosts, hosts)
     optimizer = make_optimizer(recipe.optimizer, make_schedule(recipe.optimizer, recipe.epochs, epoch_steps))
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
     state = create_state(task.init(init_key, plain), optimizer, ema=recipe.optimizer.ema > 0)
@@ -76,7 +110,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         num_threads=recipe.data.num_threads,
         num_workers=recipe.data.num_workers,
     )
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    keep_every = recipe.keep_every * epoch_steps or None
+    with Checkpoints(workdir / "checkpoints", recipe.keep, keep_every) as checkpoints:
         if checkpoints.latest_step() is not None:
             state, _ = checkpoints.restore(state, data)
         start, total = int(state.step), recipe.epochs * epoch_steps
@@ -88,52 +123,68 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
                 f"{jax.default_backend()} device(s)" + (f"; going on after step {start}" if start else "")
             )
             train_step: TrainStep | None = None
-            recent: list[Metrics] = []
-            for step in range(start + 1, total + 1):
-                batch = put_batch(next(data), mesh)
-                if train_step is None:
-                    jitted = make_train_step(
-                        task, optimizer, mesh, accumulate=recipe.optimizer.accumulate, ema=recipe.optimizer.ema
-                    )
-                    train_step = compile_step(jitted, (state, batch, step_key), log)
-                state, metrics = train_step(state, batch, step_key)
-                recent.append(metrics)
-                log.update(step, recipe.batch_size)
-                epoch = step / epoch_steps
-                save = step == total or step % (recipe.checkpoint_every * epoch_steps) == 0
-                if save or step % recipe.log_every == 0:
-                    steps = jax.device_get(recent)
-                    means = {f"train/{name}": np.mean([values[name] for values in steps]) for name in metrics}
-                    values = log.write(step, means, epoch)
-                    recent.clear()
-                    if not math.isfinite(values["train/loss"]):
-                        raise FloatingPointError(
-                            f"the loss is {values['train/loss']} at step {step}: lower the learning rate or clip the "
-                            f"gradient; what was saved in {workdir / 'checkpoints'} is from before"
+            recent: list[tuple[int, Metrics, np.ndarray]] = []
+            with StopRequest() as stop:
+                for step in range(start + 1, total + 1):
+                    clips = next(data)
+                    batch = put_batch(clips, mesh)
+                    if train_step is None:
+                        jitted = make_train_step(
+                            task, optimizer, mesh, accumulate=recipe.optimizer.accumulate, ema=recipe.optimizer.ema
                         )
-                if save:
-                    checkpoints.save(step, state, data)
-                if recipe.eval_every and step % (recipe.eval_every * epoch_steps) == 0 and step < total:
-                    results = test(recipe, task, state, eval_source, task.frames, mesh)
-                    log.write(step, {f"eval/top1_{n}": row["top1"] for n, row in results.items()}, epoch)
+                        train_step = compile_step(jitted, (state, batch, step_key), log)
+                    state, metrics = train_step(state, batch, step_key)
+                    recent.append((step, metrics, clips["index"]))
+                    log.update(step, recipe.batch_size)
+                    epoch, stopping = step / epoch_steps, stop.reached(step)
+                    due = not stopping and recipe.eval_every and step % (recipe.eval_every * epoch_steps) == 0
+                    save = stopping or due or step == total or step % (recipe.checkpoint_every * epoch_steps) == 0
+                    if save or step % recipe.log_every == 0:
+                        log.write(step, mean_metrics(recent, source, checkpoints), epoch)
+                        recent.clear()
+                    score = None
+                    if due:
+                        results = test(recipe, task, state, eval_source, task.frames, mesh)
+                        score = float(np.mean([row["top1"] for row in results.values()]))
+                        log.write(step, {f"eval/top1_{n}": row["top1"] for n, row in results.items()}, epoch)
+                    if save:
+                        checkpoints.save(step, state, data, score=score)
+                    if stopping:
+                        checkpoints.wait()
+                        raise Interrupted(
+                            f"stopped as told, after step {step} of {total}, which is saved in "
+                            f"{checkpoints.directory}: the same command goes on",
+                            stop.signal,
+                        )
             log.print(f"testing on {len(eval_source)} videos at {', '.join(map(str, recipe.eval_frames))} frames")
             results = test(recipe, task, state, eval_source, recipe.eval_frames, mesh)
             log.write(total, {f"eval/top1_{n}": row["top1"] for n, row in results.items()}, recipe.epochs)
-    size = model.clip.image_size
-    rows = [
-        {"frames": n, "gflops": model_cost(model, (1, n, size, size, 3)).gflops, **row} for n, row in results.items()
-    ]
-    if jax.process_index() == 0:
-        unfinished = workdir / "any_frame.json.part"
-        unfinished.write_text(json.dumps(rows, indent=1))
-        unfinished.replace(workdir / "any_frame.json")
-        print(f"{any_frame_table(read_run(workdir))}\nall about this run: {write_page(workdir)}")
-    return rows
+    return results
 
 
-def test(
-    recipe: Recipe, task: Task, state: TrainState, source: Source, frames: tuple[int, ...], mesh: Mesh
-) -> dict[int, dict[str, float]]:
+def mean_metrics(
+    recent: Sequence[tuple[int, Metrics, np.ndarray]], source: Source, checkpoints: Checkpoints
+) -> dict[str, np.floating]:
+    """Means over steps, given as (step, metrics, positions of its clips in the source).
+
+    Raises:
+        FloatingPointError: a step's loss or gradient is not finite; the message names step and clips.
+    """
+    steps = jax.device_get([metrics for _, metrics, _ in recent])
+    for (step, _, clips), values in zip(recent, steps, strict=True):
+        wrong = [name for name in ("loss", "gradient_norm") if not np.isfinite(values[name])]
+        if wrong:
+            saved = checkpoints.latest_step()
+            where = f"the checkpoint of step {saved} is from before" if saved else "nothing was saved yet"
+            raise FloatingPointError(
+                f"the {wrong[0].replace('_', ' ')} is {values[wrong[0]]} at step {step}, of the clips "
+                f"{', '.join(str(source[i]['id']) for i in np.asarray(clips))}: lower the learning rate or clip the "
+                f"gradient; {where} ({checkpoints.directory})"
+            )
+    return {f"train/{name}": np.mean([values[name] for values in steps]) for name in steps[0]}
+
+
+def test(recipe: Recipe, task: Task, state: TrainState, source: Source, frames: tuple[int, ...], mesh: Mesh) -> Results:
     """Accuracy on a source at each of `frames`, with the moving averages where there are any."""
     variables = averaged(state.variables)
     hosts = jax.process_count()

@@ -144,7 +144,9 @@ class Recipe:
         eval_batch_size: videos in a step of evaluation.
         eval_frames: frame counts of the any-frame table at the end.
         eval_every: epochs between evaluations at the task's frame counts; 0 evaluates at the end only.
-        checkpoint_every: epochs between checkpoints; the last epoch always has one.
+        checkpoint_every: epochs between checkpoints; the last epoch always has one, and so has every evaluation.
+        keep: the latest checkpoints that stay, beside the best one that was evaluated.
+        keep_every: epochs whose checkpoints stay for ever; 0 keeps none of them.
         log_every: steps between entries in the log, each the mean of the steps since the one before.
         published: what the paper reports for this recipe, as text for the run's page.
     """
@@ -160,6 +162,8 @@ class Recipe:
     eval_frames: tuple[int, ...] = (4, 6, 8, 10, 12, 14, 16)
     eval_every: int = 0
     checkpoint_every: int = 1
+    keep: int = 3
+    keep_every: int = 0
     log_every: int = 20
     published: str = ""
 
@@ -194,6 +198,11 @@ def check(recipe: Recipe) -> None:
         ),
         (recipe.epochs > 0 and recipe.batch_size > 0, "epochs and batch_size must be positive"),
         (
+            min(recipe.keep, recipe.checkpoint_every, recipe.log_every) > 0,
+            f"keep={recipe.keep}, checkpoint_every={recipe.checkpoint_every} and log_every={recipe.log_every} must be "
+            "positive",
+        ),
+        (
             optimizer.accumulate > 0 and recipe.batch_size % max(optimizer.accumulate, 1) == 0,
             f"accumulate={optimizer.accumulate} must divide batch_size={recipe.batch_size}",
         ),
@@ -202,34 +211,3 @@ def check(recipe: Recipe) -> None:
     problems = [message for holds, message in rules if not holds]
     if problems:
         raise ValueError("the recipe cannot run:\n  " + "\n  ".join(problems))
-
-
-def claim_workdir(recipe: Recipe, workdir: Path) -> None:
-    """Writes recipe.json into a new work folder, or checks that an old one holds the same recipe.
-
-    A folder without a checkpoint or results counts as new: a run that stopped at its first batch can be
-    mended and started again.
-
-    Raises:
-        ValueError: the folder belongs to another recipe; the message names the fields that differ.
-    """
-    text, file = to_json(recipe), workdir / "recipe.json"
-    saved = any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
-    if not (file.exists() and (saved or (workdir / "any_frame.json").exists())):
-        workdir.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        return
-    mine, theirs = json.loads(text), json.loads(file.read_text())
-    if mine != theirs:
-        differences = "\n  ".join(_differences(theirs, mine))
-        raise ValueError(
-            f"{workdir} holds a run of another recipe:\n  {differences}\ngive --workdir another folder, "
-            "or delete this one"
-        )
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new})
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if old == new else [f"{path}: {old} there, {new} here"]

@@ -1,3 +1,6 @@
+import errno
+import shutil
+import subprocess
 from typing import Any
 
 import flax
@@ -145,3 +148,95 @@ def test_more_differences_than_fit_are_counted(tmp_path):
         checkpoints.save(1, TrainState(jnp.int32(1), {"params": {str(i): jnp.ones(2) for i in range(30)}}, ()))
         with pytest.raises(ValueError, match=r"30 differences(.|\n)*18 more"):
             checkpoints.restore(TrainState(jnp.int32(1), {"params": {str(i): jnp.ones(3) for i in range(30)}}, ()))
+
+
+def test_the_latest_the_best_and_every_so_many_stay(tmp_path):
+    scores = {1: 0.1, 2: 0.9, 3: None, 4: 0.3, 5: 0.2, 6: None, 7: 0.4, 8: None}
+    with Checkpoints(tmp_path, keep=2, keep_every=5) as checkpoints:
+        for step, score in scores.items():
+            checkpoints.save(step, make_state(), score=score)
+        checkpoints.wait()
+        assert checkpoints.best_step() == 2
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 5, 7, 8]
+    with Checkpoints(tmp_path, keep=2) as checkpoints:  # scores are read back
+        assert checkpoints.best_step() == 2
+    with Checkpoints(tmp_path / "unscored") as checkpoints:
+        assert checkpoints.best_step() is None
+        checkpoints.save(1, make_state())
+        checkpoints.wait()
+        assert checkpoints.best_step() is None
+
+
+def files_of(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A folder with the checkpoints of steps 7 and 8, and their states."""
+    folder = tmp_path_factory.mktemp("two")
+    data, states = make_data(), {7: make_state(seed=1), 8: make_state(seed=2)}
+    with Checkpoints(folder) as checkpoints:
+        for step, state in states.items():
+            next(data)
+            checkpoints.save(step, state, data, {"step": step})
+    return folder, states
+
+
+def test_whichever_file_of_the_newest_checkpoint_is_cut_off_the_run_goes_on(two_steps, tmp_path, capsys):
+    original, states = two_steps
+    went_back = []
+    for number, file in enumerate(files_of(original / "8")):
+        folder = tmp_path / str(number)
+        shutil.copytree(original, folder)
+        content = (folder / "8" / file).read_bytes()
+        (folder / "8" / file).write_bytes(content[: len(content) // 2] if number % 3 else b"")
+        with Checkpoints(folder) as checkpoints:
+            restored, extra = checkpoints.restore(jax.eval_shape(make_state), make_data())
+            step = extra["step"]  # a file that nothing is read from may be cut without harm
+            assert_same(restored, states[step])
+            if step == 7:
+                assert "step 8 is damaged" in capsys.readouterr().out
+                assert (folder / "damaged-8").is_dir()
+                checkpoints.save(8, restored)  # its name is free again
+        went_back.append(step == 7)
+    assert sum(went_back) >= 4
+
+
+def test_no_readable_checkpoint_is_said(two_steps, tmp_path):
+    shutil.copytree(two_steps[0] / "8", tmp_path / "8")
+    for file in (tmp_path / "8" / "variables").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read .the first, of step 8: "):
+        Checkpoints(tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"no right to mount a small file system: {mount.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_said_and_the_checkpoint_before_stands(small_disk):
+    small, large = make_state(), make_state(width=600_000)
+    checkpoints = Checkpoints(small_disk / "checkpoints")
+    checkpoints.save(1, small)
+    checkpoints.wait()
+
+    def save():
+        checkpoints.save(2, large)
+        checkpoints.wait()
+
+    with pytest.raises(OSError, match=r"the disk of .* is full .* goes on after step 1") as full:
+        save()
+    assert full.value.errno == errno.ENOSPC
+    with Checkpoints(small_disk / "checkpoints") as again:
+        restored, _ = again.restore(jax.eval_shape(make_state))
+    assert_same(restored, small)

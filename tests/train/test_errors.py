@@ -1,13 +1,14 @@
 """What users do wrong: one clear message each, before anything is written or trained."""
 
-import shutil
+import re
 
+import jax
 import numpy as np
 import pytest
 
 import flaxvid
 from flaxvid.data.motion import MotionConfig, MotionSource, build_motion
-from flaxvid.train.checkpoint import Checkpoints
+from flaxvid.train.checkpoint import Checkpoints, restore_variables
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, TaskRecipe
 from flaxvid.train.state import TrainState
 
@@ -156,8 +157,6 @@ def test_a_head_of_another_number_of_classes_is_said(recipe, tmp_path, random_va
     recipe.epochs = 1
     flaxvid.run(recipe, tmp_path / "run")
     assert "the head has another number of classes and starts anew" in capsys.readouterr().out
-    from flaxvid.train.checkpoint import restore_variables
-
     params = restore_variables(tmp_path / "run")["params"]
     np.testing.assert_array_equal(params["stem"]["conv1"]["kernel"], plain["params"]["stem"]["conv1"]["kernel"])
     assert params["head"]["classifier"]["bias"].shape == (2,)
@@ -165,10 +164,16 @@ def test_a_head_of_another_number_of_classes_is_said(recipe, tmp_path, random_va
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(recipe, tmp_path):
     recipe.optimizer.learning_rate, recipe.optimizer.clip_norm, recipe.epochs = 1e30, 0.0, 4
-    with pytest.raises(FloatingPointError, match="lower the learning rate or clip the gradient"):
+    recipe.log_every = 3  # noticed later than it happened
+    with pytest.raises(FloatingPointError, match="lower the learning rate or clip the gradient") as wrong:
         flaxvid.run(recipe, tmp_path / "run")
-    assert (tmp_path / "run" / "metrics.jsonl").exists()
-    shutil.rmtree(tmp_path / "run")
+    message = str(wrong.value)
+    assert re.match(
+        r"the (loss|gradient norm) is (nan|inf) at step \d, of the clips class\d/video\d.mp4, class", message
+    )
+    (saved,) = re.findall(r"the checkpoint of step (\d) is from before|nothing was saved yet", message)
+    leaves = jax.tree.leaves(restore_variables(tmp_path / "run")) if saved else []
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
 
 
 @pytest.fixture(scope="module")

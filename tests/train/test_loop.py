@@ -1,6 +1,7 @@
 """Real runs of scripts/train.py on a tiny `motion`: killed, resumed, finished, refused."""
 
 import json
+import re
 import signal
 import time
 
@@ -23,6 +24,14 @@ def finish(process):
     return out
 
 
+def wait_until(happened, process):
+    deadline = time.monotonic() + 200
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def saved_steps(run):
     return sorted(int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdigit())
 
@@ -34,11 +43,7 @@ def runs(start_training, tmp_path_factory):
     whole, broken = folder / "whole", folder / "broken"
     through = start_training(*LENGTH, "--workdir", str(whole))
     killed = start_training(*LENGTH, "--workdir", str(broken))
-    deadline = time.monotonic() + 200
-    while not saved_steps(broken):
-        assert killed.poll() is None, killed.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: saved_steps(broken), killed)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
@@ -137,3 +142,31 @@ def test_another_recipe_is_refused(runs, second_starts):
     assert f"optimizer.learning_rate: {rate} there, 0.5 here" in err
     assert "seed: 0 there, 3 here" in err
     assert (whole / "recipe.json").read_text() == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_told_to_stop_in_mid_epoch_it_saves_and_goes_on_to_the_same_end(runs, start_training, tmp_path, number, code):
+    whole, _, _ = runs
+    workdir = ("--workdir", str(tmp_path), *LENGTH)
+    process = start_training(*workdir)
+    wait_until(lambda: any(row["step"] % 3 == 1 for row in read_metrics(tmp_path / "metrics.jsonl")), process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == code, err
+    assert re.fullmatch(rf"stopped as told, after step \d+ of {STEPS}, .*: the same command goes on", err.strip())
+    step = int(re.findall(r"step (\d+)", err)[0])
+    assert saved_steps(tmp_path)[-1] == step < STEPS
+    assert f"going on after step {step}" in finish(start_training(*workdir))
+    assert_same_bits(restore_variables(tmp_path), restore_variables(whole))
+    assert_same_bits(training(tmp_path), training(whole))
+
+
+def test_two_runs_in_one_folder(start_training, tmp_path):
+    first = start_training(*LENGTH, "--workdir", str(tmp_path))
+    wait_until(lambda: (tmp_path / "recipe.json").exists(), first)
+    second = start_training(*LENGTH, "--workdir", str(tmp_path))
+    _, err = second.communicate(timeout=100)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 1
+    assert f"another run is at work in {tmp_path} (process {first.pid} on " in err

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from flaxvid.train.recipe import ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe, check, claim_workdir, to_json
+from flaxvid.train.recipe import ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe, check, to_json
 from flaxvid.train.setup import make_model, make_task
 
 
@@ -45,35 +45,6 @@ def test_a_recipe_is_text(tmp_path):
     text = to_json(Recipe())
     assert json.loads(text)["task"]["frames"] == [4, 8, 16]
     assert json.loads(text).keys() == {field.name for field in dataclasses.fields(Recipe)}
-
-
-def test_a_work_folder_is_claimed_once_something_was_saved(tmp_path):
-    folder = tmp_path / "runs" / "mine"
-    claim_workdir(Recipe(seed=1), folder)
-    assert json.loads((folder / "recipe.json").read_text())["seed"] == 1
-    claim_workdir(Recipe(seed=2), folder)  # nothing was saved yet: mended and started again
-    assert json.loads((folder / "recipe.json").read_text())["seed"] == 2
-    (folder / "checkpoints" / "10").mkdir(parents=True)
-    claim_workdir(Recipe(seed=2), folder)
-    other = Recipe(seed=3, model=ModelRecipe(options={"width": 8}), task=TaskRecipe(frames=(4, 8)))
-    with pytest.raises(ValueError, match="holds a run of another recipe") as error:
-        claim_workdir(other, folder)
-    lines = {line.strip() for line in str(error.value).splitlines()}
-    expected = {
-        "seed: 2 there, 3 here",
-        "task.frames: [4, 8, 16] there, [4, 8] here",
-        "model.options.width: None there, 8 here",
-    }
-    assert expected <= lines
-    assert json.loads((folder / "recipe.json").read_text())["seed"] == 2
-
-
-def test_results_keep_their_recipe_when_the_checkpoints_are_gone(tmp_path):
-    claim_workdir(Recipe(seed=1), tmp_path)
-    (tmp_path / "any_frame.json").write_text("[]")
-    with pytest.raises(ValueError, match="seed: 1 there, 2 here"):
-        claim_workdir(Recipe(seed=2), tmp_path)
-    assert json.loads((tmp_path / "recipe.json").read_text())["seed"] == 1
 
 
 def test_a_recipe_makes_its_model_and_task():

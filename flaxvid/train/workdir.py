@@ -1,0 +1,70 @@
+"""The folder of a run: one recipe, one run at a time."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flaxvid.train.recipe import Recipe, to_json
+
+
+@contextlib.contextmanager
+def lock_workdir(workdir: Path) -> Iterator[None]:
+    """Keeps other runs out of a work folder, which is made if need be; the system frees it however this one ends.
+
+    Raises:
+        ValueError: a run is at work there; the message names its process.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"another run is at work in {workdir} ({file.read().strip() or 'it has just begun'}): wait for it, "
+                "stop it, or give --workdir another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network disks know no locks
+                raise
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def claim_workdir(recipe: Recipe, workdir: Path) -> None:
+    """Writes recipe.json into a new work folder, or checks that an old one holds the same recipe.
+
+    A folder without a checkpoint or results counts as new: a run that stopped at its first batch can be
+    mended and started again.
+
+    Raises:
+        ValueError: the folder belongs to another recipe; the message names the fields that differ.
+    """
+    text, file = to_json(recipe), workdir / "recipe.json"
+    saved = any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
+    if not (file.exists() and (saved or (workdir / "any_frame.json").exists())):
+        workdir.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return
+    mine, theirs = json.loads(text), json.loads(file.read_text())
+    if mine != theirs:
+        differences = "\n  ".join(_differences(theirs, mine))
+        raise ValueError(
+            f"{workdir} holds a run of another recipe:\n  {differences}\ngive --workdir another folder, "
+            "or delete this one"
+        )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path}: {old} there, {new} here"]

@@ -1,0 +1,60 @@
+import json
+import multiprocessing
+
+import pytest
+
+from flaxvid.train.recipe import ModelRecipe, Recipe, TaskRecipe
+from flaxvid.train.workdir import claim_workdir, lock_workdir
+
+
+def test_a_work_folder_is_claimed_once_something_was_saved(tmp_path):
+    folder = tmp_path / "runs" / "mine"
+    claim_workdir(Recipe(seed=1), folder)
+    assert json.loads((folder / "recipe.json").read_text())["seed"] == 1
+    claim_workdir(Recipe(seed=2), folder)  # nothing was saved yet: mended and started again
+    assert json.loads((folder / "recipe.json").read_text())["seed"] == 2
+    (folder / "checkpoints" / "10").mkdir(parents=True)
+    claim_workdir(Recipe(seed=2), folder)
+    other = Recipe(seed=3, model=ModelRecipe(options={"width": 8}), task=TaskRecipe(frames=(4, 8)))
+    with pytest.raises(ValueError, match="holds a run of another recipe") as error:
+        claim_workdir(other, folder)
+    lines = {line.strip() for line in str(error.value).splitlines()}
+    expected = {
+        "seed: 2 there, 3 here",
+        "task.frames: [4, 8, 16] there, [4, 8] here",
+        "model.options.width: None there, 8 here",
+    }
+    assert expected <= lines
+    assert json.loads((folder / "recipe.json").read_text())["seed"] == 2
+
+
+def test_results_keep_their_recipe_when_the_checkpoints_are_gone(tmp_path):
+    claim_workdir(Recipe(seed=1), tmp_path)
+    (tmp_path / "any_frame.json").write_text("[]")
+    with pytest.raises(ValueError, match="seed: 1 there, 2 here"):
+        claim_workdir(Recipe(seed=2), tmp_path)
+    assert json.loads((tmp_path / "recipe.json").read_text())["seed"] == 1
+
+
+def hold(folder, locked, done):
+    with lock_workdir(folder):
+        locked.set()
+        done.wait(60)
+
+
+def test_a_second_run_in_one_folder_is_refused_until_the_first_is_gone(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    locked, done = spawn.Event(), spawn.Event()
+    other = spawn.Process(target=hold, args=(tmp_path / "run", locked, done))
+    other.start()
+    try:
+        assert locked.wait(60)
+        with pytest.raises(ValueError, match=f"another run is at work in .*run .process {other.pid} on "):
+            lock_workdir(tmp_path / "run").__enter__()
+        other.kill()  # no chance to tidy up
+        other.join(60)
+        with lock_workdir(tmp_path / "run"):
+            pass
+    finally:
+        done.set()
+        other.join(60)
