@@ -1,4 +1,8 @@
-"""Trains a recipe: python scripts/train.py --config configs/ffn.py [--workdir FOLDER] [--config.epochs=5 ...]."""
+"""Trains a recipe: python scripts/train.py --config configs/ffn.py [--workdir FOLDER] [--config.epochs=5 ...].
+
+With several processes each of them runs this: on a cluster with --distributed; elsewhere with --coordinator=HOST:PORT
+--num_processes=N --process_id=I, or by scripts/launch.py on one machine.
+"""
 
 import dataclasses
 import pkgutil
@@ -11,11 +15,16 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: FILE or FILE:ARGUMENT.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config>-<argument>.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this SLURM, MPI, ... or TPU job.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, with --num_processes and --process_id.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.")
 
 
 def main(_argv: list[str]) -> None:
     """Runs the recipe; what the user can mend is one line, not a traceback."""
     logging.set_verbosity(logging.ERROR)  # Orbax reports every step of every save, Grain what its profiler lacks
+    from flaxvid.train.hosts import connect
     from flaxvid.train.interrupt import Interrupted
     from flaxvid.train.loop import run
 
@@ -23,6 +32,8 @@ def main(_argv: list[str]) -> None:
     recipe = _CONFIG.value
     workdir = _WORKDIR.value or Path("runs") / "-".join(filter(None, (Path(file).stem, argument or recipe.data.name)))
     try:
+        if _DISTRIBUTED.value or _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value >= 0:
+            connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         run(recipe, workdir)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

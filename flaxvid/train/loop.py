@@ -21,6 +21,7 @@ from flaxvid.report.run import read_run
 from flaxvid.report.tables import any_frame_table
 from flaxvid.tasks.task import Metrics, Task
 from flaxvid.train.checkpoint import Checkpoints
+from flaxvid.train.hosts import end_with_peers
 from flaxvid.train.interrupt import Interrupted, StopRequest
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
@@ -70,7 +71,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
             finished = read_run(workdir)
             print(f"{workdir} is finished:\n{any_frame_table(finished)}")
             return [dict(row) for row in finished.any_frame]
-        results = train(recipe, workdir, task, plain, source, eval_source, mesh)
+        with end_with_peers():
+            results = train(recipe, workdir, task, plain, source, eval_source, mesh)
         size = model.clip.image_size
         rows = [
             {"frames": n, "gflops": model_cost(model, (1, n, size, size, 3)).gflops, **row}

@@ -1,0 +1,77 @@
+"""Several processes, on one machine or many: how they find each other, and what happens when one is lost."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+import jax
+
+PATIENCE = 10
+"""Seconds that a process may be silent before the others end; a lost connection ends them sooner."""
+
+LOST_PEER = 75
+"""Exit status of a process that ends because another one was lost: trying again may help."""
+
+
+def connect(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+    """Joins this process to the others, before JAX is used for anything else.
+
+    Args:
+        coordinator: `host:port` of process 0, a free port there. Empty: the cluster says (SLURM, Open MPI, Kubernetes
+            and TPU pods do), as do JAX's own variables JAX_COORDINATOR_ADDRESS, ...
+        num_processes: how many there are; with `coordinator` only.
+        process_id: which one this is, from 0; with `coordinator` only.
+
+    Raises:
+        ValueError: some of the three are missing or do not fit, or no cluster is found.
+        ConnectionError: the others did not come in time.
+    """
+    given = {"coordinator": bool(coordinator), "num_processes": num_processes > 0, "process_id": process_id >= 0}
+    if any(given.values()) and not all(given.values()):
+        missing = ", ".join(name for name, there in given.items() if not there)
+        raise ValueError(
+            f"expected coordinator, num_processes and process_id together, {missing} is missing; on a cluster that JAX "
+            "knows (SLURM, Open MPI, Kubernetes, TPU) leave out all three"
+        )
+    if coordinator and (process_id >= num_processes or ":" not in coordinator):
+        raise ValueError(
+            f"expected coordinator=host:port and 0 <= process_id < num_processes, got coordinator={coordinator}, "
+            f"num_processes={num_processes}, process_id={process_id}"
+        )
+    try:
+        jax.distributed.initialize(
+            coordinator or None,
+            num_processes or None,
+            process_id if process_id >= 0 else None,
+            initialization_timeout=120,
+            heartbeat_timeout_seconds=PATIENCE,
+            shutdown_timeout_seconds=PATIENCE,
+        )
+    except ValueError as error:
+        raise ValueError(f"no cluster was found ({error}): give coordinator, num_processes and process_id") from error
+    except RuntimeError as error:
+        raise ConnectionError(f"the {num_processes or ''} processes did not find each other: {error}") from error
+
+
+@contextlib.contextmanager
+def end_with_peers() -> Iterator[None]:
+    """Ends this process, in words, when a computation fails because another process is gone.
+
+    Such a process cannot clean up, for that waits for its peers. Where a computation hangs instead of failing (as on
+    GPUs), JAX ends the process after `PATIENCE` seconds, with a message of its own.
+    """
+    try:
+        yield
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        signs = ("gloo", "nccl", "coordination", "socket closed", "connection closed", "connection reset")
+        if jax.process_count() == 1 or not any(sign in str(error).lower() for sign in signs):
+            raise
+        print(
+            f"process {jax.process_index()} of {jax.process_count()} ends, for another one is lost (its own log says "
+            f"why; here: {str(error).splitlines()[0][:200]}). Start all of them again with the same command: they go "
+            "on after the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(LOST_PEER)

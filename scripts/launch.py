@@ -1,0 +1,53 @@
+"""Starts several processes of one run on this machine: python scripts/launch.py --processes 2 scripts/train.py ...
+
+Each gets --coordinator, --num_processes and --process_id beside the arguments given, and devices of its own. One
+process drives all the devices of a machine just as well; several are for trying out what a cluster will do.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+
+def main() -> int:
+    """Starts them, waits, ends all when one has failed; the status of the first that failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--devices", type=int, default=1, help="of each process: CPU devices, or GPUs where there are any"
+    )
+    parser.add_argument("--patience", type=float, default=30, help="seconds to end by itself, after another failed")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="a script and its arguments")
+    args = parser.parse_args()
+    if not args.command or args.processes < 1:
+        parser.error("expected --processes N and a script with its arguments, such as scripts/train.py --config FILE")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    running: list[subprocess.Popen] = []
+    for index in range(args.processes):
+        gpus = range(index * args.devices, (index + 1) * args.devices)
+        devices = {"JAX_NUM_CPU_DEVICES": str(args.devices), "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
+        place = [f"--coordinator={coordinator}", f"--num_processes={args.processes}", f"--process_id={index}"]
+        running.append(subprocess.Popen([sys.executable, *args.command, *place], env={**os.environ, **devices}))
+    signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in running])
+    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to all of them
+    failed, deadline = 0, None
+    while any(process.poll() is None for process in running):
+        failed = failed or next((process.returncode for process in running if process.returncode), 0)
+        if failed:
+            deadline = deadline or time.monotonic() + args.patience
+            if time.monotonic() > deadline:
+                for process in running:
+                    process.kill()
+        time.sleep(0.1)
+    failed = failed or next((process.returncode for process in running if process.returncode), 0)
+    return 128 - failed if failed < 0 else failed  # as shells say that a signal ended it
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Real processes that train together, by scripts/launch.py on the loopback."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flaxvid.report.run import read_metrics
+from flaxvid.train.checkpoint import restore_variables
+from flaxvid.train.hosts import LOST_PEER, connect
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def launch(tiny_flags):
+    """Starts so many processes with so many devices each."""
+
+    def start(workdir, processes, devices, *flags):
+        command = [sys.executable, "scripts/launch.py", f"--processes={processes}", f"--devices={devices}"]
+        training = ["scripts/train.py", "--config", "configs/ffn.py", *tiny_flags, f"--workdir={workdir}", *flags]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, *training], cwd=ROOT, **pipes)
+
+    return start
+
+
+def losses(workdir):
+    return np.array([row["train/loss"] for row in read_metrics(workdir / "metrics.jsonl") if "train/loss" in row])
+
+
+def children(process):
+    listing = subprocess.run(["ps", "-ww", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    found = re.findall(rf"(\d+) +{process.pid} .*--process_id=(\d+)", listing.stdout)
+    return {int(index): int(pid) for pid, index in found}
+
+
+@pytest.fixture(scope="module")
+def curves(launch, tmp_path_factory):
+    """Work folders of the same run on 2 processes x 2 devices, 1 x 4 and 1 x 1."""
+    folders = {shape: tmp_path_factory.mktemp("x".join(map(str, shape))) for shape in ((2, 2), (1, 4), (1, 1))}
+    for shape, folder in folders.items():
+        process = launch(folder / "run", *shape, "--config.epochs=3")
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-3000:]
+        assert out.count("compiled the training step") == 1  # one of them speaks
+        assert f"on {shape[0] * shape[1]} cpu device(s)" in out
+    return {shape: folder / "run" for shape, folder in folders.items()}
+
+
+def test_processes_and_devices_change_nothing_but_the_order_of_sums(curves):
+    one = losses(curves[1, 1])
+    assert len(one) == 9
+    for shape in ((2, 2), (1, 4)):
+        np.testing.assert_allclose(losses(curves[shape]), one, rtol=2e-5)
+        assert (curves[shape] / "any_frame.json").exists()
+    states = [restore_variables(curves[shape])["params"]["stem"]["conv1"]["kernel"] for shape in curves]
+    for state in states[1:]:
+        np.testing.assert_allclose(state, states[0], atol=2e-4)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_process_ends_the_other_in_words(launch, tmp_path, victim):
+    process = launch(tmp_path / "run", 2, 1, "--config.epochs=1000", "--config.checkpoint_every=1000")
+    deadline = time.monotonic() + 200
+    while not (len(children(process)) == 2 and len(losses(tmp_path / "run")) > 2):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(children(process)[victim], signal.SIGKILL)
+    killed = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert process.returncode in (128 + signal.SIGKILL, LOST_PEER)
+    assert f"process {1 - victim} of 2 ends, for another one is lost" in err
+    assert "they go on after the last checkpoint" in err
+
+
+def test_one_sigterm_stops_all_and_all_go_on(launch, curves, tmp_path):
+    flags = ("--config.epochs=3", "--config.checkpoint_every=1000")
+    process = launch(tmp_path / "run", 2, 2, *flags)
+    deadline = time.monotonic() + 200
+    while not len(losses(tmp_path / "run")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(children(process)[1], signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert err.count("stopped as told, after step ") == 2
+    again = launch(tmp_path / "run", 2, 2, *flags)
+    out, err = again.communicate(timeout=200)
+    assert again.returncode == 0, err[-3000:]
+    assert "going on after step" in out
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(curves[2, 2]), rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coordinator": "localhost:1"}, "num_processes, process_id is missing"),
+        ({"coordinator": "localhost", "num_processes": 2, "process_id": 0}, "coordinator=host:port"),
+        ({"coordinator": "localhost:1", "num_processes": 2, "process_id": 2}, "0 <= process_id < num_processes"),
+        ({}, "no cluster was found"),
+    ],
+)
+def test_what_is_missing_is_said(given, message, monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "") if "coordinator" not in given else None
+    with pytest.raises(ValueError, match=message):
+        connect(**given)
