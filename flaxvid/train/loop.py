@@ -24,7 +24,7 @@ from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.hosts import end_with_peers
 from flaxvid.train.interrupt import Interrupted, StopRequest
 from flaxvid.train.logging import RunLogger, parameter_table
-from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
+from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import make_optimizer, make_schedule
 from flaxvid.train.recipe import Recipe, check
 from flaxvid.train.setup import clip_config, load_start, make_model, make_task, open_data
@@ -60,6 +60,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     enable_compilation_cache()
     workdir, mesh, hosts = Path(workdir), make_mesh(), jax.process_count()
     check_batch_size(recipe.batch_size, mesh, accumulate=recipe.optimizer.accumulate)
+    check_norm_groups(recipe.batch_size // recipe.optimizer.accumulate, recipe.norm_groups, mesh)
     check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
     source, eval_source = (open_data(recipe.data, split) for split in (recipe.data.train_split, recipe.data.eval_split))
     steps_per_epoch(source, recipe.batch_size // hosts, hosts)  # too few videos for a batch show now
@@ -132,7 +133,12 @@ def train(
                     batch = put_batch(clips, mesh)
                     if train_step is None:
                         jitted = make_train_step(
-                            task, optimizer, mesh, accumulate=recipe.optimizer.accumulate, ema=recipe.optimizer.ema
+                            task,
+                            optimizer,
+                            mesh,
+                            accumulate=recipe.optimizer.accumulate,
+                            ema=recipe.optimizer.ema,
+                            norm_groups=recipe.norm_groups,
                         )
                         train_step = compile_step(jitted, (state, batch, step_key), log)
                     state, metrics = train_step(state, batch, step_key)

@@ -32,6 +32,15 @@ def check_batch_size(batch_size: int, mesh: Mesh, name: str = "batch_size", accu
         )
 
 
+def check_norm_groups(rows: int, norm_groups: int, mesh: Mesh) -> None:
+    """Raises if groups of rows would be of unequal size, or would lie across devices in part."""
+    if norm_groups < 1 or rows % norm_groups or (norm_groups > 1 and norm_groups % mesh.size):
+        raise ValueError(
+            f"norm_groups={norm_groups} must be 1 (statistics of the whole batch) or a multiple of the {mesh.size} "
+            f"devices that divides the {rows} clips which are computed at once: use 1 or {mesh.size}"
+        )
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """A batch of this process's NumPy arrays as global arrays divided over the mesh."""
     sharding = divided(mesh)

@@ -140,6 +140,8 @@ class Recipe:
         model, data, task, optimizer: its parts.
         batch_size: videos in a step, over all devices and hosts.
         epochs: passes over the training videos.
+        norm_groups: groups of a batch that are normalised by their own statistics; 1 is the whole batch, over all
+            devices, and as many as there are devices spare the communication.
         seed: of initialisation, sampling and dropout.
         eval_batch_size: videos in a step of evaluation.
         eval_frames: frame counts of the any-frame table at the end.
@@ -157,6 +159,7 @@ class Recipe:
     optimizer: OptimizerRecipe = dataclasses.field(default_factory=OptimizerRecipe)
     batch_size: int = 32
     epochs: int = 50
+    norm_groups: int = 1
     seed: int = 0
     eval_batch_size: int = 32
     eval_frames: tuple[int, ...] = (4, 6, 8, 10, 12, 14, 16)

@@ -1,5 +1,6 @@
 """One training step: jit over a mesh, state donated."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
     ema: float = 0.0,
+    norm_groups: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """Loss, gradient, update.
 
@@ -36,6 +38,8 @@ def train_step(
         optimizer: moves the ``params*`` collections.
         accumulate: parts that the batch is computed in; statistics move from part to part.
         ema: decay of the ``ema_*`` collections; 0 if there are none.
+        norm_groups: groups of rows that are normalised by their own statistics; the running ones are the groups' means.
+            With as many groups as devices the forward pass does without communication.
 
     Returns:
         The new state and the batch's mean metrics, with the gradient's norm before clipping.
@@ -45,7 +49,12 @@ def train_step(
     fixed = {name: tree for name, tree in state.variables.items() if name not in params}
 
     def loss(params, fixed, batch, key):
-        return task.loss({**params, **fixed}, batch, key)
+        variables = {**params, **fixed}
+        if norm_groups == 1:
+            return task.loss(variables, batch, key)
+        groups = jax.tree.map(lambda x: x.reshape(norm_groups, -1, *x.shape[1:]), batch)
+        outputs = jax.vmap(task.loss, in_axes=(None, 0, 0))(variables, groups, jax.random.split(key, norm_groups))
+        return jax.tree.map(lambda x: x.mean(axis=0), outputs)
 
     grad = jax.grad(loss, has_aux=True)
     if accumulate == 1:
@@ -80,12 +89,18 @@ def train_step(
 
 
 def make_train_step(
-    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, *, accumulate: int = 1, ema: float = 0.0
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    accumulate: int = 1,
+    ema: float = 0.0,
+    norm_groups: int = 1,
 ) -> Any:
     """`train_step` jitted over `mesh`: the state replicated and donated, the batch divided."""
 
-    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        return train_step(state, batch, key, task=task, optimizer=optimizer, accumulate=accumulate, ema=ema)
-
+    step = functools.partial(
+        train_step, task=task, optimizer=optimizer, accumulate=accumulate, ema=ema, norm_groups=norm_groups
+    )
     same = replicated(mesh)
     return jax.jit(step, in_shardings=(same, divided(mesh), same), out_shardings=same, donate_argnums=0)

@@ -33,10 +33,10 @@ batches = [
     for _ in range(3)
 ]
 
-def train(mesh):
+def train(mesh, norm_groups=1):
     state = jax.device_put(create_state(task.init(key), optimizer), replicated(mesh))
     first = put_batch(batches[0], mesh)
-    step = make_train_step(task, optimizer, mesh).lower(state, first, key).compile()
+    step = make_train_step(task, optimizer, mesh, norm_groups=norm_groups).lower(state, first, key).compile()
     losses = []
     for batch in batches:
         state, metrics = step(state, put_batch(batch, mesh), key)
@@ -45,9 +45,22 @@ def train(mesh):
 
 eight, eight_losses, program = train(make_mesh())
 one, one_losses, alone = train(Mesh(np.asarray(jax.devices()[:1]), ("data",)))
+grouped, grouped_losses, apart = train(make_mesh(), norm_groups=8)
+together, together_losses, _ = train(Mesh(np.asarray(jax.devices()[:1]), ("data",)), norm_groups=8)
 start = jax.device_get(create_state(task.init(key), optimizer))
 kinds = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
 count = lambda text: {k: len(re.findall(rf" {k}(?:-start)?\\(", text)) for k in kinds.split("|")}
+def difference(these, those):
+    # By path: the largest difference, over the largest way moved since the start.
+    leaves = zip(
+        jax.tree_util.tree_leaves_with_path(these.variables),
+        jax.tree.leaves(those.variables), jax.tree.leaves(start.variables), strict=True,
+    )
+    return {
+        jax.tree_util.keystr(path): float(np.max(np.abs(a - b)) / (np.max(np.abs(b - c)) + 1e-8))
+        for (path, a), b, c in leaves
+    }
+
 try:
     check_batch_size(12, make_mesh())
     message = ""
@@ -56,14 +69,10 @@ except ValueError as error:
 print(json.dumps({
     "devices": jax.device_count(),
     "losses": [eight_losses, one_losses],
-    "difference": {
-        jax.tree_util.keystr(path): float(np.max(np.abs(a - b)) / (np.max(np.abs(b - c)) + 1e-8))
-        for (path, a), b, c in zip(
-            jax.tree_util.tree_leaves_with_path(eight.variables),
-            jax.tree.leaves(one.variables), jax.tree.leaves(start.variables), strict=True,
-        )
-    },
-    "collectives": [count(program), count(alone)],
+    "grouped_losses": [grouped_losses, together_losses],
+    "difference": difference(eight, one),
+    "grouped_difference": difference(grouped, together),
+    "collectives": [count(program), count(alone), count(apart)],
     "message": message,
 }))
 """
@@ -93,10 +102,19 @@ def test_eight_devices_give_the_numbers_of_one(outcome):
 
 def test_the_program_only_reduces(outcome):
     """Gradients, batch statistics and metrics are summed over the devices; no activation and no parameter travels."""
-    eight, one = outcome["collectives"]
-    assert eight.pop("all-reduce") > 0
-    assert not any(eight.values())
+    eight, one, grouped = outcome["collectives"]
     assert not any(one.values())
+    # The forward pass needs none, and what is left waits for the gradients: a single one here.
+    assert 0 < grouped.pop("all-reduce") < eight.pop("all-reduce")
+    assert not any(eight.values())
+    assert not any(grouped.values())
+
+
+def test_statistics_of_groups_are_the_same_on_one_device_and_not_those_of_the_batch(outcome):
+    grouped, together = outcome["grouped_losses"]
+    assert grouped == pytest.approx(together, rel=1e-5)
+    assert {path: value for path, value in outcome["grouped_difference"].items() if value > 1e-3} == {}
+    assert grouped != pytest.approx(outcome["losses"][0], rel=1e-4)
 
 
 def test_a_batch_size_that_does_not_divide_is_one_clear_error(outcome):
