@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from flaxvid.adapt.surgery import adopt
-from flaxvid.data.pipeline import ClipConfig
+from flaxvid.data.clips import ClipConfig
 from flaxvid.data.sources import Source, open_source
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model
