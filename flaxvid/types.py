@@ -10,8 +10,8 @@ collections."""
 
 Batch = Mapping[str, Any]
 """What the data path yields: ``{"video": {n: uint8 (b, n, h, w, 3)}, "label": (b,), "index": (b,), "broken": (b,)}``
-and, in evaluation, ``"mask": (b,)``, False where a row only pads the last batch or its video cannot be read; see
-`data.pipeline`."""
+and, in evaluation, ``"mask": (b,)``, False where a row only pads the last batch or its video cannot be read, and video
+with an axis of views, (b, v, n, h, w, 3); see `data.pipeline`."""
 
 
 @dataclasses.dataclass(frozen=True)

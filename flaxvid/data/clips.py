@@ -1,17 +1,16 @@
 """How one video becomes a training clip, or what a test sees of it: sampling, crop and augmentation, in one decode."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from flaxvid.data.decode import VideoError, decode
-from flaxvid.data.sampling import segment_indices
-from flaxvid.data.transforms import Crop, centre_crop, multiscale_crop
+from flaxvid.data.sampling import dense_indices, segment_indices
+from flaxvid.data.transforms import Crop, multiscale_crop, view_crops
 
-Clips = dict[int, UInt8[np.ndarray, "n h w 3"]]
+Clips = dict[int, UInt8[np.ndarray, "*v n h w 3"]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,10 @@ class ClipConfig:
         flip: Whether to mirror half of the training videos, as far as the source's `flip_labels` allow it.
         short: What a video with fewer frames than asked for is: an "error", which makes it a broken one, or to "repeat"
             frames of.
+        sampling: "segment", a frame from each of as many equal parts of the video; or "dense", frames `interval` apart.
+        interval: Frames from one to the next in dense sampling.
+        clips: Clips of a test video.
+        crops: Crops of each of its clips: 1, 3, 5 or 10; see `view_crops`. The last five of ten are mirrored.
         shuffle_frames: Whether every clip's frames come in random order: shows what a model owes to their order.
     """
 
@@ -35,7 +38,16 @@ class ClipConfig:
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     flip: bool = True
     short: Literal["error", "repeat"] = "error"
+    sampling: Literal["segment", "dense"] = "segment"
+    interval: int = 8
+    clips: int = 1
+    crops: int = 1
     shuffle_frames: bool = False
+
+    @property
+    def views(self) -> int:
+        """Views of a test video."""
+        return self.clips * self.crops
 
     def __post_init__(self):
         if not self.frames or min(self.frames) < 1 or len(set(self.frames)) < len(self.frames):
@@ -48,6 +60,12 @@ class ClipConfig:
             )
         if self.short not in ("error", "repeat"):
             raise ValueError(f'expected short="error" or "repeat", got {self.short!r}')
+        if self.sampling not in ("segment", "dense") or self.interval < 1:
+            raise ValueError(
+                f'expected sampling="segment" or "dense" and interval >= 1, got {self.sampling!r}, {self.interval}'
+            )
+        if self.clips < 1 or self.crops not in (1, 3, 5, 10):
+            raise ValueError(f"expected clips >= 1 and crops 1, 3, 5 or 10, got clips={self.clips}, crops={self.crops}")
 
 
 def draw_clips(
@@ -64,16 +82,26 @@ def draw_clips(
     Raises:
         VideoError: The video cannot be read, or is too short.
     """
-    video = _read(item, clips, lambda h, w: multiscale_crop(h, w, clips.image_size, clips.scales, rng), rng)
+    crop = Crop(0, 0, 0, 0)
+
+    def size(height: int, width: int) -> tuple[int, int]:
+        nonlocal crop
+        crop = multiscale_crop(height, width, clips.image_size, clips.scales, rng)
+        return crop.height, crop.width
+
+    video = decode(item["video"], lambda length: _indices(length, clips, rng), size=size, name=_name(item))
+    video = crop.cut(video, clips.image_size)
     label = item["label"]
     mirror_label = label if mirrored is None else mirrored[label]
     if clips.flip and rng.random() < 0.5 and mirror_label is not None:
         video, label = video[:, :, ::-1], mirror_label
-    return _split(video, clips, rng), label
+    parts = np.split(video, np.cumsum(clips.frames)[:-1])
+    shuffle = rng.permutation if clips.shuffle_frames else lambda part: part
+    return {n: shuffle(part) for n, part in zip(clips.frames, parts, strict=True)}, label
 
 
-def cut_clips(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> Clips:
-    """Centre frames and centre crop of a video for each frame count.
+def cut_views(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> Clips:
+    """What a test sees of a video at each frame count: the crops of the first clip, then those of the next.
 
     Args:
         item: Of a source: "video", "id".
@@ -83,9 +111,23 @@ def cut_clips(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator)
     Raises:
         VideoError: The video cannot be read, or is too short.
     """
-    short_side = clips.test_size or round(clips.image_size * 256 / 224)
-    video = _read(item, clips, lambda h, w: centre_crop(h, w, clips.image_size, short_side))
-    return _split(video, clips, rng)
+    crops: list[Crop] = []
+
+    def size(height: int, width: int) -> tuple[int, int]:
+        short_side = clips.test_size or round(clips.image_size * 256 / 224)
+        crops[:] = view_crops(height, width, clips.image_size, short_side, clips.crops)
+        return crops[0].height, crops[0].width
+
+    video = decode(item["video"], lambda length: _indices(length, clips, None), size=size, name=_name(item))
+    squares = np.stack([crop.cut(video, clips.image_size) for crop in crops])  # (crops, t, s, s, 3)
+    squares[5:] = squares[5:, :, :, ::-1].copy()
+    parts = np.split(squares, np.cumsum([clips.clips * n for n in clips.frames])[:-1], axis=1)
+    views = {}
+    for n, part in zip(clips.frames, parts, strict=True):
+        view = part.reshape(clips.crops, clips.clips, n, *part.shape[2:]).swapaxes(0, 1)
+        view = view.reshape(clips.views, *view.shape[2:])  # (v, n, s, s, 3)
+        views[n] = rng.permutation(view, axis=1) if clips.shuffle_frames else view
+    return views
 
 
 def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:
@@ -102,34 +144,17 @@ def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:
     return None
 
 
-def _read(
-    item: dict[str, Any],
-    clips: ClipConfig,
-    choose: Callable[[int, int], Crop],
-    rng: np.random.Generator | None = None,
-) -> UInt8[np.ndarray, "t h w 3"]:
-    """The frames of all counts, one count after the other, from one pass over the video and with one crop."""
-    crop = Crop(0, 0, 0, 0)
-
-    def size(height: int, width: int) -> tuple[int, int]:
-        nonlocal crop
-        crop = choose(height, width)
-        return crop.height, crop.width
-
-    video = decode(item["video"], lambda length: _indices(length, clips, rng), size=size, name=_name(item))
-    return crop.cut(video, clips.image_size)
-
-
-def _indices(length: int, clips: ClipConfig, rng: np.random.Generator | None) -> np.ndarray:
-    return np.concatenate([segment_indices(length, n, rng, short=clips.short) for n in clips.frames])
+def _indices(length: int, clips: ClipConfig, rng: np.random.Generator | None) -> Int[np.ndarray, " t"]:
+    """Positions of the frames of all counts, one count after the other; for the test those of all its clips."""
+    count = clips.clips if rng is None else 1
+    if clips.sampling == "dense":
+        draws = [
+            dense_indices(length, n, rng, interval=clips.interval, short=clips.short, clips=count) for n in clips.frames
+        ]
+    else:
+        draws = [segment_indices(length, n, rng, short=clips.short, clips=count) for n in clips.frames]
+    return np.concatenate([indices.ravel() for indices in draws])
 
 
 def _name(item: dict[str, Any]) -> str | None:
     return item["id"] if isinstance(item["video"], bytes) else None
-
-
-def _split(video: UInt8[np.ndarray, "t h w 3"], clips: ClipConfig, rng: np.random.Generator) -> Clips:
-    parts = np.split(video, np.cumsum(clips.frames)[:-1])
-    return {
-        n: rng.permutation(part) if clips.shuffle_frames else part for n, part in zip(clips.frames, parts, strict=True)
-    }

@@ -1,9 +1,9 @@
 """Sources to batches, with Grain: `train_batches` (infinite, resumable) and `eval_batches` (finite, in order).
 
-A batch is `{"video": {4: uint8 (b, 4, h, w, 3), 16: ...}, "label": int32 (b,), "index": int32 (b,), "broken": int32
-(b,)}`, `index` being the position in the source and `broken` that of the video that should have been there but could
-not be read, -1 where all is well; at evaluation also `"mask": bool (b,)`, False for the padding of the last batch and
-for broken videos.
+A training batch is `{"video": {4: uint8 (b, 4, h, w, 3), 16: ...}, "label": int32 (b,), "index": int32 (b,), "broken":
+int32 (b,)}`, `index` being the position in the source and `broken` that of the video that should have been there but
+could not be read, -1 where all is well. At evaluation video is `(b, v, 4, h, w, 3)`, v views of each, and there is
+`"mask": bool (b,)`, False for the padding of the last batch and for broken videos.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from flaxvid.data.clips import ClipConfig, cut_clips, draw_clips
+from flaxvid.data.clips import ClipConfig, cut_views, draw_clips
 from flaxvid.data.decode import VideoError
 from flaxvid.data.sources import Source
 
@@ -76,12 +76,17 @@ def eval_batches(
     num_threads: int = 2,
     num_workers: int = 0,
 ) -> grain.IterDataset:
-    """Every video once, in order, centre frames and centre crop; may be iterated again and again.
+    """Every video once, in order, with all its views; may be iterated again and again.
 
     All shards have the same number of steps: the last batch is padded with black clips (label 0, index -1) whose
     `mask` is False; so is that of a video that cannot be read, whose clips are black too. Arguments as in
     `train_batches`.
+
+    Raises:
+        ValueError: Ten crops, half of which are mirrored, of videos whose labels tell left from right.
     """
+    if clips.crops == 10 and source.flip_labels is not None:
+        raise ValueError(f"{source.name}: its labels tell left from right, and ten crops are mirrored ones too: use 5")
     steps = -(-len(source) // (batch_size * shard_count))
     elements = grain.MapDataset.range(steps * batch_size * shard_count).map(_EvalClips(source, clips))
     return _batched(elements[shard_index::shard_count], batch_size, num_threads, num_workers)
@@ -142,13 +147,13 @@ class _EvalClips:
 
     def __call__(self, index: int) -> dict[str, Any]:
         size = self.clips.image_size
-        video = {n: np.zeros((n, size, size, 3), np.uint8) for n in self.clips.frames}
+        video = {n: np.zeros((self.clips.views, n, size, size, 3), np.uint8) for n in self.clips.frames}
         label, broken, real = 0, -1, False
         if index < len(self.source):
             try:
                 item = self.source[index]
                 label = item["label"]
-                video, real = cut_clips(item, self.clips, np.random.default_rng(index)), True
+                video, real = cut_views(item, self.clips, np.random.default_rng(index)), True
             except UNREADABLE:
                 broken = index
         else:

@@ -55,6 +55,9 @@ class DataRecipe:
         short: what a video with fewer frames than wanted means: "error", it counts as broken, or "repeat" its frames.
         max_broken: the share of training videos that may turn out broken; they are replaced and named, more of them
             stop the run.
+        sampling, interval: "segment", a frame from each of equal parts of the video, or "dense", frames `interval`
+            apart.
+        eval_clips, eval_crops: views of a test video: clips, and crops of each (1, 3, 5 or 10).
         shuffle_frames: put the frames of each clip in random order, a baseline that knows no order.
         num_threads: that decode.
         num_workers: processes that decode; 0 decodes in this one.
@@ -72,6 +75,10 @@ class DataRecipe:
     flip: bool = False
     short: str = "error"
     max_broken: float = 0.1
+    sampling: str = "segment"
+    interval: int = 8
+    eval_clips: int = 1
+    eval_crops: int = 1
     shuffle_frames: bool = False
     num_threads: int = 2
     num_workers: int = 0

@@ -52,6 +52,10 @@ def clip_config(recipe: Recipe, frames: tuple[int, ...]) -> ClipConfig:
         scales=tuple(data.scales),
         flip=data.flip,
         short=data.short,  # pyright: ignore[reportArgumentType]
+        sampling=data.sampling,  # pyright: ignore[reportArgumentType]
+        interval=data.interval,
+        clips=data.eval_clips,
+        crops=data.eval_crops,
         shuffle_frames=data.shuffle_frames,
     )
 
