@@ -19,7 +19,7 @@ def evaluate(
     *,
     put: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> dict[int, dict[str, float]]:
-    """Accuracy at each frame count, one clip and one crop a video.
+    """Accuracy at each frame count, the probabilities of a video's views averaged.
 
     Args:
         model: the ordinary model.
@@ -54,5 +54,7 @@ def evaluate(
 def _count_right(
     model: VideoModel, plain: Variables, video: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    logits: Any = model.apply(plain, video)
-    return accuracy_sums(logits, labels, mask)
+    rows, views = video.shape[:2]
+    logits: Any = model.apply(plain, video.reshape(-1, *video.shape[2:]))
+    probabilities = jax.nn.softmax(logits).reshape(rows, views, -1)
+    return accuracy_sums(probabilities.mean(1), labels, mask)
