@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flaxvid.compress.cost import model_cost
+from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from flaxvid.data.sources import Source
 from flaxvid.evaluate.evaluator import evaluate
@@ -30,6 +31,7 @@ from flaxvid.train.recipe import Recipe, check
 from flaxvid.train.setup import clip_config, load_start, make_model, make_task, open_data
 from flaxvid.train.state import TrainState, averaged, create_state
 from flaxvid.train.step import TrainStep, make_train_step
+from flaxvid.train.waiting import WaitingShare
 from flaxvid.train.workdir import claim_workdir, lock_workdir
 from flaxvid.types import Variables
 
@@ -103,9 +105,11 @@ def train(
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
     state = create_state(task.init(init_key, plain), optimizer, ema=recipe.optimizer.ema > 0)
     state = jax.device_put(state, replicated(mesh))
+    clip_rules = clip_config(recipe, task.frames)
+    tally = Tally(source, clip_rules, recipe.data.max_broken)
     data = train_batches(
         source,
-        clip_config(recipe, task.frames),
+        clip_rules,
         recipe.batch_size // hosts,
         seed=recipe.seed,
         shard_index=jax.process_index(),
@@ -127,10 +131,14 @@ def train(
             )
             train_step: TrainStep | None = None
             recent: list[tuple[int, Metrics, np.ndarray]] = []
+            waiting = WaitingShare()
             with StopRequest() as stop:
                 for step in range(start + 1, total + 1):
                     clips = next(data)
+                    for reason in tally.add(clips):
+                        log.print(f"replaced by another video: {reason}")
                     batch = put_batch(clips, mesh)
+                    waiting.arrived()
                     if train_step is None:
                         jitted = make_train_step(
                             task,
@@ -142,13 +150,15 @@ def train(
                         )
                         train_step = compile_step(jitted, (state, batch, step_key), log)
                     state, metrics = train_step(state, batch, step_key)
+                    waiting.sent(metrics)
                     recent.append((step, metrics, clips["index"]))
                     log.update(step, recipe.batch_size)
                     epoch, stopping = step / epoch_steps, stop.reached(step)
                     due = not stopping and recipe.eval_every and step % (recipe.eval_every * epoch_steps) == 0
                     save = stopping or due or step == total or step % (recipe.checkpoint_every * epoch_steps) == 0
                     if save or step % recipe.log_every == 0:
-                        log.write(step, mean_metrics(recent, source, checkpoints), epoch)
+                        means = mean_metrics(recent, source, checkpoints)
+                        log.write(step, {**means, "train/waiting_for_data": waiting.take()}, epoch)
                         recent.clear()
                     score = None
                     if due:
@@ -164,6 +174,8 @@ def train(
                             f"{checkpoints.directory}: the same command goes on",
                             stop.signal,
                         )
+            if tally.broken:
+                log.print(f"{len(tally.broken)} broken videos were replaced, of {len(tally.seen)} in training")
             log.print(f"testing on {len(eval_source)} videos at {', '.join(map(str, recipe.eval_frames))} frames")
             results = test(recipe, task, state, eval_source, recipe.eval_frames, mesh)
             log.write(total, {f"eval/top1_{n}": row["top1"] for n, row in results.items()}, recipe.epochs)

@@ -1,0 +1,36 @@
+"""How much of its time the accelerator waits for data."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+
+class WaitingShare:
+    """Measures the share of time in which the devices had finished a step and the next batch was not there yet.
+
+    Steps are sent ahead of the devices, so the time that the host spends on a batch says little: a thread notes when
+    each step's outputs are ready.
+    """
+
+    def __init__(self):
+        self._thread = ThreadPoolExecutor(1, "waiting-share")
+        self._ready: Future[float] | None = None
+        self._waited, self._since = 0.0, time.monotonic()
+
+    def sent(self, outputs: Any) -> None:
+        """Notes that a step was sent; `outputs` must not be donated to the next."""
+        self._ready = self._thread.submit(lambda: (jax.block_until_ready(outputs), time.monotonic())[1])
+
+    def arrived(self) -> None:
+        """Notes that the next batch has come."""
+        if self._ready is not None and self._ready.done():
+            self._waited += time.monotonic() - max(self._ready.result(), self._since)
+
+    def take(self) -> float:
+        """The share since the last call, in [0, 1]."""
+        now = time.monotonic()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return share
