@@ -1,36 +1,45 @@
+import threading
 import time
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from flaxvid.train.waiting import WaitingShare
 
-DURATION = 0.2
 
+def test_only_the_time_after_the_step_is_waiting():
+    now, may_end = [0.0], threading.Event()
 
-@jax.jit
-def slow(x):
-    """A computation of `DURATION`, as if on a device."""
+    def clock():
+        return now[0]
 
-    def sleep(value):
-        time.sleep(DURATION)
-        return value
+    class Output:
+        def block_until_ready(self):
+            assert may_end.wait(60)
 
-    return jax.pure_callback(sleep, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+    def finish_at(seconds):
+        now[0] = seconds
+        may_end.set()
+        deadline = time.monotonic() + 60
+        while not waiting._ready.done():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        may_end.clear()
 
-
-@pytest.mark.parametrize(("batch_seconds", "share"), [(0.6, 2 / 3), (0.3, 1 / 3), (0.1, 0.0)])
-def test_only_the_time_after_the_step_is_waiting(batch_seconds, share):
-    waiting = WaitingShare()
-    outputs = slow(jnp.zeros(3))
-    jax.block_until_ready(outputs)  # compiled
-    waiting.take()
-    for _ in range(3):
-        waiting.arrived()
-        outputs = slow(outputs)
-        waiting.sent(outputs)
-        time.sleep(batch_seconds)
+    waiting = WaitingShare(clock)
+    waiting.arrived()  # the first batch: there is no step yet
+    waiting.sent(Output())
+    finish_at(1.0)
+    now[0] = 3.0
+    waiting.arrived()  # idle from 1 to 3
+    waiting.sent(Output())
+    now[0] = 4.0
+    waiting.arrived()  # the step still runs
+    now[0] = 5.0
+    assert waiting.take() == pytest.approx(2 / 5)
+    finish_at(6.0)
+    now[0] = 7.0
     waiting.arrived()
-    assert waiting.take() == pytest.approx(share, abs=0.2)
-    assert waiting.take() == pytest.approx(0.0, abs=1e-3)
+    assert waiting.take() == pytest.approx(1 / 2)
+    now[0] = 8.0
+    waiting.arrived()  # counted from the last call on, not twice
+    assert waiting.take() == pytest.approx(1.0)

@@ -1,0 +1,137 @@
+"""Speed of decoding against decord and OpenCV (where they are installed), and of the whole input pipeline.
+
+python scripts/benchmark_input.py FOLDER              the videos under a folder
+python scripts/benchmark_input.py                     h264 clips made for it, 340 x 256, 300 frames
+
+Decoding takes so many frames of each video, resized to a short side, on one core: pin it with `taskset -c 0` for a fair
+comparison, for the peers start threads of their own.
+"""
+
+import argparse
+import functools
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "threads;1")
+
+import av
+import numpy as np
+from benchmark import Timing, interleaved, print_rows
+
+from flaxvid.data.clips import ClipConfig
+from flaxvid.data.decode import count_frames, decode
+from flaxvid.data.pipeline import train_batches
+from flaxvid.data.sampling import segment_indices
+from flaxvid.data.sources import VIDEO_SUFFIXES, FileSource
+
+try:
+    import cv2
+except ModuleNotFoundError:
+    cv2 = None
+try:
+    import decord
+except ModuleNotFoundError:
+    decord = None
+
+Reader = Callable[[pathlib.Path, np.ndarray, int], np.ndarray]
+
+
+def read_flaxvid(path: pathlib.Path, indices: np.ndarray, short_side: int) -> np.ndarray:
+    """Frames at these positions."""
+    return decode(path, indices, size=short_side)
+
+
+def read_decord(path: pathlib.Path, indices: np.ndarray, short_side: int) -> np.ndarray:
+    """The same with decord, which resizes while it decodes."""
+    height, width, _ = decord.VideoReader(str(path), num_threads=1)[0].shape
+    scale = short_side / min(height, width)
+    reader = decord.VideoReader(str(path), width=round(width * scale), height=round(height * scale), num_threads=1)
+    return reader.get_batch(indices).asnumpy()
+
+
+def read_opencv(path: pathlib.Path, indices: np.ndarray, short_side: int) -> np.ndarray:
+    """The same with OpenCV, which reads on from the start."""
+    capture, wanted, frames = cv2.VideoCapture(str(path)), set(indices.tolist()), []
+    for position in range(int(indices.max()) + 1):
+        capture.grab()
+        if position in wanted:
+            _, frame = capture.retrieve()
+            scale = short_side / min(frame.shape[:2])
+            size = (round(frame.shape[1] * scale), round(frame.shape[0] * scale))
+            frames.append(cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR), cv2.COLOR_BGR2RGB))
+    capture.release()
+    return np.stack(frames)
+
+
+def read_all(reader: Reader, videos: list[tuple[pathlib.Path, np.ndarray]], short_side: int) -> None:
+    """Every video once."""
+    for path, indices in videos:
+        clip = reader(path, indices, short_side)
+        assert clip.shape[0] == len(indices), path
+        assert min(clip.shape[1:3]) == short_side, path
+
+
+def make_videos(folder: pathlib.Path, count: int = 8, length: int = 300) -> None:
+    """Encodes drifting textures as h264, with a key frame every 250 frames, x264's default."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        texture = rng.integers(0, 256, (64 + 32, 85 + 75, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+        with av.open(str(folder / f"{index}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=30)
+            stream.width, stream.height, stream.pix_fmt = 340, 256, "yuv420p"
+            for step in range(length):
+                y, x = step * 128 // length, step
+                picture = np.ascontiguousarray(texture[y : y + 256, x : x + 340])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+            container.mux(stream.encode())
+
+
+def clips_per_second(source: FileSource, clips: ClipConfig, threads: int, workers: int, seconds: float) -> float:
+    """Training clips that the pipeline makes, after its start."""
+    stream = train_batches(source, clips, 4, num_threads=threads, num_workers=workers)
+    for _ in range(2 + 2 * workers):
+        next(stream)
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        count += len(next(stream)["label"])
+    return count / (time.perf_counter() - begin)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=pathlib.Path, help="of videos; default: some are made")
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--short-side", type=int, default=256)
+    parser.add_argument("--videos", type=int, default=40, help="at most so many of them")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=8, help="for each setting of the pipeline")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        if args.folder is None:
+            make_videos(pathlib.Path(made))
+        folder = args.folder or pathlib.Path(made)
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+        paths = paths[:: max(1, len(paths) // args.videos)][: args.videos]
+        if not paths:
+            parser.error(f"expected videos under {folder}, found none")
+        videos = [(path, segment_indices(count_frames(path), args.frames).ravel()) for path in paths]
+        readers = {"flaxvid": read_flaxvid}
+        readers |= {"decord": read_decord} if decord else {}
+        readers |= {"opencv": read_opencv} if cv2 else {}
+        runs = {name: functools.partial(read_all, reader, videos, args.short_side) for name, reader in readers.items()}
+        row = {name: seconds / len(videos) for name, seconds in interleaved(runs, Timing(args.repeats), 60).items()}
+        print_rows({f"seconds a clip: {args.frames} frames of {len(videos)} videos, {args.short_side} px": row})
+        names = tuple(str(path.relative_to(folder)) for path in paths)
+        source = FileSource("videos", str(folder), names, (0,) * len(names), ("any",))
+        clips = ClipConfig((args.frames,), 224, short="repeat")
+        for threads, workers in ((1, 0), (2, 0), (4, 0), (1, 1), (1, 2), (2, 2)):
+            speed = clips_per_second(source, clips, threads, workers, args.seconds)
+            print(f"pipeline, {threads} threads in each of {workers or 'no'} workers: {speed:.1f} clips/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
