@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import UInt8
 
-from flaxvid.data.decode import decode
+from flaxvid.data.decode import VideoError, decode
 from flaxvid.data.sampling import segment_indices
 from flaxvid.data.sources import Source
 from flaxvid.data.transforms import Crop, centre_crop, multiscale_crop
@@ -40,6 +40,10 @@ class ClipConfig:
     flip: bool = True
     short: Literal["error", "repeat"] = "error"
     shuffle_frames: bool = False
+    clips: int = 1
+    crops: int = 1
+    sampling: Literal["segment", "dense"] = "segment"
+    interval: int = 1
 
     def __post_init__(self):
         if not self.frames or min(self.frames) < 1 or len(set(self.frames)) < len(self.frames):
@@ -111,6 +115,8 @@ def eval_batches(
     All shards have the same number of steps: the last batch is padded with black clips (label 0, index -1) whose
     `mask` is False. Arguments as in `train_batches`.
     """
+    if (clips.clips, clips.crops, clips.sampling) != (1, 1, "segment"):
+        raise ValueError(f"expected one view, got {clips.clips} x {clips.crops}, {clips.sampling} sampling")
     steps = -(-len(source) // (batch_size * shard_count))
     elements = grain.MapDataset.range(steps * batch_size * shard_count).map(_EvalClips(source, clips))
     return _batched(elements[shard_index::shard_count], batch_size, num_threads, num_workers)
@@ -161,19 +167,25 @@ class _EvalClips:
     clips: ClipConfig
 
     def __call__(self, index: int) -> dict[str, Any]:
-        clips, size = self.clips, self.clips.image_size
-        if real := index < len(self.source):
+        clips, size, broken = self.clips, self.clips.image_size, -1
+        short_side = clips.test_size or round(size * 256 / 224)
+        video, label, real = np.zeros((sum(clips.frames), size, size, 3), np.uint8), 0, index < len(self.source)
+        if real:
             item = self.source[index]
-            short_side = clips.test_size or round(size * 256 / 224)
-            video = _read(item, clips, lambda h, w: centre_crop(h, w, size, short_side))
             label = item["label"]
+            try:
+                video = _read(item, clips, lambda h, w: centre_crop(h, w, size, short_side))
+            except (VideoError, FileNotFoundError):
+                broken, real = index, False
         else:
-            video, label, index = np.zeros((sum(clips.frames), size, size, 3), np.uint8), 0, -1
+            index = -1
+        views = _split(video, clips, np.random.default_rng(max(index, 0)))
         return {
-            "video": _split(video, clips, np.random.default_rng(max(index, 0))),
+            "video": {n: view[None] for n, view in views.items()},
             "label": np.int32(label),
             "index": np.int32(index),
             "mask": np.bool_(real),
+            "broken": np.int32(broken),
         }
 
 
