@@ -1,7 +1,7 @@
 """Evaluation of a model at several frame counts in one pass over the videos."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -117,6 +117,23 @@ def evaluate_videos(
     keep = joined["mask"]
     results = {count: _result(totals[count], *(leaf[keep] for leaf in joined["guesses"][count])) for count in totals}
     return Evaluation(results, joined["index"][keep], joined["label"][keep], broken)
+
+
+def join(passes: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation out of several passes over the same videos, each at other frame counts.
+
+    Raises:
+        ValueError: the passes could not read the same videos.
+    """
+    first = passes[0]
+    if any(other.broken != first.broken for other in passes):
+        counts = [f"{len(other.broken)} at {', '.join(map(str, other.frames))} frames" for other in passes]
+        raise ValueError(
+            f"expected the same unreadable videos at every frame count, got {'; '.join(counts)}: evaluate the counts "
+            "one by one, or repeat frames of short videos (data.short)"
+        )
+    frames = {count: result for other in passes for count, result in other.frames.items()}
+    return dataclasses.replace(first, frames=frames)
 
 
 @jax.jit

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from flaxvid.data.pipeline import ClipConfig
 from flaxvid.models.video_model import VideoModel
@@ -97,13 +97,15 @@ def average_views(model: VideoModel, variables: Variables, video: UInt8[Array, "
             f"expected video of (videos, views, frames, height, width, 3), got {tuple(video.shape)}: a single view is "
             "video[:, None]"
         )
-    views = video.shape[1]
-    return sum(_probabilities(model, variables, video, view) for view in range(views)) / views
+    total = _probabilities(model, variables, video, 0)
+    for view in range(1, video.shape[1]):
+        total = total + _probabilities(model, variables, video, view)
+    return total / video.shape[1]
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _probabilities(
-    model: VideoModel, variables: Variables, video: UInt8[Array, "b v n h w 3"], view: Int[Array, ""]
+    model: VideoModel, variables: Variables, video: UInt8[Array, "b v n h w 3"], view: int
 ) -> Float[Array, "b k"]:
     logits: Any = model.apply(variables, jax.lax.dynamic_index_in_dim(video, view, axis=1, keepdims=False))
     return jax.nn.softmax(logits, axis=-1)
