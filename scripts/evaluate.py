@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from flaxvid.compress.cost import model_cost
 from flaxvid.data.pipeline import ClipConfig, eval_batches
@@ -130,16 +130,16 @@ def evaluate(
             batches = eval_batches(source, clips, videos, num_threads=arguments.threads or recipe.data.num_threads)
             task = progress.add_task(f"{', '.join(map(str, clips.frames))} frames", total=len(source))
             plain = {n: trained.select(n) for n in clips.frames}
-            counted = counting(batches, progress, task, videos)
+            counted = counting(batches, progress, task)
             evaluations.append(evaluate_videos(trained.model, plain, counted, put=lambda batch: put_batch(batch, mesh)))
     return join(evaluations)
 
 
-def counting(batches: Iterable, progress: Progress, task, videos: int) -> Iterator:
+def counting(batches: Iterable, progress: Progress, task: TaskID) -> Iterator:
     """The same batches, each counted on the progress bar once it is done with."""
     for batch in batches:
         yield batch
-        progress.advance(task, videos)
+        progress.advance(task, int((batch["index"] >= 0).sum()))
 
 
 if __name__ == "__main__":

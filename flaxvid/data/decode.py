@@ -5,7 +5,6 @@ them. Frames are read on from the start: with the key-frame distances of real fi
 """
 
 import io
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,61 +57,10 @@ def decode(
             count = count or header_count or count_frames(video, name=name)
             wanted = _positions(indices, count, name)
             unique, inverse = np.unique(wanted, return_inverse=True)
-            pictures = list(_convert(frames(set(unique.tolist())), unique, size))
+            pictures = _convert(frames(set(unique.tolist())), unique, size)
         if len(pictures) == len(unique):
             return np.stack(pictures)[inverse]
         count = _decodable(video, name)  # the header promised more than the file holds
-
-
-def decode_windows(
-    video: Video,
-    windows: Callable[[int], Sequence[Int[np.ndarray, " t"]]],
-    *,
-    size: int | Callable[[int, int], tuple[int, int]] | None = None,
-    name: str | None = None,
-) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
-    """Decodes one clip after the other out of a long video, in one pass, with the memory of one clip.
-
-    Args:
-        video: Bytes or a path.
-        windows: From the frame count to each clip's positions, in ascending order and each clip after the one before.
-        size: As of `decode`.
-        name: What errors call the video; by default its path.
-
-    Yields:
-        The clips. Where the file ends within one, the last of its frames is repeated; clips beyond are left out.
-
-    Raises:
-        VideoError: Missing, empty or corrupt file, or no video stream; clips from before the damage have been yielded.
-    """
-    name = name or _name(video)
-    with _open(video, name) as (header_count, frames):
-        count = header_count or count_frames(video, name=name)
-        clips = [np.unique(_positions(wanted, count, name), return_inverse=True) for wanted in windows(count)]
-        wanted = np.concatenate([unique for unique, _ in clips])
-        pictures = _convert(frames(set(wanted.tolist())), wanted, size)
-        for unique, inverse in clips:
-            clip = list(itertools.islice(pictures, len(unique)))
-            if not clip:
-                break
-            yield np.stack(clip)[np.minimum(inverse, len(clip) - 1)]
-
-
-def frame_rate(video: Video, *, name: str | None = None) -> float:
-    """Frames a second, as the file says.
-
-    Raises:
-        VideoError: Missing, empty or corrupt file, no video stream, or nothing said, as of a folder of images.
-    """
-    name = name or _name(video)
-    if not isinstance(video, bytes) and Path(video).is_dir():
-        raise VideoError(f"{name}: expected a video file with a frame rate, got a folder: take it as one clip")
-    with _container(video, name) as container:
-        stream = container.streams.video[0]
-        rate = stream.average_rate or stream.guessed_rate
-    if not rate:
-        raise VideoError(f"{name}: expected a frame rate, got none in the file: take it as one clip")
-    return float(rate)
 
 
 def count_frames(video: Video, *, name: str | None = None) -> int:
@@ -149,20 +97,21 @@ def _convert(
     frames: Iterator[av.VideoFrame | None],
     wanted: Int[np.ndarray, " t"],
     size: int | Callable[[int, int], tuple[int, int]] | None,
-) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+) -> list[UInt8[np.ndarray, "h w 3"]]:
     """The frames at sorted, distinct positions; fewer where the video ends before the last of them."""
-    reformatter, positions, height, width, turns = VideoReformatter(), set(wanted.tolist()), 0, 0, 0
+    reformatter, positions, pictures, height, width, turns = VideoReformatter(), set(wanted.tolist()), [], 0, 0, 0
     for position, frame in enumerate(frames):
         if frame is None or position not in positions:
             continue
-        if not height:  # a stream may change its size midway: its first wanted frame decides
+        if not pictures:  # a stream may change its size midway: its first wanted frame decides
             turns = round(frame.rotation / 90) % 4
             height, width = _stored_size(frame, size, sideways=turns % 2 == 1)
         # One thread: clips are read in parallel, and for small frames more threads cost more than they save.
         picture = reformatter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1).to_ndarray()
-        yield np.rot90(picture, turns) if turns else picture
+        pictures.append(np.rot90(picture, turns) if turns else picture)
         if position == wanted[-1]:
             break
+    return pictures
 
 
 def _stored_size(

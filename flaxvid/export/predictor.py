@@ -2,17 +2,19 @@
 
 import functools
 import glob
+import io
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from flaxvid.data.decode import IMAGE_SUFFIXES, decode, decode_windows, frame_rate
+from flaxvid.data.decode import IMAGE_SUFFIXES, VideoError, count_frames, decode
 from flaxvid.data.sampling import segment_indices
 from flaxvid.data.sources import VIDEO_SUFFIXES
 from flaxvid.data.transforms import Crop, centre_crop
@@ -20,6 +22,9 @@ from flaxvid.evaluate.any_frame import clip_milliseconds
 from flaxvid.evaluate.views import average_views
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Variables
+
+TOGETHER = 32
+"""Stretches of a long video that are decoded together: more need more memory, fewer more passes over the file."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Predictor:
         return average_views(self.model, self._select(video.shape[1]), jax.numpy.asarray(video)[:, None])
 
     def predict(self, video: bytes | str | Path, num_frames: int, window: float | None = None) -> Iterator[Prediction]:
-        """Yields the answer to a video, or to one stretch of it after the other; memory holds one clip at a time.
+        """Yields the answer to a video, or to one stretch of it after the other; memory holds the clips of a few dozen.
 
         A video shorter than the clip repeats frames.
 
@@ -79,7 +84,7 @@ class Predictor:
             window: seconds of a stretch; the video is divided into equal ones about as long. None takes it whole.
 
         Raises:
-            VideoError: the video cannot be read; a damaged one yields the stretches before the damage first.
+            VideoError: the video cannot be read, or has no frame rate to tell its stretches by.
             ValueError: the window is not positive.
         """
         crop = Crop(0, 0, 0, 0)
@@ -100,16 +105,22 @@ class Predictor:
             return
         if window <= 0:
             raise ValueError(f"expected a window of more than 0 seconds, got {window}")
-        rate, edges = frame_rate(video), np.zeros(1, int)
+        count, rate = count_frames(video), frame_rate(video)
+        edges = np.linspace(0, count, min(count, max(1, round(count / (rate * window)))) + 1).astype(int)
+        stretches = list(itertools.pairwise(edges.tolist()))
+        for first in range(0, len(stretches), TOGETHER):
+            together, length = stretches[first : first + TOGETHER], count
 
-        def stretches(length: int) -> list[np.ndarray]:
-            nonlocal edges
-            count = min(length, max(1, round(length / (rate * window))))
-            edges = np.linspace(0, length, count + 1).astype(int)
-            return [begin + centres(end - begin) for begin, end in itertools.pairwise(edges)]
+            def positions(now: int, together: list[tuple[int, int]] = together) -> np.ndarray:
+                nonlocal length
+                length = now  # less than the count where the file's header promised too much
+                wanted = np.concatenate([begin + centres(end - begin) for begin, end in together])
+                return np.minimum(wanted, length - 1)
 
-        for number, clip in enumerate(decode_windows(video, stretches, size=resized)):
-            yield Prediction(edges[number] / rate, edges[number + 1] / rate, answer(clip))
+            frames = decode(video, positions, size=resized)
+            for (begin, end), clip in zip(together, np.split(frames, len(together)), strict=True):
+                if begin < length:
+                    yield Prediction(begin / rate, min(end, length) / rate, answer(clip))
 
     def top(self, probabilities: Float[np.ndarray, " k"], count: int) -> list[tuple[str, float]]:
         """The likeliest classes and their probabilities, as many as asked for and there are."""
@@ -119,6 +130,21 @@ class Predictor:
     def milliseconds(self, num_frames: int) -> float:
         """What a clip of so many frames takes here; see `clip_milliseconds`."""
         return clip_milliseconds(self.model, self._select(num_frames), num_frames, self._size)
+
+
+def frame_rate(video: bytes | str | Path) -> float:
+    """Frames a second, as the file says.
+
+    Raises:
+        VideoError: it says nothing, as a folder of images does not.
+    """
+    if isinstance(video, bytes) or not Path(video).is_dir():
+        with av.open(io.BytesIO(video) if isinstance(video, bytes) else str(video)) as container:
+            stream = container.streams.video[0]
+            if rate := stream.average_rate or stream.guessed_rate:
+                return float(rate)
+    name = f"video of {len(video)} bytes" if isinstance(video, bytes) else video
+    raise VideoError(f"{name}: expected a video with a frame rate, got none: take it as one clip, without a window")
 
 
 def find_videos(places: Iterable[str | Path]) -> list[Path]:

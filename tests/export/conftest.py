@@ -25,9 +25,10 @@ def predictor(network):
 
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory):
-    """A folder with real h264 videos: a.mp4 of 40 frames at 10 a second, deep/b.mp4 of 3, and one that is none."""
+    """Real h264 videos: a.mp4 and a.avi of 40 frames at 10 a second, deep/b.mp4 of 3; and a file that is none."""
     folder = tmp_path_factory.mktemp("videos")
     write(folder / "a.mp4", 40)
+    write(folder / "a.avi", 40)
     write(folder / "deep" / "b.mp4", 3)
     (folder / "notes.txt").write_text("no video")
     return folder

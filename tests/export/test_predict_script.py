@@ -33,7 +33,7 @@ def predict(monkeypatch, capsys, weights):
 
 
 def test_lines_for_people(predict, videos):
-    code, out, err = predict(videos, videos / "none.mp4", "--top", 2)
+    code, out, err = predict(videos / "a.mp4", videos / "deep", videos / "none.mp4", "--top", 2)
     lines = out.splitlines()
     assert code == 0
     assert [line.split()[0] for line in lines] == [str(videos / "a.mp4"), str(videos / "deep" / "b.mp4")]

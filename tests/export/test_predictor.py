@@ -56,6 +56,19 @@ def test_what_cannot_be_predicted_says_why(predictor, videos, clip):
         list(predictor.predict(videos / "none.mp4", 2, window=2))
 
 
+def test_a_file_that_ends_early_has_fewer_stretches(predictor, videos, tmp_path, monkeypatch):
+    data = (videos / "a.avi").read_bytes()
+    begin, end = data.index(b"movi"), data.rindex(b"idx1")
+    cut = data[: begin + (end - begin) // 2]
+    monkeypatch.setattr("flaxvid.export.predictor.TOGETHER", 3)
+    predictions = list(predictor.predict(cut, 2, window=0.5))
+    assert [prediction.start for prediction in predictions] == [i / 2 for i in range(len(predictions))]
+    assert 1 < len(predictions) < 7
+    whole = list(predictor.predict(data, 2, window=0.5))
+    assert len(whole) == 8
+    np.testing.assert_array_equal(predictions[0].probabilities, whole[0].probabilities)
+
+
 def test_a_folder_of_images_is_a_video(predictor, tmp_path):
     from matplotlib.image import imsave
 
@@ -64,14 +77,14 @@ def test_a_folder_of_images_is_a_video(predictor, tmp_path):
     assert find_videos([tmp_path]) == [tmp_path]
     (prediction,) = predictor.predict(tmp_path, 2)
     assert prediction.probabilities.shape == (3,)
-    with pytest.raises(VideoError, match="got a folder: take it as one clip"):
+    with pytest.raises(VideoError, match="expected a video with a frame rate"):
         list(predictor.predict(tmp_path, 2, window=1))
 
 
 def test_videos_are_found_in_folders_and_by_patterns(videos, tmp_path):
-    both = [videos / "a.mp4", videos / "deep" / "b.mp4"]
+    both = [videos / "a.avi", videos / "a.mp4", videos / "deep" / "b.mp4"]
     assert find_videos([videos]) == both
-    assert find_videos([f"{videos}/**/*.mp4", videos / "a.mp4"]) == both
+    assert find_videos([f"{videos}/**/*.mp4", videos / "a.mp4"]) == both[1:]
     assert find_videos([videos / "none.mp4"]) == [videos / "none.mp4"]
     for place in (f"{videos}/*.webm", tmp_path):
         with pytest.raises(FileNotFoundError, match="expected videos"):
