@@ -9,8 +9,9 @@ Variables = Mapping[str, Any]
 collections."""
 
 Batch = Mapping[str, Any]
-"""What the data path yields: ``{"video": {n: uint8 (b, n, h, w, 3)}, "label": (b,), "index": (b,)}`` and, in
-evaluation, ``"mask": (b,)``, False where a row only pads the last batch."""
+"""What the data path yields: ``{"video": {n: uint8 (b, n, h, w, 3)}, "label": (b,), "index": (b,), "broken": (b,)}``
+and, in evaluation, ``"mask": (b,)``, False where a row only pads the last batch or its video cannot be read, and video
+with an axis of views, (b, v, n, h, w, 3); see `data.pipeline`."""
 
 
 @dataclasses.dataclass(frozen=True)

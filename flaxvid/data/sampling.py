@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: segment sampling (TSN, arXiv 1608.00859; as in TSM and FFN)."""
+"""Which frames of a video make a clip: spread over it (segment sampling), or an interval apart (dense)."""
 
 from typing import Literal
 
@@ -7,33 +7,79 @@ from jaxtyping import Int
 
 
 def segment_indices(
-    length: int, n: int, rng: np.random.Generator | None = None, *, short: Literal["error", "repeat"] = "error"
-) -> Int[np.ndarray, " {n}"]:
-    """Draws one frame from each of n equal segments of a video.
+    length: int,
+    n: int,
+    rng: np.random.Generator | None = None,
+    *,
+    short: Literal["error", "repeat"] = "error",
+    clips: int = 1,
+) -> Int[np.ndarray, "{clips} {n}"]:
+    """Draws one frame from each of n equal segments of a video (TSN, arXiv 1608.00859; as in TSM and FFN).
 
     In training segment i is `[i * d, (i + 1) * d)` with `d = length // n`, so the last `length % n` frames are never
-    drawn: that is the FFN authors' rule, as is `int(d / 2 + d * i)` with `d = length / n` in the test.
+    drawn: that is the FFN authors' rule, as is `int(d / 2 + d * i)` with `d = length / n` in the test. Several test
+    clips start from there and divide the segments evenly: two are TSM's "twice sample", centres and beginnings.
 
     Args:
         length: Frames of the video.
-        n: Frames of the clip.
-        rng: Draws within the segments; None takes their centres, as in the test.
+        n: Frames of a clip.
+        rng: Draws within the segments; None takes the test's frames.
         short: What to do where `length < n`: "error", or "repeat" frames, in order (the FFN authors' code repeats the
             first one n times in training; here segments shorter than a frame are drawn from as the longer ones are).
+        clips: How many clips.
 
     Raises:
         ValueError: The video is empty, or shorter than the clip and `short` is "error".
     """
+    _check_length(length, n, n, short)
+    if rng is None:
+        starts = length / n * ((0.5 + np.arange(clips) / clips) % 1)
+        return (starts[:, None] + length / n * np.arange(n)).astype(np.int64)
+    if length < n:
+        return ((np.arange(n) + rng.random((clips, n))) * length / n).astype(np.int64)
+    segment = length // n
+    return np.arange(n) * segment + rng.integers(segment, size=(clips, n))
+
+
+def dense_indices(
+    length: int,
+    n: int,
+    rng: np.random.Generator | None = None,
+    *,
+    interval: int,
+    short: Literal["error", "repeat"] = "error",
+    clips: int = 1,
+) -> Int[np.ndarray, "{clips} {n}"]:
+    """Takes n frames, `interval` apart, from a window of `n * interval` frames somewhere in a video.
+
+    The usual sampling of Kinetics. With interval 8 at 8 frames it is TSM's dense sampling: windows of 64 frames,
+    those of a test evenly from the video's beginning to its end; one alone lies in the middle.
+
+    Args:
+        length: Frames of the video.
+        n: Frames of a clip.
+        rng: Draws the windows; None takes the test's.
+        interval: Frames from one to the next.
+        short: What to do with a video that ends before the last frame: "error", or "repeat" it from its beginning.
+        clips: How many clips.
+
+    Raises:
+        ValueError: The video is empty, or too short and `short` is "error".
+    """
+    _check_length(length, n, (n - 1) * interval + 1, short)
+    free = max(length - n * interval, 0)
+    if rng is not None:
+        starts = rng.integers(free + 1, size=clips)
+    else:
+        starts = np.linspace(0, free, clips).astype(np.int64) if clips > 1 else np.array([free // 2])
+    return (starts[:, None] + interval * np.arange(n)) % length
+
+
+def _check_length(length: int, n: int, needed: int, short: str) -> None:
     if length < 1 or n < 1:
         raise ValueError(f"expected at least one frame of a video of at least one, got {n} of {length}")
-    if length < n and short == "error":
+    if length < needed and short == "error":
         raise ValueError(
-            f"clip shorter than the frame count: expected at least {n} frames, got {length}: "
+            f"clip shorter than the frame count: expected at least {needed} frames, got {length}: "
             'train with fewer frames, drop the clip from the list, or repeat frames with short="repeat"'
         )
-    if rng is None:
-        return (length / n / 2 + length / n * np.arange(n)).astype(np.int64)
-    if length < n:
-        return ((np.arange(n) + rng.random(n)) * length / n).astype(np.int64)
-    segment = length // n
-    return np.arange(n) * segment + rng.integers(segment, size=n)

@@ -49,11 +49,27 @@ def multiscale_crop(
     return Crop(height, width, (height - image_size) * down // 4, (width - image_size) * right // 4)
 
 
-def centre_crop(height: int, width: int, image_size: int, short_side: int) -> Crop:
-    """The test crop: the short side becomes `short_side`, then the middle square."""
+def view_crops(height: int, width: int, image_size: int, short_side: int, crops: int) -> list[Crop]:
+    """The test's crops: the short side becomes `short_side`, then squares are cut out.
+
+    Args:
+        height: Of the video, pixels.
+        width: Of the video, pixels.
+        image_size: Side of the squares.
+        short_side: Of the resized video.
+        crops: 1 is the middle; 3 lie along the longer side, at its beginning, middle and end; 5 are the corners and
+            the middle; 10 are these and, after them, the same again, for the caller to mirror.
+    """
     short = min(height, width)
     height, width = height * short_side // short, width * short_side // short
-    return Crop(height, width, (height - image_size) // 2, (width - image_size) // 2)
+    down, right = height - image_size, width - image_size
+    middle = (down // 2, right // 2)
+    along = (
+        [(0, middle[1]), middle, (down, middle[1])] if height > width else [(middle[0], 0), middle, (middle[0], right)]
+    )
+    corners = [(0, 0), (0, right), (down, 0), (down, right), middle]
+    places = {1: [middle], 3: along, 5: corners, 10: corners + corners}
+    return [Crop(height, width, top, left) for top, left in places[crops]]
 
 
 def mirrored_labels(classes: Sequence[str]) -> tuple[int | None, ...] | None:

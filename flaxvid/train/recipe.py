@@ -52,7 +52,12 @@ class DataRecipe:
         test_size: short side of a test video before its centre crop; 0 is the usual image_size * 256 / 224.
         scales: sides of the multi-scale crop, as parts of the short side.
         flip: mirror training clips where the labels allow it.
-        short: what a video with fewer frames than wanted means: "error", or "repeat" its frames.
+        short: what a video with fewer frames than wanted means: "error", it counts as broken, or "repeat" its frames.
+        max_broken: the share of training videos that may turn out broken; they are replaced and named, more of them
+            stop the run.
+        sampling, interval: "segment", a frame from each of equal parts of the video, or "dense", frames `interval`
+            apart.
+        eval_clips, eval_crops: views of a test video: clips, and crops of each (1, 3, 5 or 10).
         shuffle_frames: put the frames of each clip in random order, a baseline that knows no order.
         num_threads: that decode.
         num_workers: processes that decode; 0 decodes in this one.
@@ -69,6 +74,11 @@ class DataRecipe:
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     flip: bool = False
     short: str = "error"
+    max_broken: float = 0.1
+    sampling: str = "segment"
+    interval: int = 8
+    eval_clips: int = 1
+    eval_crops: int = 1
     shuffle_frames: bool = False
     num_threads: int = 2
     num_workers: int = 0
@@ -182,7 +192,7 @@ def check(recipe: Recipe) -> None:
     Raises:
         ValueError: every problem, a line each.
     """
-    task, optimizer = recipe.task, recipe.optimizer
+    data, task, optimizer = recipe.data, recipe.task, recipe.optimizer
     rules = [
         (task.name in ("ffn", "supervised"), f'task.name must be "ffn" or "supervised", got {task.name!r}'),
         (task.name != "ffn" or len(task.frames) > 1, f"FFN needs two frame counts or more, got {task.frames}"),
@@ -192,6 +202,7 @@ def check(recipe: Recipe) -> None:
             optimizer.schedule in ("step", "cosine", "constant"),
             f'optimizer.schedule must be "step", "cosine" or "constant", got {optimizer.schedule!r}',
         ),
+        (0 <= data.max_broken <= 1, f"data.max_broken must lie in [0, 1], got {data.max_broken}"),
         (recipe.epochs > 0 and recipe.batch_size > 0, "epochs and batch_size must be positive"),
         (
             optimizer.accumulate > 0 and recipe.batch_size % max(optimizer.accumulate, 1) == 0,

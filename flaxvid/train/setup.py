@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from flaxvid.adapt.surgery import adopt
-from flaxvid.data.pipeline import ClipConfig
+from flaxvid.data.clips import ClipConfig
 from flaxvid.data.sources import Source, open_source
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model
@@ -52,6 +52,10 @@ def clip_config(recipe: Recipe, frames: tuple[int, ...]) -> ClipConfig:
         scales=tuple(data.scales),
         flip=data.flip,
         short=data.short,  # pyright: ignore[reportArgumentType]
+        sampling=data.sampling,  # pyright: ignore[reportArgumentType]
+        interval=data.interval,
+        clips=data.eval_clips,
+        crops=data.eval_crops,
         shuffle_frames=data.shuffle_frames,
     )
 

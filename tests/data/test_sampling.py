@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from flaxvid.data.sampling import segment_indices
+from flaxvid.data.sampling import dense_indices, segment_indices
 
 
 @pytest.mark.parametrize(
@@ -15,13 +15,13 @@ from flaxvid.data.sampling import segment_indices
     ],
 )
 def test_test_indices_by_hand(length, n, expected):
-    np.testing.assert_array_equal(segment_indices(length, n), expected)
+    np.testing.assert_array_equal(segment_indices(length, n), [expected])
 
 
 @pytest.mark.parametrize(("length", "n"), [(16, 16), (35, 16), (557, 8), (9, 4), (7, 1)])
 def test_training_draws_every_frame_of_every_segment(length, n):
     rng, segment = np.random.default_rng(0), length // n
-    draws = np.stack([segment_indices(length, n, rng) for _ in range(60 * segment)])
+    draws = segment_indices(length, n, rng, clips=60 * segment)
     for i in range(n):
         assert set(draws[:, i]) == set(range(i * segment, (i + 1) * segment))
 
@@ -33,9 +33,35 @@ def test_a_short_clip_is_an_error_unless_told_to_repeat():
         ):
             segment_indices(13, 16, rng)
         indices = segment_indices(13, 16, rng, short="repeat")
-        assert indices.shape == (16,)
+        assert indices.shape == (1, 16)
         assert (np.diff(indices) >= 0).all()
-        assert (indices[0], indices[-1]) == (0, 12)
-    np.testing.assert_array_equal(segment_indices(2, 4, short="repeat"), [0, 0, 1, 1])
+        assert (indices[0, 0], indices[0, -1]) == (0, 12)
+    np.testing.assert_array_equal(segment_indices(2, 4, short="repeat"), [[0, 0, 1, 1]])
     with pytest.raises(ValueError, match="at least one"):
         segment_indices(0, 4, short="repeat")
+
+
+def test_several_clips_divide_the_segments():
+    """TSM's "twice sample": `int(d / 2 + d * i)` and `int(d * i)`."""
+    np.testing.assert_array_equal(
+        segment_indices(100, 8, clips=2), [[6, 18, 31, 43, 56, 68, 81, 93], [0, 12, 25, 37, 50, 62, 75, 87]]
+    )
+    np.testing.assert_array_equal(segment_indices(40, 2, clips=4), [[10, 30], [15, 35], [0, 20], [5, 25]])
+
+
+def test_dense_test_windows_by_hand():
+    """TSM: windows of 64 frames at 8 x 8, ten of them from the first frame to the last window, looping short videos."""
+    starts = dense_indices(300, 8, interval=8, clips=10)
+    np.testing.assert_array_equal(starts[:, 0], [0, 26, 52, 78, 104, 131, 157, 183, 209, 236])
+    np.testing.assert_array_equal(starts[9], 236 + 8 * np.arange(8))
+    np.testing.assert_array_equal(dense_indices(300, 8, interval=8)[0, 0], 118)
+    np.testing.assert_array_equal(dense_indices(60, 8, interval=8, clips=2), [8 * np.arange(8)] * 2)
+    np.testing.assert_array_equal(dense_indices(10, 4, interval=4, short="repeat"), [[0, 4, 8, 2]])
+    with pytest.raises(ValueError, match="expected at least 57 frames, got 56"):
+        dense_indices(56, 8, interval=8)
+
+
+def test_dense_training_draws_every_window():
+    draws = dense_indices(20, 4, np.random.default_rng(0), interval=3, clips=200)
+    assert set(draws[:, 0]) == set(range(9))
+    assert (np.diff(draws) == 3).all()

@@ -1,6 +1,6 @@
 import numpy as np
 
-from flaxvid.data.transforms import Crop, centre_crop, mirrored_labels, multiscale_crop
+from flaxvid.data.transforms import Crop, mirrored_labels, multiscale_crop, view_crops
 
 
 def crops(height, width, image_size, scales, count=3000):
@@ -36,11 +36,19 @@ def test_a_side_near_the_image_size_is_not_resampled():
     assert crops(64, 64, 64, (1.0,)) == {Crop(64, 64, 0, 0)}
 
 
-def test_centre_crop():
-    assert centre_crop(240, 320, 224, 256) == Crop(256, 341, 16, 58)
-    assert centre_crop(64, 64, 64, 64) == Crop(64, 64, 0, 0)
+def test_the_test_crops():
+    assert view_crops(240, 320, 224, 256, 1) == [Crop(256, 341, 16, 58)]
+    assert view_crops(64, 64, 64, 64, 1) == [Crop(64, 64, 0, 0)]
+    assert view_crops(240, 320, 224, 256, 3) == [Crop(256, 341, 16, left) for left in (0, 58, 117)]
+    assert view_crops(320, 240, 256, 256, 3) == [Crop(341, 256, top, 0) for top in (0, 42, 85)]
+    five = view_crops(240, 320, 224, 256, 5)
+    assert [crop[2:] for crop in five] == [(0, 0), (0, 117), (32, 0), (32, 117), (16, 58)]
+    assert view_crops(240, 320, 224, 256, 10) == five + five
+
+
+def test_a_crop_is_cut_from_every_frame():
     video = np.arange(2 * 6 * 8 * 3, dtype=np.uint8).reshape(2, 6, 8, 3)
-    np.testing.assert_array_equal(centre_crop(6, 8, 4, 6).cut(video, 4), video[:, 1:5, 2:6])
+    np.testing.assert_array_equal(Crop(6, 8, 1, 2).cut(video, 4), video[:, 1:5, 2:6])
 
 
 def test_labels_that_a_mirror_swaps():

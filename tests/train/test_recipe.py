@@ -3,7 +3,16 @@ import json
 
 import pytest
 
-from flaxvid.train.recipe import ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe, check, claim_workdir, to_json
+from flaxvid.train.recipe import (
+    DataRecipe,
+    ModelRecipe,
+    OptimizerRecipe,
+    Recipe,
+    TaskRecipe,
+    check,
+    claim_workdir,
+    to_json,
+)
 from flaxvid.train.setup import make_model, make_task
 
 
@@ -33,6 +42,7 @@ def test_all_problems_are_said_at_once():
         (Recipe(task=TaskRecipe("supervised", frames=())), "task.frames is empty"),
         (Recipe(optimizer=OptimizerRecipe(accumulate=3)), "accumulate=3 must divide batch_size=32"),
         (Recipe(optimizer=OptimizerRecipe(accumulate=0)), "accumulate=0"),
+        (Recipe(data=DataRecipe(max_broken=5.0)), r"data.max_broken must lie in \[0, 1\], got 5.0"),
         (Recipe(batch_size=0), "batch_size must be positive"),
     ],
 )

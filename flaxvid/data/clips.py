@@ -1,0 +1,160 @@
+"""How one video becomes a training clip, or what a test sees of it: sampling, crop and augmentation, in one decode."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from flaxvid.data.decode import VideoError, decode
+from flaxvid.data.sampling import dense_indices, segment_indices
+from flaxvid.data.transforms import Crop, multiscale_crop, view_crops
+
+Clips = dict[int, UInt8[np.ndarray, "*v n h w 3"]]
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """How clips are cut from videos.
+
+    Attributes:
+        frames: Frame counts; every video yields one clip of each, drawn independently.
+        image_size: Side of the square clips, pixels.
+        test_size: Short side of a test video before its centre crop; None is `image_size * 256 / 224`.
+        scales: Sides of the training crops, as parts of the short side.
+        flip: Whether to mirror half of the training videos, as far as the source's `flip_labels` allow it.
+        short: What a video with fewer frames than asked for is: an "error", which makes it a broken one, or to "repeat"
+            frames of.
+        sampling: "segment", a frame from each of as many equal parts of the video; or "dense", frames `interval` apart.
+        interval: Frames from one to the next in dense sampling.
+        clips: Clips of a test video.
+        crops: Crops of each of its clips: 1, 3, 5 or 10; see `view_crops`. The last five of ten are mirrored.
+        shuffle_frames: Whether every clip's frames come in random order: shows what a model owes to their order.
+    """
+
+    frames: tuple[int, ...] = (16,)
+    image_size: int = 224
+    test_size: int | None = None
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    flip: bool = True
+    short: Literal["error", "repeat"] = "error"
+    sampling: Literal["segment", "dense"] = "segment"
+    interval: int = 8
+    clips: int = 1
+    crops: int = 1
+    shuffle_frames: bool = False
+
+    @property
+    def views(self) -> int:
+        """Views of a test video."""
+        return self.clips * self.crops
+
+    def __post_init__(self):
+        if not self.frames or min(self.frames) < 1 or len(set(self.frames)) < len(self.frames):
+            raise ValueError(f"expected distinct frame counts such as (4, 8, 16), got frames={self.frames}")
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise ValueError(f"expected crop scales in (0, 1] such as (1.0, 0.75), got scales={self.scales}")
+        if self.image_size < 1 or (self.test_size is not None and self.test_size < self.image_size):
+            raise ValueError(
+                f"expected 1 <= image_size <= test_size, got image_size={self.image_size}, test_size={self.test_size}"
+            )
+        if self.short not in ("error", "repeat"):
+            raise ValueError(f'expected short="error" or "repeat", got {self.short!r}')
+        if self.sampling not in ("segment", "dense") or self.interval < 1:
+            raise ValueError(
+                f'expected sampling="segment" or "dense" and interval >= 1, got {self.sampling!r}, {self.interval}'
+            )
+        if self.clips < 1 or self.crops not in (1, 3, 5, 10):
+            raise ValueError(f"expected clips >= 1 and crops 1, 3, 5 or 10, got clips={self.clips}, crops={self.crops}")
+
+
+def draw_clips(
+    item: dict[str, Any], clips: ClipConfig, mirrored: tuple[int | None, ...] | None, rng: np.random.Generator
+) -> tuple[Clips, int]:
+    """Draws one clip of each frame count from a video, with one crop and one mirroring for all, and the clips' label.
+
+    Args:
+        item: Of a source: "video", "label", "id".
+        clips: How clips are cut.
+        mirrored: The source's `flip_labels`.
+        rng: All draws come from it.
+
+    Raises:
+        VideoError: The video cannot be read, or is too short.
+    """
+    crop = Crop(0, 0, 0, 0)
+
+    def size(height: int, width: int) -> tuple[int, int]:
+        nonlocal crop
+        crop = multiscale_crop(height, width, clips.image_size, clips.scales, rng)
+        return crop.height, crop.width
+
+    video = decode(item["video"], lambda length: _indices(length, clips, rng), size=size, name=_name(item))
+    video = crop.cut(video, clips.image_size)
+    label = item["label"]
+    mirror_label = label if mirrored is None else mirrored[label]
+    if clips.flip and rng.random() < 0.5 and mirror_label is not None:
+        video, label = video[:, :, ::-1], mirror_label
+    parts = np.split(video, np.cumsum(clips.frames)[:-1])
+    shuffle = rng.permutation if clips.shuffle_frames else lambda part: part
+    return {n: shuffle(part) for n, part in zip(clips.frames, parts, strict=True)}, label
+
+
+def cut_views(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> Clips:
+    """What a test sees of a video at each frame count: the crops of the first clip, then those of the next.
+
+    Args:
+        item: Of a source: "video", "id".
+        clips: How clips are cut.
+        rng: For `shuffle_frames` only.
+
+    Raises:
+        VideoError: The video cannot be read, or is too short.
+    """
+    crops: list[Crop] = []
+
+    def size(height: int, width: int) -> tuple[int, int]:
+        short_side = clips.test_size or round(clips.image_size * 256 / 224)
+        crops[:] = view_crops(height, width, clips.image_size, short_side, clips.crops)
+        return crops[0].height, crops[0].width
+
+    video = decode(item["video"], lambda length: _indices(length, clips, None), size=size, name=_name(item))
+    squares = np.stack([crop.cut(video, clips.image_size) for crop in crops])  # (crops, t, s, s, 3)
+    squares[5:] = squares[5:, :, :, ::-1].copy()
+    parts = np.split(squares, np.cumsum([clips.clips * n for n in clips.frames])[:-1], axis=1)
+    views = {}
+    for n, part in zip(clips.frames, parts, strict=True):
+        view = part.reshape(clips.crops, clips.clips, n, *part.shape[2:]).swapaxes(0, 1)
+        view = view.reshape(clips.views, *view.shape[2:])  # (v, n, s, s, 3)
+        views[n] = rng.permutation(view, axis=1) if clips.shuffle_frames else view
+    return views
+
+
+def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:
+    """Says what keeps clips from being cut from a video, by decoding the whole of it; None if nothing does."""
+
+    def last_frame(length: int) -> list[int]:
+        _indices(length, clips, None)
+        return [length - 1]
+
+    try:
+        decode(item["video"], last_frame, size=8, name=_name(item))
+    except VideoError as error:
+        return str(error)
+    return None
+
+
+def _indices(length: int, clips: ClipConfig, rng: np.random.Generator | None) -> Int[np.ndarray, " t"]:
+    """Positions of the frames of all counts, one count after the other; for the test those of all its clips."""
+    count = clips.clips if rng is None else 1
+    if clips.sampling == "dense":
+        draws = [
+            dense_indices(length, n, rng, interval=clips.interval, short=clips.short, clips=count) for n in clips.frames
+        ]
+    else:
+        draws = [segment_indices(length, n, rng, short=clips.short, clips=count) for n in clips.frames]
+    return np.concatenate([indices.ravel() for indices in draws])
+
+
+def _name(item: dict[str, Any]) -> str | None:
+    return item["id"] if isinstance(item["video"], bytes) else None
