@@ -164,5 +164,4 @@ class _EvalClips:
             "index": np.int32(index),
             "broken": np.int32(broken),
             "mask": np.bool_(real),
-            "broken": np.int32(broken),
         }
