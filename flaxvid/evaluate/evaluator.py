@@ -1,15 +1,63 @@
 """Evaluation of a model at several frame counts in one pass over the videos."""
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Int
 
-from flaxvid.evaluate.metrics import accuracies, accuracy_sums
+from flaxvid.evaluate.metrics import (
+    accuracies,
+    accuracy_sums,
+    calibration_error,
+    calibration_sums,
+    confusion_counts,
+    mean_class_accuracy,
+    reliability,
+)
+from flaxvid.evaluate.views import average_views
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Batch, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a network does at one frame count.
+
+    Attributes:
+        scores: {"top1", "top5", "mean_class", "calibration_error", "clips"}: shares in [0, 1], and how many videos.
+        confusion: videos by (label, guess).
+        reliability: "count", "confidence" and "accuracy" of each bin of confidence; see `metrics.reliability`.
+        guess: the likeliest class of each video, in the order of `Evaluation.index`.
+        confidence: its probability.
+    """
+
+    scores: Mapping[str, float]
+    confusion: Int[np.ndarray, "k k"]
+    reliability: Mapping[str, np.ndarray]
+    guess: Int[np.ndarray, " videos"]
+    confidence: Float[np.ndarray, " videos"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What came out of one pass over a source.
+
+    Attributes:
+        frames: the result at each frame count.
+        index: position in the source of each video that was evaluated.
+        label: its class.
+        broken: positions in the source of the videos that could not be read; they count nowhere.
+    """
+
+    frames: Mapping[int, Result]
+    index: Int[np.ndarray, " videos"]
+    label: Int[np.ndarray, " videos"]
+    broken: tuple[int, ...]
 
 
 def evaluate(
@@ -24,30 +72,33 @@ def evaluate(
     Args:
         model: the ordinary model.
         variables: ordinary variables for each frame count.
-        batches: uint8 evaluation batches, their "video" with one entry for each of these counts.
+        batches: of `eval_batches`: "video" with uint8 (b, v, n, h, w, 3) for each of these counts, "label", "index",
+            "mask" and "broken".
         put: moves a batch to the devices.
 
-    Returns:
-        ``{4: {"top1": 0.61, "top5": 0.93, "clips": 2048}, ...}``, accuracies in [0, 1].
-
     Raises:
-        ValueError: the video is not uint8, or no video was evaluated.
+        ValueError: the video is not uint8, no batch, or no video that could be read.
     """
     totals: dict[int, Any] = {}
+    answers: list[Any] = []
     for batch in batches:
         batch = put(batch)
+        guesses = {}
         for count, plain in variables.items():
-            video = batch["video"][count]
-            if video.dtype != jnp.uint8:
-                raise ValueError(
-                    f"evaluation takes uint8 video, got {video.dtype}: the model itself normalises, and floats in "
-                    "[0, 1] would pass for normalised ones"
-                )
-            sums = _count_right(model, plain, video, batch["label"], batch["mask"])
+            probabilities = average_views(model, plain, batch["video"][count])
+            sums, guesses[count] = _judge(probabilities, batch["label"], batch["mask"])
             totals[count] = jax.tree.map(jnp.add, totals[count], sums) if count in totals else sums
-    if not totals:
+        answers.append({**{name: batch[name] for name in ("index", "label", "mask", "broken")}, "guesses": guesses})
+    if not answers:
         raise ValueError("no batch to evaluate: is the split empty?")
-    return {count: {**accuracies(sums), "clips": int(sums["count"])} for count, sums in totals.items()}
+    totals, answers = multihost_utils.process_allgather((totals, answers), tiled=True)
+    joined: Any = jax.tree.map(lambda *leaves: np.concatenate(leaves), *answers)
+    broken = tuple(sorted(int(position) for position in joined["broken"] if position >= 0))
+    if broken and not joined["mask"].any():
+        raise ValueError(f"none of {len(broken)} videos could be read: check the data set's root and its files")
+    keep = joined["mask"]
+    results = {count: _result(totals[count], *(leaf[keep] for leaf in joined["guesses"][count])) for count in totals}
+    return Evaluation(results, joined["index"][keep], joined["label"][keep], broken)
 
 
 @functools.partial(jax.jit, static_argnames="model")

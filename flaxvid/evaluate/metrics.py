@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Num
 
 
 def topk_correct(logits: Float[Array, "b k"], labels: Int[Array, " b"], k: int = 1) -> Bool[Array, " b"]:
@@ -83,3 +84,49 @@ def mean_class_accuracy(confusion: Int[Array, "k k"]) -> Float[Array, ""]:
     clips = confusion.sum(axis=1)
     recall = jnp.diagonal(confusion) / jnp.maximum(clips, 1)
     return jnp.sum(jnp.where(clips > 0, recall, 0.0)) / jnp.sum(clips > 0)
+
+
+def calibration_sums(
+    probabilities: Float[Array, "b k"], labels: Int[Array, " b"], mask: Bool[Array, " b"] | None = None, bins: int = 15
+) -> dict[str, Num[Array, " bins"]]:
+    """Sums one batch by how sure the network was: {"count", "right", "confidence"}, one entry a bin.
+
+    Bin i of `bins` holds the confidences in (i / bins, (i + 1) / bins], confidence being the highest probability. Add
+    the batches up and give the sums to `calibration_error` and `reliability`. On Calibration of Modern Neural Networks,
+    arXiv 1706.04599, which takes 15 bins.
+
+    Args:
+        probabilities: (b, classes), which add up to one; logits would be counted in the wrong bins.
+        labels: (b,) class numbers.
+        mask: (b,), False for what does not count.
+        bins: how many.
+    """
+    keep = jnp.ones(labels.shape, bool) if mask is None else mask.astype(bool)
+    confidence = probabilities.max(axis=-1)
+    place = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
+    right = topk_correct(probabilities, labels) & keep
+    return {
+        "count": jnp.zeros(bins, jnp.int32).at[place].add(keep.astype(jnp.int32)),
+        "right": jnp.zeros(bins, jnp.int32).at[place].add(right.astype(jnp.int32)),
+        "confidence": jnp.zeros(bins, jnp.float32).at[place].add(jnp.where(keep, confidence, 0.0)),
+    }
+
+
+def reliability(sums: Mapping[str, Num[Array, " bins"]]) -> dict[str, Num[np.ndarray, " bins"]]:
+    """Each bin's {"count", "confidence", "accuracy"} from added-up `calibration_sums`; means are NaN in empty bins."""
+    count = np.asarray(sums["count"])
+    with np.errstate(invalid="ignore"):
+        return {
+            "count": count,
+            "confidence": np.asarray(sums["confidence"]) / count,
+            "accuracy": np.asarray(sums["right"]) / count,
+        }
+
+
+def calibration_error(sums: Mapping[str, Num[Array, " bins"]]) -> float:
+    """The expected calibration error of added-up `calibration_sums`, in [0, 1]: how far confidence is from accuracy.
+
+    The bins' |accuracy - confidence|, weighted by their clips. NaN when nothing was counted.
+    """
+    gap = jnp.abs(sums["right"] - sums["confidence"]).sum()
+    return float(gap / sums["count"].sum())

@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from flaxvid.report.tables import seed_statistics
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, darkest first.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#000000")
@@ -88,6 +89,105 @@ def curve_plot(run: Run, names: Sequence[str], title: str) -> "Figure":
     return figure
 
 
+def metric_plot(runs: Mapping[str, Run], name: str, ylabel: str) -> "Figure":
+    """Plots one metric of several runs against steps, its running mean where it is long and noisy.
+
+    Args:
+        runs: by the names that the legend gives them.
+        name: key of the metric; runs without it are left out.
+        ylabel: what it is.
+    """
+    figure, axes = _figure(xlabel="step", ylabel=ylabel)
+    for i, (label, run) in enumerate(runs.items()):
+        steps, values = run.series(name)
+        if len(steps):
+            smooth = running_mean(values, max(1, len(values) // 50))
+            axes.plot(steps, smooth, color=COLORS[i % len(COLORS)], label=label, lw=1.6)
+    _legend(axes)
+    return figure
+
+
+def cost_plot(runs: Mapping[str, Run], cost: str, xlabel: str) -> "Figure":
+    """Plots top-1 accuracy against what a clip costs, one line a run; a number at each point is its frame count.
+
+    Args:
+        runs: by the names that the legend gives them.
+        cost: key of the any-frame rows, "gflops" or "milliseconds"; rows without it are left out.
+        xlabel: what it is.
+    """
+    figure, axes = _figure(xlabel=xlabel, ylabel="top-1 accuracy (%)")
+    for i, (label, run) in enumerate(runs.items()):
+        points = [(row[cost], 100 * row["top1"], row["frames"]) for row in run.any_frame if cost in row]
+        if points:
+            x, y, frames = zip(*points, strict=True)
+            color = COLORS[i % len(COLORS)]
+            axes.plot(x, y, color=color, marker=MARKERS[i % len(MARKERS)], ms=5, lw=1.8, label=label)
+            for point in zip(x, y, frames, strict=True):
+                axes.annotate(str(point[2]), point[:2], (4, -10), textcoords="offset points", fontsize=7.5, color=color)
+    _legend(axes)
+    return figure
+
+
+def reliability_plot(evaluation: Mapping[str, Any]) -> "Figure":
+    """Plots accuracy against confidence by bins, one line a frame count; a calibrated network keeps to the diagonal.
+
+    The marks' areas are shares of the videos, so that a bin of two videos does not look like one of a thousand.
+
+    Args:
+        evaluation: of evaluation.json.
+    """
+    figure, axes = _figure(xlabel="confidence (%)", ylabel="accuracy (%)")
+    axes.plot([0, 100], [0, 100], color="#999999", lw=1, ls="--")
+    for i, row in enumerate(evaluation["frames"]):
+        bins, color = row["reliability"], COLORS[i % len(COLORS)]
+        full = [j for j, count in enumerate(bins["count"]) if count]
+        x, y = ([100 * bins[name][j] for j in full] for name in ("confidence", "accuracy"))
+        areas = [4 + 160 * bins["count"][j] / row["clips"] for j in full]
+        axes.plot(x, y, color=color, lw=0.9, alpha=0.6)
+        label = f"{row['frames']} frames, error {100 * row['calibration_error']:.1f} %"
+        axes.scatter(x, y, areas, color=color, marker=MARKERS[i % len(MARKERS)], alpha=0.8, lw=0, label=label)
+    axes.set_xlim(0, 102)
+    axes.set_ylim(-2, 102)
+    for handle in _legend(axes).legend_handles:
+        handle.set_sizes([24])  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    return figure
+
+
+def confusion_plot(evaluation: Mapping[str, Any]) -> "Figure":
+    """Plots the confusion matrix at the largest frame count, each row divided by its class's videos.
+
+    Class names are written where there are few enough to read them.
+
+    Args:
+        evaluation: of evaluation.json.
+    """
+    from matplotlib.figure import Figure
+
+    classes, entries = evaluation["classes"], evaluation["frames"][-1]["confusion"]
+    counts = np.zeros((len(classes), len(classes)))
+    for label, guess, videos in entries:
+        counts[label, guess] = videos
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(4.7, 4.5), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xlabel("answer", color=INK)
+    axes.set_ylabel("true class", color=INK)
+    axes.spines[:].set_color("#b0b0b0")
+    if len(classes) <= 32:
+        size, names = 9 if len(classes) <= 12 else 7, [_shortened(name) for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=size, color=INK, parse_math=False)
+        axes.set_yticks(range(len(classes)), names, fontsize=size, color=INK, parse_math=False)
+        for label, guess in zip(*np.nonzero(counts), strict=True):
+            color = "white" if shares[label, guess] > 0.5 else INK
+            axes.text(guess, label, f"{counts[label, guess]:.0f}", ha="center", va="center", fontsize=size, color=color)
+    return figure
+
+
+def _shortened(name: str, length: int = 24) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
 def running_mean(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
     """Averages each value with the `window` values on either side that exist; NaNs stay where they are."""
     window = min(window, (len(values) - 1) // 2)  # or np.convolve would answer with the kernel's length
@@ -117,7 +217,7 @@ def to_svg(figure: "Figure") -> bytes:
 def _figure(xlabel: str, ylabel: str) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(4.7, 3.2), layout="constrained", facecolor="white")
     axes = figure.subplots()
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
@@ -129,10 +229,11 @@ def _figure(xlabel: str, ylabel: str) -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def _legend(axes: "Axes") -> None:
+def _legend(axes: "Axes") -> "Legend":
     legend = axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a dollar in a name is no formula
+    return legend
 
 
 def _parts(name: str) -> tuple[str, str, str]:

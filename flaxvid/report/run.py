@@ -19,13 +19,20 @@ class Run:
         name: of the folder.
         recipe: nested settings of recipe.json; {} if there is none.
         metrics: the objects of metrics.jsonl by step: {"step", "epoch", "time", "train/loss", "eval/top1_4", ...}.
-        any_frame: rows of any_frame.json, {"frames", "top1", "top5", "gflops", "clips"}, accuracies in [0, 1].
+        any_frame: rows of any_frame.json, {"frames", "top1", "top5", "gflops", "clips"}, accuracies in [0, 1]; those
+            of the evaluation where training has left none.
+        evaluation: evaluation.json: "protocol", "data", "device", "classes"; "frames", rows like those above with
+            "mean_class", "calibration_error", "milliseconds", "confusion" as [label, guess, videos] and "reliability";
+            "examples", videos with their "label", "guesses" and "strip". {} if there is none.
+        folder: where it lies; the strips are read from there.
     """
 
     name: str
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metrics: tuple[Mapping[str, Any], ...] = ()
     any_frame: tuple[Mapping[str, Any], ...] = ()
+    evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    folder: Path = Path()
 
     def series(self, key: str) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """The steps and values at which a metric was written; NaN where it was not finite."""
@@ -42,12 +49,13 @@ def read_run(folder: str | Path) -> Run:
         ValueError: a file is damaged.
     """
     folder = Path(folder)
-    names = ("recipe.json", "metrics.jsonl", "any_frame.json")
+    names = ("recipe.json", "metrics.jsonl", "any_frame.json", "evaluation.json")
     if not any((folder / name).exists() for name in names):
         raise FileNotFoundError(f"expected a run's folder with {', '.join(names)}, got none of them in {folder}")
-    recipe, any_frame = _read_json(folder / "recipe.json", {}), _read_json(folder / "any_frame.json", [])
+    recipe, evaluation = _read_json(folder / "recipe.json", {}), _read_json(folder / "evaluation.json", {})
+    any_frame = _read_json(folder / "any_frame.json", []) or evaluation.get("frames", [])
     rows = tuple(sorted(any_frame, key=lambda row: row["frames"]))
-    return Run(folder.resolve().name, recipe, read_metrics(folder / "metrics.jsonl"), rows)
+    return Run(folder.resolve().name, recipe, read_metrics(folder / "metrics.jsonl"), rows, evaluation, folder)
 
 
 def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:

@@ -26,9 +26,39 @@ def any_frame_table(run: Run, style: str = "markdown") -> str:
 
 def any_frame_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     """One row of any_frame.json as the strings of `any_frame_table`."""
-    percent = [f"{100 * row[name]:.2f}" for name in ("top1", "top5")]
-    return (str(row["frames"]), *percent, f"{row['gflops']:.3g}" if row["gflops"] < 10 else f"{row['gflops']:.1f}",
-            f"{row['clips']:,}")  # fmt: skip
+    return (str(row["frames"]), *_percent(row, "top1", "top5"), _short(row["gflops"]), f"{row['clips']:,}")
+
+
+EVALUATION_HEADER = ("frames", "top-1", "top-5", "mean class", "calibration error", "GFLOPs a clip", "ms a clip")
+
+
+def evaluation_table(evaluation: Mapping[str, Any], style: str = "text") -> str:
+    """Tabulates evaluation.json: accuracies and expected calibration error in percent, a row a frame count.
+
+    Raises:
+        ValueError: an unknown style.
+    """
+    return render(EVALUATION_HEADER, [evaluation_cells(row) for row in evaluation["frames"]], style)
+
+
+def evaluation_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """One row of evaluation.json as the strings of `evaluation_table`."""
+    percent = _percent(row, "top1", "top5", "mean_class", "calibration_error")
+    return (str(row["frames"]), *percent, _short(row["gflops"]), _short(row["milliseconds"]))
+
+
+def evaluation_notes(evaluation: Mapping[str, Any]) -> list[str]:
+    """What has to be known to compare the figures of evaluation.json with others: videos, views, how time was taken."""
+    data, protocol = evaluation["data"], evaluation["protocol"]
+    size = protocol["size"]
+    return [
+        f"Videos: {data['evaluated']:,} of {data['videos']:,} of {data['name']} evaluated, "
+        f"{data['missing']:,} missing, {data['unreadable']:,} unreadable.",
+        f"Views: {protocol['name']}: {protocol['views']}, {size} x {size} pixels; a video's answer is the mean of its "
+        "views' probabilities.",
+        f"Milliseconds: {evaluation['device']}; one clip, batch 1, from host memory to logits, decoding not included; "
+        "median of several runs after a first one.",
+    ]
 
 
 def seed_table(methods: Mapping[str, Sequence[Run]], metric: str = "top1", style: str = "markdown") -> str:
@@ -87,6 +117,14 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str = "m
         )
     rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (line(header), rule, *map(line, rows)))
+
+
+def _percent(row: Mapping[str, Any], *names: str) -> list[str]:
+    return [f"{100 * row[name]:.2f}" for name in names]
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 10 else f"{value:,.1f}"
 
 
 def _mean(statistics: tuple[float, float, int] | None) -> str:

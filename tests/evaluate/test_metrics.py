@@ -66,3 +66,31 @@ def test_confusion_and_mean_class_accuracy_by_hand():
     assert metrics.mean_class_accuracy(confusion) == pytest.approx(1 / 3)
     masked = metrics.confusion_counts(LOGITS, LABELS, mask=jnp.array([True, False, False, True]))
     assert metrics.mean_class_accuracy(masked) == pytest.approx(1 / 2)  # class 1 has no clip and does not count
+
+
+def test_calibration_by_hand():
+    probabilities = jnp.array([[0.55, 0.45], [0.3, 0.7], [0.25, 0.75], [1.0, 0.0], [0.9, 0.1]])
+    labels, mask = jnp.array([0, 1, 0, 0, 1]), jnp.array([True, True, True, True, False])
+    sums = metrics.calibration_sums(probabilities, labels, mask, bins=4)
+    assert sums["count"].tolist() == [0, 0, 3, 1]  # a confidence of 0.75 is the last of its bin
+    assert sums["right"].tolist() == [0, 0, 2, 1]
+    expected = abs(2 - (0.55 + 0.7 + 0.75)) / 4
+    assert metrics.calibration_error(sums) == pytest.approx(expected, abs=1e-6)
+    bins = metrics.reliability(sums)
+    np.testing.assert_allclose(bins["accuracy"], [np.nan, np.nan, 2 / 3, 1])
+    np.testing.assert_allclose(bins["confidence"], [np.nan, np.nan, 2 / 3, 1])
+
+
+def test_calibration_of_parts_adds_up():
+    rng = np.random.default_rng(0)
+    probabilities = jax.nn.softmax(jnp.asarray(3 * rng.normal(size=(60, 4)), jnp.float32))
+    labels = jnp.asarray(rng.integers(0, 4, 60))
+    whole = metrics.calibration_sums(probabilities, labels)
+    parts = [metrics.calibration_sums(probabilities[i : i + 20], labels[i : i + 20]) for i in (0, 20, 40)]
+    added = jax.tree.map(lambda *leaves: sum(leaves), *parts)
+    for name, total in whole.items():
+        np.testing.assert_allclose(added[name], total, rtol=1e-6)
+    confidence, right = np.asarray(probabilities.max(-1)), np.asarray(probabilities.argmax(-1) == labels)
+    bins = np.minimum(np.ceil(confidence * 15).astype(int) - 1, 14)
+    gaps = [abs(np.sum(right[bins == i]) - np.sum(confidence[bins == i])) for i in range(15)]
+    assert metrics.calibration_error(added) == pytest.approx(sum(gaps) / 60, rel=1e-5)

@@ -1,7 +1,6 @@
 import base64
 import json
 import re
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
@@ -10,28 +9,6 @@ from flaxvid.report.page import write_page
 from flaxvid.report.run import read_metrics, read_run
 
 HOSTILE = "<script>alert('x')</script>"
-
-
-class Page(HTMLParser):
-    """Checks that tags nest and collects what a page consists of."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.sources, self.text = [], [], [], ""
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.fixture
@@ -47,10 +24,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_page_is_whole_self_contained_and_escaped(folder):
+def test_page_is_whole_self_contained_and_escaped(folder, parse_page):
     path = write_page(folder)
     text = path.read_text()
-    page = Page(text)
+    page = parse_page(text)
     assert path == folder / "index.html"
     assert "script" not in page.tags
     assert 'name="viewport"' in text
@@ -64,9 +41,9 @@ def test_page_is_whole_self_contained_and_escaped(folder):
     assert not re.search(r"https?://", text)
 
 
-def test_a_run_that_has_only_begun_has_a_page(tmp_path):
+def test_a_run_that_has_only_begun_has_a_page(tmp_path, parse_page):
     (tmp_path / "recipe.json").write_text("{}")
-    text = Page(write_page(tmp_path).read_text()).text
+    text = parse_page(write_page(tmp_path).read_text()).text
     assert "Not evaluated yet" in text
     assert "No metrics yet" in text
 

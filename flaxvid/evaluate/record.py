@@ -1,0 +1,146 @@
+"""What an evaluation leaves in a run's folder: evaluation.json, and film strips of some videos with their answers."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from flaxvid.data.decode import VideoError, decode
+from flaxvid.data.sampling import segment_indices
+from flaxvid.data.sources import Source
+from flaxvid.evaluate.evaluator import Evaluation, Result
+
+RIGHT, WRONG = 4, 8
+"""How many videos are shown of those that the network got right, and of the most confident wrong ones."""
+
+STRIP_FRAMES, STRIP_HEIGHT, GAP = 8, 96, 2
+"""Frames of a strip, their short side and the gap between them in pixels."""
+
+
+def evaluation_record(
+    evaluation: Evaluation,
+    source: Source,
+    *,
+    protocol: Mapping[str, Any],
+    costs: Mapping[int, Mapping[str, float]],
+) -> dict[str, Any]:
+    """What is known after an evaluation, as JSON values; see `flaxvid.report.run.Run.evaluation` for the keys.
+
+    Args:
+        evaluation: of `source`.
+        source: the videos.
+        protocol: how they were evaluated: its "name", "views" and "size".
+        costs: "gflops" and "milliseconds" of a clip at each frame count.
+    """
+    faults = [find_fault(source, position) for position in evaluation.broken]
+    missing = sum(fault["missing"] for fault in faults)
+    device = jax.devices()[0]
+    return {
+        "protocol": dict(protocol),
+        "data": {
+            "name": source.name,
+            "videos": len(source),
+            "evaluated": len(evaluation.index),
+            "missing": missing,
+            "unreadable": len(faults) - missing,
+            "faults": faults,
+        },
+        "device": device.device_kind if device.platform != "cpu" else f"CPU with {os.cpu_count()} cores",
+        "classes": list(source.classes),
+        "frames": [
+            {"frames": count, **result.scores, **costs[count], **_details(result)}
+            for count, result in sorted(evaluation.frames.items())
+        ],
+        "examples": [
+            {
+                "id": str(source[int(evaluation.index[row])]["id"]),
+                "label": int(evaluation.label[row]),
+                "guesses": {
+                    str(count): [int(result.guess[row]), round(float(result.confidence[row]), 4)]
+                    for count, result in sorted(evaluation.frames.items())
+                },
+            }
+            for row in choose_examples(evaluation)
+        ],
+    }
+
+
+def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluation, source: Source) -> Path:
+    """Writes the record as evaluation.json and a strip for each of its examples; replaces an earlier evaluation.
+
+    Returns:
+        The path of evaluation.json.
+    """
+    folder = Path(folder)
+    strips = folder / "strips"
+    shutil.rmtree(strips, ignore_errors=True)
+    strips.mkdir(parents=True)
+    for number, (example, row) in enumerate(zip(record["examples"], choose_examples(evaluation), strict=True)):
+        item = source[int(evaluation.index[row])]
+        path = strips / f"{number:02d}.jpg"
+        _save(path, film_strip(item["video"], name=str(item["id"])))
+        example["strip"] = path.relative_to(folder).as_posix()
+    unfinished = folder / "evaluation.json.part"
+    unfinished.write_text(json.dumps(record))
+    unfinished.replace(folder / "evaluation.json")
+    return folder / "evaluation.json"
+
+
+def choose_examples(evaluation: Evaluation) -> list[int]:
+    """Rows of an evaluation worth a look, by its largest frame count: some right, the most confident wrong."""
+    result = evaluation.frames[max(evaluation.frames)]
+    right = np.flatnonzero(result.guess == evaluation.label)
+    wrong = np.flatnonzero(result.guess != evaluation.label)
+    spread = right[np.linspace(0, len(right) - 1, min(RIGHT, len(right))).astype(int)]
+    surest = wrong[np.argsort(-result.confidence[wrong], kind="stable")][:WRONG]
+    return [*spread.tolist(), *surest.tolist()]
+
+
+def film_strip(video: bytes | str | Path, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """Frames from all of a video side by side, whole ones and not the network's crop."""
+    frames = decode(
+        video, lambda length: segment_indices(length, STRIP_FRAMES, short="repeat"), size=STRIP_HEIGHT, name=name
+    )
+    padded = np.pad(frames, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
+    return np.concatenate(list(padded), axis=1)[:, :-GAP]
+
+
+def find_fault(source: Source, position: int) -> dict[str, Any]:
+    """Why a video could not be read: {"id", "missing": whether it is not there at all, "reason"}."""
+    try:
+        item = source[position]
+        name, video = str(item["id"]), item["video"]
+        if not isinstance(video, bytes) and not Path(video).exists():
+            return {"id": name, "missing": True, "reason": "no such file"}
+        decode(video, lambda length: [length - 1], size=8, name=name)
+    except VideoError as error:
+        return {"id": name, "missing": False, "reason": str(error)}
+    except FileNotFoundError as error:
+        return {"id": f"video {position}", "missing": True, "reason": str(error)}
+    return {"id": name, "missing": False, "reason": "shorter than the clip, or a passing fault of the disk"}
+
+
+def _details(result: Result) -> dict[str, Any]:
+    bins = {name: [_number(value) for value in values.tolist()] for name, values in result.reliability.items()}
+    return {"confusion": sparse(result.confusion), "reliability": bins}
+
+
+def sparse(confusion: Int[np.ndarray, "k k"]) -> list[list[int]]:
+    """The entries that are not zero, as [label, guess, videos]: of a thousand classes nearly all are zero."""
+    return [[int(i), int(j), int(confusion[i, j])] for i, j in zip(*np.nonzero(confusion), strict=True)]
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value  # JSON has no NaN
+
+
+def _save(path: Path, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+    from matplotlib.image import imsave
+
+    imsave(path, picture, pil_kwargs={"quality": 80})

@@ -1,0 +1,111 @@
+"""Views: several clips and crops of one video, their answers averaged, and the protocols that have names."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from flaxvid.data.pipeline import ClipConfig
+from flaxvid.models.video_model import VideoModel
+from flaxvid.types import Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How many views of a video are averaged, and how they are cut.
+
+    Attributes:
+        clips: clips a video, spread over its length.
+        crops: squares a frame: 1 is the centre, 3 lie along the longer side, 5 and 10 add corners and mirrors.
+        full: squares as large as the short side that test videos are resized to (256 for a network of 224 pixels)
+            and not of the network's own size, so that nothing of the short side is lost.
+        sampling: "segment" spreads each clip over the whole video, "dense" takes it from `window` frames.
+        window: frames of the video that a dense clip spans, whatever its own number of frames.
+    """
+
+    clips: int = 1
+    crops: int = 1
+    full: bool = False
+    sampling: Literal["segment", "dense"] = "segment"
+    window: int = 64
+
+    def passes(self, clips: ClipConfig, frames: Sequence[int]) -> tuple[ClipConfig, ...]:
+        """The passes over the videos that evaluate these frame counts: one for all, dense ones each their own.
+
+        Args:
+            clips: how the run cuts test videos with one view; what a protocol does not say stays as it is there.
+            frames: frame counts.
+        """
+        short_side = clips.test_size or round(clips.image_size * 256 / 224)
+        clips = dataclasses.replace(
+            clips,
+            frames=tuple(frames),
+            clips=self.clips,
+            crops=self.crops,
+            sampling=self.sampling,
+            image_size=short_side if self.full else clips.image_size,
+            test_size=short_side,
+        )
+        if self.sampling == "segment":
+            return (clips,)
+        return tuple(dataclasses.replace(clips, frames=(n,), interval=max(1, self.window // n)) for n in frames)
+
+    def __str__(self) -> str:
+        views = f"{self.clips} clip{'s' * (self.clips > 1)} x {self.crops} crop{'s' * (self.crops > 1)}"
+        extent = f", dense over {self.window} frames" if self.sampling == "dense" else ""
+        return views + extent + (", full resolution" if self.full else "")
+
+
+PROTOCOLS = {
+    "efficient": Protocol(),
+    "accurate": Protocol(clips=2, crops=3, full=True),
+    "dense": Protocol(clips=10, crops=3, full=True, sampling="dense"),
+}
+"""The TSM authors' three (arXiv 1811.08383, section 5; README and test_models.py of mit-han-lab/temporal-shift-module):
+"efficient" is one clip and the centre crop, `--test_crops=1`; "accurate" two clips at full resolution, `--test_crops=3
+--twice_sample --full_res`; "dense" the non-local networks' ten clips of 64 frames at full resolution,
+`--test_crops=3 --dense_sample --full_res`. They average logits where we average probabilities; with one view that is
+the same."""
+
+
+def average_views(model: VideoModel, variables: Variables, video: UInt8[Array, "b v n h w 3"]) -> Float[Array, "b k"]:
+    """The mean over a video's views of the probabilities that the network gives each.
+
+    Probabilities and not logits: every view has one vote, where the size of logits lets a single sure view decide,
+    and the mean is a distribution whose confidence can be checked for calibration. One view after the other, so that
+    thirty need the memory of one.
+
+    Args:
+        model: the ordinary model.
+        variables: its ordinary variables for this frame count.
+        video: the views of each video.
+
+    Raises:
+        ValueError: the video is not uint8, or has no axis of views.
+    """
+    if video.dtype != jnp.uint8:
+        raise ValueError(
+            f"evaluation takes uint8 video, got {video.dtype}: the model itself normalises, and floats in "
+            "[0, 1] would pass for normalised ones"
+        )
+    if video.ndim != 6:
+        raise ValueError(
+            f"expected video of (videos, views, frames, height, width, 3), got {tuple(video.shape)}: a single view is "
+            "video[:, None]"
+        )
+    total = _probabilities(model, variables, video, 0)
+    for view in range(1, video.shape[1]):
+        total = total + _probabilities(model, variables, video, view)
+    return total / video.shape[1]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _probabilities(
+    model: VideoModel, variables: Variables, video: UInt8[Array, "b v n h w 3"], view: int
+) -> Float[Array, "b k"]:
+    logits: Any = model.apply(variables, jax.lax.dynamic_index_in_dim(video, view, axis=1, keepdims=False))
+    return jax.nn.softmax(logits, axis=-1)

@@ -1,0 +1,115 @@
+"""A page that lays runs side by side: accuracy, cost, curves, and the settings in which they differ."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flaxvid.report.html import cards, document, image, quiet, scroll, table
+from flaxvid.report.page import flatten
+from flaxvid.report.plots import accuracy_plot, cost_plot, metric_plot
+from flaxvid.report.run import Run, read_run
+from flaxvid.report.tables import seed_statistics
+
+LONG = 80
+"""Characters of a setting that the table of differences shows."""
+
+
+def write_comparison(folders: Sequence[str | Path], path: str | Path) -> Path:
+    """Writes one HTML page about several runs and returns its path.
+
+    Raises:
+        FileNotFoundError: a folder holds none of a run's files.
+        ValueError: fewer than two folders.
+    """
+    if len(set(map(str, folders))) < 2:
+        raise ValueError(f"expected two runs or more to compare, got {', '.join(map(str, folders)) or 'none'}")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_comparison(name_runs(folders)), encoding="utf-8")
+    return path
+
+
+def name_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
+    """Reads runs by the shortest end of their paths that tells them apart."""
+    paths = [Path(folder).resolve() for folder in folders]
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(set(paths)):
+        depth += 1
+    return {"/".join(path.parts[-depth:]): read_run(path) for path in paths}
+
+
+def render_comparison(runs: Mapping[str, Run]) -> str:
+    """Renders runs as HTML; what some of them lack is left out for these."""
+    return document(f"{len(runs)} runs compared", [_cards(runs), _accuracy(runs), _curves(runs), _settings(runs)])
+
+
+def _cards(runs: Mapping[str, Run]) -> str:
+    best = {name: max(run.any_frame, key=lambda row: row["top1"]) for name, run in runs.items() if run.any_frame}
+    return cards([(f"{100 * row['top1']:.2f} %", f"{name}, at {row['frames']} frames") for name, row in best.items()])
+
+
+def _accuracy(runs: Mapping[str, Run]) -> str:
+    heading = "<h2>Accuracy at each frame count</h2>"
+    evaluated = {name: run for name, run in runs.items() if run.any_frame}
+    if not evaluated:
+        return heading + quiet("None of them is evaluated yet.")
+    scores = {name: seed_statistics([run]) for name, run in evaluated.items()}
+    frames = sorted({n for by_frames in scores.values() for n in by_frames})
+    best = {n: max(by_frames[n][0] for by_frames in scores.values() if n in by_frames) for n in frames}
+    rows = [
+        (
+            name,
+            *(f"{by_frames[n][0]:.2f}{' *' * (by_frames[n][0] == best[n])}" if n in by_frames else "–" for n in frames),
+        )
+        for name, by_frames in scores.items()
+    ]
+    header = ("top-1 (%)", *(f"{n} frames" for n in frames))
+    videos = {row["clips"] for run in evaluated.values() for row in run.any_frame}
+    note = "* the best at this frame count." + (
+        ""
+        if len(videos) == 1
+        else f" Not on the same videos: {' and '.join(f'{n:,}' for n in sorted(videos))} of them."
+    )
+    plots = [
+        image(accuracy_plot({name: [run] for name, run in evaluated.items()}), "Top-1 accuracy against frames"),
+        image(
+            cost_plot(evaluated, "gflops", "GFLOPs a clip"), "Top-1 accuracy against cost; frame counts at the points"
+        ),
+    ]
+    timed = {name: evaluation_rows(run) for name, run in runs.items() if run.evaluation}
+    if timed:
+        plots.append(
+            image(cost_plot(timed, "milliseconds", "milliseconds a clip, batch 1"), "Accuracy against measured time")
+        )
+    table_ = scroll(table(rows, header, kind="words"))
+    return f'{heading}{table_}{quiet(note)}<div class="plots">{"".join(plots)}</div>'
+
+
+def evaluation_rows(run: Run) -> Run:
+    """The run with the rows of its evaluation as its any-frame rows: these have measured times."""
+    return Run(run.name, any_frame=tuple(run.evaluation["frames"]))
+
+
+def _curves(runs: Mapping[str, Run]) -> str:
+    plots = [
+        image(metric_plot(runs, name, label), caption)
+        for name, label, caption in (
+            ("train/loss", "training loss", "Training loss; tasks differ in what they add up"),
+            ("train/accuracy", "training accuracy", "Accuracy on training clips"),
+            ("train/clips_per_second", "clips a second", "Speed of training"),
+        )
+        if any(len(run.series(name)[0]) for run in runs.values())
+    ]
+    return f'<h2>Training</h2><div class="plots">{"".join(plots)}</div>' if plots else ""
+
+
+def _settings(runs: Mapping[str, Run]) -> str:
+    """The settings that are not the same in all runs."""
+    settings = {name: dict(flatten(run.recipe)) for name, run in runs.items()}
+    paths = dict.fromkeys(path for values in settings.values() for path in values)
+    rows = []
+    for path in paths:
+        values = [settings[name].get(path, "–") for name in runs]
+        if len(set(values)) > 1:
+            rows.append((path, *(value if len(value) <= LONG else value[: LONG - 1] + "…" for value in values)))
+    inside = scroll(table(rows, ("", *runs), kind="settings")) if rows else quiet("None.")
+    return f"<h2>Settings that differ</h2>{inside}"

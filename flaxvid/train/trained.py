@@ -1,0 +1,115 @@
+"""A trained network as evaluation and prediction take it: from a run's folder, or from a weights file of ours."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flaxvid import trees
+from flaxvid.frames import FrameFlexible
+from flaxvid.models.registry import create_model
+from flaxvid.models.video_model import VideoModel
+from flaxvid.train.checkpoint import restore_variables
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, TaskRecipe, read_recipe
+from flaxvid.train.setup import make_model, make_task, open_data
+from flaxvid.train.state import averaged
+from flaxvid.types import Variables
+from flaxvid.weights.native import is_native, load_variables
+
+CLASSES_FILE = "classes.json"
+"""In a run's folder: the class names in the order of the logits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A network, its weights, and what is known of how it was made.
+
+    Attributes:
+        model: the ordinary model.
+        select: gives its ordinary variables for a frame count, any count.
+        frames: the counts that it was trained at, ascending.
+        classes: class names in the order of the logits.
+        recipe: of the run; of a weights file one that says what the file does, with no data set.
+        folder: of the run; None for a weights file.
+    """
+
+    model: VideoModel
+    select: Callable[[int], Variables]
+    frames: tuple[int, ...]
+    classes: tuple[str, ...]
+    recipe: Recipe
+    folder: Path | None
+
+
+def load_trained(path: str | Path, classes: Sequence[str] | None = None) -> Trained:
+    """Loads a run's latest weights (their moving averages where it keeps them), or a weights file.
+
+    Args:
+        path: a run's folder, one of its checkpoints' folders, or a .safetensors file that flaxvid wrote.
+        classes: class names in the order of the logits; by default those that the run or the file knows, or else
+            those of the run's data set.
+
+    Raises:
+        FileNotFoundError: there is no run or file, no checkpoint in the run, or nothing that tells the classes.
+        ValueError: a file of others, or the number of classes is not the network's.
+    """
+    path = Path(path)
+    return _from_folder(path, classes) if path.is_dir() else _from_file(path, classes)
+
+
+def _from_folder(path: Path, classes: Sequence[str] | None) -> Trained:
+    folder = next((place for place in (path, *path.absolute().parents[:2]) if (place / "recipe.json").exists()), None)
+    if folder is None:
+        raise FileNotFoundError(
+            f"expected a run's folder with recipe.json, or a .safetensors file, got {path}: train a run first"
+        )
+    recipe, variables = read_recipe(folder), averaged(restore_variables(path))
+    if classes is None and (folder / CLASSES_FILE).exists():
+        classes = json.loads((folder / CLASSES_FILE).read_text())
+    if classes is None:
+        try:
+            classes = open_data(recipe.data, recipe.data.eval_split).classes
+        except OSError as error:
+            raise FileNotFoundError(
+                f"expected class names in {folder / CLASSES_FILE} or in the run's data set, got neither ({error}): "
+                "give a file with a name a line"
+            ) from error
+    classes = _checked(classes, variables, path)
+    task = make_task(recipe, make_model(recipe, len(classes)))
+    return Trained(task.model, lambda n: task.select(variables, n), tuple(task.frames), classes, recipe, folder)
+
+
+def _from_file(path: Path, classes: Sequence[str] | None) -> Trained:
+    if path.exists() and not is_native(path):
+        raise ValueError(
+            f"expected a run's folder or a .safetensors file that flaxvid wrote, got {path}: turn a torch file into "
+            "one with scripts/import_torch.py"
+        )
+    variables, info = load_variables(path)
+    classes = classes or info.classes or [f"class {number}" for number in range(_num_classes(variables))]
+    classes = _checked(classes, variables, path)
+    model = create_model(info.model, **{**info.overrides, "num_classes": len(classes)})
+    frames = tuple(info.frames or (model.clip.num_frames,))
+    recipe = Recipe(
+        ModelRecipe(info.model, str(path), model.clip.num_frames, model.clip.image_size),
+        DataRecipe(name="", short="repeat"),
+        TaskRecipe("ffn" if info.frames else "supervised", frames),
+        eval_frames=frames,
+    )
+    if not info.frames:
+        return Trained(model, lambda _: variables, frames, classes, recipe, None)
+    flexible = FrameFlexible(model, frames, private_norms="batch_stats" not in variables)
+    return Trained(model, lambda n: flexible.select(variables, n), frames, classes, recipe, None)
+
+
+def _num_classes(variables: Variables) -> int:
+    return trees.flatten(variables["params"])["head/classifier/kernel"].shape[-1]
+
+
+def _checked(classes: Sequence[str], variables: Variables, path: Path) -> tuple[str, ...]:
+    if len(classes) != _num_classes(variables):
+        raise ValueError(
+            f"expected names of the {_num_classes(variables)} classes of the network in {path}, got {len(classes)} "
+            f"({', '.join(list(classes)[:3])}, ...): is this the data set that it was trained on?"
+        )
+    return tuple(classes)

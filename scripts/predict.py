@@ -1,0 +1,124 @@
+"""Names what happens in videos: files, folders (with all videos in them), patterns, folders of numbered images.
+
+    python scripts/predict.py --run runs/ffn-folder clip.mp4 holidays/ 'more/*.webm'
+    python scripts/predict.py --run runs/ffn-folder --budget-ms 20 holidays/        as many frames as 20 ms allow
+    python scripts/predict.py --run runs/ffn-folder --window 5 film.mp4             a line for every 5 seconds
+    python scripts/predict.py --run tsm.safetensors --frames 8 --json holidays/ > answers.jsonl
+
+Answers go to stdout as they come, everything else to stderr. Videos that cannot be read are named and counted; the exit
+status is 0 if at least one could be read, 1 if none could or the command is wrong.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flaxvid.data.decode import VideoError
+from flaxvid.evaluate.any_frame import largest_within
+from flaxvid.export.predictor import Prediction, Predictor, find_videos
+from flaxvid.train.loop import enable_compilation_cache
+from flaxvid.train.trained import Trained, load_trained
+
+
+def main() -> None:
+    """Parses and predicts; what the user can mend is one line, not a traceback."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder, or a pattern in quotes")
+    parser.add_argument("--run", required=True, help="a run's folder, or a .safetensors file of flaxvid")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="frames a clip (default: the most that the network was trained at); several to choose from with a budget",
+    )
+    parser.add_argument(
+        "--budget-ms", type=float, metavar="MS", help="measure, and take the most frames that a clip may have in MS"
+    )
+    parser.add_argument("--window", type=float, metavar="SECONDS", help="an answer for each so many seconds")
+    parser.add_argument("--top", type=int, default=3, metavar="K", help="classes a line (default: 3)")
+    parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
+    parser.add_argument("--classes", type=Path, help="class names, one a line, where the run does not know them")
+    arguments = parser.parse_args()
+    try:
+        read = run(arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(0 if read else 1)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Loads, finds, predicts and prints; returns how many videos could be read."""
+    enable_compilation_cache()
+    console = Console(stderr=True, highlight=False)
+    videos = find_videos(arguments.videos)
+    names = arguments.classes.read_text().splitlines() if arguments.classes else None
+    trained = load_trained(arguments.run, names)
+    predictor = Predictor(trained.model, trained.select, trained.classes, trained.recipe.data.test_size or None)
+    num_frames = choose_frames(trained, predictor, arguments, console)
+    widths = max(len(str(video)) for video in videos), max(map(len, predictor.classes))
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    failed = 0
+    # Only a terminal's lines may be drawn above the bar; a pipe must get them on stdout and whole.
+    hidden, redirected = not console.is_terminal, sys.stdout.isatty()
+    with Progress(*columns, console=console, disable=hidden, redirect_stdout=redirected, transient=True) as progress:
+        task = progress.add_task(f"{num_frames} frames", total=len(videos))
+        for video in videos:
+            try:
+                for prediction in predictor.predict(video, num_frames, arguments.window):
+                    top = predictor.top(prediction.probabilities, arguments.top)
+                    line = json_line if arguments.json else text_line
+                    print(line(str(video), prediction, top, num_frames, widths), flush=True)
+            except VideoError as error:
+                failed += 1
+                console.print(f"unreadable: {error}", markup=False, soft_wrap=True)
+            progress.advance(task)
+    read = len(videos) - failed
+    console.print(f"{read} of {len(videos)} videos read, {failed} unreadable, {num_frames} frames a clip")
+    return read
+
+
+def choose_frames(trained: Trained, predictor: Predictor, arguments: argparse.Namespace, console: Console) -> int:
+    """The frame count asked for, or the largest within the budget."""
+    if arguments.budget_ms is None:
+        if arguments.frames and len(arguments.frames) > 1:
+            raise ValueError(f"expected one frame count, got {arguments.frames}: several are for --budget-ms")
+        return arguments.frames[0] if arguments.frames else max(trained.frames)
+    counts = arguments.frames or {*trained.frames, *trained.recipe.eval_frames}
+    with console.status("measuring"):
+        count, measured = largest_within(arguments.budget_ms, list(counts), predictor.milliseconds)
+    times = ", ".join(f"{n} frames {milliseconds:.3g} ms" for n, milliseconds in sorted(measured.items()))
+    console.print(
+        f"{count} frames a clip for {arguments.budget_ms:g} ms (measured, without decoding: {times})", soft_wrap=True
+    )
+    return count
+
+
+def json_line(video: str, answer: Prediction, top: list[tuple[str, float]], num_frames: int, _widths: object) -> str:
+    """{"video", "start", "end", "frames", "top": [{"class", "probability"}, ...]}; seconds, null for a whole video."""
+    classes = [{"class": name, "probability": round(probability, 6)} for name, probability in top]
+    seconds = {name: value and round(value, 3) for name, value in (("start", answer.start), ("end", answer.end))}
+    return json.dumps({"video": video, **seconds, "frames": num_frames, "top": classes}, ensure_ascii=False)
+
+
+def text_line(
+    video: str, answer: Prediction, top: list[tuple[str, float]], _num_frames: int, widths: tuple[int, int]
+) -> str:
+    """Name, times if there are any, and the classes with their probabilities in percent, in columns."""
+    times = "" if answer.start is None else f"  {clock(answer.start)} - {clock(answer.end or 0.0)}"
+    classes = "  ".join(f"{100 * probability:5.1f} {name.ljust(widths[1])}" for name, probability in top)
+    return f"{video.ljust(widths[0])}{times}  {classes}".rstrip()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03.4."""
+    minutes, rest = divmod(round(seconds, 1), 60)
+    return f"{int(minutes) // 60}:{int(minutes) % 60:02d}:{rest:04.1f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imsave
+
+from flaxvid.train.loop import enable_compilation_cache
+from flaxvid.weights.native import WeightsInfo, save_variables
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+
+
+@pytest.fixture(scope="module")
+def weights(network, tmp_path_factory):
+    _, variables = network
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    overrides = {"num_classes": 5, "image_size": 32, "width": 8, "depths": (1, 1, 1, 1), "num_frames": 4}
+    save_variables(path, variables, WeightsInfo("tsm_resnet18", overrides))
+    return path
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A list of eight videos (folders of images) of five classes, of which one is damaged."""
+    root = tmp_path_factory.mktemp("data")
+    for number in range(8):
+        (root / f"v{number}").mkdir()
+        for frame in range(4):
+            picture = np.random.default_rng(9 * number + frame).integers(0, 256, (40, 48, 3), np.uint8)
+            imsave(root / f"v{number}" / f"{frame}.png", picture)
+    (root / "v3" / "1.png").write_bytes(b"no image")
+    (root / "test.txt").write_text("".join(f"v{number} {number % 5}\n" for number in range(8)))
+    return root
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_a_weights_file_on_a_list(monkeypatch, capsys, weights, root, tmp_path):
+    enable_compilation_cache()
+    run(monkeypatch, weights, "--data", "list", "--root", root, "--frames", 4, 2, "--batch-size", 4,
+        "--output", tmp_path / "out")  # fmt: skip
+    out = capsys.readouterr().out
+    assert "7 of 8 of list test evaluated, 0 missing, 1 unreadable" in out
+    assert "unreadable: v3: " in out
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["2", "4"]
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert record["protocol"] == {"name": "efficient", "views": "1 clip x 1 crop", "size": 32}
+    assert all(row["clips"] == 7 and row["milliseconds"] > 0 and row["gflops"] > 0 for row in record["frames"])
+    assert (tmp_path / "out" / "index.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "add --data NAME --root FOLDER"),
+        (["--data", "list"], "data.root is empty"),
+        (["--data", "list", "--root", "ROOT", "--limit", "9"], "expected 1 to 8 videos of list test, got 9"),
+        (["--data", "ucf101", "--root", "ROOT"], "classInd.txt"),
+    ],
+)
+def test_a_slip_is_one_line(monkeypatch, weights, root, arguments, message):
+    arguments = [str(root) if argument == "ROOT" else argument for argument in arguments]
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, weights, *arguments)
+
+
+def test_another_number_of_classes_is_refused(monkeypatch, weights, root, tmp_path):
+    (tmp_path / "test.txt").write_text("v0 0\nv1 1\n")
+    with pytest.raises(SystemExit, match=r"expected videos of the network's 5 classes .* got 2 classes"):
+        run(monkeypatch, weights, "--data", "list", "--root", root, "--lists", tmp_path)

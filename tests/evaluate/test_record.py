@@ -1,0 +1,84 @@
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from flaxvid.data.sources import FileSource
+from flaxvid.evaluate.evaluator import Evaluation, Result, join
+from flaxvid.evaluate.record import choose_examples, evaluation_record, film_strip, find_fault, write_record
+from flaxvid.evaluate.views import PROTOCOLS
+
+
+def result(guess, confidence):
+    guess = np.asarray(guess)
+    scores = {"top1": 0.5, "top5": 1.0, "mean_class": 0.5, "calibration_error": 0.25, "clips": len(guess)}
+    bins = {"count": np.array([0, 4]), "confidence": np.array([np.nan, 0.75]), "accuracy": np.array([np.nan, 0.5])}
+    return Result(scores, np.array([[2, 0], [1, 0]]), bins, guess, np.asarray(confidence, np.float32))
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Class folders with images for videos; video 1 is damaged and video 4 goes away after its listing."""
+    from matplotlib.image import imsave
+
+    paths = [f"v{number}" for number in range(6)]
+    for number, path in enumerate(paths):
+        (tmp_path / path).mkdir()
+        for frame in range(3):
+            imsave(tmp_path / path / f"{frame}.png", np.full((20, 40, 3), 80 * frame, np.uint8))
+        if number == 1:
+            (tmp_path / path / "2.png").write_bytes(b"no image")
+    source = FileSource("six", str(tmp_path), tuple(paths), (0, 0, 1, 1, 0, 0), ("a", "b"))
+    (tmp_path / "v4").rename(tmp_path / "elsewhere")
+    return source
+
+
+@pytest.fixture
+def evaluation():
+    results = {4: result([0, 0, 1, 1], [0.6] * 4), 8: result([1, 0, 0, 0], [0.6, 0.7, 0.9, 0.8])}
+    return Evaluation(results, np.array([0, 2, 3, 5]), np.array([0, 1, 1, 0]), (1, 4))
+
+
+def test_examples_are_right_ones_and_the_most_confident_wrong_ones(evaluation):
+    assert choose_examples(evaluation) == [3, 2, 1, 0]
+
+
+def test_a_record_is_json_with_counted_faults_and_strips(evaluation, source, tmp_path):
+    costs = {n: {"gflops": 0.1 * n, "milliseconds": float(n)} for n in (4, 8)}
+    facts = {"name": "efficient", "views": str(PROTOCOLS["efficient"]), "size": 32}
+    record = evaluation_record(evaluation, source, protocol=facts, costs=costs)
+    (tmp_path / "run" / "strips").mkdir(parents=True)
+    (tmp_path / "run" / "strips" / "old.jpg").touch()
+    read = json.loads(write_record(tmp_path / "run", record, evaluation, source).read_text())
+    data = read["data"]
+    assert [data[name] for name in ("videos", "evaluated", "missing", "unreadable")] == [6, 4, 1, 1]
+    assert [(fault["id"], fault["missing"]) for fault in data["faults"]] == [("v1", False), ("v4", True)]
+    four, eight = read["frames"]
+    assert (four["frames"], four["milliseconds"], eight["gflops"]) == (4, 4.0, 0.8)
+    assert four["confusion"] == [[0, 0, 2], [1, 0, 1]]
+    assert four["reliability"] == {"count": [0, 4], "confidence": [None, 0.75], "accuracy": [None, 0.5]}
+    first = read["examples"][0]
+    assert first == {"id": "v5", "label": 0, "guesses": {"4": [1, 0.6], "8": [0, 0.8]}, "strip": "strips/00.jpg"}
+    assert sorted(path.name for path in (tmp_path / "run" / "strips").iterdir()) == [f"0{i}.jpg" for i in range(4)]
+    assert imread(tmp_path / "run" / first["strip"]).shape == (96, 8 * 192 + 7 * 2, 3)
+
+
+def test_a_strip_shows_whole_frames_in_order(source):
+    strip = film_strip(source[0]["video"])
+    centres = strip[48, 96 :: 192 + 2, 0].astype(int)
+    assert np.all(np.diff(centres) >= 0)
+    assert (centres[0], centres[-1]) == (0, 160)
+
+
+def test_faults_are_told_apart(source):
+    assert "2.png: expected more frames" in find_fault(source, 1)["reason"]
+    assert find_fault(source, 4)["missing"]
+    assert "shorter than the clip" in find_fault(source, 0)["reason"]
+
+
+def test_passes_join_only_over_the_same_videos(evaluation):
+    other = Evaluation({16: evaluation.frames[8]}, evaluation.index, evaluation.label, (1, 4))
+    assert list(join([evaluation, other]).frames) == [4, 8, 16]
+    with pytest.raises(ValueError, match="got 2 at 4, 8 frames; 0 at 16 frames"):
+        join([evaluation, Evaluation(other.frames, other.index, other.label, ())])

@@ -1,0 +1,30 @@
+import pytest
+
+from flaxvid.data.pipeline import ClipConfig
+from flaxvid.evaluate.views import PROTOCOLS, Protocol
+
+
+def test_the_protocols_say_what_they_are():
+    assert {name: str(protocol) for name, protocol in PROTOCOLS.items()} == {
+        "efficient": "1 clip x 1 crop",
+        "accurate": "2 clips x 3 crops, full resolution",
+        "dense": "10 clips x 3 crops, dense over 64 frames, full resolution",
+    }
+
+
+@pytest.mark.parametrize(("protocol", "views", "size"), [("efficient", (1, 1), 224), ("accurate", (2, 3), 256)])
+def test_one_pass_serves_all_frame_counts(protocol, views, size):
+    (clips,) = PROTOCOLS[protocol].passes(ClipConfig(short="repeat"), (4, 8))
+    assert (clips.frames, clips.clips, clips.crops) == ((4, 8), *views)
+    assert (clips.image_size, clips.test_size, clips.sampling, clips.short) == (size, 256, "segment", "repeat")
+
+
+def test_dense_clips_of_every_frame_count_span_as_much():
+    passes = PROTOCOLS["dense"].passes(ClipConfig(), (8, 16))
+    assert [(clips.frames, clips.interval) for clips in passes] == [((8,), 8), ((16,), 4)]
+    assert {(clips.clips, clips.crops, clips.image_size, clips.sampling) for clips in passes} == {(10, 3, 256, "dense")}
+
+
+def test_full_resolution_is_the_size_that_test_videos_have():
+    (clips,) = Protocol(full=True).passes(ClipConfig(image_size=40, test_size=40), (4,))
+    assert (clips.image_size, clips.test_size) == (40, 40)

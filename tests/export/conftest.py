@@ -1,0 +1,48 @@
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from flaxvid.export.predictor import Predictor
+from flaxvid.models.registry import create_tiny
+
+CLASSES = ("first", "second", "third")
+
+
+@pytest.fixture(scope="session")
+def network(random_variables):
+    """A tiny network of three classes with random variables."""
+    model = create_tiny("tsm_resnet18", num_classes=3, image_size=32)
+    return model, random_variables(model)
+
+
+@pytest.fixture(scope="session")
+def predictor(network):
+    model, variables = network
+    return Predictor(model, lambda _: variables, CLASSES, test_size=32)
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """Real h264 videos: a.mp4 and a.avi of 40 frames at 10 a second, deep/b.mp4 of 3; and a file that is none."""
+    folder = tmp_path_factory.mktemp("videos")
+    write(folder / "a.mp4", 40)
+    write(folder / "a.avi", 40)
+    write(folder / "deep" / "b.mp4", 3)
+    (folder / "notes.txt").write_text("no video")
+    return folder
+
+
+def write(path, frames):
+    path.parent.mkdir(exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "1", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for i in range(frames):
+            picture = np.full((32, 48, 3), 20 + 5 * i, np.uint8)
+            picture[:, :16] //= 2
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

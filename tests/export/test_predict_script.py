@@ -1,0 +1,77 @@
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from flaxvid.weights.native import WeightsInfo, save_variables
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
+
+
+@pytest.fixture(scope="module")
+def weights(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    overrides = {"num_classes": 3, "image_size": 32, "width": 8, "depths": (1, 1, 1, 1), "num_frames": 4}
+    info = WeightsInfo("tsm_resnet18", overrides, classes=("first", "second", "third"))
+    save_variables(path, network[1], info)
+    return path
+
+
+@pytest.fixture
+def predict(monkeypatch, capsys, weights):
+    """Runs the script and returns its exit status, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["predict.py", "--run", str(weights), *map(str, arguments)])
+        with pytest.raises(SystemExit) as status:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return status.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_lines_for_people(predict, videos):
+    code, out, err = predict(videos / "a.mp4", videos / "deep", videos / "none.mp4", "--top", 2)
+    lines = out.splitlines()
+    assert code == 0
+    assert [line.split()[0] for line in lines] == [str(videos / "a.mp4"), str(videos / "deep" / "b.mp4")]
+    assert all(len(line.split()) == 5 for line in lines)
+    assert "none.mp4: no such file" in err
+    assert "2 of 3 videos read, 1 unreadable, 4 frames a clip" in err
+
+
+def test_json_lines_by_windows(predict, videos):
+    code, out, _ = predict(videos / "a.mp4", "--json", "--window", 2, "--frames", 3, "--top", 9)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [(line["start"], line["end"]) for line in lines] == [(0, 2), (2, 4)]
+    for line in lines:
+        assert (line["video"], line["frames"]) == (str(videos / "a.mp4"), 3)
+        assert {answer["class"] for answer in line["top"]} == {"first", "second", "third"}
+        assert sum(answer["probability"] for answer in line["top"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_clock_times(predict, videos):
+    _, out, _ = predict(videos / "a.mp4", "--window", 3)
+    assert "0:00:00.0 - 0:00:04.0" in out
+
+
+def test_a_budget_picks_the_frame_count(predict, videos):
+    code, _, err = predict(videos / "a.mp4", "--budget-ms", 60_000, "--frames", 2, 3)
+    assert code == 0
+    assert "3 frames a clip for 60000 ms (measured, without decoding: 3 frames" in err
+    code, *_ = predict(videos / "a.mp4", "--budget-ms", 1e-6, "--frames", 2, 3)
+    assert "expected a frame count of 2, 3 within 1e-06 ms" in code
+
+
+def test_the_status_says_whether_anything_was_read(predict, videos, tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    code, out, err = predict(tmp_path)
+    assert (code, out) == (1, "")
+    assert "0 of 1 videos read, 1 unreadable" in err
+    code, *_ = predict(videos, "--frames", 2, 3)
+    assert "several are for --budget-ms" in code
+    code, *_ = predict(f"{tmp_path}/*.webm")
+    assert "expected videos" in code

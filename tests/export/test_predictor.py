@@ -1,0 +1,91 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from flaxvid.data.decode import VideoError, decode
+from flaxvid.data.pipeline import ClipConfig, eval_batches
+from flaxvid.data.sources import FileSource
+from flaxvid.export.predictor import find_videos
+
+
+def test_a_video_is_seen_as_in_evaluation(predictor, videos, network):
+    model, variables = network
+    source = FileSource("one", str(videos), ("a.mp4",), (0,), predictor.classes)
+    (batch,) = eval_batches(source, ClipConfig((4,), 32, 32), 1)
+    expected = jax.nn.softmax(jax.jit(model.apply)(variables, batch["video"][4][:, 0]))[0]
+    (prediction,) = predictor.predict(videos / "a.mp4", 4)
+    assert (prediction.start, prediction.end) == (None, None)
+    np.testing.assert_allclose(prediction.probabilities, expected, rtol=1e-5)
+    (from_bytes,) = predictor.predict((videos / "a.mp4").read_bytes(), 4)
+    np.testing.assert_array_equal(from_bytes.probabilities, prediction.probabilities)
+
+
+@pytest.mark.parametrize(("window", "edges"), [(1, [0, 10, 20, 30, 40]), (1.5, [0, 13, 26, 40]), (60, [0, 40])])
+def test_windows_are_equal_stretches_each_a_video_of_its_own(predictor, videos, window, edges):
+    predictions = list(predictor.predict(videos / "a.mp4", 2, window))
+    assert [(p.start, p.end) for p in predictions] == [
+        (pytest.approx(a / 10), pytest.approx(b / 10)) for a, b in itertools.pairwise(edges)
+    ]
+    for prediction, begin, end in zip(predictions, edges[:-1], edges[1:], strict=True):
+        centres = [begin + (end - begin) // 4, begin + int((end - begin) * 0.75)]
+        clip = decode(videos / "a.mp4", centres, size=32)[:, :, 8:40]
+        np.testing.assert_allclose(prediction.probabilities, predictor(clip[None])[0], rtol=1e-5)
+
+
+def test_a_video_shorter_than_the_clip_repeats_frames(predictor, videos):
+    (prediction,) = predictor.predict(videos / "deep" / "b.mp4", 8, window=5)
+    assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
+    assert prediction.end == pytest.approx(0.3)
+
+
+def test_top_classes_come_first(predictor):
+    assert predictor.top(np.array([0.2, 0.5, 0.3]), 2) == [("second", 0.5), ("third", 0.3)]
+    assert len(predictor.top(np.array([0.2, 0.5, 0.3]), 9)) == 3
+
+
+def test_what_cannot_be_predicted_says_why(predictor, videos, clip):
+    with pytest.raises(ValueError, match="takes uint8 video, got float32"):
+        predictor(clip(1, 2, 32, 32) / np.float32(255))
+    with pytest.raises(ValueError, match="expected clips of"):
+        predictor(clip(2, 32, 32))
+    with pytest.raises(ValueError, match="more than 0 seconds"):
+        list(predictor.predict(videos / "a.mp4", 2, window=0))
+    with pytest.raises(VideoError, match=r"none\.mp4: no such file"):
+        list(predictor.predict(videos / "none.mp4", 2, window=2))
+
+
+def test_a_file_that_ends_early_has_fewer_stretches(predictor, videos, tmp_path, monkeypatch):
+    data = (videos / "a.avi").read_bytes()
+    begin, end = data.index(b"movi"), data.rindex(b"idx1")
+    cut = data[: begin + (end - begin) // 2]
+    monkeypatch.setattr("flaxvid.export.predictor.TOGETHER", 3)
+    predictions = list(predictor.predict(cut, 2, window=0.5))
+    assert [prediction.start for prediction in predictions] == [i / 2 for i in range(len(predictions))]
+    assert 1 < len(predictions) < 7
+    whole = list(predictor.predict(data, 2, window=0.5))
+    assert len(whole) == 8
+    np.testing.assert_array_equal(predictions[0].probabilities, whole[0].probabilities)
+
+
+def test_a_folder_of_images_is_a_video(predictor, tmp_path):
+    from matplotlib.image import imsave
+
+    for number in range(3):
+        imsave(tmp_path / f"{number}.png", np.full((40, 40, 3), 60 * number, np.uint8))
+    assert find_videos([tmp_path]) == [tmp_path]
+    (prediction,) = predictor.predict(tmp_path, 2)
+    assert prediction.probabilities.shape == (3,)
+    with pytest.raises(VideoError, match="expected a video with a frame rate"):
+        list(predictor.predict(tmp_path, 2, window=1))
+
+
+def test_videos_are_found_in_folders_and_by_patterns(videos, tmp_path):
+    both = [videos / "a.avi", videos / "a.mp4", videos / "deep" / "b.mp4"]
+    assert find_videos([videos]) == both
+    assert find_videos([f"{videos}/**/*.mp4", videos / "a.mp4"]) == both[1:]
+    assert find_videos([videos / "none.mp4"]) == [videos / "none.mp4"]
+    for place in (f"{videos}/*.webm", tmp_path):
+        with pytest.raises(FileNotFoundError, match="expected videos"):
+            find_videos([place])

@@ -1,0 +1,90 @@
+"""Networks as evaluation and prediction find them: in a run's folder, in a weights file."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from flaxvid import trees
+from flaxvid.models.registry import create_tiny
+from flaxvid.train.checkpoint import Checkpoints
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, TaskRecipe, to_json
+from flaxvid.train.setup import make_model, make_task
+from flaxvid.train.state import create_state
+from flaxvid.train.trained import load_trained
+from flaxvid.weights.native import WeightsInfo, save_variables
+
+CLASSES = ["jump", "run"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run's folder as training leaves it, with moving averages that are all 2."""
+    recipe = Recipe(
+        model=ModelRecipe("tsm_resnet18", image_size=32, num_frames=2, options={"width": 8, "depths": (1,)}),
+        data=DataRecipe("folder", root="nowhere"),
+        task=TaskRecipe(frames=(2, 4)),
+    )
+    variables = make_task(recipe, make_model(recipe, 2)).init(jax.random.key(0))
+    state = create_state(variables, optax.sgd(0.1), ema=True)
+    averages = {name: jax.tree.map(lambda leaf: 0 * leaf + 2, tree) for name, tree in variables.items()}
+    averages = {f"ema_{name}": tree for name, tree in averages.items()}
+    state = dataclasses.replace(state, variables={**state.variables, **averages})
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "recipe.json").write_text(to_json(recipe))
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(3, state)
+    return folder
+
+
+def test_a_run_gives_its_averages_at_any_count(folder):
+    trained = load_trained(folder, CLASSES)
+    assert (trained.classes, trained.frames, trained.folder) == (("jump", "run"), (2, 4), folder)
+    kernels = trees.flatten(trained.select(3)["params"])
+    np.testing.assert_array_equal(kernels["stem/conv1/kernel"], 2)
+    assert kernels["head/classifier/kernel"].shape[-1] == 2
+    logits = trained.model.apply(trained.select(3), np.zeros((1, 3, 32, 32, 3), np.uint8))
+    assert logits.shape == (1, 2)
+    assert load_trained(folder / "checkpoints" / "3", CLASSES).folder == folder
+
+
+def test_class_names_come_from_the_folder_or_the_data(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"class names in .*classes\.json or in the run's data set"):
+        load_trained(folder)
+    with pytest.raises(ValueError, match=r"names of the 2 classes .* got 3 \(a, b, c"):
+        load_trained(folder, ["a", "b", "c"])
+    (folder / "classes.json").write_text(json.dumps(["a", "b"]))
+    assert load_trained(folder).classes == ("a", "b")
+    with pytest.raises(FileNotFoundError, match=r"a run's folder with recipe\.json"):
+        load_trained(tmp_path)
+
+
+@pytest.mark.parametrize("frames", [None, (4, 8)])
+def test_a_weights_file_says_what_it_is(random_variables, tmp_path, frames):
+    model = create_tiny("tsm_resnet18", num_classes=2, image_size=32)
+    variables = random_variables(model)
+    overrides = {"num_classes": 2, "image_size": 32, "width": 8, "depths": (1, 1, 1, 1)}
+    if frames:
+        from flaxvid.frames import FrameFlexible
+
+        variables = FrameFlexible(model, frames).specialise(variables)
+    path = tmp_path / "weights.safetensors"
+    save_variables(path, variables, WeightsInfo("tsm_resnet18", overrides, frames))
+    trained = load_trained(path)
+    assert trained.frames == (frames or (trained.model.clip.num_frames,))
+    assert trained.classes == ("class 0", "class 1")
+    assert trained.recipe.model.image_size == 32
+    assert trained.folder is None
+    np.testing.assert_array_equal(trained.select(4)["params"]["head"]["classifier"]["bias"],
+                                  variables["params"]["head"]["classifier"]["bias"])  # fmt: skip
+
+
+def test_files_of_others_are_refused(tmp_path):
+    (tmp_path / "tsm.pth").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"import_torch\.py"):
+        load_trained(tmp_path / "tsm.pth")
+    with pytest.raises(FileNotFoundError, match="no weights file"):
+        load_trained(tmp_path / "none.safetensors")
