@@ -1,13 +1,16 @@
 """Video files to uint8 frames, with PyAV.
 
 Only the frames asked for are converted, by one reformatter a clip that also resizes, and decoding stops at the last of
-them. Frames are read on from the start: with the key-frame distances of real files that is faster than seeking to each.
+them. Frames are read on from the start, or where key frames are close from the key frames before those asked for.
 """
 
+import functools
 import io
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import TypeGuard
 
 import av
 import numpy as np
@@ -16,13 +19,19 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int, UInt8
 
+from flaxvid.data.sparse import InexactError, Packet, plan_runs, read_packets, read_runs
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 Video = bytes | str | Path
 """An encoded file's bytes, its path, or the path of a folder of numbered images."""
 
+Size = int | Callable[[int, int], tuple[int, int]] | None
 Indices = Sequence[int] | Int[np.ndarray, " t"]
-Frames = Callable[[set[int]], Iterator[av.VideoFrame | None]]
+Frames = Iterator[tuple[int, av.VideoFrame]]
+"""Frames and their positions."""
+Pictures = list[UInt8[np.ndarray, "h w 3"]]
+Start = Callable[[], AbstractContextManager[InputContainer]]
 
 
 class VideoError(ValueError):
@@ -33,7 +42,7 @@ def decode(
     video: Video,
     indices: Indices | Callable[[int], Indices],
     *,
-    size: int | Callable[[int, int], tuple[int, int]] | None = None,
+    size: Size = None,
     name: str | None = None,
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """Decodes chosen frames of a video as RGB, turned upright as its rotation metadata says.
@@ -51,20 +60,26 @@ def decode(
         VideoError: Missing, empty or corrupt file, no video stream, or an index outside the video.
     """
     name = name or _name(video)
-    count = 0
-    while True:
-        with _open(video, name) as (header_count, frames):
-            count = count or header_count or count_frames(video, name=name)
-            wanted = _positions(indices, count, name)
-            unique, inverse = np.unique(wanted, return_inverse=True)
-            pictures = _convert(frames(set(unique.tolist())), unique, size)
-        if len(pictures) == len(unique):
-            return np.stack(pictures)[inverse]
-        count = _decodable(video, name)  # the header promised more than the file holds
+    if _is_folder(video):
+        images = _images(video, name)
+        wanted, inverse = _positions(indices, len(images), name)
+        return np.stack(_convert(_read_images(images, wanted), wanted, size))[inverse]
+    with _container(video, name) as container:
+        packets = _packets(container)
+        count = _count(container, packets, name)
+        start = functools.partial(_from_start, container, packets, video, name)
+        while True:
+            wanted, inverse = _positions(indices, count, name)
+            pictures = _pictures(start, packets, wanted, size, name)
+            if len(pictures) == len(wanted):
+                return np.stack(pictures)[inverse]
+            promised, count = count, _decodable(start, name)
+            if count >= promised:
+                raise VideoError(f"{name}: its frames cannot be told apart: fetch it again, or drop it from the list")
 
 
 def count_frames(video: Video, *, name: str | None = None) -> int:
-    """Counts the frames of a video without decoding it: by its header, or by its packets where that is silent.
+    """Counts the frames of a video without decoding it, by its header and its packets.
 
     The count may be too high where a file was cut off; `decode` finds out and copes.
 
@@ -72,17 +87,23 @@ def count_frames(video: Video, *, name: str | None = None) -> int:
         VideoError: Missing, empty or corrupt file, no video stream, or no frames in it.
     """
     name = name or _name(video)
-    with _open(video, name) as (count, _):
-        if count:
-            return count
+    if _is_folder(video):
+        return len(_images(video, name))
     with _container(video, name) as container:
-        count = sum(packet.size > 0 for packet in container.demux(video=0))
-    if not count:
+        return _count(container, _packets(container), name)
+
+
+def _count(container: InputContainer, packets: Sequence[Packet], name: str) -> int:
+    # The header of a file written in fragments counts those of the first only.
+    if not (count := max(container.streams.video[0].frames, len(packets))):
         raise VideoError(f"{name}: expected frames, got a video stream without any: fetch it again or drop it")
     return count
 
 
-def _positions(indices: Indices | Callable[[int], Indices], count: int, name: str) -> Int[np.ndarray, " t"]:
+def _positions(
+    indices: Indices | Callable[[int], Indices], count: int, name: str
+) -> tuple[list[int], Int[np.ndarray, " t"]]:
+    """The positions asked for, ascending and distinct, and which of them each index is."""
     try:
         wanted = np.asarray(indices(count) if callable(indices) else indices, np.int64)
     except ValueError as error:  # of a sampling rule: it does not know the video's name
@@ -90,33 +111,36 @@ def _positions(indices: Indices | Callable[[int], Indices], count: int, name: st
     if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= count:
         span = f"{wanted.min()} to {wanted.max()}" if wanted.size else "none at all"
         raise VideoError(f"{name}: expected frame indices within its {count} frames, got {span}: choose others")
-    return wanted
+    unique, inverse = np.unique(wanted, return_inverse=True)
+    return unique.tolist(), inverse
 
 
-def _convert(
-    frames: Iterator[av.VideoFrame | None],
-    wanted: Int[np.ndarray, " t"],
-    size: int | Callable[[int, int], tuple[int, int]] | None,
-) -> list[UInt8[np.ndarray, "h w 3"]]:
-    """The frames at sorted, distinct positions; fewer where the video ends before the last of them."""
-    reformatter, positions, pictures, height, width, turns = VideoReformatter(), set(wanted.tolist()), [], 0, 0, 0
-    for position, frame in enumerate(frames):
-        if frame is None or position not in positions:
+def _pictures(start: Start, packets: Sequence[Packet], wanted: list[int], size: Size, name: str) -> Pictures:
+    """The frames at the wanted positions; fewer where the video ends before the last of them."""
+    with start() as container:
+        if runs := plan_runs(container, packets, wanted):
+            with suppress(InexactError):
+                return _convert(read_runs(container, packets, runs, wanted), wanted, size)
+    with start() as container:
+        return _convert(_read(container, wanted[-1] + 1, name), wanted, size)
+
+
+def _convert(frames: Frames, wanted: list[int], size: Size) -> Pictures:
+    """Pictures of the frames at the wanted positions, upright and resized; the first of them decides how."""
+    reformatter, positions, pictures, height, width, turns = VideoReformatter(), set(wanted), {}, 0, 0, 0
+    for position, frame in frames:
+        if position not in positions:
             continue
-        if not pictures:  # a stream may change its size midway: its first wanted frame decides
+        if not pictures:  # a stream may change its size midway
             turns = round(frame.rotation / 90) % 4
             height, width = _stored_size(frame, size, sideways=turns % 2 == 1)
         # One thread: clips are read in parallel, and for small frames more threads cost more than they save.
-        picture = reformatter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1).to_ndarray()
-        pictures.append(np.rot90(picture, turns) if turns else picture)
-        if position == wanted[-1]:
-            break
-    return pictures
+        picture = reformatter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
+        pictures[position] = np.rot90(picture.to_ndarray(), turns)
+    return [pictures[position] for position in wanted if position in pictures]
 
 
-def _stored_size(
-    frame: av.VideoFrame, size: int | Callable[[int, int], tuple[int, int]] | None, sideways: bool
-) -> tuple[int, int]:
+def _stored_size(frame: av.VideoFrame, size: Size, sideways: bool) -> tuple[int, int]:
     """Height and width to convert to, before the picture is turned upright."""
     height, width = frame.height, frame.width
     if size is None:
@@ -131,59 +155,78 @@ def _stored_size(
     return (width, height) if sideways else (height, width)
 
 
-def _decodable(video: Video, name: str) -> int:
-    with _open(video, name) as (_, frames):
-        count = sum(1 for _ in frames(set()))
+def _decodable(start: Start, name: str) -> int:
+    with start() as container:
+        count = sum(1 for _ in _read(container, None, name))
     if not count:
         raise VideoError(f"{name}: expected frames, got none that decode: fetch the file again or drop it")
     return count
 
 
+def _read(container: InputContainer, stop: int | None, name: str) -> Frames:
+    """The first `stop` frames, or all."""
+    stream, count = container.streams.video[0], 0
+    try:
+        for frame in itertools.islice(container.decode(stream), stop):
+            yield count, frame
+            count += 1
+    except (FFmpegError, OSError) as error:
+        raise VideoError(
+            f"{name}: expected {stream.frames or 'more'} frames, got {count} and then broken data ({error}): "
+            "fetch the file again, cut it there, or drop it from the list"
+        ) from error
+
+
+def _packets(container: InputContainer) -> list[Packet]:
+    packets: list[Packet] = []
+    with suppress(FFmpegError, OSError):  # said when a frame is wanted that lies beyond
+        packets.extend(packet for packet, _ in read_packets(container))
+    return packets
+
+
+def _is_folder(video: Video) -> TypeGuard[str | Path]:
+    return not isinstance(video, bytes) and Path(video).is_dir()
+
+
+def _images(folder: str | Path, name: str) -> list[Path]:
+    images = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise VideoError(f"{name}: expected a video or a folder of {'/'.join(IMAGE_SUFFIXES)} frames, got neither")
+    return images
+
+
+def _read_images(images: Sequence[Path], wanted: list[int]) -> Frames:
+    for position in wanted:
+        with _container(images[position], str(images[position])) as container:
+            frames = [frame for _, frame in _read(container, 1, str(images[position]))]
+        if not frames:
+            raise VideoError(f"{images[position]}: expected an image, got none: fetch it again or drop the video")
+        yield position, frames[0]
+
+
 @contextmanager
-def _open(video: Video, name: str) -> Iterator[tuple[int, Frames]]:
-    """The frame count that the header tells (0: none), and a function that reads the frames.
-
-    The function yields every frame in presentation order; of an image folder only those at the positions it is given,
-    None for the others.
-    """
-    if not isinstance(video, bytes) and Path(video).is_dir():
-        images = sorted(path for path in Path(video).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not images:
-            raise VideoError(f"{name}: expected a video or a folder of {'/'.join(IMAGE_SUFFIXES)} frames, got neither")
-
-        def read_images(keep: set[int]) -> Iterator[av.VideoFrame | None]:
-            for position, path in enumerate(images):
-                if position not in keep:
-                    yield None
-                    continue
-                with _open(path, str(path)) as (_, frames):
-                    yield next(frames(set()))
-
-        yield len(images), read_images
-        return
-    with _container(video, name) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"  # clips are decoded in parallel, frames within a clip are not
-
-        def read(keep: set[int]) -> Iterator[av.VideoFrame]:
-            count = 0
-            try:
-                for frame in container.decode(stream):
-                    yield frame
-                    count += 1
-            except (FFmpegError, OSError) as error:
-                raise VideoError(
-                    f"{name}: expected {stream.frames or 'more'} frames, got {count} and then broken data ({error}): "
-                    "fetch the file again, cut it there, or drop it from the list"
-                ) from error
-
-        yield stream.frames, read
+def _from_start(
+    container: InputContainer, packets: Sequence[Packet], video: Video, name: str
+) -> Iterator[InputContainer]:
+    """The container before its first packet: rewound, which takes no time, or opened anew where that fails."""
+    rewound = False
+    with suppress(FFmpegError, OSError):
+        container.seek(0)
+        rewound = [packet for packet, _ in itertools.islice(read_packets(container), 1)] == packets[:1]
+        container.seek(0)
+    if rewound:
+        yield container
+    else:
+        with _container(video, name) as other:
+            yield other
 
 
 @contextmanager
 def _container(video: Video, name: str) -> Iterator[InputContainer]:
     try:
-        container = av.open(io.BytesIO(video) if isinstance(video, bytes) else str(video), mode="r")
+        container = av.open(
+            io.BytesIO(video) if isinstance(video, bytes) else str(video), mode="r", metadata_errors="replace"
+        )
     except FileNotFoundError as error:
         raise VideoError(f"{name}: no such file: check the data set's root and list") from error
     except (FFmpegError, OSError) as error:
@@ -195,6 +238,7 @@ def _container(video: Video, name: str) -> Iterator[InputContainer]:
         if not container.streams.video:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
             raise VideoError(f"{name}: expected a video stream, got {kinds}: drop the file from the list")
+        container.streams.video[0].thread_type = "NONE"  # clips are decoded in parallel, frames within a clip are not
         try:
             yield container
         except FFmpegError as error:

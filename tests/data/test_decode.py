@@ -68,6 +68,20 @@ def test_a_file_cut_off(tmp_path, write_video):
         decode(cut, [19], name="cut")
 
 
+def test_a_header_that_counts_its_first_fragment_only(tmp_path, write_video, frame_numbers):
+    path = write_video(tmp_path / "a.mp4", key_frames=5, movflags="frag_keyframe")
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 5
+    assert count_frames(path) == 20
+    np.testing.assert_array_equal(frame_numbers(decode(path, lambda count: [count - 1, 7])), [19, 7])
+
+
+def test_titles_in_any_encoding(tmp_path, write_video):
+    video = write_video(tmp_path / "a.mp4").read_bytes()
+    assert video.count(b"isomiso2") == 1  # a brand of the header, which FFmpeg hands on as a text
+    assert decode(video.replace(b"isomiso2", b"isom\xe9\xff\xfe2"), [3]).shape == (1, 32, 48, 3)
+
+
 def test_errors_name_the_video_and_the_way_out(tmp_path, write_video):
     path = write_video(tmp_path / "a.mp4", frames=5)
     with pytest.raises(VideoError, match=r"a\.mp4: expected frame indices within its 5 frames, got 0 to 5"):
@@ -86,6 +100,10 @@ def test_errors_name_the_video_and_the_way_out(tmp_path, write_video):
     audio = write_video(tmp_path / "audio.mp4", audio_only=True)
     with pytest.raises(VideoError, match=r"audio\.mp4: expected a video stream, got audio: drop"):
         decode(audio, [0])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "00001.jpg").touch()
+    with pytest.raises(VideoError, match=r"images/00001\.jpg: expected a video, got an empty or damaged file"):
+        decode(tmp_path / "images", [0])
     (tmp_path / "folder").mkdir()
     with pytest.raises(VideoError, match="folder: expected a video or a folder of"):
         decode(tmp_path / "folder", [0])
@@ -110,14 +128,24 @@ REAL = {
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_files(shared_data, name):
+    """The documented frames, upright; chosen ones equal those of a full decode without FFmpeg's threads or ours."""
     path, (count, height, width) = shared_data / "decode" / name, REAL[name]
-    assert count_frames(path) == count
+    assert count_frames(path) == count_frames(path.read_bytes()) == count
+    chosen = [0, count - 1, count // 2]
     video = decode(path, lambda n: [0, n - 1, n // 2])
     assert video.shape == (3, height, width, 3)
-    assert decode(path, [0], size=64).shape[1:3] == (
-        height * 64 // min(height, width),
-        width * 64 // min(height, width),
-    )
+    frames = 0
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            for picture in video[[i for i, position in enumerate(chosen) if position == frames]]:
+                turned = np.rot90(picture, -round(frame.rotation / 90))
+                np.testing.assert_array_equal(turned, frame.to_ndarray(format="rgb24"))
+            frames += 1
+    assert frames == count
+    with pytest.raises(VideoError, match=f"expected frame indices within its {count} frames, got {count} to {count}"):
+        decode(path, [count])
+    short = min(height, width)
+    assert decode(path, [0], size=64).shape[1:3] == (height * 64 // short, width * 64 // short)
 
 
 def test_rotation_metadata_turns_the_picture(shared_data):

@@ -1,0 +1,84 @@
+"""Frames read past key frames are those of a full decode, bit for bit, of every codec and container there is."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from flaxvid.data import decode as reading
+from flaxvid.data.decode import decode
+from flaxvid.data.sparse import InexactError
+
+OPEN_X264 = {"x264-params": "keyint=12:min-keyint=12:open-gop=1:b-pyramid=normal:bframes=3"}
+OPEN_X265 = {"x265-params": "keyint=12:min-keyint=12:open-gop=1:bframes=4:log-level=none"}
+AV1 = {"preset": "12", "g": "12", "svtav1-params": "keyint=12"}
+VP9 = {"g": "12", "deadline": "realtime", "auto-alt-ref": "1", "lag-in-frames": "8"}
+# name: (encoder, options, pixel format, how it is read: "sparse", "whole" from the start, or "undone" on finding out)
+MADE = {
+    "h264.mp4": ("libx264", {"g": "12", "bf": "3"}, "yuv420p", "sparse"),
+    "h264_open.mp4": ("libx264", OPEN_X264, "yuv420p", "sparse"),
+    "h264_open.mkv": ("libx264", OPEN_X264, "yuv420p", "sparse"),
+    "h264_10bit.mp4": ("libx264", {"g": "12"}, "yuv420p10le", "sparse"),
+    "h264_refresh.mkv": ("libx264", {"x264-params": "intra-refresh=1:keyint=12"}, "yuv420p", "undone"),
+    "h264_interlaced.mkv": ("libx264", {"x264-params": "interlaced=1:keyint=12"}, "yuv420p", "undone"),
+    "h264.avi": ("libx264", {"g": "12", "bf": "3"}, "yuv420p", "whole"),
+    "h264.ts": ("libx264", {"g": "12", "bf": "3"}, "yuv420p", "whole"),
+    "hevc_open.mp4": ("libx265", OPEN_X265, "yuv420p", "sparse"),
+    "hevc_10bit.mkv": ("libx265", OPEN_X265, "yuv420p10le", "sparse"),
+    "av1.mp4": ("libsvtav1", AV1, "yuv420p", "sparse"),
+    "av1.webm": ("libsvtav1", AV1, "yuv420p", "sparse"),
+    "vp8.webm": ("libvpx", {**VP9, "deadline": "good"}, "yuv420p", "whole"),
+    "vp9.webm": ("libvpx-vp9", VP9, "yuv420p", "sparse"),
+    "mpeg4.avi": ("mpeg4", {"g": "12"}, "yuv420p", "sparse"),
+    "mpeg4_reordered.avi": ("mpeg4", {"g": "12", "bf": "2"}, "yuv420p", "sparse"),
+    "mjpeg.avi": ("mjpeg", {}, "yuvj420p", "sparse"),
+}
+
+
+def write(path, encoder, options, pixels, count=40):
+    """A texture on its way across the picture."""
+    texture = np.random.default_rng(0).integers(0, 256, (100, 110, 3), np.uint8)
+    try:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(encoder, rate=25, options=options)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+            for i in range(count):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(texture[i : i + 48, i : i + 64]), "rgb24")
+                frame.pts, frame.time_base = i, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    except (av.error.EncoderNotFoundError, av.codec.codec.UnknownCodecError):
+        pytest.skip(f"this PyAV has no encoder {encoder}")
+
+
+@pytest.fixture
+def readers(monkeypatch):
+    """Notes how videos are read."""
+    used = []
+
+    def watch(*arguments):
+        used.append("sparse")
+        try:
+            yield from read_runs(*arguments)
+        except InexactError:
+            used[-1] = "undone"
+            raise
+
+    read_runs = reading.read_runs
+    monkeypatch.setattr(reading, "read_runs", watch)
+    return used
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_chosen_frames_are_those_of_a_full_decode(tmp_path, readers, name):
+    encoder, options, pixels, expected = MADE[name]
+    path = tmp_path / name
+    write(path, encoder, options, pixels)
+    with av.open(str(path)) as container:
+        full = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert len(full) == 40
+    for position in range(40):
+        np.testing.assert_array_equal(decode(path, [position])[0], full[position])
+    assert set(readers) == (set() if expected == "whole" else {expected})
+    np.testing.assert_array_equal(decode(path.read_bytes(), [39, 26, 2, 26]), full[[39, 26, 2, 26]])
