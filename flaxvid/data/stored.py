@@ -1,9 +1,11 @@
-"""Videos in a data set that TFDS has prepared, read without TensorFlow from its ArrayRecord files."""
+"""Videos in ArrayRecord files as TFDS prepares them: reads such data sets and writes them, without TensorFlow."""
 
 import functools
 import itertools
 import json
+import os
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,6 +113,78 @@ def tfds_source(root: Path, split: str, dataset: str = "") -> TfdsSource:
     return TfdsSource(f"{info.name} {split}", classes, shards, fields)
 
 
+def shard_path(folder: Path, name: str, split: str, number: int) -> Path:
+    """The file of one shard of a data set that `write_info` describes."""
+    return folder / f"{name}-{split}.array_record-{number:05d}"
+
+
+def shard_writer(classes: Sequence[str]) -> Callable[[Path, Iterable[Mapping[str, Any]]], None]:
+    """A function that writes a file of `{"video": bytes, "label": int, "id": str}`.
+
+    The file comes into being when it is complete. Call this before any progress bar starts: while TFDS is being
+    imported, imports of other threads fail.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    features = _features(classes)
+    serializer = ExampleSerializer(features.get_serialized_info())
+
+    def write(path: Path, examples: Iterable[Mapping[str, Any]]) -> None:
+        beside = path.with_name(f".{path.name}")
+        writer = ArrayRecordWriter(str(beside), "group_size:1")
+        for example in examples:
+            writer.write(serializer.serialize_example(features.encode_example(example)))
+        writer.close()
+        os.replace(beside, path)
+
+    return write
+
+
+def write_info(
+    folder: Path,
+    name: str,
+    version: str,
+    description: str,
+    classes: Sequence[str],
+    lengths: Mapping[str, Sequence[int]],
+) -> None:
+    """Makes a folder of shards a TFDS data set; `lengths` has the number of records of every split's shards."""
+    from etils import epath
+    from tensorflow_datasets.core import DatasetInfo, Version
+    from tensorflow_datasets.core.dataset_info import DatasetIdentity
+    from tensorflow_datasets.core.naming import ShardedFileTemplate
+    from tensorflow_datasets.core.splits import SplitDict, SplitInfo
+
+    info = DatasetInfo(
+        builder=DatasetIdentity(name, Version(version), data_dir=str(folder), module_name=__name__),
+        description=description,
+        features=_features(classes),
+        disable_shuffling=True,
+    )
+    info.set_file_format("array_record")
+    template = ShardedFileTemplate(
+        epath.Path(folder), "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}", name, filetype_suffix="array_record"
+    )
+    splits = []
+    for split, counts in lengths.items():
+        size = sum(shard_path(folder, name, split, number).stat().st_size for number in range(len(counts)))
+        splits.append(
+            SplitInfo(
+                split, shard_lengths=list(counts), num_bytes=size, filename_template=template.replace(split=split)
+            )
+        )
+    info.set_splits(SplitDict(splits))
+    info.write_to_directory(str(folder))
+
+
+def _features(classes: Sequence[str]) -> Any:
+    from tensorflow_datasets.core import features
+
+    described = {"video": features.Text(), "label": features.ClassLabel(names=list(classes)), "id": features.Text()}
+    return features.FeaturesDict(described)  # Text takes arbitrary bytes and gives them back
+
+
 def _find(root: Path, dataset: str) -> Path:
     name, _, version = dataset.partition(":")
     found = sorted(path.parent for path in (root / name).glob(f"**/{f'{version}/' * bool(version)}dataset_info.json"))
@@ -172,5 +246,5 @@ def _advice(filename: str) -> str:
 def _preparation(name: str, root: Path) -> str:
     return (
         f"prepare it, where TensorFlow is installed, with `tfds build {name} --data_dir {root} --file_format "
-        "array_record`"
+        "array_record`; what scripts/prepare_data.py has not finished goes on when it is run again"
     )
