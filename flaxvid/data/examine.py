@@ -25,7 +25,7 @@ class Encoding:
     """How videos are encoded anew, as h264.
 
     Attributes:
-        short_side: Pixels of the shorter side; smaller videos keep their size.
+        short_side: Pixels of the shorter side, even; smaller videos keep their size, to the pixel or two.
         key_frames: Distance of key frames: small ones make jumps within a video cheap, and files larger.
         crf: x264's constant rate factor: 18 is hardly worse than the original, 23 usual, larger is smaller and worse.
     """
@@ -35,8 +35,8 @@ class Encoding:
     crf: int = 20
 
     def __post_init__(self):
-        if self.short_side < 2 or self.key_frames < 1 or not 0 <= self.crf <= 51:
-            raise ValueError(f"expected short_side >= 2, key_frames >= 1 and crf from 0 to 51, got {self}")
+        if self.short_side < 2 or self.short_side % 2 or self.key_frames < 1 or not 0 <= self.crf <= 51:
+            raise ValueError(f"expected an even short_side, key_frames of at least 1 and crf from 0 to 51, got {self}")
 
 
 def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None) -> tuple[Finding, bytes]:

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flaxvid.data.examine import Encoding, examine, stamp
@@ -113,7 +114,7 @@ def _work(splits: Mapping[str, Source], output: Path, preparation: Preparation, 
     write = shard_writer(next(iter(splits.values())).classes) if preparation.store else None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
-        Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress,
+        Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress,
         _processes(workers) as submit,
     ):
         task = progress.add_task("Checking videos", total=total, completed=total - len(jobs))

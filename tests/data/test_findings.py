@@ -44,16 +44,12 @@ def test_duplicates():
 
 
 def test_report(tmp_path):
-    train = [row(f"good{i}", 20 * i) for i in range(3)] + [
-        bad(f"[b]{i}", "unreadable", "no [/b] end") for i in range(12)
-    ]
+    good = [row(f"good{i}", 20 * i) for i in range(3)]
+    train = good + [bad(f"[b]{i}", "unreadable", "no [/b] end") for i in range(12)]
     report = summarise({"train": train, "test": [row("t", 20), bad("s", "short", frames=2), bad("m", "missing")]})
     assert not report.clean
-    assert (report.splits["train"].good, report.splits["test"].short, report.splits["test"].missing) == (
-        3,
-        {"s": 2},
-        ("m",),
-    )
+    test = report.splits["test"]
+    assert (report.splits["train"].good, test.good, test.short, test.missing) == (3, 1, {"s": 2}, ("m",))
     report.save(tmp_path / "report.json")
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved["duplicates"] == [
