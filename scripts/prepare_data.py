@@ -76,7 +76,9 @@ def main() -> int:
         return 130
     Console().print(show(report))
     if not arguments.check_only:
-        print(f"Written to {arguments.output}: --config.data.name=tfds --config.data.root={arguments.output}")
+        print(
+            f"Written to {arguments.output}; train with --config.data.name=tfds --config.data.root={arguments.output}"
+        )
     print("All videos are good." if report.clean else f"All findings: {arguments.output}/report.json")
     return 0 if report.clean else 1
 

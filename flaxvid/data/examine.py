@@ -16,6 +16,7 @@ from flaxvid.data.decode import IMAGE_SUFFIXES, VideoError, decode
 from flaxvid.data.findings import Finding
 
 _SIDE, _PICTURES = 8, 4  # of a signature
+_WHOLE = 0.9  # of the frames that the header promises; healthy files may lack a few
 _CHUNK = 512  # frames decoded at once when encoding anew: bounds the memory of a long video
 _FOLDER_RATE = 12  # frames a second of the data sets that are published as folders of frames
 
@@ -57,8 +58,16 @@ def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None)
     try:
         content = video if isinstance(video, bytes) else _read_bytes(Path(video))
         finding = dataclasses.replace(finding, digest=hashlib.sha256(content).hexdigest())
-        small = decode(video, lambda count: range(count), size=lambda height, width: (_SIDE, _SIDE), name=item["id"])
+        promised: list[int] = []  # by the header; where that is wrong, decode asks again
+        small = decode(
+            video,
+            lambda count: promised.append(count) or range(count),
+            size=lambda height, width: (_SIDE, _SIDE),
+            name=item["id"],
+        )
         count = len(small)
+        if count < _WHOLE * promised[0]:
+            raise VideoError(f"expected {promised[0]} frames, got {count}: cut off, fetch it again")
         chosen = small[[(2 * i + 1) * count // (2 * _PICTURES) for i in range(_PICTURES)]]
         signature = np.rint(chosen.mean(axis=-1)).astype(np.uint8).tobytes().hex()
         finding = dataclasses.replace(finding, frames=count, signature=signature)
@@ -69,6 +78,7 @@ def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None)
             content = encode(video, count, encoding, item["id"])
     except Exception as error:  # whatever a decoder makes of a broken file is a finding, not the end of the work
         reason = str(error) if isinstance(error, VideoError) else f"{type(error).__name__}: {error}"
+        reason = reason.removeprefix(f"{item['id']}: ")
         return dataclasses.replace(finding, problem="unreadable", reason=reason), b""
     return finding, content
 

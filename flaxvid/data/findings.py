@@ -159,7 +159,7 @@ def show(report: Report, limit: int = 10) -> Group:
         _add(findings, limit, [(name, video, f"{frames} frames") for video, frames in split.short.items()])
     for kind in ("same file", "same pictures"):
         same = [duplicate for duplicate in report.duplicates if duplicate.kind == kind]
-        _add(findings, limit, [(" and ".join(pair.splits), " and ".join(pair.ids), kind) for pair in same])
+        _add(findings, limit, [(" and ".join(pair.splits), "\n".join(pair.ids), kind) for pair in same])
     return Group(overview, *([findings] if findings.row_count else []))
 
 

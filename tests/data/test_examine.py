@@ -30,11 +30,14 @@ def test_bad_videos(tmp_path, write_video):
     good = write_video(tmp_path / "v.mp4", frames=5)
     cut, empty, gone = tmp_path / "cut.mp4", tmp_path / "empty.mp4", tmp_path / "gone.mp4"
     cut.write_bytes(good.read_bytes()[:400])
+    noise = write_video(tmp_path / "noise.avi", frames=20, noise=True)
+    (tmp_path / "half.avi").write_bytes(noise.read_bytes()[: noise.stat().st_size // 2])
     empty.touch()
     for path, problem, words in (
         (cut, "unreadable", "expected a video, got"),
         (empty, "unreadable", "expected a video, got an empty"),
         (gone, "missing", "no file"),
+        (tmp_path / "half.avi", "unreadable", "expected 20 frames, got 9: cut off"),
         (tmp_path, "unreadable", "expected a video or a folder of"),
         (write_video(tmp_path / "sound.mp4", audio_only=True), "unreadable", "expected a video stream, got audio"),
     ):
