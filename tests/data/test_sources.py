@@ -1,7 +1,5 @@
-import json
 import pickle
 
-import numpy as np
 import pytest
 
 from flaxvid.data.decode import decode
@@ -73,8 +71,32 @@ def test_list(tmp_path):
     assert named.flip_labels == (0, None)
 
 
+def test_list_with_commas(tmp_path):
+    touch(tmp_path, "a b.mp4", "c,d.mp4", "e.mp4", "#f.mp4")
+    write(tmp_path / "train.csv", "path,label", "a b.mp4,1", '"c,d.mp4",0', "e.mp4, 2", "#f.mp4,0")
+    write(tmp_path / "val.csv", "c,d.mp4 0", "e.mp4\t1")
+    train, validation = (open_source("list", tmp_path, split) for split in ("train", "validation"))
+    assert ids(train) == [("a b.mp4", 1), ("c,d.mp4", 0), ("e.mp4", 2), ("#f.mp4", 0)]
+    assert ids(validation) == [("c,d.mp4", 0), ("e.mp4", 1)]
+    assert validation.classes == ("0", "1", "2")
+    write(tmp_path / "classes.txt", "look left", "look right")
+    write(tmp_path / "train.csv", "e.mp4,look right")
+    assert ids(open_source("list", tmp_path)) == [("e.mp4", 1)]
+
+
+def test_missing_videos_may_be_kept(tmp_path):
+    touch(tmp_path, "a.mp4")
+    write(tmp_path / "train.txt", "a.mp4 0", "b.mp4 0")
+    write(tmp_path / "test.txt", "b.mp4 0")
+    assert ids(open_source("list", tmp_path, missing="keep")) == [("a.mp4", 0), ("b.mp4", 0)]
+    with pytest.raises(FileNotFoundError, match=r"1 are missing \(b.mp4\): check .* the layout is .*test.txt"):
+        open_source("list", tmp_path, "test", missing="keep")
+    with pytest.raises(ValueError, match='expected missing="error" or "keep", got \'drop\''):
+        open_source("list", tmp_path, missing="drop")
+
+
 def test_list_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"expected .*train.txt with lines `path label`.*; got no file"):
+    with pytest.raises(FileNotFoundError, match=r"expected .*train.txt .* lines `path label` or `path,label`.*; got"):
         open_source("list", tmp_path)
     write(tmp_path / "train.txt", *(f"{i}.mp4 {i}" for i in range(6)))
     touch(tmp_path, "0.mp4", "4.mp4")
@@ -89,115 +111,27 @@ def test_list_errors(tmp_path):
     with pytest.raises(ValueError, match=r"got -1 for 0.mp4"):
         open_source("list", tmp_path)
     write(tmp_path / "train.txt", "0.mp4")
-    with pytest.raises(ValueError, match=r"expected lines `path label`, got '0.mp4' as entry 1"):
+    with pytest.raises(ValueError, match=r"expected lines `path label` or `path,label`, got '0.mp4' as entry 1"):
         open_source("list", tmp_path)
     write(tmp_path / "train.txt", "")
     with pytest.raises(ValueError, match="expected videos, got an empty list"):
         open_source("list", tmp_path)
 
 
-@pytest.mark.parametrize("videos", [".", "UCF-101"])
-@pytest.mark.parametrize("lists", [".", "ucfTrainTestlist"])
-def test_ucf101(tmp_path, videos, lists):
-    touch(
-        tmp_path / videos,
-        "Archery/v_Archery_g08_c01.avi",
-        "Archery/v_Archery_g01_c01.avi",
-        "Surfing/v_Surfing_g09_c01.avi",
-    )
-    write(tmp_path / lists / "classInd.txt", "1 Surfing", "2 Archery")
-    write(tmp_path / lists / "trainlist02.txt", "Archery/v_Archery_g08_c01.avi 2", "Surfing/v_Surfing_g09_c01.avi 1")
-    write(tmp_path / lists / "testlist02.txt", "Archery/v_Archery_g01_c01.avi")
-    train, test = (open_source("ucf101", tmp_path, split, fold=2) for split in ("train", "test"))
-    assert train.classes == ("Surfing", "Archery")
-    assert ids(train) == [("Archery/v_Archery_g08_c01.avi", 1), ("Surfing/v_Surfing_g09_c01.avi", 0)]
-    assert ids(test) == [("Archery/v_Archery_g01_c01.avi", 1)]
-    with pytest.raises(FileNotFoundError, match=r"expected .*trainlist03.txt.*; got no file .*trainlist03.txt"):
-        open_source("ucf101", tmp_path, fold=3)
-    write(tmp_path / lists / "trainlist02.txt", "Archery/v_Archery_g08_c01.avi 1")
-    with pytest.raises(ValueError, match=r"expected a class of classInd.txt and its number, got 'Archery/.* 1'"):
-        open_source("ucf101", tmp_path, fold=2)
-
-
-def test_ucf101_wrong_layout(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"v_<class>_g01_c01.avi.*trainlist01.txt.*got no classInd.txt"):
-        open_source("ucf101", tmp_path)
-    with pytest.raises(ValueError, match="expected split train or test, got 'val'"):
-        open_source("ucf101", tmp_path, "val")
-
-
-def test_hmdb51(tmp_path):
-    touch(tmp_path, "run/a.avi", "run/b.avi", "run/c.avi", "sit/d.avi")
-    write(tmp_path / "splits" / "run_test_split1.txt", "a.avi 1", "b.avi 2", "c.avi 0")
-    write(tmp_path / "splits" / "sit_test_split1.txt", "d.avi 1")
-    assert ids(open_source("hmdb51", tmp_path)) == [("run/a.avi", 0), ("sit/d.avi", 1)]
-    assert ids(open_source("hmdb51", tmp_path, "test")) == [("run/b.avi", 0)]
-
-
-def test_kinetics400(tmp_path):
-    header = "label,youtube_id,time_start,time_end,split"
-    write(
-        tmp_path / "train.csv",
-        header,
-        "zumba,-xYz,5,15,train",
-        "air drumming,abc,100,110,train",
-        "zumba,gone,1,11,train",
-    )
-    write(tmp_path / "val.csv", header, "zumba,val,7,17,val")
-    touch(
-        tmp_path,
-        "train/-xYz_000005_000015.mp4",
-        "train/air drumming/abc_000100_000110.mp4",
-        "val/val_000007_000017.mp4",
-    )
-    with pytest.warns(UserWarning, match="kinetics400 train: 1 of 3 videos are missing"):
-        train = open_source("kinetics400", tmp_path)
-    assert train.classes == ("air drumming", "zumba")
-    assert ids(train) == [("train/-xYz_000005_000015.mp4", 1), ("train/air drumming/abc_000100_000110.mp4", 0)]
-    assert ids(open_source("kinetics400", tmp_path, "validation")) == [("val/val_000007_000017.mp4", 1)]
-
-
-LEFT, RIGHT = "Pushing something from left to right", "Pushing something from right to left"
-
-
-def test_ssv2(tmp_path):
-    (tmp_path / "labels").mkdir()
-    touch(tmp_path, "20bn-something-something-v2/7.webm", "20bn-something-something-v2/8.webm")
-    files = {"labels": {"Dropping something": "1", LEFT: "0", RIGHT: "2"}}
-    files["train"] = [{"id": "7", "label": "x", "template": LEFT.replace("something", "[something]")}]
-    files["validation"] = [{"id": "8", "template": "Dropping [something]"}]
-    for name, content in files.items():
-        (tmp_path / "labels" / f"{name}.json").write_text(json.dumps(content))
-    train = open_source("ssv2", tmp_path)
-    assert train.classes == (LEFT, "Dropping something", RIGHT)
-    assert train.flip_labels == (2, 1, 0)
-    assert ids(train) == [("7.webm", 0)]
-    assert ids(open_source("ssv2", tmp_path, "validation")) == [("8.webm", 1)]
-
-
-def test_ssv1(tmp_path):
-    touch(tmp_path, "20bn-something-something-v1/7/00001.jpg")
-    write(tmp_path / "something-something-v1-labels.csv", RIGHT, LEFT)
-    write(tmp_path / "something-something-v1-train.csv", f"7;{LEFT}")
-    train = open_source("ssv1", tmp_path)
-    assert ids(train) == [("7", 1)]
-    assert train.flip_labels == (1, 0)
-    with pytest.raises(FileNotFoundError, match=r"expected .*something-something-v1-validation.csv .*got no file"):
-        open_source("ssv1", tmp_path, "validation")
-
-
 def test_names_and_options(tmp_path):
     with pytest.raises(
-        ValueError, match=r"expected one of folder, .*ucf101, got 'ucf102': your own videos are `folder`"
+        ValueError, match=r"expected one of diving48, .*ucf101 or tfds:NAME, got 'ucf102': your own videos are `folder`"
     ):
         open_source("ucf102", tmp_path)
     with pytest.raises(ValueError, match="folder: expected no options, got fold: leave it out"):
         open_source("folder", tmp_path, fold=1)
     with pytest.raises(ValueError, match="list: expected lists, got fold"):
         open_source("list", tmp_path, fold=1, lists=tmp_path)
+    with pytest.raises(ValueError, match="got 'folder:mine'"):
+        open_source("folder:mine", tmp_path)
     with pytest.raises(ValueError, match="folder: expected the folder of the videos as root, got None"):
         open_source("folder", None)
-    assert set(SOURCES) >= {"motion", "folder", "list", "ucf101"}
+    assert set(SOURCES) >= {"motion", "folder", "list", "tfds", "ucf101"}
 
 
 def test_motion(tmp_path):
@@ -214,9 +148,3 @@ def test_pickles(tmp_path):
     touch(tmp_path, "train/run/b.mp4", "train/jump/c.mp4")
     source = open_source("folder", tmp_path)
     assert ids(pickle.loads(pickle.dumps(source))) == ids(source)
-
-
-def test_real_ucf_lists(shared_data):
-    train, test = (open_source("ucf101", shared_data / "ucf6-mini", split) for split in ("train", "test"))
-    assert (len(train), len(test), len(train.classes)) == (108, 42, 6)
-    np.testing.assert_array_equal(np.bincount([label for _, label in ids(train)]), 18)

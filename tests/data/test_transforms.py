@@ -1,5 +1,6 @@
 import numpy as np
 
+from flaxvid.data.motion_render import FLIP_LABELS, MOTION_CLASSES
 from flaxvid.data.transforms import Crop, mirrored_labels, multiscale_crop, view_crops
 
 
@@ -56,3 +57,9 @@ def test_labels_that_a_mirror_swaps():
     assert mirrored_labels(("push it from left to right", "push it from right to left", "drop it")) == (1, 0, 2)
     assert mirrored_labels(("turn_left", "turn_right", "TurnLeft", "TurnRight", "sit")) == (1, 0, 3, 2, 4)
     assert mirrored_labels(("look left", "sit")) == (None, 1)
+    assert mirrored_labels(("Turning Hand Clockwise", "Turning Hand Counterclockwise")) == (1, 0)
+    assert mirrored_labels(("goes anti-clockwise", "goes up", "goes clockwise")) == (2, 1, 0)
+
+
+def test_labels_of_motion_are_told_by_their_names():
+    assert mirrored_labels(MOTION_CLASSES) == FLIP_LABELS

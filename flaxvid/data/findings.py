@@ -1,0 +1,170 @@
+"""What a check of a data set found: unreadable and short videos, and videos that are in two splits."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+NEAR = 3.0
+"""Root mean square difference of two signatures, in grey levels, up to which videos count as the same pictures."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one video turned out to be.
+
+    Attributes:
+        id: The video.
+        label: Its label.
+        frames: How many decode; 0 where they do not.
+        digest: SHA-256 of the file, of a folder of frames that of all files; empty where there is none.
+        signature: Grey levels of a few small pictures as hexadecimal digits, or empty; see `pictures_differ`.
+        problem: "missing", "unreadable" or "short"; empty for a good one.
+        reason: The problem in words.
+        stamp: Size and time of the file.
+    """
+
+    id: str
+    label: int
+    frames: int = 0
+    digest: str = ""
+    signature: str = ""
+    problem: str = ""
+    reason: str = ""
+    stamp: str = ""
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """One split: how many videos it has, how many are good, their lengths in frames, and the others, by name."""
+
+    videos: int
+    good: int
+    shortest: int
+    median: int
+    longest: int
+    missing: tuple[str, ...]
+    unreadable: Mapping[str, str]
+    short: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """One video in two splits; `difference` in grey levels, 0 for the very same file."""
+
+    splits: tuple[str, str]
+    ids: tuple[str, str]
+    kind: str
+    difference: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """All splits, and what is in two of them."""
+
+    splits: Mapping[str, SplitReport]
+    duplicates: tuple[Duplicate, ...]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was found."""
+        return not self.duplicates and all(split.good == split.videos for split in self.splits.values())
+
+    def save(self, path: Path) -> None:
+        """Writes it as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def summarise(findings: Mapping[str, Sequence[Finding]]) -> Report:
+    """The report of all splits' findings."""
+    splits = {}
+    for split, rows in findings.items():
+        lengths = [row.frames for row in rows if not row.problem] or [0]
+        splits[split] = SplitReport(
+            videos=len(rows),
+            good=sum(not row.problem for row in rows),
+            shortest=min(lengths),
+            median=int(np.median(lengths)),
+            longest=max(lengths),
+            missing=tuple(row.id for row in rows if row.problem == "missing"),
+            unreadable={row.id: row.reason for row in rows if row.problem == "unreadable"},
+            short={row.id: row.frames for row in rows if row.problem == "short"},
+        )
+    pairs = itertools.combinations(findings, 2)
+    return Report(splits, tuple(d for a, b in pairs for d in find_duplicates((a, b), findings[a], findings[b])))
+
+
+def find_duplicates(
+    splits: tuple[str, str], first: Sequence[Finding], second: Sequence[Finding]
+) -> tuple[Duplicate, ...]:
+    """Videos of one split that are in another, too: the same file, or the same pictures encoded anew.
+
+    Videos cut to another length, mirrored or recoloured are not found.
+    """
+    first, second = ([row for row in rows if row.signature] for rows in (first, second))
+    if not first or not second:
+        return ()
+    known: dict[str, list[Finding]] = {}
+    for row in second:
+        known.setdefault(row.digest, []).append(row)
+    found = [Duplicate(splits, (a.id, b.id), "same file") for a in first for b in known.get(a.digest, ())]
+    a, b = (np.stack([np.frombuffer(bytes.fromhex(r.signature), np.uint8) for r in rows]) for rows in (first, second))
+    for i, j, difference in near_pairs(a, b):
+        if first[i].digest != second[j].digest:
+            found.append(Duplicate(splits, (first[i].id, second[j].id), "same pictures", round(difference, 2)))
+    return tuple(found)
+
+
+def near_pairs(
+    a: UInt8[np.ndarray, "n d"], b: UInt8[np.ndarray, "m d"], limit: float = NEAR
+) -> list[tuple[int, int, float]]:
+    """Pairs (row of a, row of b, difference) whose root mean square difference is at most `limit`.
+
+    By one product of matrices a block of rows: 200,000 videos against 20,000 take a minute on a core or two.
+    """
+    pairs, dims = [], a.shape[1]
+    centre = b.mean(axis=0, dtype=np.float32)  # small numbers, so that float32 does for differences of squares
+    right: Float[np.ndarray, "m d"] = b - centre
+    for start in range(0, len(a), 1024):
+        left = a[start : start + 1024] - centre
+        squares = (left**2).sum(1)[:, None] + (right**2).sum(1) - 2 * left @ right.T
+        for i, j in np.argwhere(squares <= (limit + 0.5) ** 2 * dims):
+            exact = float(np.sqrt(np.mean((left[i] - right[j]) ** 2)))
+            if exact <= limit:
+                pairs.append((start + int(i), int(j), exact))
+    return pairs
+
+
+def show(report: Report, limit: int = 10) -> Group:
+    """The report as tables for a terminal; of each kind of finding the first few."""
+    overview = Table(title="Videos")
+    for heading in ("split", "videos", "good", "missing", "unreadable", "too short", "frames (min, median, max)"):
+        overview.add_column(heading, justify="left" if heading == "split" else "right")
+    findings = Table(title="Findings")
+    for heading in ("split", "video", "finding"):
+        findings.add_column(heading, overflow="fold")
+    for name, split in report.splits.items():
+        counts = (split.videos, split.good, len(split.missing), len(split.unreadable), len(split.short))
+        overview.add_row(name, *map(str, counts), f"{split.shortest}, {split.median}, {split.longest}")
+        _add(findings, limit, [(name, video, "missing") for video in split.missing])
+        _add(findings, limit, [(name, *pair) for pair in split.unreadable.items()])
+        _add(findings, limit, [(name, video, f"{frames} frames") for video, frames in split.short.items()])
+    for kind in ("same file", "same pictures"):
+        same = [duplicate for duplicate in report.duplicates if duplicate.kind == kind]
+        _add(findings, limit, [(" and ".join(pair.splits), "\n".join(pair.ids), kind) for pair in same])
+    return Group(overview, *([findings] if findings.row_count else []))
+
+
+def _add(table: Table, limit: int, rows: list[tuple[str, str, str]]) -> None:
+    for row in rows[:limit]:
+        table.add_row(*map(escape, row))
+    if len(rows) > limit:
+        table.add_row(rows[0][0], f"... and {len(rows) - limit} more", "")

@@ -1,0 +1,231 @@
+"""Checks every video of a data set and stores the good ones in ArrayRecord shards, in processes, and resumes.
+
+The work is done shard by shard. A shard that is complete has its file and, last of all, its findings in `parts/`, so a
+run that was killed goes on after the last of them, and nothing half written is ever taken for whole.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flaxvid.data.examine import Encoding, examine, stamp
+from flaxvid.data.findings import Finding, Report, summarise
+from flaxvid.data.sources import Source
+from flaxvid.data.stored import shard_path, shard_writer, write_info
+
+VERSION = "1.0.0"  # raise it whenever the same videos would be stored or reported differently
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What to do.
+
+    Attributes:
+        name: What the data set is called in its files.
+        store: Whether to write it, or only to check the videos.
+        encoding: How to encode videos anew; None stores the files as they are.
+        min_frames: Videos with fewer frames count as too short and are left out.
+        shard_size: Videos of one shard, also the work that a kill can cost.
+    """
+
+    name: str = "prepared"
+    store: bool = True
+    encoding: Encoding | None = None
+    min_frames: int = 1
+    shard_size: int = 256
+
+    def __post_init__(self):
+        if self.min_frames < 1 or self.shard_size < 1:
+            raise ValueError(f"expected min_frames and shard_size of at least 1, got {self}")
+        if self.encoding and not self.store:
+            raise ValueError(
+                "expected an encoding only with a data set to store, got one for a mere check: leave it out"
+            )
+
+
+def prepare(
+    splits: Mapping[str, Source], output: str | Path, preparation: Preparation, *, workers: int | None = None
+) -> Report:
+    """Checks all videos, stores the good ones, and reports the others.
+
+    Every frame is decoded. `open_source("tfds", output, split)` and TFDS read the result; `report.json` lies beside it.
+    Called again after an interruption it goes on, and after its end it returns the same report.
+
+    Args:
+        splits: The sources, by the split's name.
+        output: The folder to write: new, or of the same preparation.
+        preparation: What to do.
+        workers: Processes; default one a core. A script that calls this runs its own work under
+            `if __name__ == "__main__"`, as `multiprocessing` demands.
+
+    Raises:
+        ValueError: The folder holds something else, the splits' classes differ, or no video of a split is good.
+        OSError: Another process works in the folder, or it cannot be written.
+    """
+    output = Path(output).expanduser().absolute()
+    classes = {source.classes for source in splits.values()}
+    if len(classes) != 1:
+        raise ValueError(
+            f"expected the same classes in all splits, got {len(classes)} different lists: check the lists"
+        )
+    with _claimed(output, splits, preparation):
+        _work(splits, output, preparation, workers or os.cpu_count() or 1)
+        parts = {split: [_read(path) for path in _part_files(output, split)] for split in splits}
+        report = summarise({split: [row for part in some for row in part] for split, some in parts.items()})
+        report.save(output / "report.json")
+        if preparation.store:
+            empty = [split for split, split_report in report.splits.items() if not split_report.good]
+            if empty:
+                raise ValueError(f"no good video in split {', '.join(empty)}: see {output / 'report.json'} for why")
+            lengths = {split: [sum(not row.problem for row in part) for part in some] for split, some in parts.items()}
+            description = f"Videos prepared by flaxvid: {json.dumps(asdict(preparation))}"
+            write_info(output, preparation.name, VERSION, description, classes.pop(), lengths)
+    return report
+
+
+def _work(splits: Mapping[str, Source], output: Path, preparation: Preparation, workers: int) -> None:
+    """Does all shards that are not complete yet, under a progress bar."""
+    jobs, total = [], sum(len(source) for source in splits.values())
+    for split, source in splits.items():
+        for number, start in enumerate(range(0, len(source), preparation.shard_size)):
+            indices = range(start, min(start + preparation.shard_size, len(source)))
+            if not _is_done(_part_file(output, split, number), source, indices):
+                jobs += [(split, number, index) for index in indices]
+    if not jobs:
+        return
+    write = shard_writer(next(iter(splits.values())).classes) if preparation.store else None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with (
+        Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress,
+        _processes(workers) as submit,
+    ):
+        task = progress.add_task("Checking videos", total=total, completed=total - len(jobs))
+        items = (splits[split][index] for split, _, index in jobs)
+        look = partial(examine, min_frames=preparation.min_frames, encoding=preparation.encoding)
+        results = _in_order(partial(submit, look), items, ahead=4 * workers)
+        bad = 0
+        for (split, number), group in itertools.groupby(zip(jobs, results, strict=True), key=lambda pair: pair[0][:2]):
+            rows, contents = [], []
+            for _, (finding, content) in group:
+                rows.append(finding)
+                contents.append(content)
+                bad += bool(finding.problem)
+                progress.update(task, advance=1, description=f"Checking videos ({bad} bad)" if bad else None)
+            if write:
+                good = [(row, content) for row, content in zip(rows, contents, strict=True) if not row.problem]
+                examples = [{"video": content, "label": row.label, "id": row.id} for row, content in good]
+                write(shard_path(output, preparation.name, split, number), examples)
+            _replace(_part_file(output, split, number), json.dumps([asdict(row) for row in rows]).encode())
+
+
+def _is_done(part: Path, source: Source, indices: range) -> bool:
+    """Whether a shard is complete, and none of the files that were not good has changed since."""
+    if not part.exists():
+        return False
+    bad = [(index, row) for index, row in zip(indices, _read(part), strict=True) if row.problem]
+    return all(stamp(source[index]["video"]) == row.stamp for index, row in bad)
+
+
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[Callable[..., Future]]:
+    """A function that runs another in one of some spawned processes."""
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+    try:
+        yield pool.submit
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a process that decodes was killed, by the system for lack of memory or by a fault of the decoder: run the "
+            "same command again, with fewer workers, to go on"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin() -> None:
+    """Leaves Ctrl-C to the main process, and ends with it however it ends: waiting workers would never notice."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _in_order(submit: Callable[[Any], Future], items: Iterable[Any], ahead: int) -> Iterator[Any]:
+    """Results in the order of the items, with at most `ahead` under way: results are whole videos."""
+    pending: deque[Future] = deque()
+    for item in items:
+        pending.append(submit(item))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _part_file(output: Path, split: str, number: int) -> Path:
+    return output / "parts" / f"{split}-{number:05d}.json"
+
+
+def _part_files(output: Path, split: str) -> list[Path]:
+    return sorted((output / "parts").glob(f"{split}-[0-9]*.json"))
+
+
+def _read(path: Path) -> list[Finding]:
+    return [Finding(**row) for row in json.loads(path.read_bytes())]
+
+
+def _replace(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}")
+    beside.write_bytes(content)
+    os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def _claimed(output: Path, splits: Mapping[str, Source], preparation: Preparation) -> Iterator[None]:
+    """Holds the folder for this process, and makes sure that it is new or of the same preparation."""
+    marks = {"version": VERSION, **asdict(preparation)}
+    for split, source in splits.items():
+        described = (
+            repr(source) if dataclasses.is_dataclass(source) else f"{source.name} {len(source)} {source.classes}"
+        )
+        marks[f"split {split}"] = hashlib.sha256(described.encode()).hexdigest()
+    record = output / "preparation.json"
+    if output.exists() and not record.exists() and any(output.iterdir()):
+        raise ValueError(f"expected a new or empty folder, or one of an earlier run, got {output}: choose another")
+    (output / "parts").mkdir(parents=True, exist_ok=True)
+    with (output / "parts" / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however that ends
+        except BlockingIOError as error:
+            raise OSError(f"another process is working in {output}: wait for it, or choose another folder") from error
+        if record.exists():
+            before = json.loads(record.read_bytes())
+            other = [key for key in {**before, **marks} if before.get(key) != marks.get(key)]
+            if other:
+                raise ValueError(
+                    f"expected in {output} the same videos and options as before, got a different {', '.join(other)}: "
+                    "choose another folder, or delete this one"
+                )
+        _replace(record, json.dumps(marks, indent=1).encode())
+        yield
