@@ -53,7 +53,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     check_batch_size(recipe.batch_size, mesh, accumulate=recipe.optimizer.accumulate)
     check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
     source, eval_source = (open_data(recipe.data, split) for split in (recipe.data.train_split, recipe.data.eval_split))
-    epoch_steps = steps_per_epoch(source, recipe.batch_size // hosts, hosts)
+    epoch_steps = steps_per_epoch(source, recipe.batch_size // hosts // recipe.data.repeats, hosts)
     model = make_model(recipe, len(source.classes))
     task, plain = make_task(recipe, model), load_start(recipe, model)
     claim_workdir(recipe, workdir)
