@@ -7,10 +7,53 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from flaxvid.data.decode import VideoError, decode
+from flaxvid.data.randaugment import jitter_colours, randaugment
 from flaxvid.data.sampling import dense_indices, segment_indices
-from flaxvid.data.transforms import Crop, multiscale_crop, view_crops
+from flaxvid.data.transforms import Crop, multiscale_crop, resized_crop, view_crops
 
 Clips = dict[int, UInt8[np.ndarray, "*v n h w 3"]]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training clips vary, besides their frames and their mirroring; one draw serves all frames.
+
+    Attributes:
+        crop: "multiscale" (TSN's, by `ClipConfig.scales`) or "resized" (any part of the frame, by area and aspect).
+        area: Least and largest part of the frame that a resized crop takes.
+        aspect: Least and largest width over height of that part.
+        colour_jitter: Largest changes of brightness, contrast, saturation (parts) and hue (turns); zeros for none.
+        randaugment: Operations of RandAugment on each clip; 0 for none.
+        magnitude: Theirs, from 0 to 10.
+    """
+
+    crop: Literal["multiscale", "resized"] = "multiscale"
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    colour_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    randaugment: int = 0
+    magnitude: float = 9.0
+
+    def __post_init__(self):
+        if self.crop not in ("multiscale", "resized"):
+            raise ValueError(f'expected crop="multiscale" or "resized", got {self.crop!r}')
+        if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"expected the area of crops as 0 < least <= largest <= 1, got {self.area}")
+        if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"expected the aspect of crops as 0 < least <= largest, got {self.aspect}")
+        jitter = self.colour_jitter
+        if len(jitter) != 4 or not all(0 <= s <= most for s, most in zip(jitter, (1, 1, 1, 0.5), strict=True)):
+            raise ValueError(
+                "expected colour_jitter as brightness, contrast and saturation in [0, 1] and hue in [0, 0.5], "
+                f"got {jitter}"
+            )
+        if self.randaugment < 0 or not 0 <= self.magnitude <= 10:
+            raise ValueError(
+                f"expected randaugment >= 0 operations of magnitude 0 to 10, got {self.randaugment}, {self.magnitude}"
+            )
+
+
+PLAIN = Augmentation()
 
 
 @dataclass(frozen=True)
@@ -29,6 +72,8 @@ class ClipConfig:
         interval: Frames from one to the next in dense sampling.
         clips: Clips of a test video.
         crops: Crops of each of its clips: 1, 3, 5 or 10; see `view_crops`. The last five of ten are mirrored.
+        augmentation: How training clips vary.
+        repeats: Clips of each video in a training batch, drawn independently (repeated augmentation, arXiv 1901.09335).
         shuffle_frames: Whether every clip's frames come in random order: shows what a model owes to their order.
     """
 
@@ -42,6 +87,8 @@ class ClipConfig:
     interval: int = 8
     clips: int = 1
     crops: int = 1
+    augmentation: Augmentation = PLAIN
+    repeats: int = 1
     shuffle_frames: bool = False
 
     @property
@@ -64,6 +111,8 @@ class ClipConfig:
             raise ValueError(
                 f'expected sampling="segment" or "dense" and interval >= 1, got {self.sampling!r}, {self.interval}'
             )
+        if self.repeats < 1:
+            raise ValueError(f"expected repeats >= 1, got {self.repeats}")
         if self.clips < 1 or self.crops not in (1, 3, 5, 10):
             raise ValueError(f"expected clips >= 1 and crops 1, 3, 5 or 10, got clips={self.clips}, crops={self.crops}")
 
@@ -82,11 +131,14 @@ def draw_clips(
     Raises:
         VideoError: The video cannot be read, or is too short.
     """
-    crop = Crop(0, 0, 0, 0)
+    crop, vary = Crop(0, 0, 0, 0), clips.augmentation
 
     def size(height: int, width: int) -> tuple[int, int]:
         nonlocal crop
-        crop = multiscale_crop(height, width, clips.image_size, clips.scales, rng)
+        if vary.crop == "resized":
+            crop = resized_crop(height, width, clips.image_size, vary.area, vary.aspect, rng)
+        else:
+            crop = multiscale_crop(height, width, clips.image_size, clips.scales, rng)
         return crop.height, crop.width
 
     video = decode(item["video"], lambda length: _indices(length, clips, rng), size=size, name=_name(item))
@@ -95,6 +147,9 @@ def draw_clips(
     mirror_label = label if mirrored is None else mirrored[label]
     if clips.flip and rng.random() < 0.5 and mirror_label is not None:
         video, label = video[:, :, ::-1], mirror_label
+    if any(vary.colour_jitter):
+        video = jitter_colours(video, vary.colour_jitter, rng)
+    video = randaugment(video, vary.randaugment, vary.magnitude, rng)
     parts = np.split(video, np.cumsum(clips.frames)[:-1])
     shuffle = rng.permutation if clips.shuffle_frames else lambda part: part
     return {n: shuffle(part) for n, part in zip(clips.frames, parts, strict=True)}, label

@@ -6,6 +6,7 @@ could not be read, -1 where all is well. At evaluation video is `(b, v, 4, h, w,
 `"mask": bool (b,)`, False for the padding of the last batch and for broken videos.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from flaxvid.data.clips import ClipConfig, cut_views, draw_clips
+from flaxvid.data.clips import ClipConfig, Clips, cut_views, draw_clips
 from flaxvid.data.decode import VideoError
 from flaxvid.data.sources import Source
+from flaxvid.types import Batch
 
 UNREADABLE = (VideoError, FileNotFoundError)
 ATTEMPTS = 100
@@ -44,7 +46,7 @@ def train_batches(
     Args:
         source: Where the videos come from.
         clips: How clips are cut from them.
-        batch_size: Videos of one batch of this shard.
+        batch_size: Clips of one batch of this shard, those of `clips.repeats` for each video.
         seed: Determines order and augmentation.
         shard_index: Which shard, usually `jax.process_index()`.
         shard_count: Into how many shards, usually `jax.process_count()`.
@@ -52,18 +54,21 @@ def train_batches(
         num_workers: Worker processes; 0 decodes in threads of this one, as fast unless Python itself is the limit.
 
     Raises:
-        ValueError: Fewer videos than one batch of all shards; or, while reading, VideoError where video after video
-            cannot be read.
+        ValueError: Fewer videos than one batch of all shards, or repeats that do not divide it; or, while reading,
+            VideoError where video after video cannot be read.
     """
-    steps = steps_per_epoch(source, batch_size, shard_count)
+    if batch_size % clips.repeats:
+        raise ValueError(f"expected repeats to divide the batch size, got {clips.repeats} and {batch_size}: change one")
+    videos = batch_size // clips.repeats
+    steps = steps_per_epoch(source, videos, shard_count)
     elements = (
         grain.MapDataset.range(len(source))
         .seed(seed)
-        .shuffle()[: steps * batch_size * shard_count]
+        .shuffle()[: steps * videos * shard_count]
         .repeat()
         .random_map(_TrainClips(source, clips))[shard_index::shard_count]
     )
-    return iter(_batched(elements, batch_size, num_threads, num_workers))
+    return iter(_batched(elements, videos, num_threads, num_workers, _mix_repeats))
 
 
 def eval_batches(
@@ -106,9 +111,15 @@ def steps_per_epoch(source: Source, batch_size: int, shard_count: int = 1) -> in
     return len(source) // (batch_size * shard_count)
 
 
-def _batched(elements: grain.MapDataset, batch_size: int, num_threads: int, num_workers: int) -> grain.IterDataset:
+def _batched(
+    elements: grain.MapDataset,
+    batch_size: int,
+    num_threads: int,
+    num_workers: int,
+    change: Callable[[Batch], Batch] = lambda batch: batch,
+) -> grain.IterDataset:
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2 * batch_size, num_threads))
-    batches = elements.to_iter_dataset(options).batch(batch_size, drop_remainder=True)
+    batches = elements.to_iter_dataset(options).batch(batch_size, drop_remainder=True).map(change)
     if not num_workers:
         return batches
     if not flags.FLAGS.is_parsed():  # Grain sends the flags to its workers and may not where nobody parsed any
@@ -122,22 +133,39 @@ class _TrainClips:
     clips: ClipConfig
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        broken = -1
+        """The clips of a video, on an axis of repeats."""
+        drawn = [self.draw(index, rng) for _ in range(self.clips.repeats)]
+        videos, numbers = [video for video, _ in drawn], np.array([row for _, row in drawn], np.int32)
+        return {
+            "video": {n: np.stack([video[n] for video in videos]) for n in self.clips.frames},
+            "label": numbers[:, 0],
+            "index": numbers[:, 1],
+            "broken": numbers[:, 2],
+        }
+
+    def draw(self, index: int, rng: np.random.Generator) -> tuple[Clips, tuple[int, int, int]]:
+        """The clips of a video, or of one in its place; label, index, broken."""
+        broken, reason = -1, None
         for _ in range(ATTEMPTS):
             try:
                 video, label = draw_clips(self.source[index], self.clips, self.source.flip_labels, rng)
+                return video, (label, index, broken)
             except UNREADABLE as error:
-                if broken < 0:
-                    broken = index
-                last, index = error, int(rng.integers(len(self.source)))
-                continue
-            return {
-                "video": video,
-                "label": np.int32(label),
-                "index": np.int32(index),
-                "broken": np.int32(broken),
-            }
-        raise VideoError(f"{self.source.name}: {ATTEMPTS} videos in a row cannot be read, the last because {last}")
+                broken, reason = (index if broken < 0 else broken), error
+                index = int(rng.integers(len(self.source)))
+        raise VideoError(f"{self.source.name}: {ATTEMPTS} videos in a row cannot be read, the last because {reason}")
+
+
+def _mix_repeats(batch: Batch) -> Batch:
+    """Repeats become rows, all first ones before the second ones: neighbours, which mixup mixes, are other videos."""
+
+    def rows(values: np.ndarray) -> np.ndarray:
+        return values.swapaxes(0, 1).reshape(-1, *values.shape[2:])
+
+    return {
+        key: {n: rows(clips) for n, clips in value.items()} if key == "video" else rows(value)
+        for key, value in batch.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,41 @@ def multiscale_crop(
     return Crop(height, width, (height - image_size) * down // 4, (width - image_size) * right // 4)
 
 
+def resized_crop(
+    height: int,
+    width: int,
+    image_size: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    rng: np.random.Generator,
+) -> Crop:
+    """Draws a part of the frame, of some area and aspect, that becomes the square (arXiv 1409.4842, section 6).
+
+    Args:
+        height: Of the video, pixels.
+        width: Of the video, pixels.
+        image_size: Side of the square.
+        area: Least and largest part of the frame's area. The whole frame is resized before the cut, so that very small
+            parts cost as much as a frame several times the size.
+        aspect: Least and largest width over height of the part; its logarithm is drawn evenly.
+        rng: Draws them. After ten parts that do not fit within the frame the middle square is taken.
+    """
+    short = min(height, width)
+    part_height, part_width, top, left = short, short, (height - short) // 2, (width - short) // 2
+    for _ in range(10):
+        pixels, ratio = rng.uniform(*area) * height * width, np.exp(rng.uniform(*np.log(aspect)))
+        h, w = round(np.sqrt(pixels / ratio)), round(np.sqrt(pixels * ratio))
+        if 1 <= h <= height and 1 <= w <= width:
+            part_height, part_width = h, w
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            break
+    down, right = image_size / part_height, image_size / part_width
+    height, width = round(height * down), round(width * right)
+    return Crop(
+        height, width, min(round(top * down), height - image_size), min(round(left * right), width - image_size)
+    )
+
+
 def view_crops(height: int, width: int, image_size: int, short_side: int, crops: int) -> list[Crop]:
     """The test's crops: the short side becomes `short_side`, then squares are cut out.
 

@@ -11,7 +11,7 @@ from flaxvid.losses.classification import cross_entropy
 
 def ffn_loss(
     logits: Mapping[int, Float[Array, "b k"]],
-    labels: Int[Array, " b"],
+    labels: Int[Array, " b"] | Float[Array, "b k"],
     weight: float = 1.0,
     *,
     label_smoothing: float = 0.0,
@@ -26,7 +26,7 @@ def ffn_loss(
 
     Args:
         logits: by frame count; the largest count is the teacher.
-        labels: class numbers.
+        labels: class numbers, or shares; see `cross_entropy`.
         weight: of the KL terms.
         label_smoothing: of the cross-entropy.
         frames: the counts that must be there; None takes those that are.
@@ -53,13 +53,16 @@ def ffn_loss(
 
 
 def label_loss(
-    logits: Mapping[int, Float[Array, "b k"]], labels: Int[Array, " b"], *, label_smoothing: float = 0.0
+    logits: Mapping[int, Float[Array, "b k"]],
+    labels: Int[Array, " b"] | Float[Array, "b k"],
+    *,
+    label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Cross-entropy of every frame count with the label, added up: FFN without its distillation, the paper's ablation.
 
     Args:
         logits: by frame count.
-        labels: class numbers.
+        labels: class numbers, or shares; see `cross_entropy`.
         label_smoothing: of every term.
 
     Returns:

@@ -9,6 +9,7 @@ from jaxtyping import Array
 from flaxvid.frames import FrameFlexible
 from flaxvid.losses.distillation import ffn_loss, label_loss
 from flaxvid.models.video_model import VideoModel
+from flaxvid.tasks.mixing import UNMIXED, Mixing
 from flaxvid.tasks.task import LossOutput, accuracy, init_model
 from flaxvid.types import Batch, Variables
 
@@ -24,12 +25,14 @@ class FrameFlexibleTask:
         weight: of the distillation terms.
         distil: False gives every count the label instead, the paper's ablation.
         label_smoothing: of the cross-entropy.
+        mixing: of the clips in training, the same at all counts.
     """
 
     flexible: FrameFlexible
     weight: float = 1.0
     distil: bool = True
     label_smoothing: float = 0.0
+    mixing: Mixing = UNMIXED
 
     @property
     def model(self) -> VideoModel:
@@ -48,10 +51,8 @@ class FrameFlexibleTask:
 
     def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
         """`ffn_loss` of the batch, or `label_loss`."""
-        labels = batch["label"]
-        logits, updated = self.flexible.apply(
-            variables, batch["video"], train=True, rngs={"dropout": key}, mutable=True
-        )
+        video, labels = self.mixing.mix(self.model, batch, jax.random.fold_in(key, 0))  # 0: no count of frames
+        logits, updated = self.flexible.apply(variables, video, train=True, rngs={"dropout": key}, mutable=True)
         if self.distil:
             loss, parts = ffn_loss(
                 logits, labels, self.weight, label_smoothing=self.label_smoothing, frames=self.frames

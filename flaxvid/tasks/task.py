@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from flaxvid.losses.classification import cross_entropy
 from flaxvid.models.video_model import VideoModel, init_variables
+from flaxvid.tasks.mixing import UNMIXED, Mixing
 from flaxvid.types import Batch, Variables
 
 Metrics = dict[str, Float[Array, ""]]
@@ -53,7 +54,8 @@ def init_model(model: VideoModel, key: Array) -> dict[str, Any]:
 
 
 def accuracy(logits: Float[Array, "b k"], labels: Array) -> Float[Array, ""]:
-    """Share of right answers in a batch."""
+    """Share of right answers in a batch; of a mixed clip the class with the largest share is right."""
+    labels = labels.argmax(-1) if labels.ndim == 2 else labels
     return (logits.argmax(-1) == labels).mean()
 
 
@@ -75,6 +77,7 @@ class Supervised:
         label_smoothing: of the cross-entropy.
         sampling: "proportional" or "mixed"; of no effect with one frame count.
         share: of the clips at the longest count.
+        mixing: of the clips in training.
     """
 
     model: VideoModel
@@ -82,6 +85,7 @@ class Supervised:
     label_smoothing: float = 0.0
     sampling: str = "proportional"
     share: float = 0.5
+    mixing: Mixing = UNMIXED
 
     def __post_init__(self):
         if self.sampling not in ("proportional", "mixed"):
@@ -118,8 +122,8 @@ class Supervised:
         """Cross-entropy over the batch; statistics are updated part by part."""
         state = {"batch_stats": variables["batch_stats"]} if "batch_stats" in variables else {}
         total, right = jnp.zeros(()), jnp.zeros(())
-        labels = batch["label"]
-        for rows, clip in self.parts(batch["video"]):
+        video, labels = self.mixing.mix(self.model, batch, jax.random.fold_in(key, 0))  # 0: no count of frames
+        for rows, clip in self.parts(video):
             logits, state = self.model.apply(
                 {"params": variables["params"], **state},
                 clip,

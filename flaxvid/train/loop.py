@@ -60,12 +60,12 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     for frames in (recipe.task.frames, recipe.eval_frames):
         clip_config(recipe, frames)
     enable_compilation_cache()
-    workdir, mesh, hosts = Path(workdir), make_mesh(), jax.process_count()
+    workdir, mesh = Path(workdir), make_mesh()
     check_batch_size(recipe.batch_size, mesh, accumulate=recipe.optimizer.accumulate)
     check_norm_groups(recipe.batch_size // recipe.optimizer.accumulate, recipe.norm_groups, mesh)
     check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
     source, eval_source = (open_data(recipe.data, split) for split in (recipe.data.train_split, recipe.data.eval_split))
-    steps_per_epoch(source, recipe.batch_size // hosts, hosts)  # too few videos for a batch show now
+    count_steps(recipe, source)  # too few videos for a batch show now
     model = make_model(recipe, len(source.classes))
     task, plain = make_task(recipe, model), load_start(recipe, model)
     with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
@@ -99,8 +99,7 @@ def train(
     mesh: Mesh,
 ) -> Results:
     """Trains from the newest whole checkpoint of `workdir`, else from `plain`, else from scratch; tests at the end."""
-    hosts = jax.process_count()
-    epoch_steps = steps_per_epoch(source, recipe.batch_size // hosts, hosts)
+    hosts, epoch_steps = jax.process_count(), count_steps(recipe, source)
     optimizer = make_optimizer(recipe.optimizer, make_schedule(recipe.optimizer, recipe.epochs, epoch_steps))
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
     state = create_state(task.init(init_key, plain), optimizer, ema=recipe.optimizer.ema > 0)
@@ -180,6 +179,12 @@ def train(
             results = test(recipe, task, state, eval_source, recipe.eval_frames, mesh)
             log.write(total, {f"eval/top1_{n}": row["top1"] for n, row in results.items()}, recipe.epochs)
     return results
+
+
+def count_steps(recipe: Recipe, source: Source) -> int:
+    """Steps of one pass over the training videos."""
+    hosts = jax.process_count()
+    return steps_per_epoch(source, recipe.batch_size // hosts // recipe.data.repeats, hosts)
 
 
 def mean_metrics(

@@ -58,6 +58,11 @@ class DataRecipe:
         sampling, interval: "segment", a frame from each of equal parts of the video, or "dense", frames `interval`
             apart.
         eval_clips, eval_crops: views of a test video: clips, and crops of each (1, 3, 5 or 10).
+        crop: of training clips: "multiscale" (by `scales`) or "resized" (any part of the frame, by `area`, `aspect`).
+        area, aspect: least and largest part of the frame, and least and largest width over height, of a resized crop.
+        colour_jitter: largest changes of brightness, contrast, saturation and hue.
+        randaugment, magnitude: operations of RandAugment on each training clip (0: none), and their magnitude of 10.
+        repeats: clips of each video in a training batch; `batch_size` counts them all.
         shuffle_frames: put the frames of each clip in random order, a baseline that knows no order.
         num_threads: that decode.
         num_workers: processes that decode; 0 decodes in this one.
@@ -79,6 +84,13 @@ class DataRecipe:
     interval: int = 8
     eval_clips: int = 1
     eval_crops: int = 1
+    crop: str = "multiscale"
+    area: tuple[float, ...] = (0.08, 1.0)
+    aspect: tuple[float, ...] = (0.75, 4 / 3)
+    colour_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    randaugment: int = 0
+    magnitude: float = 9.0
+    repeats: int = 1
     shuffle_frames: bool = False
     num_threads: int = 2
     num_workers: int = 0
@@ -98,6 +110,7 @@ class TaskRecipe:
         alteration, private_norms: see `FrameFlexible`.
         sampling, share: of supervised training with several counts; see `Supervised`.
         label_smoothing: of the cross-entropy.
+        mixup, cutmix, erasing: of training clips on the device, 0 for none; see `Mixing`.
     """
 
     name: str = "ffn"
@@ -109,6 +122,9 @@ class TaskRecipe:
     sampling: str = "proportional"
     share: float = 0.5
     label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erasing: float = 0.0
 
 
 @dataclasses.dataclass
@@ -148,7 +164,7 @@ class Recipe:
 
     Attributes:
         model, data, task, optimizer: its parts.
-        batch_size: videos in a step, over all devices and hosts.
+        batch_size: training clips in a step, over all devices and hosts.
         epochs: passes over the training videos.
         norm_groups: groups of a batch that are normalised by their own statistics; 1 is the whole batch, over all
             devices, and as many as there are devices spare the communication.
@@ -210,6 +226,10 @@ def check(recipe: Recipe) -> None:
             f'optimizer.schedule must be "step", "cosine" or "constant", got {optimizer.schedule!r}',
         ),
         (0 <= data.max_broken <= 1, f"data.max_broken must lie in [0, 1], got {data.max_broken}"),
+        (
+            data.repeats > 0 and recipe.batch_size % max(data.repeats, 1) == 0,
+            f"data.repeats={data.repeats} must divide batch_size={recipe.batch_size}",
+        ),
         (recipe.epochs > 0 and recipe.batch_size > 0, "epochs and batch_size must be positive"),
         (
             min(recipe.keep, recipe.checkpoint_every, recipe.log_every) > 0,

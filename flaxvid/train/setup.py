@@ -7,12 +7,13 @@ from typing import Any
 import jax
 
 from flaxvid.adapt.surgery import adopt
-from flaxvid.data.clips import ClipConfig
+from flaxvid.data.clips import Augmentation, ClipConfig
 from flaxvid.data.sources import Source, open_source
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.frame_flexible import FrameFlexibleTask
+from flaxvid.tasks.mixing import Mixing
 from flaxvid.tasks.task import Supervised, Task, init_model
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, Recipe
@@ -56,6 +57,15 @@ def clip_config(recipe: Recipe, frames: tuple[int, ...]) -> ClipConfig:
         interval=data.interval,
         clips=data.eval_clips,
         crops=data.eval_crops,
+        augmentation=Augmentation(
+            crop=data.crop,  # pyright: ignore[reportArgumentType]
+            area=tuple(data.area),  # pyright: ignore[reportArgumentType]
+            aspect=tuple(data.aspect),  # pyright: ignore[reportArgumentType]
+            colour_jitter=tuple(data.colour_jitter),  # pyright: ignore[reportArgumentType]
+            randaugment=data.randaugment,
+            magnitude=data.magnitude,
+        ),
+        repeats=data.repeats,
         shuffle_frames=data.shuffle_frames,
     )
 
@@ -78,10 +88,11 @@ def make_model(recipe: Recipe, num_classes: int) -> VideoModel:
 def make_task(recipe: Recipe, model: VideoModel) -> Task:
     """The recipe's task."""
     task = recipe.task
+    mixing = Mixing(task.mixup, task.cutmix, task.erasing)
     if task.name == "ffn":
         flexible = FrameFlexible(model, tuple(task.frames), task.alteration, task.private_norms)
-        return FrameFlexibleTask(flexible, task.weight, task.distil, task.label_smoothing)
-    return Supervised(model, tuple(task.frames), task.label_smoothing, task.sampling, task.share)
+        return FrameFlexibleTask(flexible, task.weight, task.distil, task.label_smoothing, mixing)
+    return Supervised(model, tuple(task.frames), task.label_smoothing, task.sampling, task.share, mixing)
 
 
 def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:

@@ -15,9 +15,7 @@ def level(i):
 def write_video():
     """Writes a real h264 video whose i-th frame is grey `level(i)`, with the left half 20 brighter, or noise."""
 
-    def write(
-        path, frames=20, height=32, width=48, noise=False, audio_only=False, key_frames=250, movflags="faststart"
-    ):
+    def write(path, frames=20, height=32, width=48, noise=False, audio_only=False, gop=250, movflags="faststart"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path), "w", options={"movflags": movflags}) as container:
             if audio_only:
@@ -29,7 +27,7 @@ def write_video():
                 container.mux(stream.encode(None))
                 return path
             stream = container.add_stream(
-                "libx264", rate=10, options={"crf": "1", "preset": "ultrafast", "g": str(key_frames)}
+                "libx264", rate=10, options={"crf": "1", "preset": "ultrafast", "g": str(gop)}
             )
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for i in range(frames):

@@ -69,7 +69,7 @@ def test_a_file_cut_off(tmp_path, write_video):
 
 
 def test_a_header_that_counts_its_first_fragment_only(tmp_path, write_video, frame_numbers):
-    path = write_video(tmp_path / "a.mp4", key_frames=5, movflags="frag_keyframe")
+    path = write_video(tmp_path / "a.mp4", gop=5, movflags="frag_keyframe")
     with av.open(str(path)) as container:
         assert container.streams.video[0].frames == 5
     assert count_frames(path) == 20

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -8,8 +9,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from flaxvid.data.clips import Augmentation, ClipConfig
 from flaxvid.data.decode import VideoError
-from flaxvid.data.pipeline import ClipConfig, eval_batches, steps_per_epoch, train_batches
+from flaxvid.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from flaxvid.data.sources import open_source
 
 CLIPS = ClipConfig(frames=(2, 4), image_size=24, test_size=28)
@@ -197,6 +199,40 @@ def test_dense_sampling(source, frame_numbers):
     assert set(numbers[:, 0]) == set(range(9))  # 20 frames, windows of 12
     numbers = frame_numbers(next(iter(eval_batches(source, clips, 2)))["video"][4])
     np.testing.assert_array_equal(numbers, [[[0, 3, 6, 9], [4, 7, 10, 13], [8, 11, 14, 17]]] * 2)
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        Augmentation(crop="resized", area=(0.3, 1.0)),
+        Augmentation(colour_jitter=(0.4, 0.4, 0.4, 0.1)),
+        Augmentation(randaugment=2, magnitude=8.0),
+    ],
+)
+def test_augmentations_change_clips_and_resume(source, augmentation):
+    plain = ClipConfig((2, 4), 24, sampling="dense", interval=1)
+    clips = dataclasses.replace(plain, augmentation=augmentation)
+    batches = train_batches(source, clips, 3)
+    first = next(batches)
+    state = batches.get_state()
+    expected = take(batches, 2)
+    resumed = train_batches(source, clips, 3, num_threads=1)
+    resumed.set_state(state)
+    chex.assert_trees_all_equal(take(resumed, 2), expected)
+    chex.assert_shape(first["video"][4], (3, 4, 24, 24, 3))
+    assert (first["video"][4] != next(train_batches(source, plain, 3))["video"][4]).any(axis=(1, 2, 3, 4)).all()
+
+
+def test_repeats_are_clips_of_one_video_drawn_apart(source, frame_numbers):
+    clips = ClipConfig((2, 4), 24, scales=(1.0,), repeats=2)
+    batches = take(train_batches(source, clips, 6), 4)
+    for batch in batches:
+        chex.assert_shape(batch["video"][4], (6, 4, 24, 24, 3))
+        np.testing.assert_array_equal(batch["index"][:3], batch["index"][3:])
+        assert (batch["video"][4][:3] != batch["video"][4][3:]).any(axis=(1, 2, 3, 4)).all()
+    assert len({*batches[0]["index"], *batches[1]["index"]}) == 6  # an epoch is two steps
+    with pytest.raises(ValueError, match="expected repeats to divide the batch size, got 2 and 3"):
+        train_batches(source, clips, 3)
 
 
 def test_shuffled_frames(source, frame_numbers):

@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 
 from flaxvid.data.motion_render import FLIP_LABELS, MOTION_CLASSES
-from flaxvid.data.transforms import Crop, mirrored_labels, multiscale_crop, view_crops
+from flaxvid.data.transforms import Crop, mirrored_labels, multiscale_crop, resized_crop, view_crops
 
 
 def crops(height, width, image_size, scales, count=3000):
@@ -35,6 +36,25 @@ def test_crops_lie_within_the_frame_and_reach_its_edges():
 def test_a_side_near_the_image_size_is_not_resampled():
     assert {crop[:2] for crop in crops(256, 340, 223, (0.875,))} == {(256, 340)}
     assert crops(64, 64, 64, (1.0,)) == {Crop(64, 64, 0, 0)}
+
+
+def test_resized_crops():
+    rng = np.random.default_rng(0)
+    parts = []
+    for _ in range(2000):
+        crop = resized_crop(240, 320, 64, (0.25, 0.5), (0.5, 2.0), rng)
+        assert 0 <= crop.top <= crop.height - 64
+        assert 0 <= crop.left <= crop.width - 64
+        parts.append((240 * 64 / crop.height, 320 * 64 / crop.width, crop.top / crop.height, crop.left / crop.width))
+    height, width, top, left = np.array(parts).T
+    area, aspect = height * width / (240 * 320), width / height
+    assert (area.min(), area.max()) == (pytest.approx(0.25, abs=0.02), pytest.approx(0.5, abs=0.02))
+    assert (aspect.min(), aspect.max()) == (pytest.approx(0.5, abs=0.03), pytest.approx(2, abs=0.1))
+    assert np.median(aspect) == pytest.approx(1, abs=0.1)  # even in the logarithm
+    assert top.min() == left.min() == 0
+    # A part that cannot fit: the middle square of 30 x 40, twice its size.
+    assert resized_crop(30, 40, 60, (1.0, 1.0), (9.0, 9.0), rng) == Crop(60, 80, 0, 10)
+    assert resized_crop(32, 32, 32, (1.0, 1.0), (1.0, 1.0), rng) == Crop(32, 32, 0, 0)
 
 
 def test_the_test_crops():

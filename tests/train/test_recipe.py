@@ -42,6 +42,7 @@ def test_all_problems_are_said_at_once():
         (Recipe(optimizer=OptimizerRecipe(accumulate=3)), "accumulate=3 must divide batch_size=32"),
         (Recipe(optimizer=OptimizerRecipe(accumulate=0)), "accumulate=0"),
         (Recipe(data=DataRecipe(max_broken=5.0)), r"data.max_broken must lie in \[0, 1\], got 5.0"),
+        (Recipe(data=DataRecipe(repeats=3)), "data.repeats=3 must divide batch_size=32"),
         (Recipe(batch_size=0), "batch_size must be positive"),
     ],
 )
