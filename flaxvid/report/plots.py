@@ -230,7 +230,13 @@ def _figure(xlabel: str, ylabel: str) -> tuple["Figure", "Axes"]:
 
 
 def _legend(axes: "Axes") -> "Legend":
-    legend = axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    many = len(axes.get_legend_handles_labels()[1]) > 6
+    if many:  # below the axes: inside it would hide the curves
+        legend = axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=8, labelcolor=INK
+        )
+    else:
+        legend = axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a dollar in a name is no formula
     return legend
