@@ -95,14 +95,15 @@ def metric_plot(runs: Mapping[str, Run], name: str, ylabel: str) -> "Figure":
     Args:
         runs: by the names that the legend gives them.
         name: key of the metric; runs without it are left out.
-        ylabel: what it is.
+        ylabel: what it is; one that ends in "(%)" takes shares in percent.
     """
     figure, axes = _figure(xlabel="step", ylabel=ylabel)
+    factor = 100 if ylabel.endswith("(%)") else 1
     for i, (label, run) in enumerate(runs.items()):
         steps, values = run.series(name)
         if len(steps):
             smooth = running_mean(values, max(1, len(values) // 50))
-            axes.plot(steps, smooth, color=COLORS[i % len(COLORS)], label=label, lw=1.6)
+            axes.plot(steps, factor * smooth, color=COLORS[i % len(COLORS)], label=label, lw=1.6)
     _legend(axes)
     return figure
 
