@@ -5,9 +5,10 @@
     python scripts/evaluate.py runs/ffn-folder --root other_videos --split test
     python scripts/evaluate.py tsm.safetensors --data ucf101 --root UCF-101 --frames 8
 
-Protocols are those of TSM's authors: efficient (1 clip, centre crop), accurate (2 clips x 3 crops at full resolution),
-dense (10 clips of 64 frames x 3 crops at full resolution). Prints a table and writes evaluation.json, some film strips
-and the page index.html into the run's folder; for a weights file into --output, if given.
+Without --protocol views are the recipe's own. Protocols are those of TSM's authors: efficient (1 clip, centre crop),
+accurate (2 clips x 3 crops at full resolution), dense (10 clips of 64 frames x 3 crops at full resolution). Prints a
+table, and writes evaluation.json, film strips and the page index.html into the run's folder; for a weights file into
+--output, if given.
 """
 
 import argparse
@@ -20,13 +21,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from flaxvid.compress.cost import model_cost
-from flaxvid.data.pipeline import ClipConfig, eval_batches
+from flaxvid.data.clips import ClipConfig
+from flaxvid.data.pipeline import eval_batches
 from flaxvid.data.sources import Source
 from flaxvid.data.subset import Subset
 from flaxvid.evaluate.any_frame import clip_milliseconds
 from flaxvid.evaluate.evaluator import Evaluation, evaluate_videos, join
 from flaxvid.evaluate.record import evaluation_record, write_record
-from flaxvid.evaluate.views import PROTOCOLS, Protocol
+from flaxvid.evaluate.views import PROTOCOLS, describe_views
 from flaxvid.report.page import write_page
 from flaxvid.report.tables import evaluation_notes, evaluation_table
 from flaxvid.train.loop import enable_compilation_cache
@@ -41,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="a run's folder, or a .safetensors file of flaxvid")
     parser.add_argument("--frames", type=int, nargs="+", help="frame counts (default: the recipe's eval_frames)")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="efficient", help="default: efficient")
+    parser.add_argument("--protocol", choices=PROTOCOLS, help="default: as the recipe says, mostly one view")
     parser.add_argument("--clips", type=int, help="clips a video, instead of the protocol's")
     parser.add_argument("--crops", type=int, choices=(1, 3, 5, 10), help="crops a frame, instead of the protocol's")
     parser.add_argument("--data", help="another data set than the run's: motion, folder, list, ucf101, ...")
@@ -67,12 +69,14 @@ def run(arguments: argparse.Namespace) -> None:
     names = arguments.classes.read_text().splitlines() if arguments.classes else None
     trained = load_trained(arguments.run, names)
     source = open_videos(trained, arguments)
-    given = {name: getattr(arguments, name) for name in ("clips", "crops") if getattr(arguments, name)}
-    protocol = dataclasses.replace(PROTOCOLS[arguments.protocol], **given)
     frames = tuple(dict.fromkeys(arguments.frames or trained.recipe.eval_frames))
-    passes = protocol.passes(clip_config(trained.recipe, frames), frames)
+    passes = (clip_config(trained.recipe, frames),)
+    if arguments.protocol:
+        passes = PROTOCOLS[arguments.protocol].passes(passes[0], frames)
+    given = {name: getattr(arguments, name) for name in ("clips", "crops") if getattr(arguments, name)}
+    passes = tuple(dataclasses.replace(clips, **given) for clips in passes)
     console = Console(stderr=True)
-    evaluation = evaluate(trained, source, protocol, passes, arguments, console)
+    evaluation = evaluate(trained, source, passes, arguments, console)
     size = passes[0].image_size
     with console.status("measuring"):
         costs = {
@@ -82,12 +86,12 @@ def run(arguments: argparse.Namespace) -> None:
             }
             for n in frames
         }
-    name = arguments.protocol + " with other views" * bool(given)
-    facts = {"name": name, "views": str(protocol), "size": size}
-    record = evaluation_record(evaluation, source, protocol=facts, costs=costs)
+    name = (arguments.protocol or "the recipe's") + " with other numbers" * bool(given)
+    facts = {"name": name, "views": describe_views(passes[0]), "size": size}
+    record = evaluation_record(evaluation, source, clips=passes[0], protocol=facts, costs=costs)
     print(evaluation_table(record), *evaluation_notes(record), sep="\n")
     for fault in record["data"]["faults"]:
-        print(f"  {'missing' if fault['missing'] else 'unreadable'}: {fault['id']}: {fault['reason']}")
+        print(f"  {'missing' if fault['missing'] else 'unreadable'}: {fault['reason']}")
     if folder := arguments.output or trained.folder:
         path = write_record(folder, record, evaluation, source)
         print(f"{path}\n{write_page(folder)}")
@@ -114,15 +118,14 @@ def open_videos(trained: Trained, arguments: argparse.Namespace) -> Source:
 def evaluate(
     trained: Trained,
     source: Source,
-    protocol: Protocol,
     passes: tuple[ClipConfig, ...],
     arguments: argparse.Namespace,
     console: Console,
 ) -> Evaluation:
     """All passes over the videos, under a progress bar."""
     mesh, recipe = make_mesh(), trained.recipe
-    views = protocol.clips * protocol.crops
-    videos = max(1, (arguments.batch_size or recipe.eval_batch_size) // (views * mesh.size)) * mesh.size
+    at_once = (arguments.batch_size or recipe.eval_batch_size) // passes[0].views
+    videos = max(mesh.size, at_once - at_once % mesh.size)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     evaluations = []
     with Progress(*columns, console=console) as progress:

@@ -21,6 +21,7 @@ from flaxvid.data.decode import VideoError
 from flaxvid.evaluate.any_frame import largest_within
 from flaxvid.export.predictor import Prediction, Predictor, find_videos
 from flaxvid.train.loop import enable_compilation_cache
+from flaxvid.train.setup import clip_config
 from flaxvid.train.trained import Trained, load_trained
 
 
@@ -58,7 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     videos = find_videos(arguments.videos)
     names = arguments.classes.read_text().splitlines() if arguments.classes else None
     trained = load_trained(arguments.run, names)
-    predictor = Predictor(trained.model, trained.select, trained.classes, trained.recipe.data.test_size or None)
+    clips = clip_config(trained.recipe, trained.frames)
+    predictor = Predictor(trained.model, trained.select, trained.classes, clips)
     num_frames = choose_frames(trained, predictor, arguments, console)
     widths = max(len(str(video)) for video in videos), max(map(len, predictor.classes))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

@@ -67,7 +67,25 @@ def evaluate(
     *,
     put: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> dict[int, dict[str, float]]:
-    """Accuracy at each frame count, the probabilities of a video's views averaged.
+    """The scores at each frame count alone; arguments and errors as of `evaluate_videos`.
+
+    Returns:
+        ``{4: {"top1": 0.61, "top5": 0.93, "mean_class": 0.6, "calibration_error": 0.1, "clips": 2048}, ...}``.
+    """
+    evaluation = evaluate_videos(model, variables, batches, put=put)
+    return {count: dict(result.scores) for count, result in evaluation.frames.items()}
+
+
+def evaluate_videos(
+    model: VideoModel,
+    variables: Mapping[int, Variables],
+    batches: Iterable[Batch],
+    *,
+    put: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Evaluation:
+    """Evaluates every video at each frame count, the probabilities of its views averaged.
+
+    All sums are made on the devices and fetched once at the end; every process of a multi-host run gets the same.
 
     Args:
         model: the ordinary model.
@@ -101,11 +119,41 @@ def evaluate(
     return Evaluation(results, joined["index"][keep], joined["label"][keep], broken)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _count_right(
-    model: VideoModel, plain: Variables, video: jax.Array, labels: jax.Array, mask: jax.Array
-) -> dict[str, jax.Array]:
-    rows, views = video.shape[:2]
-    logits: Any = model.apply(plain, video.reshape(-1, *video.shape[2:]))
-    probabilities = jax.nn.softmax(logits).reshape(rows, views, -1)
-    return accuracy_sums(probabilities.mean(1), labels, mask)
+def join(passes: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation out of several passes over the same videos, each at other frame counts.
+
+    Raises:
+        ValueError: the passes could not read the same videos.
+    """
+    first = passes[0]
+    if any(other.broken != first.broken for other in passes):
+        counts = [f"{len(other.broken)} at {', '.join(map(str, other.frames))} frames" for other in passes]
+        raise ValueError(
+            f"expected the same unreadable videos at every frame count, got {'; '.join(counts)}: evaluate the counts "
+            "one by one, or repeat frames of short videos (data.short)"
+        )
+    frames = {count: result for other in passes for count, result in other.frames.items()}
+    return dataclasses.replace(first, frames=frames)
+
+
+@jax.jit
+def _judge(
+    probabilities: Float[Array, "b k"], labels: Int[Array, " b"], mask: Array
+) -> tuple[dict[str, Any], tuple[Array, Array]]:
+    """All sums of one batch, and each video's guess and confidence."""
+    sums = {
+        "accuracy": accuracy_sums(probabilities, labels, mask),
+        "confusion": confusion_counts(probabilities, labels, mask),
+        "calibration": calibration_sums(probabilities, labels, mask),
+    }
+    return sums, (probabilities.argmax(-1), probabilities.max(-1))
+
+
+def _result(sums: Mapping[str, Any], guess: np.ndarray, confidence: np.ndarray) -> Result:
+    scores = {
+        **accuracies(sums["accuracy"]),
+        "mean_class": float(mean_class_accuracy(sums["confusion"])),
+        "calibration_error": calibration_error(sums["calibration"]),
+        "clips": int(sums["accuracy"]["count"]),
+    }
+    return Result(scores, sums["confusion"], reliability(sums["calibration"]), guess, confidence)

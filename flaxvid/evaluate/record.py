@@ -11,7 +11,9 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from flaxvid.data.decode import VideoError, decode
+from flaxvid.data.broken import why_broken
+from flaxvid.data.clips import ClipConfig
+from flaxvid.data.decode import decode
 from flaxvid.data.sampling import segment_indices
 from flaxvid.data.sources import Source
 from flaxvid.evaluate.evaluator import Evaluation, Result
@@ -27,6 +29,7 @@ def evaluation_record(
     evaluation: Evaluation,
     source: Source,
     *,
+    clips: ClipConfig,
     protocol: Mapping[str, Any],
     costs: Mapping[int, Mapping[str, float]],
 ) -> dict[str, Any]:
@@ -35,10 +38,11 @@ def evaluation_record(
     Args:
         evaluation: of `source`.
         source: the videos.
+        clips: how their clips were cut, of any pass; tells what is wrong with those that could not be read.
         protocol: how they were evaluated: its "name", "views" and "size".
         costs: "gflops" and "milliseconds" of a clip at each frame count.
     """
-    faults = [find_fault(source, position) for position in evaluation.broken]
+    faults = [find_fault(source, position, clips) for position in evaluation.broken]
     missing = sum(fault["missing"] for fault in faults)
     device = jax.devices()[0]
     return {
@@ -105,25 +109,22 @@ def choose_examples(evaluation: Evaluation) -> list[int]:
 def film_strip(video: bytes | str | Path, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """Frames from all of a video side by side, whole ones and not the network's crop."""
     frames = decode(
-        video, lambda length: segment_indices(length, STRIP_FRAMES, short="repeat"), size=STRIP_HEIGHT, name=name
+        video, lambda length: segment_indices(length, STRIP_FRAMES, short="repeat")[0], size=STRIP_HEIGHT, name=name
     )
     padded = np.pad(frames, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
     return np.concatenate(list(padded), axis=1)[:, :-GAP]
 
 
-def find_fault(source: Source, position: int) -> dict[str, Any]:
+def find_fault(source: Source, position: int, clips: ClipConfig) -> dict[str, Any]:
     """Why a video could not be read: {"id", "missing": whether it is not there at all, "reason"}."""
+    reason = why_broken(source, position, clips)
     try:
         item = source[position]
-        name, video = str(item["id"]), item["video"]
-        if not isinstance(video, bytes) and not Path(video).exists():
-            return {"id": name, "missing": True, "reason": "no such file"}
-        decode(video, lambda length: [length - 1], size=8, name=name)
-    except VideoError as error:
-        return {"id": name, "missing": False, "reason": str(error)}
-    except FileNotFoundError as error:
-        return {"id": f"video {position}", "missing": True, "reason": str(error)}
-    return {"id": name, "missing": False, "reason": "shorter than the clip, or a passing fault of the disk"}
+    except FileNotFoundError:
+        return {"id": f"video {position}", "missing": True, "reason": reason}
+    video = item["video"]
+    missing = not isinstance(video, bytes) and not Path(video).exists()
+    return {"id": str(item["id"]), "missing": missing, "reason": reason}
 
 
 def _details(result: Result) -> dict[str, Any]:

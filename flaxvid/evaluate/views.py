@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from flaxvid.data.pipeline import ClipConfig
+from flaxvid.data.clips import ClipConfig
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Variables
 
@@ -54,11 +54,6 @@ class Protocol:
             return (clips,)
         return tuple(dataclasses.replace(clips, frames=(n,), interval=max(1, self.window // n)) for n in frames)
 
-    def __str__(self) -> str:
-        views = f"{self.clips} clip{'s' * (self.clips > 1)} x {self.crops} crop{'s' * (self.crops > 1)}"
-        extent = f", dense over {self.window} frames" if self.sampling == "dense" else ""
-        return views + extent + (", full resolution" if self.full else "")
-
 
 PROTOCOLS = {
     "efficient": Protocol(),
@@ -70,6 +65,12 @@ PROTOCOLS = {
 --twice_sample --full_res`; "dense" the non-local networks' ten clips of 64 frames at full resolution,
 `--test_crops=3 --dense_sample --full_res`. They average logits where we average probabilities; with one view that is
 the same."""
+
+
+def describe_views(clips: ClipConfig) -> str:
+    """A clip's views in words: "2 clips x 3 crops"."""
+    views = f"{clips.clips} clip{'s' * (clips.clips > 1)} x {clips.crops} crop{'s' * (clips.crops > 1)}"
+    return views + (f", a frame in {clips.interval}" if clips.sampling == "dense" else "")
 
 
 def average_views(model: VideoModel, variables: Variables, video: UInt8[Array, "b v n h w 3"]) -> Float[Array, "b k"]:

@@ -1,23 +1,24 @@
 """Prediction: videos in, class probabilities out, at any frame count."""
 
+import dataclasses
 import functools
 import glob
 import io
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
+from flaxvid.data.clips import ClipConfig, cut_views
 from flaxvid.data.decode import IMAGE_SUFFIXES, VideoError, count_frames, decode
-from flaxvid.data.sampling import segment_indices
+from flaxvid.data.sampling import dense_indices, segment_indices
 from flaxvid.data.sources import VIDEO_SUFFIXES
-from flaxvid.data.transforms import Crop, centre_crop
+from flaxvid.data.transforms import Crop, view_crops
 from flaxvid.evaluate.any_frame import clip_milliseconds
 from flaxvid.evaluate.views import average_views
 from flaxvid.models.video_model import VideoModel
@@ -27,7 +28,7 @@ TOGETHER = 32
 """Stretches of a long video that are decoded together: more need more memory, fewer more passes over the file."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Prediction:
     """What the network says to one stretch of a video.
 
@@ -42,13 +43,14 @@ class Prediction:
 
 
 class Predictor:
-    """A trained network for videos as they come: one clip and the centre crop, as in evaluation with one view.
+    """A trained network for videos as they come.
 
     Args:
         model: the ordinary model.
         select: gives its ordinary variables for a frame count, such as ``lambda n: flexible.select(variables, n)``.
         classes: class names in the order of the logits.
-        test_size: short side of the resized video before its centre crop; None is the usual image_size * 256 / 224.
+        clips: how a video is seen, as in evaluation, whatever its frame counts; the default is one clip from all of the
+            video and the centre crop. Videos shorter than a clip repeat frames.
     """
 
     def __init__(
@@ -56,52 +58,38 @@ class Predictor:
         model: VideoModel,
         select: Callable[[int], Variables],
         classes: tuple[str, ...],
-        test_size: int | None = None,
+        clips: ClipConfig | None = None,
     ):
         self.model, self.classes = model, classes
         self._select = functools.cache(lambda num_frames: jax.device_put(select(num_frames)))
-        self._size = model.clip.image_size
-        self._short_side = test_size or round(self._size * 256 / 224)
+        clips = clips or ClipConfig(image_size=model.clip.image_size)
+        self._clips = dataclasses.replace(clips, short="repeat")
 
-    def __call__(self, video: UInt8[np.ndarray, "b n h w 3"]) -> Float[Array, "b k"]:
-        """Probabilities of a batch of uint8 clips, all of one frame count.
+    def __call__(self, video: UInt8[np.ndarray, "b v n h w 3"]) -> Float[np.ndarray, "b k"]:
+        """Probabilities of a batch of uint8 videos, the mean over each one's views.
 
         Raises:
             ValueError: the video is not uint8, or not of that shape.
         """
-        if video.ndim != 5:
-            raise ValueError(f"expected clips of (batch, frames, height, width, 3), got {tuple(video.shape)}")
-        return average_views(self.model, self._select(video.shape[1]), jax.numpy.asarray(video)[:, None])
+        return np.asarray(average_views(self.model, self._select(video.shape[2]), jax.numpy.asarray(video)))
 
     def predict(self, video: bytes | str | Path, num_frames: int, window: float | None = None) -> Iterator[Prediction]:
         """Yields the answer to a video, or to one stretch of it after the other; memory holds the clips of a few dozen.
 
-        A video shorter than the clip repeats frames.
-
         Args:
             video: an encoded file's bytes or path, or the path of a folder of numbered images.
             num_frames: frames of each clip.
-            window: seconds of a stretch; the video is divided into equal ones about as long. None takes it whole.
+            window: seconds of a stretch, seen as a video of its own with one view; the video is divided into equal ones
+                about as long. None takes it whole.
 
         Raises:
             VideoError: the video cannot be read, or has no frame rate to tell its stretches by.
             ValueError: the window is not positive.
         """
-        crop = Crop(0, 0, 0, 0)
-
-        def resized(height: int, width: int) -> tuple[int, int]:
-            nonlocal crop
-            crop = centre_crop(height, width, self._size, self._short_side)
-            return crop.height, crop.width
-
-        def answer(clip: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " k"]:
-            return np.asarray(self(crop.cut(clip, self._size)[None])[0])
-
-        def centres(length: int) -> np.ndarray:
-            return segment_indices(length, num_frames, short="repeat")
-
+        clips = dataclasses.replace(self._clips, frames=(num_frames,))
         if window is None:
-            yield Prediction(None, None, answer(decode(video, centres, size=resized)))
+            views = cut_views({"video": video, "id": "video"}, clips, np.random.default_rng(0))[num_frames]
+            yield Prediction(None, None, self(views[None])[0])
             return
         if window <= 0:
             raise ValueError(f"expected a window of more than 0 seconds, got {window}")
@@ -109,18 +97,9 @@ class Predictor:
         edges = np.linspace(0, count, min(count, max(1, round(count / (rate * window)))) + 1).astype(int)
         stretches = list(itertools.pairwise(edges.tolist()))
         for first in range(0, len(stretches), TOGETHER):
-            together, length = stretches[first : first + TOGETHER], count
-
-            def positions(now: int, together: list[tuple[int, int]] = together) -> np.ndarray:
-                nonlocal length
-                length = now  # less than the count where the file's header promised too much
-                wanted = np.concatenate([begin + centres(end - begin) for begin, end in together])
-                return np.minimum(wanted, length - 1)
-
-            frames = decode(video, positions, size=resized)
-            for (begin, end), clip in zip(together, np.split(frames, len(together)), strict=True):
-                if begin < length:
-                    yield Prediction(begin / rate, min(end, length) / rate, answer(clip))
+            together = stretches[first : first + TOGETHER]
+            for (begin, end), view in zip(together, _cut(video, together, clips), strict=False):
+                yield Prediction(begin / rate, end / rate, self(view[None, None])[0])
 
     def top(self, probabilities: Float[np.ndarray, " k"], count: int) -> list[tuple[str, float]]:
         """The likeliest classes and their probabilities, as many as asked for and there are."""
@@ -129,7 +108,37 @@ class Predictor:
 
     def milliseconds(self, num_frames: int) -> float:
         """What a clip of so many frames takes here; see `clip_milliseconds`."""
-        return clip_milliseconds(self.model, self._select(num_frames), num_frames, self._size)
+        return clip_milliseconds(self.model, self._select(num_frames), num_frames, self._clips.image_size)
+
+
+def _cut(
+    video: bytes | str | Path, stretches: list[tuple[int, int]], clips: ClipConfig
+) -> list[UInt8[np.ndarray, "n s s 3"]]:
+    """One view of each stretch from a frame to another; fewer where the file ends before its header says."""
+    (n,), length = clips.frames, 0
+    crop = Crop(0, 0, 0, 0)
+
+    def positions(count: int) -> np.ndarray:
+        nonlocal length
+        length = count
+        wanted = [begin + _positions(end - begin, n, clips) for begin, end in stretches]
+        return np.minimum(np.concatenate(wanted), count - 1)
+
+    def resized(height: int, width: int) -> tuple[int, int]:
+        nonlocal crop
+        short_side = clips.test_size or round(clips.image_size * 256 / 224)
+        (crop,) = view_crops(height, width, clips.image_size, short_side, crops=1)
+        return crop.height, crop.width
+
+    frames = decode(video, positions, size=resized)
+    squares = crop.cut(frames, clips.image_size)
+    return np.split(squares, len(stretches))[: sum(begin < length for begin, _ in stretches)]
+
+
+def _positions(length: int, n: int, clips: ClipConfig) -> Int[np.ndarray, " n"]:
+    if clips.sampling == "dense":
+        return dense_indices(length, n, interval=clips.interval, short="repeat")[0]
+    return segment_indices(length, n, short="repeat")[0]
 
 
 def frame_rate(video: bytes | str | Path) -> float:

@@ -94,7 +94,7 @@ def _curves(runs: Mapping[str, Run]) -> str:
         image(metric_plot(runs, name, label), caption)
         for name, label, caption in (
             ("train/loss", "training loss", "Training loss; tasks differ in what they add up"),
-            ("train/accuracy", "training accuracy", "Accuracy on training clips"),
+            ("train/accuracy", "training accuracy (%)", "Accuracy on training clips"),
             ("train/clips_per_second", "clips a second", "Speed of training"),
         )
         if any(len(run.series(name)[0]) for run in runs.values())

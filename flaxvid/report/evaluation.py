@@ -50,7 +50,7 @@ def _clip(run: Run, clip: Mapping[str, Any]) -> str:
     answers = []
     for count, (guess, confidence) in clip["guesses"].items():
         kind, sign = ("right", "✓") if guess == label else ("wrong", "✗")
-        text = html.escape(f"{count} frames: {classes[guess]} {100 * confidence:.0f} %")
+        text = html.escape(f"{count} frames: {classes[guess]} {100 * confidence:.0f}\u00a0%")
         answers.append(f'<span class="{kind}">{sign} {text}</span>')
     name, truth = html.escape(clip["id"]), html.escape(classes[label])
     # Only of the folder's own strips: evaluation.json may come from anywhere.

@@ -95,14 +95,15 @@ def metric_plot(runs: Mapping[str, Run], name: str, ylabel: str) -> "Figure":
     Args:
         runs: by the names that the legend gives them.
         name: key of the metric; runs without it are left out.
-        ylabel: what it is.
+        ylabel: what it is; one that ends in "(%)" takes shares in percent.
     """
     figure, axes = _figure(xlabel="step", ylabel=ylabel)
+    factor = 100 if ylabel.endswith("(%)") else 1
     for i, (label, run) in enumerate(runs.items()):
         steps, values = run.series(name)
         if len(steps):
             smooth = running_mean(values, max(1, len(values) // 50))
-            axes.plot(steps, smooth, color=COLORS[i % len(COLORS)], label=label, lw=1.6)
+            axes.plot(steps, factor * smooth, color=COLORS[i % len(COLORS)], label=label, lw=1.6)
     _legend(axes)
     return figure
 
@@ -230,7 +231,13 @@ def _figure(xlabel: str, ylabel: str) -> tuple["Figure", "Axes"]:
 
 
 def _legend(axes: "Axes") -> "Legend":
-    legend = axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    many = len(axes.get_legend_handles_labels()[1]) > 6
+    if many:  # below the axes: inside it would hide the curves
+        legend = axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=8, labelcolor=INK
+        )
+    else:
+        legend = axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a dollar in a name is no formula
     return legend

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from flaxvid.data.clips import ClipConfig
 from flaxvid.data.sources import FileSource
 from flaxvid.evaluate.evaluator import Evaluation, Result, join
 from flaxvid.evaluate.record import choose_examples, evaluation_record, film_strip, find_fault, write_record
-from flaxvid.evaluate.views import PROTOCOLS
+
+CLIPS = ClipConfig((2,), 32)
 
 
 def result(guess, confidence):
@@ -46,8 +48,8 @@ def test_examples_are_right_ones_and_the_most_confident_wrong_ones(evaluation):
 
 def test_a_record_is_json_with_counted_faults_and_strips(evaluation, source, tmp_path):
     costs = {n: {"gflops": 0.1 * n, "milliseconds": float(n)} for n in (4, 8)}
-    facts = {"name": "efficient", "views": str(PROTOCOLS["efficient"]), "size": 32}
-    record = evaluation_record(evaluation, source, protocol=facts, costs=costs)
+    facts = {"name": "efficient", "views": "1 clip x 1 crop", "size": 32}
+    record = evaluation_record(evaluation, source, clips=CLIPS, protocol=facts, costs=costs)
     (tmp_path / "run" / "strips").mkdir(parents=True)
     (tmp_path / "run" / "strips" / "old.jpg").touch()
     read = json.loads(write_record(tmp_path / "run", record, evaluation, source).read_text())
@@ -72,9 +74,9 @@ def test_a_strip_shows_whole_frames_in_order(source):
 
 
 def test_faults_are_told_apart(source):
-    assert "2.png: expected more frames" in find_fault(source, 1)["reason"]
-    assert find_fault(source, 4)["missing"]
-    assert "shorter than the clip" in find_fault(source, 0)["reason"]
+    assert "2.png" in find_fault(source, 1, CLIPS)["reason"]
+    assert find_fault(source, 4, CLIPS)["missing"]
+    assert "clip shorter than the frame count" in find_fault(source, 0, ClipConfig((8,)))["reason"]
 
 
 def test_passes_join_only_over_the_same_videos(evaluation):

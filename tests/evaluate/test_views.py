@@ -1,15 +1,12 @@
 import pytest
 
-from flaxvid.data.pipeline import ClipConfig
-from flaxvid.evaluate.views import PROTOCOLS, Protocol
+from flaxvid.data.clips import ClipConfig
+from flaxvid.evaluate.views import PROTOCOLS, Protocol, describe_views
 
 
-def test_the_protocols_say_what_they_are():
-    assert {name: str(protocol) for name, protocol in PROTOCOLS.items()} == {
-        "efficient": "1 clip x 1 crop",
-        "accurate": "2 clips x 3 crops, full resolution",
-        "dense": "10 clips x 3 crops, dense over 64 frames, full resolution",
-    }
+def test_views_in_words():
+    words = [describe_views(PROTOCOLS[name].passes(ClipConfig(), (8,))[0]) for name in PROTOCOLS]
+    assert words == ["1 clip x 1 crop", "2 clips x 3 crops", "10 clips x 3 crops, a frame in 8"]
 
 
 @pytest.mark.parametrize(("protocol", "views", "size"), [("efficient", (1, 1), 224), ("accurate", (2, 3), 256)])

@@ -4,6 +4,7 @@ import av
 import numpy as np
 import pytest
 
+from flaxvid.data.clips import ClipConfig
 from flaxvid.export.predictor import Predictor
 from flaxvid.models.registry import create_tiny
 
@@ -20,7 +21,7 @@ def network(random_variables):
 @pytest.fixture(scope="session")
 def predictor(network):
     model, variables = network
-    return Predictor(model, lambda _: variables, CLASSES, test_size=32)
+    return Predictor(model, lambda _: variables, CLASSES, ClipConfig(image_size=32, test_size=32))
 
 
 @pytest.fixture(scope="session")

@@ -4,22 +4,36 @@ import jax
 import numpy as np
 import pytest
 
+from flaxvid.data.clips import ClipConfig
 from flaxvid.data.decode import VideoError, decode
-from flaxvid.data.pipeline import ClipConfig, eval_batches
+from flaxvid.data.pipeline import eval_batches
 from flaxvid.data.sources import FileSource
-from flaxvid.export.predictor import find_videos
+from flaxvid.export.predictor import Predictor, find_videos
 
 
 def test_a_video_is_seen_as_in_evaluation(predictor, videos, network):
     model, variables = network
     source = FileSource("one", str(videos), ("a.mp4",), (0,), predictor.classes)
     (batch,) = eval_batches(source, ClipConfig((4,), 32, 32), 1)
-    expected = jax.nn.softmax(jax.jit(model.apply)(variables, batch["video"][4][:, 0]))[0]
+    expected = jax.nn.softmax(jax.jit(model.apply)(variables, batch["video"][4][0]))[0]
     (prediction,) = predictor.predict(videos / "a.mp4", 4)
     assert (prediction.start, prediction.end) == (None, None)
     np.testing.assert_allclose(prediction.probabilities, expected, rtol=1e-5)
     (from_bytes,) = predictor.predict((videos / "a.mp4").read_bytes(), 4)
     np.testing.assert_array_equal(from_bytes.probabilities, prediction.probabilities)
+
+
+def test_views_and_dense_sampling_are_those_of_the_recipe(videos, network):
+    model, variables = network
+    clips = ClipConfig((4,), 32, 36, sampling="dense", interval=2, clips=2, crops=3)
+    dense = Predictor(model, lambda _: variables, ("first", "second", "third"), clips)
+    source = FileSource("one", str(videos), ("a.mp4",), (0,), dense.classes)
+    (batch,) = eval_batches(source, clips, 1)
+    (prediction,) = dense.predict(videos / "a.mp4", 4)
+    np.testing.assert_allclose(prediction.probabilities, dense(batch["video"][4])[0], rtol=1e-5)
+    first, _ = dense.predict(videos / "a.mp4", 4, window=2)
+    clip = decode(videos / "a.mp4", [6, 8, 10, 12], size=36)[:, 2:34, 11:43]
+    np.testing.assert_allclose(first.probabilities, dense(clip[None, None])[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("window", "edges"), [(1, [0, 10, 20, 30, 40]), (1.5, [0, 13, 26, 40]), (60, [0, 40])])
@@ -31,7 +45,7 @@ def test_windows_are_equal_stretches_each_a_video_of_its_own(predictor, videos, 
     for prediction, begin, end in zip(predictions, edges[:-1], edges[1:], strict=True):
         centres = [begin + (end - begin) // 4, begin + int((end - begin) * 0.75)]
         clip = decode(videos / "a.mp4", centres, size=32)[:, :, 8:40]
-        np.testing.assert_allclose(prediction.probabilities, predictor(clip[None])[0], rtol=1e-5)
+        np.testing.assert_allclose(prediction.probabilities, predictor(clip[None, None])[0], rtol=1e-5)
 
 
 def test_a_video_shorter_than_the_clip_repeats_frames(predictor, videos):
@@ -47,9 +61,9 @@ def test_top_classes_come_first(predictor):
 
 def test_what_cannot_be_predicted_says_why(predictor, videos, clip):
     with pytest.raises(ValueError, match="takes uint8 video, got float32"):
-        predictor(clip(1, 2, 32, 32) / np.float32(255))
-    with pytest.raises(ValueError, match="expected clips of"):
-        predictor(clip(2, 32, 32))
+        predictor(clip(1, 1, 2, 32, 32) / np.float32(255))
+    with pytest.raises(ValueError, match="expected video of"):
+        predictor(clip(1, 2, 32, 32))
     with pytest.raises(ValueError, match="more than 0 seconds"):
         list(predictor.predict(videos / "a.mp4", 2, window=0))
     with pytest.raises(VideoError, match=r"none\.mp4: no such file"):

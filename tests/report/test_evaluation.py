@@ -17,8 +17,8 @@ def test_the_page_shows_scores_facts_and_clips(evaluated, parse_page):
         "gone.avi",
         "torn.avi",
         "$run$ → <b>bold",
-        "✓ 8 frames: <b>bold 80 %",
-        "✗ 8 frames: $run$ 90 %",
+        "✓ 8 frames: <b>bold 80\u00a0%",
+        "✗ 8 frames: $run$ 90\u00a0%",
         "Right at 8 frames",
         "12.50",
     ):
