@@ -76,9 +76,9 @@ def main() -> int:
         return 130
     Console().print(show(report))
     if not arguments.check_only:
-        print(
-            f"Written to {arguments.output}; train with --config.data.name=tfds --config.data.root={arguments.output}"
-        )
+        output = arguments.output
+        print(f"Written to {output}; train with --config.data.name=tfds --config.data.root={output}")
+        print("and, where the recipe has official splits, --config.data.fold=0")
     print("All videos are good." if report.clean else f"All findings: {arguments.output}/report.json")
     return 0 if report.clean else 1
 

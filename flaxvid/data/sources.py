@@ -98,7 +98,7 @@ def open_source(
     given = {key: value for key, value in options.items() if value is not None}
     kind = SOURCES[name]
     if given.keys() - kind.options:
-        known = ", ".join(sorted(kind.options)) or "no options"
+        known = ", ".join(sorted(kind.options - {"dataset"})) or "no options"  # `dataset` is part of the name
         raise ValueError(
             f"{name}: expected {known}, got {', '.join(sorted(given.keys() - kind.options))}: leave it out"
         )

@@ -126,7 +126,7 @@ def running(pid):
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for the children of a process in /proc")
 def test_killed_and_run_again(tmp_path, write_video):
-    root, count = tmp_path / "videos", 60
+    root, count = tmp_path / "videos", 30
     one = write_video(root / "0.mp4", frames=30, height=96, width=96, noise=True).read_bytes()
     for i in range(count):
         (root / f"{i}.mp4").write_bytes(one)

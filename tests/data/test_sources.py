@@ -127,6 +127,8 @@ def test_names_and_options(tmp_path):
         open_source("folder", tmp_path, fold=1)
     with pytest.raises(ValueError, match="list: expected lists, got fold"):
         open_source("list", tmp_path, fold=1, lists=tmp_path)
+    with pytest.raises(ValueError, match="tfds: expected no options, got fold: leave it out"):
+        open_source("tfds", tmp_path, fold=1)
     with pytest.raises(ValueError, match="got 'folder:mine'"):
         open_source("folder:mine", tmp_path)
     with pytest.raises(ValueError, match="folder: expected the folder of the videos as root, got None"):
