@@ -73,7 +73,7 @@ def reestimate(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), ba
     """The 16-frame network of a seed with its statistics re-estimated at each frame count, evaluated there."""
     from flaxvid.adapt.statistics import reestimate_statistics
     from flaxvid.data.pipeline import eval_batches, train_batches
-    from flaxvid.evaluate.evaluator import evaluate
+    from flaxvid.evaluate.evaluator import evaluate_videos
     from flaxvid.train.checkpoint import restore_variables
     from flaxvid.train.recipe import read_recipe
     from flaxvid.train.setup import clip_config, make_model, open_data
@@ -90,7 +90,8 @@ def reestimate(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), ba
     stream = train_batches(train_source, clips, recipe.batch_size, seed=seed)
     seen = [next(stream)["video"] for _ in range(batches)]
     plain = {n: reestimate_statistics(model, variables, (video[n] for video in seen)) for n in frames}
-    results = evaluate(model, plain, eval_batches(test_source, clip_config(recipe, frames), recipe.eval_batch_size))
+    batches = eval_batches(test_source, clip_config(recipe, frames), recipe.eval_batch_size)
+    results = evaluate_videos(model, plain, batches).scores()
     old = {row["frames"]: row for row in json.loads((run / "any_frame.json").read_text())}
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps([{**old[n], **results[n]} for n in frames], indent=1))

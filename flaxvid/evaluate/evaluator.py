@@ -59,21 +59,9 @@ class Evaluation:
     label: Int[np.ndarray, " videos"]
     broken: tuple[int, ...]
 
-
-def evaluate(
-    model: VideoModel,
-    variables: Mapping[int, Variables],
-    batches: Iterable[Batch],
-    *,
-    put: Callable[[Batch], Batch] = lambda batch: batch,
-) -> dict[int, dict[str, float]]:
-    """The scores at each frame count alone; arguments and errors as of `evaluate_videos`.
-
-    Returns:
-        ``{4: {"top1": 0.61, "top5": 0.93, "mean_class": 0.6, "calibration_error": 0.1, "clips": 2048}, ...}``.
-    """
-    evaluation = evaluate_videos(model, variables, batches, put=put)
-    return {count: dict(result.scores) for count, result in evaluation.frames.items()}
+    def scores(self) -> dict[int, dict[str, float]]:
+        """``{4: {"top1": 0.61, "top5": 0.93, "mean_class": 0.6, "calibration_error": 0.1, "clips": 2048}, ...}``."""
+        return {count: dict(result.scores) for count, result in self.frames.items()}
 
 
 def evaluate_videos(

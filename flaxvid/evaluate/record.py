@@ -40,7 +40,7 @@ def evaluation_record(
         source: the videos.
         clips: how their clips were cut, of any pass; tells what is wrong with those that could not be read.
         protocol: how they were evaluated: its "name", "views" and "size".
-        costs: "gflops" and "milliseconds" of a clip at each frame count.
+        costs: "gflops" of a clip at each frame count, and "milliseconds" where they were measured.
     """
     faults = [find_fault(source, position, clips) for position in evaluation.broken]
     missing = sum(fault["missing"] for fault in faults)

@@ -44,21 +44,26 @@ def evaluation_table(evaluation: Mapping[str, Any], style: str = "text") -> str:
 def evaluation_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     """One row of evaluation.json as the strings of `evaluation_table`."""
     percent = _percent(row, "top1", "top5", "mean_class", "calibration_error")
-    return (str(row["frames"]), *percent, _short(row["gflops"]), _short(row["milliseconds"]))
+    milliseconds = _short(row["milliseconds"]) if "milliseconds" in row else "–"
+    return (str(row["frames"]), *percent, _short(row["gflops"]), milliseconds)
 
 
 def evaluation_notes(evaluation: Mapping[str, Any]) -> list[str]:
     """What has to be known to compare the figures of evaluation.json with others: videos, views, how time was taken."""
     data, protocol = evaluation["data"], evaluation["protocol"]
     size = protocol["size"]
-    return [
+    notes = [
         f"Videos: {data['evaluated']:,} of {data['videos']:,} of {data['name']} evaluated, "
         f"{data['missing']:,} missing, {data['unreadable']:,} unreadable.",
         f"Views: {protocol['name']}: {protocol['views']}, {size} x {size} pixels; a video's answer is the mean of its "
         "views' probabilities.",
-        f"Milliseconds: {evaluation['device']}; one clip, batch 1, from host memory to logits, decoding not included; "
-        "median of several runs after a first one.",
     ]
+    if any("milliseconds" in row for row in evaluation["frames"]):
+        notes.append(
+            f"Milliseconds: {evaluation['device']}; one clip, batch 1, from host memory to logits, decoding not "
+            "included; median of several runs after a first one."
+        )
+    return notes
 
 
 def seed_table(methods: Mapping[str, Sequence[Run]], metric: str = "top1", style: str = "markdown") -> str:

@@ -16,7 +16,9 @@ from flaxvid.compress.cost import model_cost
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from flaxvid.data.sources import Source
-from flaxvid.evaluate.evaluator import evaluate
+from flaxvid.evaluate.evaluator import Evaluation, evaluate_videos
+from flaxvid.evaluate.record import evaluation_record, write_record
+from flaxvid.evaluate.views import describe_views
 from flaxvid.report.page import write_page
 from flaxvid.report.run import read_run
 from flaxvid.report.tables import any_frame_table
@@ -31,11 +33,11 @@ from flaxvid.train.recipe import Recipe, check
 from flaxvid.train.setup import clip_config, load_start, make_model, make_task, open_data
 from flaxvid.train.state import TrainState, averaged, create_state
 from flaxvid.train.step import TrainStep, make_train_step
+from flaxvid.train.trained import CLASSES_FILE
 from flaxvid.train.waiting import WaitingShare
 from flaxvid.train.workdir import claim_workdir, lock_workdir
 from flaxvid.types import Variables
 
-Results = dict[int, dict[str, float]]
 Rows = list[dict[str, float]]
 
 
@@ -74,14 +76,17 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
             finished = read_run(workdir)
             print(f"{workdir} is finished:\n{any_frame_table(finished)}")
             return [dict(row) for row in finished.any_frame]
+        (workdir / CLASSES_FILE).write_text(json.dumps(source.classes))
         with end_with_peers():
-            results = train(recipe, workdir, task, plain, source, eval_source, mesh)
+            evaluation = train(recipe, workdir, task, plain, source, eval_source, mesh)
         size = model.clip.image_size
-        rows = [
-            {"frames": n, "gflops": model_cost(model, (1, n, size, size, 3)).gflops, **row}
-            for n, row in results.items()
-        ]
+        costs = {n: {"gflops": model_cost(model, (1, n, size, size, 3)).gflops} for n in recipe.eval_frames}
+        rows = [{"frames": n, **costs[n], **scores} for n, scores in evaluation.scores().items()]
         if jax.process_index() == 0:
+            clips = clip_config(recipe, recipe.eval_frames)
+            facts = {"name": "the recipe's", "views": describe_views(clips), "size": size}
+            record = evaluation_record(evaluation, eval_source, clips=clips, protocol=facts, costs=costs)
+            write_record(workdir, record, evaluation, eval_source)
             unfinished = workdir / "any_frame.json.part"
             unfinished.write_text(json.dumps(rows, indent=1))
             unfinished.replace(workdir / "any_frame.json")
@@ -97,7 +102,7 @@ def train(
     source: Source,
     eval_source: Source,
     mesh: Mesh,
-) -> Results:
+) -> Evaluation:
     """Trains from the newest whole checkpoint of `workdir`, else from `plain`, else from scratch; tests at the end."""
     hosts, epoch_steps = jax.process_count(), count_steps(recipe, source)
     optimizer = make_optimizer(recipe.optimizer, make_schedule(recipe.optimizer, recipe.epochs, epoch_steps))
@@ -161,9 +166,9 @@ def train(
                         recent.clear()
                     score = None
                     if due:
-                        results = test(recipe, task, state, eval_source, task.frames, mesh)
-                        score = float(np.mean([row["top1"] for row in results.values()]))
-                        log.write(step, {f"eval/top1_{n}": row["top1"] for n, row in results.items()}, epoch)
+                        scores = test(recipe, task, state, eval_source, task.frames, mesh).scores()
+                        score = float(np.mean([row["top1"] for row in scores.values()]))
+                        log.write(step, {f"eval/top1_{n}": row["top1"] for n, row in scores.items()}, epoch)
                     if save:
                         checkpoints.save(step, state, data, score=score)
                     if stopping:
@@ -176,9 +181,10 @@ def train(
             if tally.broken:
                 log.print(f"{len(tally.broken)} broken videos were replaced, of {len(tally.seen)} in training")
             log.print(f"testing on {len(eval_source)} videos at {', '.join(map(str, recipe.eval_frames))} frames")
-            results = test(recipe, task, state, eval_source, recipe.eval_frames, mesh)
-            log.write(total, {f"eval/top1_{n}": row["top1"] for n, row in results.items()}, recipe.epochs)
-    return results
+            evaluation = test(recipe, task, state, eval_source, recipe.eval_frames, mesh)
+            top1 = {f"eval/top1_{n}": row["top1"] for n, row in evaluation.scores().items()}
+            log.write(total, top1, recipe.epochs)
+    return evaluation
 
 
 def count_steps(recipe: Recipe, source: Source) -> int:
@@ -209,8 +215,10 @@ def mean_metrics(
     return {f"train/{name}": np.mean([values[name] for values in steps]) for name in steps[0]}
 
 
-def test(recipe: Recipe, task: Task, state: TrainState, source: Source, frames: tuple[int, ...], mesh: Mesh) -> Results:
-    """Accuracy on a source at each of `frames`, with the moving averages where there are any."""
+def test(
+    recipe: Recipe, task: Task, state: TrainState, source: Source, frames: tuple[int, ...], mesh: Mesh
+) -> Evaluation:
+    """Evaluates a source at each of `frames`, with the moving averages where there are any."""
     variables = averaged(state.variables)
     hosts = jax.process_count()
     batches = eval_batches(
@@ -222,7 +230,7 @@ def test(recipe: Recipe, task: Task, state: TrainState, source: Source, frames: 
         num_threads=recipe.data.num_threads,
     )
     plain = {count: task.select(variables, count) for count in frames}
-    return evaluate(task.model, plain, batches, put=lambda batch: put_batch(batch, mesh))
+    return evaluate_videos(task.model, plain, batches, put=lambda batch: put_batch(batch, mesh))
 
 
 def compile_step(jitted: Any, arguments: tuple[Any, ...], log: RunLogger) -> TrainStep:

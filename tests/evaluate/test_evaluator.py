@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from flaxvid.evaluate.evaluator import evaluate, evaluate_videos
+from flaxvid.evaluate.evaluator import evaluate_videos
 from flaxvid.train.mesh import make_mesh, put_batch
 
 
@@ -33,23 +33,23 @@ def test_results_are_those_of_a_loop_over_videos(evaluation, batches, answer):
         assert result.reliability["count"].sum() == 6
 
 
-def test_evaluate_gives_the_scores_alone_and_takes_what_a_mesh_holds(evaluation, network, batches):
+def test_it_takes_what_a_mesh_holds(evaluation, network, batches):
     model, variables = network
     mesh = make_mesh()
-    scores = evaluate(model, {4: variables}, batches, put=lambda batch: put_batch(batch, mesh))
-    assert scores == {4: pytest.approx(evaluation.frames[4].scores)}
+    evaluated = evaluate_videos(model, {4: variables}, batches, put=lambda batch: put_batch(batch, mesh))
+    assert evaluated.scores() == {4: pytest.approx(evaluation.frames[4].scores)}
 
 
 def test_what_cannot_be_evaluated_says_why(network, batches):
     model, variables = network
     with pytest.raises(ValueError, match="is the split empty"):
-        evaluate(model, {4: variables}, [])
+        evaluate_videos(model, {4: variables}, [])
     floats = {**batches[0], "video": {4: batches[0]["video"][4] / np.float32(255)}}
     with pytest.raises(ValueError, match="takes uint8 video, got float32"):
-        evaluate(model, {4: variables}, [floats])
+        evaluate_videos(model, {4: variables}, [floats])
     viewless = {**batches[0], "video": {4: batches[0]["video"][4][:, 0]}}
     with pytest.raises(ValueError, match=r"single view is video\[:, None\]"):
-        evaluate(model, {4: variables}, [viewless])
+        evaluate_videos(model, {4: variables}, [viewless])
     broken = {**batches[0], "mask": np.zeros(4, bool), "broken": np.arange(4, dtype=np.int32)}
     with pytest.raises(ValueError, match="none of 4 videos could be read"):
-        evaluate(model, {4: variables}, [broken])
+        evaluate_videos(model, {4: variables}, [broken])
