@@ -9,6 +9,7 @@ comparison, for the peers start threads of their own.
 
 import argparse
 import functools
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -27,15 +28,6 @@ from flaxvid.data.pipeline import train_batches
 from flaxvid.data.sampling import segment_indices
 from flaxvid.data.sources import VIDEO_SUFFIXES, FileSource
 
-try:
-    import cv2
-except ModuleNotFoundError:
-    cv2 = None
-try:
-    import decord
-except ModuleNotFoundError:
-    decord = None
-
 Reader = Callable[[pathlib.Path, np.ndarray, int], np.ndarray]
 
 
@@ -44,16 +36,27 @@ def read_flaxvid(path: pathlib.Path, indices: np.ndarray, short_side: int) -> np
     return decode(path, indices, size=short_side)
 
 
+@functools.cache
+def decord_size(path: pathlib.Path, short_side: int) -> tuple[int, int]:
+    """Width and height to decode to; found before the timing, for decord must be told both."""
+    import decord  # pyright: ignore[reportMissingImports]
+
+    height, width, _ = decord.VideoReader(str(path))[0].shape
+    return round(width * short_side / min(height, width)), round(height * short_side / min(height, width))
+
+
 def read_decord(path: pathlib.Path, indices: np.ndarray, short_side: int) -> np.ndarray:
     """The same with decord, which resizes while it decodes."""
-    height, width, _ = decord.VideoReader(str(path), num_threads=1)[0].shape
-    scale = short_side / min(height, width)
-    reader = decord.VideoReader(str(path), width=round(width * scale), height=round(height * scale), num_threads=1)
-    return reader.get_batch(indices).asnumpy()
+    import decord  # pyright: ignore[reportMissingImports]
+
+    width, height = decord_size(path, short_side)
+    return decord.VideoReader(str(path), width=width, height=height, num_threads=1).get_batch(indices).asnumpy()
 
 
 def read_opencv(path: pathlib.Path, indices: np.ndarray, short_side: int) -> np.ndarray:
     """The same with OpenCV, which reads on from the start."""
+    import cv2  # pyright: ignore[reportMissingImports]
+
     capture, wanted, frames = cv2.VideoCapture(str(path)), set(indices.tolist()), []
     for position in range(int(indices.max()) + 1):
         capture.grab()
@@ -64,6 +67,10 @@ def read_opencv(path: pathlib.Path, indices: np.ndarray, short_side: int) -> np.
             frames.append(cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR), cv2.COLOR_BGR2RGB))
     capture.release()
     return np.stack(frames)
+
+
+PEERS = {"flaxvid": ("flaxvid", read_flaxvid), "decord": ("decord", read_decord), "opencv": ("cv2", read_opencv)}
+"""By name: the package that it needs, and its reader."""
 
 
 def read_all(reader: Reader, videos: list[tuple[pathlib.Path, np.ndarray]], short_side: int) -> None:
@@ -119,9 +126,7 @@ def main() -> None:
         if not paths:
             parser.error(f"expected videos under {folder}, found none")
         videos = [(path, segment_indices(count_frames(path), args.frames).ravel()) for path in paths]
-        readers = {"flaxvid": read_flaxvid}
-        readers |= {"decord": read_decord} if decord else {}
-        readers |= {"opencv": read_opencv} if cv2 else {}
+        readers = {name: reader for name, (package, reader) in PEERS.items() if importlib.util.find_spec(package)}
         runs = {name: functools.partial(read_all, reader, videos, args.short_side) for name, reader in readers.items()}
         row = {name: seconds / len(videos) for name, seconds in interleaved(runs, Timing(args.repeats), 60).items()}
         print_rows({f"seconds a clip: {args.frames} frames of {len(videos)} videos, {args.short_side} px": row})

@@ -35,6 +35,7 @@ RUNS = {
 ROWS = {
     "TSM trained at 16 frames": {None: "tsm-16"},
     "... statistics re-estimated": {None: "tsm-16-reestimated"},
+    "... its frames in random order": {None: "tsm-16-disordered"},
     "TSM trained at 4 frames": {None: "tsm-4"},
     "mixed sampling": {None: "mixed"},
     "proportional sampling": {None: "proportional"},
@@ -43,7 +44,7 @@ ROWS = {
     "FFN without private norms": {None: "ffn-shared-norms"},
     "FFN without weight alteration": {None: "ffn-no-alteration"},
     "FFN without distillation": {None: "ffn-no-distillation"},
-    "shuffled frames": {None: "shuffled"},
+    "TSM trained on frames in random order": {None: "shuffled"},
     "a single frame": {None: "single-frame"},
 }
 
@@ -69,8 +70,9 @@ def train(name: str, seed: int, folder: Path, cores: SimpleQueue, overrides: lis
     return "" if done.returncode == 0 else f"{name} seed {seed}: see {workdir / 'log.txt'}"
 
 
-def reestimate(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), batches: int = 40) -> None:
-    """The 16-frame network of a seed with its statistics re-estimated at each frame count, evaluated there."""
+def retest(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), batches: int = 40) -> None:
+    """The 16-frame network of a seed without more training: with its statistics re-estimated at each frame count from
+    so many batches, and as it is on frames in random order."""
     from flaxvid.adapt.statistics import reestimate_statistics
     from flaxvid.data.pipeline import eval_batches, train_batches
     from flaxvid.evaluate.evaluator import evaluate_videos
@@ -78,23 +80,25 @@ def reestimate(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), ba
     from flaxvid.train.recipe import read_recipe
     from flaxvid.train.setup import clip_config, make_model, open_data
 
-    target = folder / f"tsm-16-reestimated-seed{seed}" / "any_frame.json"
-    if target.exists():
+    targets = {name: folder / f"tsm-16-{name}-seed{seed}" / "any_frame.json" for name in ("reestimated", "disordered")}
+    if all(target.exists() for target in targets.values()):
         return
     run = folder / f"tsm-16-seed{seed}"
     recipe, variables = read_recipe(run), restore_variables(run)
     train_source, test_source = open_data(recipe.data, "train"), open_data(recipe.data, recipe.data.eval_split)
-    model = make_model(recipe, len(train_source.classes))
+    model, rules = make_model(recipe, len(train_source.classes)), clip_config(recipe, frames)
     # The plain centre view of training clips: what the network will see, not its augmentation.
-    clips = dataclasses.replace(clip_config(recipe, frames), scales=(1.0,))
-    stream = train_batches(train_source, clips, recipe.batch_size, seed=seed)
+    stream = train_batches(train_source, dataclasses.replace(rules, scales=(1.0,)), recipe.batch_size, seed=recipe.seed)
     seen = [next(stream)["video"] for _ in range(batches)]
-    plain = {n: reestimate_statistics(model, variables, (video[n] for video in seen)) for n in frames}
-    batches = eval_batches(test_source, clip_config(recipe, frames), recipe.eval_batch_size)
-    results = evaluate_videos(model, plain, batches).scores()
+    reestimated = {n: reestimate_statistics(model, variables, (video[n] for video in seen)) for n in frames}
+    disordered = dataclasses.replace(rules, shuffle_frames=True)
+    tests = {"reestimated": (reestimated, rules), "disordered": (dict.fromkeys(frames, variables), disordered)}
     old = {row["frames"]: row for row in json.loads((run / "any_frame.json").read_text())}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps([{**old[n], **results[n]} for n in frames], indent=1))
+    for name, (plain, clips) in tests.items():
+        videos = eval_batches(test_source, clips, recipe.eval_batch_size)
+        results = evaluate_videos(model, plain, videos).scores()
+        targets[name].parent.mkdir(parents=True, exist_ok=True)
+        targets[name].write_text(json.dumps([{**old[n], **results[n]} for n in frames], indent=1))
 
 
 def main() -> None:
@@ -130,7 +134,7 @@ def main() -> None:
         sys.exit("\n".join(problems))
     if "tsm-16" in args.runs:
         for seed in args.seeds:
-            reestimate(args.folder, seed)
+            retest(args.folder, seed)
 
     table: dict[str, list[Run]] = {}
     for row, parts in ROWS.items():
