@@ -24,7 +24,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, fro
 def main(_argv: list[str]) -> None:
     """Runs the recipe; what the user can mend is one line, not a traceback."""
     logging.set_verbosity(logging.ERROR)  # Orbax reports every step of every save, Grain what its profiler lacks
-    from flaxvid.train.hosts import connect
+    from flaxvid.train.hosts import connect, give_up
     from flaxvid.train.interrupt import Interrupted
     from flaxvid.train.loop import run
 
@@ -36,7 +36,7 @@ def main(_argv: list[str]) -> None:
             connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         run(recipe, workdir)
     except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        give_up(f"{type(error).__name__}: {error}")
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.code)

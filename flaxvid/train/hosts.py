@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 
@@ -45,13 +46,20 @@ def connect(coordinator: str = "", num_processes: int = 0, process_id: int = -1)
             num_processes or None,
             process_id if process_id >= 0 else None,
             initialization_timeout=120,
-            heartbeat_timeout_seconds=PATIENCE,
-            shutdown_timeout_seconds=PATIENCE,
+            heartbeat_timeout_seconds=PATIENCE,  # at the end they wait longer: one of them writes the report
         )
     except ValueError as error:
         raise ValueError(f"no cluster was found ({error}): give coordinator, num_processes and process_id") from error
     except RuntimeError as error:
         raise ConnectionError(f"the {num_processes or ''} processes did not find each other: {error}") from error
+
+
+def give_up(message: str) -> NoReturn:
+    """Ends this process with an error message, and at once where others would wait for it."""
+    if jax.distributed.is_initialized():
+        print(message, file=sys.stderr, flush=True)
+        os._exit(1)
+    sys.exit(message)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def test_bad_videos(tmp_path, write_video):
     (tmp_path / "half.avi").write_bytes(noise.read_bytes()[: noise.stat().st_size // 2])
     empty.touch()
     for path, problem, words in (
-        (cut, "unreadable", "expected a video, got"),
+        (cut, "unreadable", "fetch it again or drop it"),
         (empty, "unreadable", "expected a video, got an empty"),
         (gone, "missing", "no file"),
         (tmp_path / "half.avi", "unreadable", "expected 20 frames, got 9: cut off"),

@@ -107,10 +107,16 @@ def test_one_sigterm_stops_all_and_all_go_on(launch, curves, tmp_path):
         ({"coordinator": "localhost:1"}, "num_processes, process_id is missing"),
         ({"coordinator": "localhost", "num_processes": 2, "process_id": 0}, "coordinator=host:port"),
         ({"coordinator": "localhost:1", "num_processes": 2, "process_id": 2}, "0 <= process_id < num_processes"),
-        ({}, "no cluster was found"),
     ],
 )
-def test_what_is_missing_is_said(given, message, monkeypatch):
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "") if "coordinator" not in given else None
+def test_what_is_missing_is_said(given, message):
     with pytest.raises(ValueError, match=message):
         connect(**given)
+
+
+def test_no_cluster_is_said(start_training, tmp_path):
+    process = start_training("--distributed", "--workdir", str(tmp_path / "run"))
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert err.startswith("ValueError: no cluster was found")
+    assert len(err.strip().splitlines()) == 1

@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import time
 
 import pytest
 
@@ -36,25 +37,21 @@ def test_results_keep_their_recipe_when_the_checkpoints_are_gone(tmp_path):
     assert json.loads((tmp_path / "recipe.json").read_text())["seed"] == 1
 
 
-def hold(folder, locked, done):
+def hold(folder, locked):
     with lock_workdir(folder):
         locked.set()
-        done.wait(60)
+        time.sleep(600)
 
 
 def test_a_second_run_in_one_folder_is_refused_until_the_first_is_gone(tmp_path):
     spawn = multiprocessing.get_context("spawn")
-    locked, done = spawn.Event(), spawn.Event()
-    other = spawn.Process(target=hold, args=(tmp_path / "run", locked, done))
+    locked = spawn.Event()
+    other = spawn.Process(target=hold, args=(tmp_path / "run", locked), daemon=True)
     other.start()
-    try:
-        assert locked.wait(60)
-        with pytest.raises(ValueError, match=f"another run is at work in .*run .process {other.pid} on "):
-            lock_workdir(tmp_path / "run").__enter__()
-        other.kill()  # no chance to tidy up
-        other.join(60)
-        with lock_workdir(tmp_path / "run"):
-            pass
-    finally:
-        done.set()
-        other.join(60)
+    assert locked.wait(60)
+    with pytest.raises(ValueError, match=f"another run is at work in .*run .process {other.pid} on "):
+        lock_workdir(tmp_path / "run").__enter__()
+    other.kill()  # no chance to tidy up
+    other.join(60)
+    with lock_workdir(tmp_path / "run"):
+        pass
