@@ -188,12 +188,12 @@ def cut_views(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator)
 def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:
     """Says what keeps clips from being cut from a video, by decoding the whole of it; None if nothing does."""
 
-    def last_frame(length: int) -> list[int]:
+    def all_frames(length: int) -> Int[np.ndarray, " t"]:
         _indices(length, clips, None)
-        return [length - 1]
+        return np.arange(length)
 
     try:
-        decode(item["video"], last_frame, size=8, name=_name(item))
+        decode(item["video"], all_frames, size=8, name=_name(item))
     except VideoError as error:
         return str(error)
     return None

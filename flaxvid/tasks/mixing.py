@@ -4,7 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
+from scipy.special import betaincinv
 
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Batch
@@ -68,9 +70,9 @@ class Mixing:
         choice_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 4)
         mixed, cut = jnp.ones((b, h, w)), jnp.ones((b, h, w))
         if self.mixup:
-            mixed *= jax.random.beta(mixup_key, self.mixup, self.mixup, (b, 1, 1))
+            mixed *= draw_shares(mixup_key, self.mixup, b)[:, None, None]
         if self.cutmix:
-            side = jnp.sqrt(1 - jax.random.beta(cutmix_key, self.cutmix, self.cutmix, (b,)))
+            side = jnp.sqrt(1 - draw_shares(cutmix_key, self.cutmix, b))
             centre = jax.random.uniform(box_key, (2, b))
             y, x = centre - side / 2
             cut -= inside(y * h, x * w, side * h, side * w, h, w)
@@ -80,6 +82,15 @@ class Mixing:
 
 
 UNMIXED = Mixing()
+
+
+def draw_shares(key: Array, parameter: float, b: int) -> Float[Array, " b"]:
+    """Draws from a Beta distribution with both parameters the same, by its quantiles.
+
+    `jax.random.beta` repeats until all draws are accepted, and on a mesh the devices would wait for each other.
+    """
+    quantiles = betaincinv(parameter, parameter, (np.arange(4096) + 0.5) / 4096)
+    return jnp.asarray(quantiles, jnp.float32)[jax.random.randint(key, (b,), 0, len(quantiles))]
 
 
 def erased_boxes(key: Array, probability: float, b: int, h: int, w: int) -> Bool[Array, "b h w"]:

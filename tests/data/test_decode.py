@@ -1,3 +1,6 @@
+import resource
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -165,3 +168,16 @@ def test_real_corruption(shared_data):
         decode(path, [40])
     with pytest.raises(VideoError, match=r"empty\.webm: expected a video, got an empty"):
         decode(shared_data / "decode" / "empty.webm", [0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from Linux' /proc")
+def test_memory_does_not_grow(tmp_path, write_video):
+    videos = [write_video(tmp_path / f"{gop}.mp4", gop=gop).read_bytes() for gop in (4, 250)]
+
+    def resident_after(count):
+        for i in range(count):
+            decode(videos[i % 2], [i % 20, 7 * i % 20], size=16)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = resident_after(200)
+    assert resident_after(600) - before < 2**20  # less than 2 kB a clip, a frame of them being 2.3 kB

@@ -1,3 +1,8 @@
+import os
+import re
+import subprocess
+import sys
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -133,16 +138,29 @@ def test_tasks_mix_in_training(model, random_variables, clip):
     assert loss == pytest.approx(float(cross_entropy(logits, labels)), rel=1e-4)
 
 
-def test_neighbours_are_mixed_where_they_are(model):
+FOUR_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from flaxvid.models.registry import create_tiny
+from flaxvid.tasks.mixing import Mixing
+
+assert jax.device_count() == 4
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+model, mix = create_tiny("tsm_resnet18"), Mixing(mixup=1.0, cutmix=1.0, erasing=0.5).mix
+batch = {"video": {2: jnp.zeros((8, 2, 8, 8, 3), jnp.uint8)}, "label": jnp.arange(8)}
+jitted = jax.jit(lambda b, k: mix(model, b, k), in_shardings=(sharding, None), out_shardings=sharding)
+print(jitted.lower(batch, jax.random.key(0)).compile().as_text())
+"""
+
+
+def test_neighbours_are_mixed_where_they_are():
     """On a mesh no video moves: the compiled program has no collective."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    batch = {"video": {2: jnp.zeros((4 * mesh.size, 2, 8, 8, 3), jnp.uint8)}, "label": jnp.zeros(4 * mesh.size, int)}
-    mix = jax.jit(
-        lambda b, k: Mixing(mixup=1.0).mix(model, b, k), in_shardings=(sharding, None), out_shardings=sharding
-    )
-    text = mix.lower(batch, KEY).compile().as_text()
-    assert not any(name in text for name in ("all-gather", "all-to-all", "collective-permute"))
+    environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
+    done = subprocess.run([sys.executable, "-c", FOUR_DEVICES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "f32[2,2,8,8,3]" in done.stdout  # a device's rows
+    found = re.findall(r"all-gather|all-to-all|collective-permute|all-reduce", done.stdout)
+    assert found == []
 
 
 def test_wrong_options_say_so():
