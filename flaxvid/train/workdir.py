@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flaxvid.train.recipe import Recipe, to_json
+from flaxvid.train.recipe import Recipe, read_recipe, to_json
 
 
 @contextlib.contextmanager
@@ -54,7 +54,7 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         return
-    mine, theirs = json.loads(text), json.loads(file.read_text())
+    mine, theirs = json.loads(text), json.loads(to_json(read_recipe(workdir)))  # fields younger than it at defaults
     if mine != theirs:
         differences = "\n  ".join(_differences(theirs, mine))
         raise ValueError(

@@ -1,6 +1,6 @@
 import json
-import multiprocessing
-import time
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +29,17 @@ def test_a_work_folder_is_claimed_once_something_was_saved(tmp_path):
     assert json.loads((folder / "recipe.json").read_text())["seed"] == 2
 
 
+def test_a_run_from_before_a_field_was_added_goes_on(tmp_path):
+    claim_workdir(Recipe(), tmp_path)
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    saved = json.loads((tmp_path / "recipe.json").read_text())
+    del saved["norm_groups"], saved["data"]["max_broken"]
+    (tmp_path / "recipe.json").write_text(json.dumps(saved))
+    claim_workdir(Recipe(), tmp_path)
+    with pytest.raises(ValueError, match="norm_groups: 1 there, 2 here"):
+        claim_workdir(Recipe(norm_groups=2), tmp_path)
+
+
 def test_results_keep_their_recipe_when_the_checkpoints_are_gone(tmp_path):
     claim_workdir(Recipe(seed=1), tmp_path)
     (tmp_path / "any_frame.json").write_text("[]")
@@ -37,21 +48,24 @@ def test_results_keep_their_recipe_when_the_checkpoints_are_gone(tmp_path):
     assert json.loads((tmp_path / "recipe.json").read_text())["seed"] == 1
 
 
-def hold(folder, locked):
-    with lock_workdir(folder):
-        locked.set()
-        time.sleep(600)
+HOLD = """
+import sys, time
+from pathlib import Path
+from flaxvid.train.workdir import lock_workdir
+with lock_workdir(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
 
 
 def test_a_second_run_in_one_folder_is_refused_until_the_first_is_gone(tmp_path):
-    spawn = multiprocessing.get_context("spawn")
-    locked = spawn.Event()
-    other = spawn.Process(target=hold, args=(tmp_path / "run", locked), daemon=True)
-    other.start()
-    assert locked.wait(60)
-    with pytest.raises(ValueError, match=f"another run is at work in .*run .process {other.pid} on "):
-        lock_workdir(tmp_path / "run").__enter__()
-    other.kill()  # no chance to tidy up
-    other.join(60)
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match=f"another run is at work in .*run .process {other.pid} on "):
+            lock_workdir(tmp_path / "run").__enter__()
+    finally:
+        other.kill()  # no chance to tidy up
+        other.communicate()
     with lock_workdir(tmp_path / "run"):
         pass
