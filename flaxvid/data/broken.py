@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flaxvid.data.clips import ClipConfig, find_fault
+from flaxvid.data.clips import UNREADABLE, ClipConfig, find_fault
 from flaxvid.data.sources import Source
 from flaxvid.types import Batch
 
@@ -57,7 +57,7 @@ def why_broken(source: Source, position: int, clips: ClipConfig) -> str:
     """What is wrong with a video, in a line that begins with its name; it is decoded from end to end."""
     try:
         item = source[position]
-    except FileNotFoundError as error:
+    except UNREADABLE as error:
         return f"video {position}: {error}"
     fault = find_fault(item, clips)
     return fault or f"{item['id']}: could be read this time: is the disk or the network at fault?"

@@ -11,6 +11,9 @@ from flaxvid.data.randaugment import jitter_colours, randaugment
 from flaxvid.data.sampling import dense_indices, segment_indices
 from flaxvid.data.transforms import Crop, multiscale_crop, resized_crop, view_crops
 
+UNREADABLE = (VideoError, FileNotFoundError)
+"""What a source, or the reading of what it gives, raises for a video that cannot be had."""
+
 Clips = dict[int, UInt8[np.ndarray, "*v n h w 3"]]
 
 

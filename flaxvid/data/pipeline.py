@@ -14,12 +14,11 @@ import grain
 import numpy as np
 from absl import flags
 
-from flaxvid.data.clips import ClipConfig, Clips, cut_views, draw_clips
+from flaxvid.data.clips import UNREADABLE, ClipConfig, Clips, cut_views, draw_clips
 from flaxvid.data.decode import VideoError
 from flaxvid.data.sources import Source
 from flaxvid.types import Batch
 
-UNREADABLE = (VideoError, FileNotFoundError)
 ATTEMPTS = 100
 """So many videos in a row that cannot be read are no accident."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from flaxvid.data.broken import why_broken
-from flaxvid.data.clips import ClipConfig
+from flaxvid.data.clips import UNREADABLE, ClipConfig
 from flaxvid.data.decode import decode
 from flaxvid.data.sampling import segment_indices
 from flaxvid.data.sources import Source
@@ -120,8 +120,8 @@ def find_fault(source: Source, position: int, clips: ClipConfig) -> dict[str, An
     reason = why_broken(source, position, clips)
     try:
         item = source[position]
-    except FileNotFoundError:
-        return {"id": f"video {position}", "missing": True, "reason": reason}
+    except UNREADABLE as error:
+        return {"id": f"video {position}", "missing": isinstance(error, FileNotFoundError), "reason": reason}
     video = item["video"]
     missing = not isinstance(video, bytes) and not Path(video).exists()
     return {"id": str(item["id"]), "missing": missing, "reason": reason}

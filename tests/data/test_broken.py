@@ -10,6 +10,7 @@ import pytest
 
 from flaxvid.data.broken import BrokenVideosError, Tally, why_broken
 from flaxvid.data.clips import ClipConfig
+from flaxvid.data.decode import VideoError
 from flaxvid.data.pipeline import eval_batches, train_batches
 from flaxvid.data.sources import FileSource, open_source
 
@@ -122,3 +123,28 @@ def test_the_share_of_a_large_set_is_judged_early():
 
 def test_a_fault_that_is_gone(source):
     assert why_broken(source, 0, CLIPS).endswith("0.mp4: could be read this time: is the disk or the network at fault?")
+
+
+class DamagedRecords:
+    """A source whose own storage is damaged at position 3: it gives no item there."""
+
+    name, classes, flip_labels = "damaged", ("run", "sit"), None
+
+    def __init__(self, path):
+        self.path = path
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        if index == 3:
+            raise VideoError("record 3 of shard 0: checksum")
+        return {"video": self.path, "label": index % 2, "id": str(index)}
+
+
+def test_a_damaged_record_is_replaced_and_named_as_a_damaged_file_is(source):
+    damaged = DamagedRecords(source[0]["video"])
+    tally = Tally(damaged, CLIPS, limit=0.5)
+    said = [line for batch in take(train_batches(damaged, CLIPS, 3), 2) for line in tally.add(batch)]
+    assert said == ["video 3: record 3 of shard 0: checksum"]
+    assert [batch["broken"].tolist() for batch in eval_batches(damaged, CLIPS, 6)] == [[-1, -1, -1, 3, -1, -1]]
