@@ -58,10 +58,9 @@ def runs(start_training, tmp_path_factory):
 def second_starts(runs, start_training):
     """The finished run started again, and another recipe started in its folder; returns (code, output, errors)."""
     whole, _, _ = runs
-    again = start_training(*LENGTH, "--workdir", str(whole))
-    other = start_training(*LENGTH, "--workdir", str(whole), "--config.optimizer.learning_rate=0.5", "--config.seed=3")
     results = []
-    for process in (again, other):
+    for changed in ((), ("--config.optimizer.learning_rate=0.5", "--config.seed=3")):  # in turn: one run a folder
+        process = start_training(*LENGTH, "--workdir", str(whole), *changed)
         out, err = process.communicate(timeout=120)
         results.append((process.returncode, out, err))
     return results
