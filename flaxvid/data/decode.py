@@ -1,7 +1,7 @@
 """Video files to uint8 frames, with PyAV.
 
-Only the frames asked for are converted, by one reformatter a clip that also resizes, and decoding stops at the last of
-them. Frames are read on from the start, or where key frames are close from the key frames before those asked for.
+Only the frames asked for are resized and converted, by two reformatters a clip, and decoding stops at the last of them.
+Frames are read on from the start, or where key frames are close from the key frames before those asked for.
 """
 
 import functools
@@ -127,15 +127,19 @@ def _pictures(start: Start, packets: Sequence[Packet], wanted: list[int], size: 
 
 def _convert(frames: Frames, wanted: list[int], size: Size) -> Pictures:
     """Pictures of the frames at the wanted positions, upright and resized; the first of them decides how."""
-    reformatter, positions, pictures, height, width, turns = VideoReformatter(), set(wanted), {}, 0, 0, 0
+    scaler, painter, positions = VideoReformatter(), VideoReformatter(), set(wanted)
+    pictures, height, width, turns = {}, 0, 0, 0
     for position, frame in frames:
         if position not in positions:
             continue
         if not pictures:  # a stream may change its size midway
             turns = round(frame.rotation / 90) % 4
             height, width = _stored_size(frame, size, sideways=turns % 2 == 1)
-        # One thread: clips are read in parallel, and for small frames more threads cost more than they save.
-        picture = reformatter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
+        # One thread: clips are read in parallel, and for small frames more threads cost more than they save. Scaling
+        # first and then converting takes FFmpeg a third of the time of both at once.
+        if frame.format.name.startswith("yuv4") and (frame.height, frame.width) != (height, width):
+            frame = scaler.reformat(frame, width, height, "yuv422p", interpolation="BILINEAR", threads=1)
+        picture = painter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
         pictures[position] = np.rot90(picture.to_ndarray(), turns)
     return [pictures[position] for position in wanted if position in pictures]
 

@@ -1,4 +1,5 @@
-"""Some frames of a video without all those before them: what lies between them and their key frames is not decoded.
+"""Some frames of a video without all those before them: what lies between them and their key frames is not decoded, and
+what no other frame refers to is passed over.
 
 Packets are read on and left out, which is exact where seeking is not: a packet's time tells which frame it holds.
 """
@@ -15,6 +16,8 @@ CODECS = ("av1", "h264", "hevc", "mjpeg", "mpeg4", "vp9")
 """Those whose packets hold one frame each; VP8's, for one, may hold a frame that is never shown."""
 FORMATS = ("avi", "matroska", "mov")
 """Files that keep a time for every packet; AVI does not, but of MPEG-4 FFmpeg's parser can tell."""
+SKIPPING = ("h264", "mpeg4")
+"""Codecs whose decoders pass over frames that no other refers to; HEVC's marks hold within a temporal layer only."""
 WORTHWHILE = 0.8
 """The part of the packets up to the last frame above which leaving the others out does not pay."""
 NOT_CODED = 20
@@ -58,7 +61,7 @@ def plan_runs(container: InputContainer, packets: Sequence[Packet], wanted: Sequ
         return None
     keys = [number for number, packet in enumerate(packets) if packet.is_key]
     times = [packet.time for packet in packets if packet.time is not None and not packet.is_discard]
-    if len(keys) < 2 or keys[0] > 0 or len({*times}) < len(packets) or wanted[-1] >= len(times):
+    if not keys or keys[0] > 0 or len({*times}) < len(packets) or wanted[-1] >= len(times):
         return None
     if codec == "mpeg4" and min(packet.size for packet in packets) < NOT_CODED:
         return None
@@ -75,7 +78,7 @@ def plan_runs(container: InputContainer, packets: Sequence[Packet], wanted: Sequ
             runs[-1] = range(runs[-1].start, max(stop, runs[-1].stop))
         else:
             runs.append(range(start, stop))
-    return runs if sum(map(len, runs)) <= WORTHWHILE * runs[-1].stop else None
+    return runs if codec in SKIPPING or sum(map(len, runs)) <= WORTHWHILE * runs[-1].stop else None
 
 
 def read_runs(
@@ -92,28 +95,35 @@ def read_runs(
     ends = {run.stop: run for run in runs}
     inside = {number for run in runs for number in run}
     decoder = container.streams.video[0].codec_context
+    skips = decoder.codec.canonical_name in SKIPPING
     shown: set[int] = set()
-    for number, (_, packet) in enumerate(read_packets(container)):
-        if number not in inside:
-            continue
-        run = ends.get(number + 1)
-        try:
-            frames = decoder.decode(packet) + (decoder.decode(None) if run else [])
-        except FFmpegError as error:
-            raise InexactError from error
-        for frame in frames:
-            if frame.is_corrupt or frame.interlaced_frame or frame.pts is None:
-                raise InexactError  # of two fields each may have a packet of its own
-            shown.add(frame.pts)
-            if frame.pts in positions:
-                yield positions.pop(frame.pts), frame
-        if run:
-            first = times[run.start]  # frames shown before it belong to the run before
-            if {time for time in shown if time >= first} != {times[i] for i in run if times[i] >= first}:
-                raise InexactError
-            decoder.flush_buffers()
-            shown.clear()
-            if run == runs[-1]:
-                break
+    try:
+        for number, (known, packet) in enumerate(read_packets(container)):
+            if number not in inside:
+                continue
+            run = ends.get(number + 1)
+            decoder.skip_frame = "NONREF" if skips and known.time not in positions else "DEFAULT"
+            try:
+                frames = decoder.decode(packet) + (decoder.decode(None) if run else [])
+            except FFmpegError as error:
+                raise InexactError from error
+            for frame in frames:
+                if frame.is_corrupt or frame.interlaced_frame or frame.pts is None:
+                    raise InexactError  # of two fields each may have a packet of its own
+                shown.add(frame.pts)
+                if frame.pts in positions:
+                    yield positions.pop(frame.pts), frame
+            if run:
+                first = times[run.start]  # frames shown before it belong to the run before
+                expected = {times[i] for i in run if times[i] >= first}
+                came = {time for time in shown if time >= first}
+                if first not in came or not (came <= expected if skips else came == expected):
+                    raise InexactError
+                decoder.flush_buffers()
+                shown.clear()
+                if run == runs[-1]:
+                    break
+    finally:
+        decoder.skip_frame = "DEFAULT"
     if positions:
         raise InexactError

@@ -1,6 +1,7 @@
-"""Frames read past key frames are those of a full decode, bit for bit, of every codec and container there is."""
+"""Frames read past others are those of a full decode, bit for bit, of every codec and container there is."""
 
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -8,27 +9,29 @@ import pytest
 
 from flaxvid.data import decode as reading
 from flaxvid.data.decode import decode
-from flaxvid.data.sparse import InexactError
+from flaxvid.data.sparse import InexactError, plan_runs, read_packets, read_runs
 
 OPEN_X264 = {"x264-params": "keyint=12:min-keyint=12:open-gop=1:b-pyramid=normal:bframes=3"}
 OPEN_X265 = {"x265-params": "keyint=12:min-keyint=12:open-gop=1:bframes=4:log-level=none"}
 AV1 = {"preset": "12", "g": "12", "svtav1-params": "keyint=12"}
 VP9 = {"g": "12", "deadline": "realtime", "auto-alt-ref": "1", "lag-in-frames": "8"}
-# name: (encoder, options, pixel format, how it is read: "sparse", "whole" from the start, or "undone" on finding out)
+LONG_X264 = {"x264-params": "keyint=250:b-pyramid=normal:bframes=3:b-adapt=0"}
+# name: (encoder, options, pixel format, how it is read: "sparse", "" from the start, or "undone" on finding out)
 MADE = {
     "h264.mp4": ("libx264", {"g": "12", "bf": "3"}, "yuv420p", "sparse"),
     "h264_open.mp4": ("libx264", OPEN_X264, "yuv420p", "sparse"),
     "h264_open.mkv": ("libx264", OPEN_X264, "yuv420p", "sparse"),
+    "h264_long.mp4": ("libx264", LONG_X264, "yuv420p", "sparse"),
     "h264_10bit.mp4": ("libx264", {"g": "12"}, "yuv420p10le", "sparse"),
-    "h264_refresh.mkv": ("libx264", {"x264-params": "intra-refresh=1:keyint=12"}, "yuv420p", "undone"),
+    "h264_refresh.mkv": ("libx264", {"x264-params": "intra-refresh=1:keyint=12"}, "yuv420p", "sparse undone"),
     "h264_interlaced.mkv": ("libx264", {"x264-params": "interlaced=1:keyint=12"}, "yuv420p", "undone"),
-    "h264.avi": ("libx264", {"g": "12", "bf": "3"}, "yuv420p", "whole"),
-    "h264.ts": ("libx264", {"g": "12", "bf": "3"}, "yuv420p", "whole"),
+    "h264.avi": ("libx264", {"g": "12", "bf": "3"}, "yuv420p", ""),
+    "h264.ts": ("libx264", {"g": "12", "bf": "3"}, "yuv420p", ""),
     "hevc_open.mp4": ("libx265", OPEN_X265, "yuv420p", "sparse"),
     "hevc_10bit.mkv": ("libx265", OPEN_X265, "yuv420p10le", "sparse"),
     "av1.mp4": ("libsvtav1", AV1, "yuv420p", "sparse"),
     "av1.webm": ("libsvtav1", AV1, "yuv420p", "sparse"),
-    "vp8.webm": ("libvpx", {**VP9, "deadline": "good"}, "yuv420p", "whole"),
+    "vp8.webm": ("libvpx", {**VP9, "deadline": "good"}, "yuv420p", ""),
     "vp9.webm": ("libvpx-vp9", VP9, "yuv420p", "sparse"),
     "mpeg4.avi": ("mpeg4", {"g": "12"}, "yuv420p", "sparse"),
     "mpeg4_reordered.avi": ("mpeg4", {"g": "12", "bf": "2"}, "yuv420p", "sparse"),
@@ -80,5 +83,40 @@ def test_chosen_frames_are_those_of_a_full_decode(tmp_path, readers, name):
     assert len(full) == 40
     for position in range(40):
         np.testing.assert_array_equal(decode(path, [position])[0], full[position])
-    assert set(readers) == (set() if expected == "whole" else {expected})
+    assert set(readers) == set(expected.split())
     np.testing.assert_array_equal(decode(path.read_bytes(), [39, 26, 2, 26]), full[[39, 26, 2, 26]])
+
+
+class Watched:
+    """A decoder that counts the frames that it shows."""
+
+    def __init__(self, decoder):
+        vars(self).update(decoder=decoder, shown=[])
+
+    def __getattr__(self, name):
+        return getattr(self.decoder, name)
+
+    def __setattr__(self, name, value):
+        setattr(self.decoder, name, value)
+
+    def decode(self, packet):
+        frames = self.decoder.decode(packet)
+        self.shown.extend(frames)
+        return frames
+
+
+def test_frames_that_no_other_needs_are_not_decoded(tmp_path):
+    """Of every four pictures two are B-frames that nothing refers to."""
+    write(tmp_path / "long.mp4", "libx264", LONG_X264, "yuv420p")
+    with av.open(str(tmp_path / "long.mp4")) as container:
+        packets = [packet for packet, _ in read_packets(container)]
+        runs = plan_runs(container, packets, [39])
+    with av.open(str(tmp_path / "long.mp4")) as container:
+        decoder = Watched(container.streams.video[0].codec_context)
+        seen = SimpleNamespace(demux=container.demux, streams=SimpleNamespace(video=[SimpleNamespace()]))
+        seen.streams.video[0].codec_context = decoder
+        ((position, _),) = read_runs(seen, packets, runs, [39])
+        assert position == 39
+        assert len(runs[0]) == 38
+        assert 18 <= len(decoder.shown) <= 20
+        assert decoder.skip_frame == "DEFAULT"
