@@ -23,6 +23,7 @@ RUNS = {
     "tsm-4": ("tsm", ["task.frames=(4,)"]),
     "ffn": ("ffn", []),
     "single-frame": ("tsm", ["task.frames=(1,)", "eval_frames=(1,)"]),
+    "order-blind": ("tsm", ["model.name=tsn_resnet18"]),
     "shuffled": ("tsm", ["data.shuffle_frames=True"]),
     "ffn-shared-norms": ("ffn", ["task.private_norms=False"]),
     "ffn-no-alteration": ("ffn", ["task.alteration=none"]),
@@ -45,6 +46,7 @@ ROWS = {
     "FFN without weight alteration": {None: "ffn-no-alteration"},
     "FFN without distillation": {None: "ffn-no-distillation"},
     "TSM trained on frames in random order": {None: "shuffled"},
+    "TSN, blind to order": {None: "order-blind"},
     "a single frame": {None: "single-frame"},
 }
 
