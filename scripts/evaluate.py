@@ -105,7 +105,7 @@ def open_videos(trained: Trained, arguments: argparse.Namespace) -> Source:
     if not recipe.name:
         raise ValueError("a weights file does not say which videos: add --data NAME --root FOLDER")
     given = {name: getattr(arguments, name) for name in ("root", "fold", "lists") if getattr(arguments, name)}
-    recipe = dataclasses.replace(recipe, **given)
+    recipe = dataclasses.replace(recipe, **given, missing="keep")  # they are counted and named
     source = open_data(recipe, arguments.split or recipe.eval_split)
     if len(source.classes) != len(trained.classes):
         raise ValueError(

@@ -80,8 +80,8 @@ class FileSource:
         if len(missing) == len(self.paths) or (missing and not some):
             raise FileNotFoundError(
                 f"{self.name}: expected {len(self.paths)} videos under {self.root}, {len(missing)} are missing "
-                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): check the root, fetch them or drop "
-                f"them from the list; the layout is {self.layout}"
+                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): check the root, fetch them, "
+                f"drop them from the list, or go without them by data.missing=keep; the layout is {self.layout}"
             )
 
 

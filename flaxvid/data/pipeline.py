@@ -6,6 +6,9 @@ could not be read, -1 where all is well. At evaluation video is `(b, v, 4, h, w,
 `"mask": bool (b,)`, False for the padding of the last batch and for broken videos.
 """
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -123,7 +126,15 @@ def _batched(
         return batches
     if not flags.FLAGS.is_parsed():  # Grain sends the flags to its workers and may not where nobody parsed any
         flags.FLAGS.mark_as_parsed()
-    return batches.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers, per_worker_buffer_size=2))
+    options = grain.multiprocessing.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+    return batches.mp_prefetch(options, worker_init_fn=_end_with_parent)
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """A worker whose parent was killed would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class DataRecipe:
         scales: sides of the multi-scale crop, as parts of the short side.
         flip: mirror training clips where the labels allow it.
         short: what a video with fewer frames than wanted means: "error", it counts as broken, or "repeat" its frames.
+        missing: what listed videos that are not there mean: "error" before the start, or "keep", they count as broken.
         max_broken: the share of training videos that may turn out broken; they are replaced and named, more of them
             stop the run.
         sampling, interval: "segment", a frame from each of equal parts of the video, or "dense", frames `interval`
@@ -79,6 +80,7 @@ class DataRecipe:
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     flip: bool = False
     short: str = "error"
+    missing: str = "error"
     max_broken: float = 0.1
     sampling: str = "segment"
     interval: int = 8

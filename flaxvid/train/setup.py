@@ -40,6 +40,7 @@ def open_data(recipe: DataRecipe, split: str) -> Source:
         fold=recipe.fold or None,
         lists=recipe.lists or None,
         motion=MotionConfig(**recipe.motion) if recipe.name == "motion" else None,
+        missing=recipe.missing,  # pyright: ignore[reportArgumentType]
     )
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import subprocess
 import sys
+import time
 
 import chex
 import grain
@@ -267,6 +268,7 @@ def test_videos_shorter_than_the_frame_count(source):
 
 WORKERS = """
 import sys
+import time
 from jax._src import xla_bridge
 from flaxvid.data.pipeline import ClipConfig, train_batches
 from flaxvid.data.sources import open_source
@@ -298,3 +300,35 @@ def test_worker_processes_never_start_a_jax_backend(root, tmp_path):
     done = subprocess.run([sys.executable, script, root], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == " ".join(["(2, 2, 24, 24, 3)"] * 4)
+
+
+WAITING = """
+import sys, time
+from flaxvid.data.pipeline import ClipConfig, train_batches
+from flaxvid.data.sources import open_source
+
+if __name__ == "__main__":
+    batches = train_batches(open_source("folder", sys.argv[1]), ClipConfig((2,), 24), 2, num_workers=2)
+    next(batches)
+    print("begun", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_worker_processes_end_with_a_killed_parent(root, tmp_path):
+    script = tmp_path / "waiting.py"
+    script.write_text(WAITING)
+
+    def processes():
+        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True)
+        return {int(pid): int(parent) for pid, parent in (line.split() for line in listing.stdout.splitlines())}
+
+    with subprocess.Popen([sys.executable, script, root], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout.readline() == "begun\n"
+        children = {pid for pid, parent in processes().items() if parent == run.pid}
+        assert len(children) >= 2
+        run.kill()
+    deadline = time.monotonic() + 30
+    while children & processes().keys():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
