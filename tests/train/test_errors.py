@@ -176,6 +176,31 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(recipe
     assert all(np.isfinite(leaf).all() for leaf in leaves)
 
 
+def test_broken_videos_are_replaced_and_named_and_too_many_stop_the_run(recipe, videos, tmp_path, capsys):
+    root, paths = tmp_path / "listed", sorted(videos.rglob("*.mp4"))
+    for path in (*paths, root / "noise/b.mp4"):
+        copy = root / "videos" / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes() if path.exists() else np.random.default_rng(0).bytes(3000))
+    names = [*(path.name for path in paths), "b.mp4", "gone.mp4"]
+    for split in ("train", "test"):
+        lines = (f"videos/{name} {number % 2}" for number, name in enumerate(names))
+        (root / f"{split}.txt").write_text("\n".join(lines))
+    recipe.data.name, recipe.data.root, recipe.batch_size = "list", str(root), 10
+    assert "1 are missing (videos/gone.mp4)" in refused(recipe, tmp_path / "run", FileNotFoundError)
+    recipe.data.missing = "keep"
+    with pytest.raises(ValueError, match="at most 10% broken videos, got 2 among the first 10 of 10") as stopped:
+        flaxvid.run(recipe, tmp_path / "run")
+    recipe.data.max_broken = 0.2
+    (row,) = flaxvid.run(recipe, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "2 broken videos were replaced, of 10 in training" in out
+    for name in ("b.mp4: expected a video", "gone.mp4: no such file"):
+        assert name in out
+        assert name in str(stopped.value)
+    assert row["clips"] == 8
+
+
 @pytest.fixture(scope="module")
 def slips(start_training, tmp_path_factory):
     """Wrong commands, started side by side: (code, output, errors) of each."""
