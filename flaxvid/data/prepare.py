@@ -30,6 +30,7 @@ from flaxvid.data.examine import Encoding, examine, stamp
 from flaxvid.data.findings import Finding, Report, summarise
 from flaxvid.data.sources import Source
 from flaxvid.data.stored import shard_path, shard_writer, write_info
+from flaxvid.writing import written_whole
 
 VERSION = "1.0.0"  # raise it whenever the same videos would be stored or reported differently
 
@@ -133,7 +134,8 @@ def _work(splits: Mapping[str, Source], output: Path, preparation: Preparation, 
                 good = [(row, content) for row, content in zip(rows, contents, strict=True) if not row.problem]
                 examples = [{"video": content, "label": row.label, "id": row.id} for row, content in good]
                 write(shard_path(output, preparation.name, split, number), examples)
-            _replace(_part_file(output, split, number), json.dumps([asdict(row) for row in rows]).encode())
+            with written_whole(_part_file(output, split, number)) as path:
+                path.write_text(json.dumps([asdict(row) for row in rows]))
 
 
 def _is_done(part: Path, source: Source, indices: range) -> bool:
@@ -195,12 +197,6 @@ def _read(path: Path) -> list[Finding]:
     return [Finding(**row) for row in json.loads(path.read_bytes())]
 
 
-def _replace(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}")
-    beside.write_bytes(content)
-    os.replace(beside, path)
-
-
 @contextlib.contextmanager
 def _claimed(output: Path, splits: Mapping[str, Source], preparation: Preparation) -> Iterator[None]:
     """Holds the folder for this process, and makes sure that it is new or of the same preparation."""
@@ -227,5 +223,6 @@ def _claimed(output: Path, splits: Mapping[str, Source], preparation: Preparatio
                     f"expected in {output} the same videos and options as before, got a different {', '.join(other)}: "
                     "choose another folder, or delete this one"
                 )
-        _replace(record, json.dumps(marks, indent=1).encode())
+        with written_whole(record) as path:
+            path.write_text(json.dumps(marks, indent=1))
         yield

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from flaxvid.data.decode import VideoError
 from flaxvid.data.transforms import mirrored_labels
+from flaxvid.writing import written_whole
 
 _mirrored = functools.cache(mirrored_labels)  # asked for with every video
 
@@ -131,12 +131,11 @@ def shard_writer(classes: Sequence[str]) -> Callable[[Path, Iterable[Mapping[str
     serializer = ExampleSerializer(features.get_serialized_info())
 
     def write(path: Path, examples: Iterable[Mapping[str, Any]]) -> None:
-        beside = path.with_name(f".{path.name}")
-        writer = ArrayRecordWriter(str(beside), "group_size:1")
-        for example in examples:
-            writer.write(serializer.serialize_example(features.encode_example(example)))
-        writer.close()
-        os.replace(beside, path)
+        with written_whole(path) as beside:
+            writer = ArrayRecordWriter(str(beside), "group_size:1")
+            for example in examples:
+                writer.write(serializer.serialize_example(features.encode_example(example)))
+            writer.close()
 
     return write
 

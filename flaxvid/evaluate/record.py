@@ -17,6 +17,7 @@ from flaxvid.data.decode import decode
 from flaxvid.data.sampling import segment_indices
 from flaxvid.data.sources import Source
 from flaxvid.evaluate.evaluator import Evaluation, Result
+from flaxvid.writing import written_whole
 
 RIGHT, WRONG = 4, 8
 """How many videos are shown of those that the network got right, and of the most confident wrong ones."""
@@ -90,9 +91,8 @@ def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluat
         path = strips / f"{number:02d}.jpg"
         _save(path, film_strip(item["video"], name=str(item["id"])))
         example["strip"] = path.relative_to(folder).as_posix()
-    unfinished = folder / "evaluation.json.part"
-    unfinished.write_text(json.dumps(record))
-    unfinished.replace(folder / "evaluation.json")
+    with written_whole(folder / "evaluation.json") as path:
+        path.write_text(json.dumps(record))
     return folder / "evaluation.json"
 
 

@@ -8,6 +8,7 @@ from flaxvid.report.page import flatten
 from flaxvid.report.plots import accuracy_plot, cost_plot, metric_plot
 from flaxvid.report.run import Run, read_run
 from flaxvid.report.tables import seed_statistics
+from flaxvid.writing import written_whole
 
 LONG = 80
 """Characters of a setting that the table of differences shows."""
@@ -24,7 +25,8 @@ def write_comparison(folders: Sequence[str | Path], path: str | Path) -> Path:
         raise ValueError(f"expected two runs or more to compare, got {', '.join(map(str, folders)) or 'none'}")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_comparison(name_runs(folders)), encoding="utf-8")
+    with written_whole(path) as page:
+        page.write_text(render_comparison(name_runs(folders)), encoding="utf-8")
     return path
 
 

@@ -9,6 +9,7 @@ from flaxvid.report.html import cards, document, image, quiet, scroll, table
 from flaxvid.report.plots import accuracy_plot, training_plots
 from flaxvid.report.run import Run, read_run
 from flaxvid.report.tables import any_frame_cells
+from flaxvid.writing import written_whole
 
 
 def write_page(folder: str | Path) -> Path:
@@ -18,7 +19,8 @@ def write_page(folder: str | Path) -> Path:
         FileNotFoundError: the folder holds none of a run's files.
     """
     path = Path(folder) / "index.html"
-    path.write_text(render_page(read_run(folder)), encoding="utf-8")
+    with written_whole(path) as page:
+        page.write_text(render_page(read_run(folder)), encoding="utf-8")
     return path
 
 

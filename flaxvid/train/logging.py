@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from tensorboardX import SummaryWriter
 
 from flaxvid.report.run import read_metrics
 from flaxvid.types import Variables
+from flaxvid.writing import written_whole
 
 
 class RunLogger:
@@ -194,6 +194,5 @@ def _scalar(name: str, value: Any) -> float:
 def _drop_after(path: Path, step: int) -> None:
     """Drops what lies beyond `step` and a half-written last line, in one step that cannot itself be cut short."""
     rows = [row for row in read_metrics(path) if row["step"] <= step] if step else []
-    replacement = path.with_suffix(".tmp")
-    replacement.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(replacement, path)
+    with written_whole(path) as replacement:
+        replacement.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -37,6 +37,7 @@ from flaxvid.train.trained import CLASSES_FILE
 from flaxvid.train.waiting import WaitingShare
 from flaxvid.train.workdir import claim_workdir, lock_workdir
 from flaxvid.types import Variables
+from flaxvid.writing import written_whole
 
 Rows = list[dict[str, float]]
 
@@ -87,9 +88,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
             facts = {"name": "the recipe's", "views": describe_views(clips), "size": size}
             record = evaluation_record(evaluation, eval_source, clips=clips, protocol=facts, costs=costs)
             write_record(workdir, record, evaluation, eval_source)
-            unfinished = workdir / "any_frame.json.part"
-            unfinished.write_text(json.dumps(rows, indent=1))
-            unfinished.replace(workdir / "any_frame.json")
+            with written_whole(workdir / "any_frame.json") as path:
+                path.write_text(json.dumps(rows, indent=1))
             print(f"{any_frame_table(read_run(workdir))}\nall about this run: {write_page(workdir)}")
     return rows
 

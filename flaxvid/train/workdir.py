@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxvid.train.recipe import Recipe, read_recipe, to_json
+from flaxvid.writing import written_whole
 
 
 @contextlib.contextmanager
@@ -52,7 +53,8 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
     saved = any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
     if not (file.exists() and (saved or (workdir / "any_frame.json").exists())):
         workdir.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        with written_whole(file) as path:
+            path.write_text(text)
         return
     mine, theirs = json.loads(text), json.loads(to_json(read_recipe(workdir)))  # fields younger than it at defaults
     if mine != theirs:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from flaxvid import trees
 from flaxvid.types import Variables
+from flaxvid.writing import written_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +44,8 @@ def save_variables(path: str | Path, variables: Variables, info: WeightsInfo) ->
         raise ValueError(f"expected a path that ends in .safetensors, got {path}")
     flat = {key: np.ascontiguousarray(leaf) for key, leaf in trees.flatten(variables).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(save(flat, metadata={"flaxvid": json.dumps(dataclasses.asdict(info))}))
-    os.replace(part, path)
+    with written_whole(path) as part:
+        part.write_bytes(save(flat, metadata={"flaxvid": json.dumps(dataclasses.asdict(info))}))
 
 
 def is_native(path: str | Path) -> bool:
