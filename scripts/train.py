@@ -8,6 +8,7 @@ import dataclasses
 import pkgutil
 import re
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -44,10 +45,12 @@ def main(_argv: list[str]) -> None:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags and loads the recipe; a slip of the pen is one line that says what would be right."""
+    from flaxvid.train.recipe import Recipe
+
     try:
         rest = flags.FLAGS(argv)
-        _ = flags.FLAGS.config.model  # a file that is not there shows only here
-        return rest
+        recipe = flags.FLAGS.config
+        hasattr(recipe, "model")  # a file that is not there shows only here
     except (KeyError, ValueError, OSError, flags.Error) as error:
         text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
         field = re.match(r"Field (?P<field>\w+) .*<class '(?P<place>.+)\.(?P<name>\w+)'>", text) or re.match(
@@ -60,6 +63,16 @@ def parse(argv: list[str]) -> list[str]:
             text = f"the recipe has no entry {text!r}: entries of a dict are added in the config file, not by a flag"
         *before, last = text.splitlines()
         sys.exit(last.strip() if re.match(r"\s*(ValueError:|\[Errno)", last) or not before else text)
+    except Exception as error:  # whatever the user's own file raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if isinstance(error, SyntaxError) else f" ({place.filename}, line {place.lineno})"
+        sys.exit(
+            "expected a config file, Python with a function get_config() as in configs/tsm.py, "
+            f"got {type(error).__name__}: {error}{where}"
+        )
+    if not isinstance(recipe, Recipe):
+        sys.exit(f"expected get_config() to return a Recipe as in configs/tsm.py, got {type(recipe).__name__}")
+    return rest
 
 
 if __name__ == "__main__":

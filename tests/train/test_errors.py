@@ -204,13 +204,18 @@ def test_broken_videos_are_replaced_and_named_and_too_many_stop_the_run(recipe, 
 @pytest.fixture(scope="module")
 def slips(start_training, tmp_path_factory):
     """Wrong commands, started side by side: (code, output, errors) of each."""
-    run = tmp_path_factory.mktemp("slips") / "run"
+    folder = tmp_path_factory.mktemp("slips")
+    run, slip, other = folder / "run", folder / "slip.py", folder / "other.py"
+    slip.write_text("def get_config(:\n")
+    other.write_text("def get_config():\n    return {}\n")
     commands = {
         "field": ("configs/ffn.py", "--config.model.dropuot=0.3"),
         "group": ("configs/ffn.py", "--config.modl.dropout=0.3"),
         "argument": ("configs/ffn.py:mtion",),
         "file": ("configs/fn.py",),
         "recipe": ("configs/ffn.py", "--config.model.name=tsm_resnet5"),
+        "python": (str(slip),),
+        "type": (str(other),),
     }
     started = {
         name: start_training(*flags, "--workdir", str(run), config=config, tiny=False)
@@ -229,6 +234,8 @@ def slips(start_training, tmp_path_factory):
         ("argument", "unknown data set 'mtion': this config has motion, "),
         ("file", "No such file or directory: 'configs/fn.py'"),
         ("recipe", "unknown model 'tsm_resnet5': did you mean tsm_resnet50"),
+        ("python", "got SyntaxError: invalid syntax (slip.py, line 1)"),
+        ("type", "expected get_config() to return a Recipe as in configs/tsm.py, got dict"),
     ],
 )
 def test_the_command_says_it_in_one_line(slips, name, message):
