@@ -171,7 +171,8 @@ def _read(container: InputContainer, stop: int | None, name: str) -> Frames:
     """The first `stop` frames, or all."""
     stream, count = container.streams.video[0], 0
     try:
-        for frame in itertools.islice(container.decode(stream), stop):
+        packets = itertools.chain((packet for _, packet in read_packets(container)), (None,))
+        for frame in itertools.islice((frame for packet in packets for frame in stream.decode(packet)), stop):
             yield count, frame
             count += 1
     except (FFmpegError, OSError) as error:

@@ -6,6 +6,7 @@ Packets are read on and left out, which is exact where seeking is not: a packet'
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 import av
@@ -39,9 +40,10 @@ class Packet(NamedTuple):
 
 def read_packets(container: InputContainer) -> Iterator[tuple[Packet, av.Packet]]:
     """The packets of the first video stream in the order of decoding, without empty ones."""
-    for packet in container.demux(video=0):
-        if packet.size:
-            yield Packet(packet.pts, packet.size, packet.is_keyframe, packet.is_discard), packet
+    with closing(container.demux(video=0)) as packets:  # left half way, PyAV's generators leak unless closed
+        for packet in packets:
+            if packet.size:
+                yield Packet(packet.pts, packet.size, packet.is_keyframe, packet.is_discard), packet
 
 
 def plan_runs(container: InputContainer, packets: Sequence[Packet], wanted: Sequence[int]) -> list[range] | None:
