@@ -1,6 +1,5 @@
 import ctypes
 import gc
-from pathlib import Path
 
 import av
 import numpy as np
