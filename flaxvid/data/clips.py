@@ -1,5 +1,6 @@
 """How one video becomes a training clip, or what a test sees of it: sampling, crop and augmentation, in one decode."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from flaxvid.data.decode import VideoError, decode
+from flaxvid.data.files import FlipLabels
 from flaxvid.data.randaugment import jitter_colours, randaugment
 from flaxvid.data.sampling import dense_indices, segment_indices
 from flaxvid.data.transforms import Crop, multiscale_crop, resized_crop, view_crops
@@ -15,6 +17,7 @@ UNREADABLE = (VideoError, FileNotFoundError)
 """What a source, or the reading of what it gives, raises for a video that cannot be had."""
 
 Clips = dict[int, UInt8[np.ndarray, "*v n h w 3"]]
+Label = int | Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,8 @@ class ClipConfig:
 
 
 def draw_clips(
-    item: dict[str, Any], clips: ClipConfig, mirrored: tuple[int | None, ...] | None, rng: np.random.Generator
-) -> tuple[Clips, int]:
+    item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np.random.Generator
+) -> tuple[Clips, Label]:
     """Draws one clip of each frame count from a video, with one crop and one mirroring for all, and the clips' label.
 
     Args:
@@ -147,7 +150,7 @@ def draw_clips(
     video = decode(item["video"], lambda length: _indices(length, clips, rng), size=size, name=_name(item))
     video = crop.cut(video, clips.image_size)
     label = item["label"]
-    mirror_label = label if mirrored is None else mirrored[label]
+    mirror_label = mirror(label, mirrored)
     if clips.flip and rng.random() < 0.5 and mirror_label is not None:
         video, label = video[:, :, ::-1], mirror_label
     if any(vary.colour_jitter):
@@ -156,6 +159,16 @@ def draw_clips(
     parts = np.split(video, np.cumsum(clips.frames)[:-1])
     shuffle = rng.permutation if clips.shuffle_frames else lambda part: part
     return {n: shuffle(part) for n, part in zip(clips.frames, parts, strict=True)}, label
+
+
+def mirror(label: Label, mirrored: FlipLabels) -> Label | None:
+    """The label of a mirrored video, None where it must not be mirrored; of several tasks all must allow it."""
+    if mirrored is None:
+        return label
+    if not isinstance(label, Mapping):
+        return mirrored[label]  # pyright: ignore[reportArgumentType]
+    labels: Any = {task: mirror(own, mirrored[task]) for task, own in label.items()}  # pyright: ignore
+    return None if None in labels.values() else labels
 
 
 def cut_views(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> Clips:

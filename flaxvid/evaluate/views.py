@@ -73,7 +73,9 @@ def describe_views(clips: ClipConfig) -> str:
     return views + (f", a frame in {clips.interval}" if clips.sampling == "dense" else "")
 
 
-def average_views(model: VideoModel, variables: Variables, video: UInt8[Array, "b v n h w 3"]) -> Float[Array, "b k"]:
+def average_views(
+    model: VideoModel, variables: Variables, video: UInt8[Array, "b v n h w 3"]
+) -> Float[Array, "b k"] | dict[str, Float[Array, "b k"]]:
     """The mean over a video's views of the probabilities that the network gives each.
 
     Probabilities and not logits: every view has one vote, where the size of logits lets a single sure view decide,
@@ -84,6 +86,9 @@ def average_views(model: VideoModel, variables: Variables, video: UInt8[Array, "
         model: the ordinary model.
         variables: its ordinary variables for this frame count.
         video: the views of each video.
+
+    Returns:
+        Probabilities; of several tasks a dict of them, as the model's logits are.
 
     Raises:
         ValueError: the video is not uint8, or has no axis of views.
@@ -100,13 +105,11 @@ def average_views(model: VideoModel, variables: Variables, video: UInt8[Array, "
         )
     total = _probabilities(model, variables, video, 0)
     for view in range(1, video.shape[1]):
-        total = total + _probabilities(model, variables, video, view)
-    return total / video.shape[1]
+        total = jax.tree.map(jnp.add, total, _probabilities(model, variables, video, view))
+    return jax.tree.map(lambda leaf: leaf / video.shape[1], total)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _probabilities(
-    model: VideoModel, variables: Variables, video: UInt8[Array, "b v n h w 3"], view: int
-) -> Float[Array, "b k"]:
+def _probabilities(model: VideoModel, variables: Variables, video: UInt8[Array, "b v n h w 3"], view: int) -> Any:
     logits: Any = model.apply(variables, jax.lax.dynamic_index_in_dim(video, view, axis=1, keepdims=False))
-    return jax.nn.softmax(logits, axis=-1)
+    return jax.tree.map(jax.nn.softmax, logits)

@@ -6,8 +6,9 @@ import glob
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import av
 import jax
@@ -22,7 +23,7 @@ from flaxvid.data.transforms import Crop, view_crops
 from flaxvid.evaluate.any_frame import clip_milliseconds
 from flaxvid.evaluate.views import average_views
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import Variables
+from flaxvid.types import Classes, Variables
 
 TOGETHER = 32
 """Stretches of a long video that are decoded together: more need more memory, fewer more passes over the file."""
@@ -34,12 +35,12 @@ class Prediction:
 
     Attributes:
         start, end: where the stretch begins and ends, in seconds; None for a whole video.
-        probabilities: of the classes.
+        probabilities: of the classes; of several tasks those of each.
     """
 
     start: float | None
     end: float | None
-    probabilities: Float[np.ndarray, " k"]
+    probabilities: Float[np.ndarray, " k"] | Mapping[str, Float[np.ndarray, " k"]]
 
 
 class Predictor:
@@ -48,7 +49,7 @@ class Predictor:
     Args:
         model: the ordinary model.
         select: gives its ordinary variables for a frame count, such as ``lambda n: flexible.select(variables, n)``.
-        classes: class names in the order of the logits.
+        classes: class names in the order of the logits; of several tasks those of each.
         clips: how a video is seen, as in evaluation, whatever its frame counts; the default is one clip from all of the
             video and the centre crop. Videos shorter than a clip repeat frames.
     """
@@ -57,7 +58,7 @@ class Predictor:
         self,
         model: VideoModel,
         select: Callable[[int], Variables],
-        classes: tuple[str, ...],
+        classes: Classes,
         clips: ClipConfig | None = None,
     ):
         self.model, self.classes = model, classes
@@ -65,13 +66,18 @@ class Predictor:
         clips = clips or ClipConfig(image_size=model.clip.image_size)
         self._clips = dataclasses.replace(clips, short="repeat")
 
-    def __call__(self, video: UInt8[np.ndarray, "b v n h w 3"]) -> Float[np.ndarray, "b k"]:
-        """Probabilities of a batch of uint8 videos, the mean over each one's views.
+    def __call__(
+        self, video: UInt8[np.ndarray, "b v n h w 3"]
+    ) -> Float[np.ndarray, "b k"] | dict[str, Float[np.ndarray, "b k"]]:
+        """Probabilities of a batch of uint8 videos, the mean over each one's views; of several tasks those of each.
 
         Raises:
             ValueError: the video is not uint8, or not of that shape.
         """
-        return np.asarray(average_views(self.model, self._select(video.shape[2]), jax.numpy.asarray(video)))
+        return jax.device_get(average_views(self.model, self._select(video.shape[2]), jax.numpy.asarray(video)))
+
+    def _answer(self, view: UInt8[np.ndarray, "v n h w 3"]) -> Any:
+        return jax.tree.map(lambda probabilities: probabilities[0], self(view[None]))
 
     def predict(self, video: bytes | str | Path, num_frames: int, window: float | None = None) -> Iterator[Prediction]:
         """Yields the answer to a video, or to one stretch of it after the other; memory holds the clips of a few dozen.
@@ -89,7 +95,7 @@ class Predictor:
         clips = dataclasses.replace(self._clips, frames=(num_frames,))
         if window is None:
             views = cut_views({"video": video, "id": "video"}, clips, np.random.default_rng(0))[num_frames]
-            yield Prediction(None, None, self(views[None])[0])
+            yield Prediction(None, None, self._answer(views))
             return
         if window <= 0:
             raise ValueError(f"expected a window of more than 0 seconds, got {window}")
@@ -99,12 +105,25 @@ class Predictor:
         for first in range(0, len(stretches), TOGETHER):
             together = stretches[first : first + TOGETHER]
             for (begin, end), view in zip(together, _cut(video, together, clips), strict=False):
-                yield Prediction(begin / rate, end / rate, self(view[None, None])[0])
+                yield Prediction(begin / rate, end / rate, self._answer(view[None]))
 
-    def top(self, probabilities: Float[np.ndarray, " k"], count: int) -> list[tuple[str, float]]:
-        """The likeliest classes and their probabilities, as many as asked for and there are."""
-        order = np.argsort(-probabilities, kind="stable")[:count]
-        return [(self.classes[i], float(probabilities[i])) for i in order]
+    def top(self, probabilities: Any, count: int) -> Any:
+        """The likeliest classes and their probabilities, as many as asked for and there are.
+
+        Args:
+            probabilities: of a `Prediction`.
+            count: how many.
+
+        Returns:
+            ``[("run", 0.7), ...]``; of several tasks that for each of them.
+        """
+
+        def likeliest(names: tuple[str, ...], own: Float[np.ndarray, " k"]) -> list[tuple[str, float]]:
+            return [(names[i], float(own[i])) for i in np.argsort(-own, kind="stable")[:count]]
+
+        if isinstance(self.classes, Mapping):
+            return {task: likeliest(names, probabilities[task]) for task, names in self.classes.items()}
+        return likeliest(self.classes, probabilities)
 
     def milliseconds(self, num_frames: int) -> float:
         """What a clip of so many frames takes here; see `clip_milliseconds`."""
