@@ -10,7 +10,7 @@ from jaxtyping import Int, UInt8
 from flaxvid.data.decode import VideoError, decode
 from flaxvid.data.files import FlipLabels
 from flaxvid.data.randaugment import jitter_colours, randaugment
-from flaxvid.data.sampling import dense_indices, segment_indices
+from flaxvid.data.sampling import dense_indices, even_indices, segment_indices
 from flaxvid.data.transforms import Crop, multiscale_crop, resized_crop, view_crops
 
 UNREADABLE = (VideoError, FileNotFoundError)
@@ -74,7 +74,8 @@ class ClipConfig:
         flip: Whether to mirror half of the training videos, as far as the source's `flip_labels` allow it.
         short: What a video with fewer frames than asked for is: an "error", which makes it a broken one, or to "repeat"
             frames of.
-        sampling: "segment", a frame from each of as many equal parts of the video; or "dense", frames `interval` apart.
+        sampling: "segment", a frame from each of as many equal parts of the video; "dense", frames `interval` apart; or
+            "even", always the same frames, from the first to the last.
         interval: Frames from one to the next in dense sampling.
         clips: Clips of a test video.
         crops: Crops of each of its clips: 1, 3, 5 or 10; see `view_crops`. The last five of ten are mirrored.
@@ -89,7 +90,7 @@ class ClipConfig:
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     flip: bool = True
     short: Literal["error", "repeat"] = "error"
-    sampling: Literal["segment", "dense"] = "segment"
+    sampling: Literal["segment", "dense", "even"] = "segment"
     interval: int = 8
     clips: int = 1
     crops: int = 1
@@ -113,10 +114,13 @@ class ClipConfig:
             )
         if self.short not in ("error", "repeat"):
             raise ValueError(f'expected short="error" or "repeat", got {self.short!r}')
-        if self.sampling not in ("segment", "dense") or self.interval < 1:
+        if self.sampling not in ("segment", "dense", "even") or self.interval < 1:
             raise ValueError(
-                f'expected sampling="segment" or "dense" and interval >= 1, got {self.sampling!r}, {self.interval}'
+                f'expected sampling="segment", "dense" or "even" and interval >= 1, got {self.sampling!r}, '
+                f"{self.interval}"
             )
+        if self.sampling == "even" and self.clips != 1:
+            raise ValueError(f'a video has one clip with sampling="even", got clips={self.clips}: take "segment"')
         if self.repeats < 1:
             raise ValueError(f"expected repeats >= 1, got {self.repeats}")
         if self.clips < 1 or self.crops not in (1, 3, 5, 10):
@@ -218,7 +222,9 @@ def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:
 def _indices(length: int, clips: ClipConfig, rng: np.random.Generator | None) -> Int[np.ndarray, " t"]:
     """Positions of the frames of all counts, one count after the other; for the test those of all its clips."""
     count = clips.clips if rng is None else 1
-    if clips.sampling == "dense":
+    if clips.sampling == "even":
+        draws = [even_indices(length, n, short=clips.short) for n in clips.frames]
+    elif clips.sampling == "dense":
         draws = [
             dense_indices(length, n, rng, interval=clips.interval, short=clips.short, clips=count) for n in clips.frames
         ]

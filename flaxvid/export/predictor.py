@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, UInt8
 
 from flaxvid.data.clips import ClipConfig, cut_views
 from flaxvid.data.decode import IMAGE_SUFFIXES, VideoError, count_frames, decode
-from flaxvid.data.sampling import dense_indices, segment_indices
+from flaxvid.data.sampling import dense_indices, even_indices, segment_indices
 from flaxvid.data.sources import VIDEO_SUFFIXES
 from flaxvid.data.transforms import Crop, view_crops
 from flaxvid.evaluate.any_frame import clip_milliseconds
@@ -155,6 +155,8 @@ def _cut(
 
 
 def _positions(length: int, n: int, clips: ClipConfig) -> Int[np.ndarray, " n"]:
+    if clips.sampling == "even":
+        return even_indices(length, n, short="repeat")[0]
     if clips.sampling == "dense":
         return dense_indices(length, n, interval=clips.interval, short="repeat")[0]
     return segment_indices(length, n, short="repeat")[0]

@@ -55,8 +55,8 @@ class DataRecipe:
         short: what a video with fewer frames than wanted means: "error", it counts as broken, or "repeat" its frames.
         max_broken: the share of training videos that may turn out broken; they are replaced and named, more of them
             stop the run.
-        sampling, interval: "segment", a frame from each of equal parts of the video, or "dense", frames `interval`
-            apart.
+        sampling, interval: "segment", a frame from each of equal parts of the video; "dense", frames `interval` apart;
+            or "even", always the same frames, from the first to the last.
         eval_clips, eval_crops: views of a test video: clips, and crops of each (1, 3, 5 or 10).
         crop: of training clips: "multiscale" (by `scales`) or "resized" (any part of the frame, by `area`, `aspect`).
         area, aspect: least and largest part of the frame, and least and largest width over height, of a resized crop.
