@@ -136,7 +136,8 @@ def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
             raise ValueError(
                 f"model.inflate: 2-D files are for {', '.join(FLAT_SIBLINGS)}, got {recipe.model.name}: leave it empty"
             )
-        variables = load_torch(FLAT_SIBLINGS[recipe.model.name], path)
+        shape = {name: value for name, value in recipe.model.options.items() if name in ("width", "depths")}
+        variables = load_torch(FLAT_SIBLINGS[recipe.model.name], path, overrides=shape)
     else:
         named = dataclasses.asdict(recipe.model)
         overrides = {name: named[name] for name in ("num_frames", "image_size")} | named["options"]
