@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from flax.core import FrozenDict
+
 from flaxvid.models import r2plus1d, resnet2d, resnet3d
 from flaxvid.models.spec import ModelSpec
 from flaxvid.models.video_model import VideoModel
@@ -49,6 +51,8 @@ def create_model(name: str, **overrides: Any) -> VideoModel:
     classes = overrides.get("num_classes", 1)
     if min(classes.values() if isinstance(classes, Mapping) else [classes], default=0) < 1:
         raise ValueError(f"num_classes must be a positive number or a dict of them, got {classes}: count the labels")
+    if isinstance(classes, Mapping):
+        overrides["num_classes"] = FrozenDict(classes)  # a model with a dict could not be hashed, as `jax.jit` asks
     return spec.build(**{**spec.variant, **overrides})
 
 
