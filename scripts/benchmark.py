@@ -197,13 +197,10 @@ def main() -> None:
         if command in ("model", "once"):
             sub.add_argument("--frames", type=int, nargs="+", help="default: the model's own number")
             sub.add_argument("--dtype", default="float32")
-    commands.choices["families"].add_argument(
-        "names", nargs="*", default=FAMILIES, metavar="MODEL", help="default: all"
-    )
-    commands.choices["families"].add_argument("--batch", type=int, default=1)
-    commands.choices["families"].add_argument(
-        "--scale", type=float, default=1.0, help="of the clips' sides, for a trial"
-    )
+    families = commands.choices["families"]
+    families.add_argument("names", nargs="*", default=FAMILIES, metavar="MODEL", help="default: one of each kind")
+    families.add_argument("--batch", type=int, default=1)
+    families.add_argument("--scale", type=float, default=1.0, help="of the clips' sides, for a trial")
     commands.choices["conv"].add_argument("--cases", default="", help="only those whose name contains this")
     commands.choices["once"].add_argument("--peer", default="flaxvid")
     commands.choices["once"].add_argument("--cache", default="")

@@ -98,11 +98,9 @@ def resident_peak() -> int:
 
 def make_trainer(peer: str, *setup: Any) -> Any:
     """The peer's trainer for (model, frames, batch, size, dtype)."""
-    return (
-        TorchTrainer(*setup, device=jax.default_backend())
-        if TorchTrainer and peer == "torch"
-        else FlaxvidTrainer(*setup)
-    )
+    if TorchTrainer and peer == "torch":
+        return TorchTrainer(*setup, device=jax.default_backend())
+    return FlaxvidTrainer(*setup)
 
 
 def in_fresh_process(peer: str, *setup: Any, cache: str = "") -> dict[str, float]:

@@ -83,7 +83,7 @@ class PrivateNorm(nn.Module):
 
 @functools.cache
 def declare_operators() -> Any:
-    """What torchvision declares in C++, which one without its binaries lacks; the library lives as long as it is kept."""
+    """Declares what torchvision does in C++, and lacks without its binaries; it lasts as long as what is returned."""
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, operator):
@@ -150,7 +150,7 @@ def has_reference(name: str) -> bool:
 
 
 def make_network_3d(name: str, classes: int = 174) -> nn.Module:
-    """The network of a name, (b, 3, t, h, w) to logits at any size: heads pool all there is, and end before a softmax."""
+    """The network of a name, (b, 3, t, h, w) to logits at any size: its head pools all that it gets; no softmax."""
     declare_operators()
     if name in TORCHVISION:
         from torchvision.models.video import r2plus1d_18, r3d_18, resnet

@@ -8,11 +8,11 @@ from typing import Any
 
 from flax.core import FrozenDict
 
-from flaxvid.models import r2plus1d, resnet2d, resnet3d
+from flaxvid.models import r2plus1d, resnet2d, resnet3d, slowfast, x3d
 from flaxvid.models.spec import ModelSpec
 from flaxvid.models.video_model import VideoModel
 
-SPECS: dict[str, ModelSpec] = {**resnet2d.SPECS, **resnet3d.SPECS, **r2plus1d.SPECS}
+SPECS: dict[str, ModelSpec] = {**resnet2d.SPECS, **resnet3d.SPECS, **r2plus1d.SPECS, **x3d.SPECS, **slowfast.SPECS}
 
 
 def list_models(pattern: str = "*") -> list[str]:
