@@ -77,7 +77,7 @@ def test_a_frozen_stem_and_body_stay_to_the_last_bit_and_the_head_moves(start, b
     assert shapes == {before["params/head/classifier/kernel"].shape, before["params/head/classifier/bias"].shape}
 
 
-@pytest.mark.parametrize("kind", ["2-D", "3-D", "frame-flexible"])
+@pytest.mark.parametrize("kind", ["2-D", "frame-flexible"])
 def test_what_is_not_frozen_moves_parameters_and_statistics(start, batch, optimizer, kind):
     freeze = ("stem", r"body/layer1_\d+")
     before, after, _ = trained(*start(kind), batch, optimizer, freeze)

@@ -22,6 +22,12 @@ def test_the_sum_by_hand():
     assert (parts["action_accuracy"], parts["actor_accuracy"]) == (1, 0)
 
 
+def test_an_only_task_at_several_frame_counts():
+    by_count = {2: LOGITS["actor"], 4: LOGITS["actor"]}
+    total, _ = sum_over_tasks(lambda z, y: (sum(cross_entropy(z[n], y) for n in z), {}), by_count, LABELS["actor"], {})
+    np.testing.assert_allclose(total, 2 * np.log(10), rtol=1e-6)
+
+
 def test_an_only_task_is_just_its_loss():
     total, parts = sum_over_tasks(judged, LOGITS["actor"], LABELS["actor"], {})
     np.testing.assert_allclose(total, np.log(10), rtol=1e-6)

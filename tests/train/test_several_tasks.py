@@ -42,12 +42,11 @@ def recipe(videos):
         model=ModelRecipe("tsm_resnet18", image_size=32, num_frames=4, options=OPTIONS),
         data=DataRecipe("list", root=str(videos)),
         task=TaskRecipe("ffn", (2, 4), task_weights={"actor": 0.5}),
-        optimizer=OptimizerRecipe(ema=0.5),
         batch_size=4,
         eval_batch_size=4,
         eval_frames=(2, 4),
         eval_every=1,
-        epochs=2,
+        epochs=1,
         log_every=1,
     )
 
