@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Loss = Callable[[Any, Any], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
@@ -34,7 +35,7 @@ def sum_over_tasks(
         )
     if not of_labels:
         return loss(logits, labels)
-    total, parts = 0.0, {}
+    total, parts = jnp.zeros(()), {}
     for task in labels:
         own, own_parts = loss(logits[task], labels[task])
         total += weights.get(task, 1.0) * own
