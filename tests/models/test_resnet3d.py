@@ -199,7 +199,7 @@ def test_it_learns_frame_flexible(name, batch):
     """A few steps on one batch of `motion`, by the ordinary task: no model knows of frame flexibility."""
     model = create_tiny(name, depths=(1, 1), num_classes=16, dropout=0.0, classifier_std=0.1)
     task = FrameFlexibleTask(flaxvid.FrameFlexible(model, (2, 4)))
-    optimizer = optax.adam(3e-3)
+    optimizer = optax.adam(1e-2)
     step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer))
     state = create_state(task.init(jax.random.key(0)), optimizer)
     gains = [path for path in trees.flatten(state.variables) if path.endswith("/gain")]
