@@ -13,6 +13,7 @@ from flaxvid.types import Variables
 FLAT_SIBLINGS = {
     "slow_r50": "tsn_resnet50",
     "res3dcnn": "tsn_resnet50",
+    "r2plus1d_r50": "tsn_resnet50",
     "r3d_18": "tsn_resnet18",
     "r3d_18_se": "tsn_resnet18",
 }
@@ -22,14 +23,14 @@ RESNET_NAMES: KeyTable = (
     (r"stem/conv1/conv", r"stem/conv1"),
     (r"stem/conv1/norm", r"stem/norm1"),
     (r"body/(\w+)/conv_?[1a]/(conv|norm)", r"body/\1/\g<2>1"),
-    (r"body/(\w+)/conv_?[2b]/(conv|norm)", r"body/\1/\g<2>2"),
+    (r"body/(\w+)/conv_?[2b](?:_spatial)?/(conv|norm)", r"body/\1/\g<2>2"),
     (r"body/(\w+)/conv_c/(conv|norm)", r"body/\1/\g<2>3"),
     (r"body/(\w+)/downsample/(conv|norm)", r"body/\1/downsample_\2"),
 )
-"""Modules of `resnet3d` by those of `resnet2d`; others have the same names."""
+"""Modules of the 3-D ResNets by those of `resnet2d`; others have the same names."""
 
 RULES = ("mean", "centre")
-_NEW = re.compile(r"params/(head/.*|body/.*/se/.*)")  # what no image network has, or has of other classes
+_NEW = re.compile(r"params/head/.*|\w+/body/.*/(se|\w+_temporal)/.*")  # what no image network has, or of other classes
 
 
 def adopt(template: Variables, trained: Variables) -> tuple[dict[str, Any], list[str]]:
@@ -74,8 +75,8 @@ def inflate(
         names: renames of module paths, 3-D to 2-D.
 
     Returns:
-        The variables, and what became of each: ``{path: "inflated" or "taken" or "fresh"}``; fresh ones, of a head for
-        other classes and of squeeze-and-excitation, are the template's.
+        The variables, and what became of each: ``{path: "inflated" or "taken" or "fresh"}``; fresh ones are the
+        template's: a head for other classes, squeeze-and-excitation, temporal convolutions that stand alone.
 
     Raises:
         ValueError: variables without a counterpart on either side, or of another shape; all in one error.

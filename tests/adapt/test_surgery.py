@@ -80,6 +80,27 @@ def test_centred_kernels_see_every_frame_as_an_image(images, random_variables, c
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("temporal_kernels", [(1, 1, 1, 1), (1, 1, 3, 3)])
+def test_a_still_video_looks_like_the_image(images, random_variables, clip, temporal_kernels):
+    """Away from the ends, where kernels see zeros."""
+    model, flat = create_tiny("slow_r50", temporal_kernels=temporal_kernels), create_tiny("tsn_resnet50")
+    variables, _ = inflate(random_variables(model), images())
+    still = np.repeat(clip(1, 1, 32, 32), 9, axis=1)
+
+    def middle(model, variables):
+        m = model.bind(variables)
+        return m.body(m.stem(flat.normalise(still)))[:, 4]
+
+    expected, got = (jax.jit(middle, static_argnums=0)(m, v) for m, v in ((flat, images()), (model, variables)))
+    chex.assert_trees_all_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_temporal_convolutions_that_stand_alone_start_anew(images, random_variables):
+    variables, account = inflate(random_variables(create_tiny("r2plus1d_r50")), images())
+    started_anew = {path for path, fate in account.items() if fate == "fresh"}
+    assert started_anew == {path for path in trees.flatten(variables) if "_temporal/" in path}
+
+
 def test_repeated_kernels_add_up_to_the_image_s(images, random_variables):
     template = random_variables(create_tiny("r3d_18_se", num_classes=3))
     variables, account = inflate(template, images("tsm_resnet18"))

@@ -78,6 +78,7 @@ def test_examples_of_the_docstring():
     )
     names = {"flaxvid": flaxvid_with_short_models, "jax": jax, "jnp": jnp}
     examples = doctest.DocTestParser().get_doctest(resnet3d.__doc__, names, "resnet3d", None, None)
+    names = examples.globs
     assert len(examples.examples) > 30
     said = []
     jax.eval_shape(lambda: doctest.DocTestRunner().run(examples, out=said.append, clear_globs=False)[0])
@@ -129,7 +130,7 @@ def test_where_squeeze_and_excitation_stands(random_variables, clip):
     scales = np.where(alive, by_output / np.where(alive, by_none, 1), np.nan)
     chex.assert_trees_all_close(np.nanmin(scales, (1, 2, 3)), np.nanmax(scales, (1, 2, 3)), rtol=1e-3)
     scales = np.where(alive, by_residual / np.where(alive, by_none, 1), np.nan)
-    assert not np.allclose(np.nanmin(scales, (1, 2, 3)), np.nanmax(scales, (1, 2, 3)), rtol=1e-1)
+    assert not np.allclose(np.nanmin(scales, (1, 2, 3)), np.nanmax(scales, (1, 2, 3)), rtol=0.1, equal_nan=True)
 
 
 def test_wrong_options_say_so():
@@ -198,7 +199,7 @@ def test_it_learns_frame_flexible(name, batch):
     """A few steps on one batch of `motion`, by the ordinary task: no model knows of frame flexibility."""
     model = create_tiny(name, depths=(1, 1), num_classes=16, dropout=0.0, classifier_std=0.1)
     task = FrameFlexibleTask(flaxvid.FrameFlexible(model, (2, 4)))
-    optimizer = optax.adam(3e-3)
+    optimizer = optax.adam(1e-2)
     step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer))
     state = create_state(task.init(jax.random.key(0)), optimizer)
     gains = [path for path in trees.flatten(state.variables) if path.endswith("/gain")]
