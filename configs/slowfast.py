@@ -7,10 +7,9 @@ The recipe of Kinetics-400 is PySlowFast's SLOWFAST_8x8_R50, but that its warm-u
 it has Nesterov's momentum, that the last norm of a block starts at zero there, that it resizes the short side to
 256-320 pixels where we cut the same parts out of it, that it tests at 256 pixels, and that it re-estimates the norms'
 statistics before evaluation. With ffn, one network for three frame counts (arXiv 2303.14817), each spread over the
-whole video; on Kinetics-400 and Something-Something 16, 32 and 64, as in that paper.
+whole video: 16, 32 and 64 on Kinetics-400, as in that paper, or on another data set (ssv2_ffn, say).
 
-Arguments: motion (default), motion_ffn, kinetics400, kinetics400_4x16, kinetics400_r101, kinetics400_ffn, ssv2,
-ssv2_ffn, folder.
+Arguments: motion (default), motion_ffn, kinetics400, kinetics400_4x16, kinetics400_r101, kinetics400_ffn, ssv2, folder.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ set is that size's clip with the data set's own recipe, meant for published weig
 and small enough for a CPU: X3D-S at 13 frames of 56 pixels for your own videos in class folders, or the hundred real
 ones of ucf101_small.
 
-Arguments: motion (default), xs, s, m, l, ucf101_small, folder, xs_folder, s_folder, m_folder, l_folder.
+Arguments: motion (default), xs, s, m, l, ucf101_small, folder, s_folder.
 """
 
 import dataclasses

@@ -26,20 +26,23 @@ OVERRIDES = {name: value for name, value in TINY.items() if name != "num_classes
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "gmacs"),
+    ("parameters", "gmacs"),
     [
-        ("x3d_xs", 3_794_274, 0.605257),
-        ("x3d_s", 3_794_274, 1.962892),
-        ("x3d_m", 3_794_274, 4.732469),
-        ("x3d_l", 6_153_384, 18.36771),
+        (3_794_274, {"x3d_xs": 0.605257, "x3d_s": 1.962892, "x3d_m": 4.732469}),
+        (6_153_384, {"x3d_l": 18.36771}),
     ],
 )
-def test_parameters_and_multiply_adds_are_the_references(name, parameters, gmacs):
-    model = create_model(name)
-    frames, size = model.clip.num_frames, model.clip.image_size
-    cost = model_cost(model, (1, frames, size, size, 3))
-    assert cost.parameters == parameters
-    assert cost.gflops == pytest.approx(gmacs, rel=1e-3)
+def test_parameters_and_multiply_adds_are_the_references(parameters, gmacs):
+    variables = None
+    for name, expected in gmacs.items():
+        model = create_model(name)
+        frames, size = model.clip.num_frames, model.clip.image_size
+        if variables is None:  # of one shape for all of them
+            video = jax.ShapeDtypeStruct((1, frames, size, size, 3), np.float32)
+            variables = jax.eval_shape(model.init, jax.random.key(0), video)
+        cost = model_cost(model, (1, frames, size, size, 3), variables)
+        assert cost.parameters == parameters
+        assert cost.gflops == pytest.approx(expected, rel=1e-3)
 
 
 def test_channels_inside_squeeze_and_excitation():
@@ -131,7 +134,7 @@ def test_it_learns_frame_flexible(motion_data):
     gains = [path for path in trees.flatten(state.variables) if path.endswith("/gain")]
     assert len(gains) == 4  # of the first convolution of two blocks, for two counts
     losses = []
-    for _ in range(8):
+    for _ in range(16):
         state, metrics = step(state, {"video": batch["video"], "label": batch["label"]}, jax.random.key(1))
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.8 * losses[0]
