@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from flaxvid.models import resnet2d
+from flaxvid.models import multiview, resnet2d
 from flaxvid.models.spec import ModelSpec
 from flaxvid.models.video_model import VideoModel
 
@@ -55,3 +55,6 @@ def create_model(name: str, **overrides: Any) -> VideoModel:
 def create_tiny(name: str, **overrides: Any) -> VideoModel:
     """The small sibling of a model, the same code with fewer and narrower layers: for tests and first trials."""
     return create_model(name, **{**get_spec(name).tiny, **overrides})
+
+
+SPECS |= multiview.specs(create_model)  # last, for they make their backbones by name

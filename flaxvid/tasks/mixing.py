@@ -1,14 +1,15 @@
-"""Mixup, cutmix and random erasing: on the device, on normalised video, one draw for all frames and frame counts."""
+"""Mixup, cutmix and random erasing: on the device, on normalised video, one draw for all frames, frame counts and views
+of a scene."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int
 from scipy.special import betaincinv
 
-from flaxvid.models.video_model import VideoModel
+from flaxvid.models.video_model import Video, VideoModel
 from flaxvid.types import Batch
 
 ERASED_AREA = (0.02, 1 / 3)
@@ -39,7 +40,7 @@ class Mixing:
 
     def mix(
         self, model: VideoModel, batch: Batch, key: Array
-    ) -> tuple[dict[int, Num[Array, "b _ h w 3"]], Int[Array, " b"] | Float[Array, "b k"]]:
+    ) -> tuple[dict[int, Video], Int[Array, " b"] | Float[Array, "b k"]]:
         """The batch's video and labels: as they are, or normalised and mixed, with a share of the label for each class.
 
         Args:
@@ -51,15 +52,15 @@ class Mixing:
         if not (self.mixup or self.cutmix or self.erasing):
             return video, labels
         video = {n: model.normalise(clips) for n, clips in video.items()}
-        b, _, h, w, _ = next(iter(video.values())).shape
+        b, _, h, w, _ = jax.tree.leaves(video)[0].shape
         erase_key, noise_key, mix_key = jax.random.split(key, 3)
         if self.erasing:
             erased = erased_boxes(erase_key, self.erasing, b, h, w)[:, None, :, :, None]
             noise = jax.random.normal(noise_key, (b, 1, h, w, 3))
-            video = {n: jnp.where(erased, noise, clips) for n, clips in video.items()}
+            video = jax.tree.map(lambda clips: jnp.where(erased, noise, clips), video)
         if self.mixup or self.cutmix:
             own = self.weights(mix_key, b, h, w)
-            video = {n: _blend(clips, own[:, None, :, :, None]) for n, clips in video.items()}
+            video = jax.tree.map(lambda clips: _blend(clips, own[:, None, :, :, None]), video)
             classes = model.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
             labels = _blend(jax.nn.one_hot(labels, classes), own.mean((1, 2))[:, None])
         return video, labels
