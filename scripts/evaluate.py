@@ -26,7 +26,7 @@ from flaxvid.data.pipeline import eval_batches
 from flaxvid.data.sources import Source
 from flaxvid.data.subset import Subset
 from flaxvid.evaluate.any_frame import clip_milliseconds
-from flaxvid.evaluate.evaluator import Evaluation, evaluate_videos, join
+from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, join
 from flaxvid.evaluate.record import evaluation_record, write_record
 from flaxvid.evaluate.views import PROTOCOLS, describe_views
 from flaxvid.report.page import write_page
@@ -34,8 +34,9 @@ from flaxvid.report.tables import evaluation_notes, evaluation_table
 from flaxvid.train.loop import enable_compilation_cache
 from flaxvid.train.mesh import make_mesh, put_batch
 from flaxvid.train.recipe import DataRecipe
-from flaxvid.train.setup import clip_config, open_data
+from flaxvid.train.setup import clip_config, count_classes, open_data
 from flaxvid.train.trained import Trained, load_trained
+from flaxvid.types import by_task
 
 
 def main() -> None:
@@ -108,10 +109,14 @@ def open_videos(trained: Trained, arguments: argparse.Namespace) -> Source:
     names = ("root", "fold", "lists", "views")
     recipe = dataclasses.replace(recipe, **{name: given for name in names if (given := getattr(arguments, name))})
     source = open_data(recipe, arguments.split or recipe.eval_split)
-    if len(source.classes) != len(trained.classes):
+    wanted, there = count_classes(trained.classes), count_classes(source.classes)
+    if wanted != there:
+        some = [
+            [name for names in by_task(c).values() for name in names][:3] for c in (trained.classes, source.classes)
+        ]
         raise ValueError(
-            f"expected videos of the network's {len(trained.classes)} classes ({', '.join(trained.classes[:3])}, ...), "
-            f"got {len(source.classes)} classes in {source.name} ({', '.join(source.classes[:3])}, ...)"
+            f"expected videos of the network's {wanted} classes ({', '.join(some[0])}, ...), "
+            f"got {there} classes in {source.name} ({', '.join(some[1])}, ...)"
         )
     return Subset(source, arguments.limit) if arguments.limit else source
 
@@ -122,7 +127,7 @@ def evaluate(
     passes: tuple[ClipConfig, ...],
     arguments: argparse.Namespace,
     console: Console,
-) -> Evaluation:
+) -> Evaluations:
     """All passes over the videos, under a progress bar."""
     mesh, recipe = make_mesh(), trained.recipe
     at_once = (arguments.batch_size or recipe.eval_batch_size) // passes[0].views

@@ -61,7 +61,7 @@ def test_every_config_builds(path, argument):
     optimizer = make_optimizer(recipe.optimizer, make_schedule(recipe.optimizer, recipe.epochs, 100))
     ema = recipe.optimizer.ema > 0
     state = jax.eval_shape(lambda key: create_state(task.init(key), optimizer, ema=ema), jax.random.key(0))
-    assert (task.frames[-1], model.clip.num_frames) == (16, 16)
+    assert task.frames[-1] == model.clip.num_frames
     paths = [path for path in trees.flatten(state.variables) if path.startswith("params")]
     for pattern, *_ in recipe.optimizer.rules:
         if (

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Int
 
 from flaxvid.data.decode import VideoError, decode
+from flaxvid.data.files import FlipLabels
 from flaxvid.data.randaugment import jitter_colours, randaugment
-from flaxvid.data.sampling import dense_indices, segment_indices
+from flaxvid.data.sampling import dense_indices, even_indices, segment_indices
 from flaxvid.data.transforms import Crop, mirrored_labels, multiscale_crop, resized_crop, view_crops
 
 UNREADABLE = (VideoError, FileNotFoundError)
@@ -18,6 +19,8 @@ UNREADABLE = (VideoError, FileNotFoundError)
 Clips = dict[int, Any]
 """uint8 (n, h, w, 3) for each frame count n, with an axis of a test's views before; of a scene with several cameras
 {camera: such} for each frame count."""
+
+Label = int | Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class ClipConfig:
         flip: Whether to mirror half of the training videos, as far as the source's `flip_labels` allow it.
         short: What a video with fewer frames than asked for is: an "error", which makes it a broken one, or to "repeat"
             frames of.
-        sampling: "segment", a frame from each of as many equal parts of the video; or "dense", frames `interval` apart.
+        sampling: "segment", a frame from each of as many equal parts of the video; "dense", frames `interval` apart; or
+            "even", always the same frames, from the first to the last.
         interval: Frames from one to the next in dense sampling.
         clips: Clips of a test video.
         crops: Crops of each of its clips: 1, 3, 5 or 10; see `view_crops`. The last five of ten are mirrored.
@@ -89,7 +93,7 @@ class ClipConfig:
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     flip: bool = True
     short: Literal["error", "repeat"] = "error"
-    sampling: Literal["segment", "dense"] = "segment"
+    sampling: Literal["segment", "dense", "even"] = "segment"
     interval: int = 8
     clips: int = 1
     crops: int = 1
@@ -113,10 +117,13 @@ class ClipConfig:
             )
         if self.short not in ("error", "repeat"):
             raise ValueError(f'expected short="error" or "repeat", got {self.short!r}')
-        if self.sampling not in ("segment", "dense") or self.interval < 1:
+        if self.sampling not in ("segment", "dense", "even") or self.interval < 1:
             raise ValueError(
-                f'expected sampling="segment" or "dense" and interval >= 1, got {self.sampling!r}, {self.interval}'
+                f'expected sampling="segment", "dense" or "even" and interval >= 1, got {self.sampling!r}, '
+                f"{self.interval}"
             )
+        if self.sampling == "even" and self.clips != 1:
+            raise ValueError(f'a video has one clip with sampling="even", got clips={self.clips}: take "segment"')
         if self.repeats < 1:
             raise ValueError(f"expected repeats >= 1, got {self.repeats}")
         if self.clips < 1 or self.crops not in (1, 3, 5, 10):
@@ -124,8 +131,8 @@ class ClipConfig:
 
 
 def draw_clips(
-    item: dict[str, Any], clips: ClipConfig, mirrored: tuple[int | None, ...] | None, rng: np.random.Generator
-) -> tuple[Clips, int]:
+    item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np.random.Generator
+) -> tuple[Clips, Label]:
     """Draws one clip of each frame count from a video, with one crop and one mirroring for all, and the clips' label.
 
     Of a scene with several cameras all get the same: the same frames, crop, mirroring and colours. In a mirror the left
@@ -184,8 +191,8 @@ def _by_count(views: dict[str, Clips], clips: ClipConfig) -> Clips:
 
 
 def _draw(
-    item: dict[str, Any], clips: ClipConfig, mirrored: tuple[int | None, ...] | None, rng: np.random.Generator
-) -> tuple[Clips, int, _Facts]:
+    item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np.random.Generator
+) -> tuple[Clips, Label, _Facts]:
     """`draw_clips` of a single video, and the facts."""
     crop, vary, facts = Crop(0, 0, 0, 0), clips.augmentation, _Facts(0, 0, 0)
 
@@ -206,7 +213,7 @@ def _draw(
     video = decode(item["video"], indices, size=size, name=_name(item))
     video = crop.cut(video, clips.image_size)
     label = item["label"]
-    mirror_label = label if mirrored is None else mirrored[label]
+    mirror_label = mirror(label, mirrored)
     if clips.flip and rng.random() < 0.5 and mirror_label is not None:
         video, label, facts = video[:, :, ::-1], mirror_label, facts._replace(flipped=True)
     if any(vary.colour_jitter):
@@ -215,6 +222,16 @@ def _draw(
     parts = np.split(video, np.cumsum(clips.frames)[:-1])
     shuffle = rng.permutation if clips.shuffle_frames else lambda part: part
     return {n: shuffle(part) for n, part in zip(clips.frames, parts, strict=True)}, label, facts
+
+
+def mirror(label: Label, mirrored: FlipLabels) -> Label | None:
+    """The label of a mirrored video, None where it must not be mirrored; of several tasks all must allow it."""
+    if mirrored is None:
+        return label
+    if not isinstance(label, Mapping):
+        return mirrored[label]  # pyright: ignore[reportArgumentType]
+    labels: Any = {task: mirror(own, mirrored[task]) for task, own in label.items()}  # pyright: ignore
+    return None if None in labels.values() else labels
 
 
 def cut_views(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> Clips:
@@ -290,7 +307,9 @@ def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:
 def _indices(length: int, clips: ClipConfig, rng: np.random.Generator | None) -> Int[np.ndarray, " t"]:
     """Positions of the frames of all counts, one count after the other; for the test those of all its clips."""
     count = clips.clips if rng is None else 1
-    if clips.sampling == "dense":
+    if clips.sampling == "even":
+        draws = [even_indices(length, n, short=clips.short) for n in clips.frames]
+    elif clips.sampling == "dense":
         draws = [
             dense_indices(length, n, rng, interval=clips.interval, short=clips.short, clips=count) for n in clips.frames
         ]

@@ -81,10 +81,10 @@ def prepare(
         OSError: Another process works in the folder, or it cannot be written.
     """
     output = Path(output).expanduser().absolute()
-    classes = {source.classes for source in splits.values()}
-    if len(classes) != 1:
+    classes, *others = (source.classes for source in splits.values())
+    if any(other != classes for other in others):
         raise ValueError(
-            f"expected the same classes in all splits, got {len(classes)} different lists: check the lists"
+            f"expected the same classes in all splits, got different ones in {', '.join(splits)}: check the lists"
         )
     with _claimed(output, splits, preparation):
         _work(splits, output, preparation, workers or os.cpu_count() or 1)
@@ -97,7 +97,7 @@ def prepare(
                 raise ValueError(f"no good video in split {', '.join(empty)}: see {output / 'report.json'} for why")
             lengths = {split: [sum(not row.problem for row in part) for part in some] for split, some in parts.items()}
             description = f"Videos prepared by flaxvid: {json.dumps(asdict(preparation))}"
-            write_info(output, preparation.name, VERSION, description, classes.pop(), lengths)
+            write_info(output, preparation.name, VERSION, description, classes, lengths)
     return report
 
 

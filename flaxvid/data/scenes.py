@@ -39,6 +39,11 @@ class Scenes:
         return next(iter(self.cameras.values()))
 
     @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the cameras."""
+        return tuple(self.cameras)
+
+    @property
     def name(self) -> str:
         """The first camera's, and all views."""
         return f"{self._first.name} from {', '.join(self.cameras)}"

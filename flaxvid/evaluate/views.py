@@ -80,7 +80,7 @@ def average_views(
     model: VideoModel,
     variables: Variables,
     video: UInt8[Array, "b v n h w 3"] | Mapping[str, UInt8[Array, "b v n h w 3"]],
-) -> Float[Array, "b k"]:
+) -> Float[Array, "b k"] | dict[str, Float[Array, "b k"]]:
     """The mean over a video's views of the probabilities that the network gives each.
 
     Probabilities and not logits: every view has one vote, where the size of logits lets a single sure view decide,
@@ -91,6 +91,9 @@ def average_views(
         model: the ordinary model.
         variables: its ordinary variables for this frame count.
         video: the views of each video; of a scene with several cameras those of each.
+
+    Returns:
+        Probabilities; of several tasks a dict of them, as the model's logits are.
 
     Raises:
         ValueError: the video is not uint8, or has no axis of views.
@@ -109,12 +112,12 @@ def average_views(
     count = jax.tree.leaves(video)[0].shape[1]
     total = _probabilities(model, variables, video, 0)
     for view in range(1, count):
-        total = total + _probabilities(model, variables, video, view)
-    return total / count
+        total = jax.tree.map(jnp.add, total, _probabilities(model, variables, video, view))
+    return jax.tree.map(lambda leaf: leaf / count, total)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _probabilities(model: VideoModel, variables: Variables, video: Any, view: int) -> Float[Array, "b k"]:
+def _probabilities(model: VideoModel, variables: Variables, video: Any, view: int) -> Any:
     one = jax.tree.map(lambda clips: jax.lax.dynamic_index_in_dim(clips, view, axis=1, keepdims=False), video)
     logits: Any = model.apply(variables, one)
-    return jax.nn.softmax(logits, axis=-1)
+    return jax.tree.map(jax.nn.softmax, logits)

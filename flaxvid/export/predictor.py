@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import av
 import jax
@@ -16,13 +17,13 @@ from jaxtyping import Float, Int, UInt8
 
 from flaxvid.data.clips import ClipConfig, cut_views
 from flaxvid.data.decode import IMAGE_SUFFIXES, Video, VideoError, count_frames, decode
-from flaxvid.data.sampling import dense_indices, segment_indices
+from flaxvid.data.sampling import dense_indices, even_indices, segment_indices
 from flaxvid.data.sources import VIDEO_SUFFIXES
 from flaxvid.data.transforms import Crop, view_crops
 from flaxvid.evaluate.any_frame import clip_milliseconds
 from flaxvid.evaluate.views import average_views
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import Variables
+from flaxvid.types import Classes, Variables
 
 TOGETHER = 32
 """Stretches of a long video that are decoded together: more need more memory, fewer more passes over the file."""
@@ -34,12 +35,12 @@ class Prediction:
 
     Attributes:
         start, end: where the stretch begins and ends, in seconds; None for a whole video.
-        probabilities: of the classes.
+        probabilities: of the classes; of several tasks those of each.
     """
 
     start: float | None
     end: float | None
-    probabilities: Float[np.ndarray, " k"]
+    probabilities: Float[np.ndarray, " k"] | Mapping[str, Float[np.ndarray, " k"]]
 
 
 class Predictor:
@@ -48,7 +49,7 @@ class Predictor:
     Args:
         model: the ordinary model.
         select: gives its ordinary variables for a frame count, such as ``lambda n: flexible.select(variables, n)``.
-        classes: class names in the order of the logits.
+        classes: class names in the order of the logits; of several tasks those of each.
         clips: how a video is seen, as in evaluation, whatever its frame counts; the default is one clip from all of the
             video and the centre crop. Videos shorter than a clip repeat frames.
     """
@@ -57,7 +58,7 @@ class Predictor:
         self,
         model: VideoModel,
         select: Callable[[int], Variables],
-        classes: tuple[str, ...],
+        classes: Classes,
         clips: ClipConfig | None = None,
     ):
         self.model, self.classes = model, classes
@@ -67,14 +68,21 @@ class Predictor:
 
     def __call__(
         self, video: UInt8[np.ndarray, "b v n h w 3"] | Mapping[str, UInt8[np.ndarray, "b v n h w 3"]]
-    ) -> Float[np.ndarray, "b k"]:
-        """Probabilities of a batch of uint8 videos, the mean over each one's views; of a scene a dict of its cameras.
+    ) -> Float[np.ndarray, "b k"] | dict[str, Float[np.ndarray, "b k"]]:
+        """Probabilities of a batch of uint8 videos, the mean over each one's views; of several tasks those of each.
+
+        Of a scene with several cameras `video` is a dict of theirs.
 
         Raises:
             ValueError: the video is not uint8, or not of that shape; or other cameras than the network knows.
         """
         num_frames = jax.tree.leaves(video)[0].shape[2]
-        return np.asarray(average_views(self.model, self._select(num_frames), jax.tree.map(jax.numpy.asarray, video)))
+        video = jax.tree.map(jax.numpy.asarray, video)
+        return jax.device_get(average_views(self.model, self._select(num_frames), video))
+
+    def _answer(self, view: Any) -> Any:
+        one = self(jax.tree.map(lambda clips: clips[None], view))
+        return jax.tree.map(lambda probabilities: probabilities[0], one)
 
     def predict(
         self, video: Video | Mapping[str, Video], num_frames: int, window: float | None = None
@@ -95,7 +103,7 @@ class Predictor:
         clips = dataclasses.replace(self._clips, frames=(num_frames,))
         if window is None:
             views = cut_views({"video": video, "id": "video"}, clips, np.random.default_rng(0))[num_frames]
-            yield Prediction(None, None, self(jax.tree.map(lambda leaf: leaf[None], views))[0])
+            yield Prediction(None, None, self._answer(views))
             return
         if isinstance(video, Mapping):
             raise ValueError("expected one video to go through by a window, got several cameras: take the scene whole")
@@ -107,12 +115,25 @@ class Predictor:
         for first in range(0, len(stretches), TOGETHER):
             together = stretches[first : first + TOGETHER]
             for (begin, end), view in zip(together, _cut(video, together, clips), strict=False):
-                yield Prediction(begin / rate, end / rate, self(view[None, None])[0])
+                yield Prediction(begin / rate, end / rate, self._answer(view[None]))
 
-    def top(self, probabilities: Float[np.ndarray, " k"], count: int) -> list[tuple[str, float]]:
-        """The likeliest classes and their probabilities, as many as asked for and there are."""
-        order = np.argsort(-probabilities, kind="stable")[:count]
-        return [(self.classes[i], float(probabilities[i])) for i in order]
+    def top(self, probabilities: Any, count: int) -> Any:
+        """The likeliest classes and their probabilities, as many as asked for and there are.
+
+        Args:
+            probabilities: of a `Prediction`.
+            count: how many.
+
+        Returns:
+            ``[("run", 0.7), ...]``; of several tasks that for each of them.
+        """
+
+        def likeliest(names: tuple[str, ...], own: Float[np.ndarray, " k"]) -> list[tuple[str, float]]:
+            return [(names[i], float(own[i])) for i in np.argsort(-own, kind="stable")[:count]]
+
+        if isinstance(self.classes, Mapping):
+            return {task: likeliest(names, probabilities[task]) for task, names in self.classes.items()}
+        return likeliest(self.classes, probabilities)
 
     def milliseconds(self, num_frames: int) -> float:
         """What a clip of so many frames takes here; see `clip_milliseconds`."""
@@ -144,6 +165,8 @@ def _cut(
 
 
 def _positions(length: int, n: int, clips: ClipConfig) -> Int[np.ndarray, " n"]:
+    if clips.sampling == "even":
+        return even_indices(length, n, short="repeat")[0]
     if clips.sampling == "dense":
         return dense_indices(length, n, interval=clips.interval, short="repeat")[0]
     return segment_indices(length, n, short="repeat")[0]

@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from flaxvid.models import multiview, resnet2d
+from flaxvid.models import multiview, r2plus1d, resnet2d, resnet3d
 from flaxvid.models.spec import ModelSpec
 from flaxvid.models.video_model import VideoModel
 
-SPECS: dict[str, ModelSpec] = {**resnet2d.SPECS}
+SPECS: dict[str, ModelSpec] = {**resnet2d.SPECS, **resnet3d.SPECS, **r2plus1d.SPECS}
 
 
 def list_models(pattern: str = "*") -> list[str]:

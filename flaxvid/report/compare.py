@@ -39,7 +39,8 @@ def name_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
 
 def render_comparison(runs: Mapping[str, Run]) -> str:
     """Renders runs as HTML; what some of them lack is left out for these."""
-    return document(f"{len(runs)} runs compared", [_cards(runs), _accuracy(runs), _curves(runs), _settings(runs)])
+    parts = {f"{name} {task}".rstrip(): part for name, run in runs.items() for task, part in run.by_task().items()}
+    return document(f"{len(runs)} runs compared", [_cards(parts), _accuracy(parts), _curves(runs), _settings(runs)])
 
 
 def _cards(runs: Mapping[str, Run]) -> str:

@@ -2,6 +2,8 @@
 of a scene."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.special import betaincinv
 
 from flaxvid.models.video_model import Video, VideoModel
-from flaxvid.types import Batch
+from flaxvid.types import Batch, by_task
+
+Labels = Int[Array, " b"] | Float[Array, "b k"] | Mapping[str, Any]
 
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)
@@ -38,9 +42,7 @@ class Mixing:
         if min(self.mixup, self.cutmix) < 0 or not 0 <= self.erasing <= 1:
             raise ValueError(f"expected mixup >= 0, cutmix >= 0 and erasing in [0, 1], got {self}")
 
-    def mix(
-        self, model: VideoModel, batch: Batch, key: Array
-    ) -> tuple[dict[int, Video], Int[Array, " b"] | Float[Array, "b k"]]:
+    def mix(self, model: VideoModel, batch: Batch, key: Array) -> tuple[dict[int, Video], Labels]:
         """The batch's video and labels: as they are, or normalised and mixed, with a share of the label for each class.
 
         Args:
@@ -61,8 +63,9 @@ class Mixing:
         if self.mixup or self.cutmix:
             own = self.weights(mix_key, b, h, w)
             video = jax.tree.map(lambda clips: _blend(clips, own[:, None, :, :, None]), video)
-            classes = model.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
-            labels = _blend(jax.nn.one_hot(labels, classes), own.mean((1, 2))[:, None])
+            share, classes = own.mean((1, 2))[:, None], by_task(model.head.num_classes)  # pyright: ignore
+            mixed = {t: _blend(jax.nn.one_hot(hard, classes[t]), share) for t, hard in by_task(labels).items()}
+            labels = mixed if isinstance(labels, Mapping) else mixed[""]
         return video, labels
 
     def weights(self, key: Array, b: int, h: int, w: int) -> Float[Array, "b h w"]:

@@ -1,13 +1,16 @@
 """The contract between a task and the train loop, and plain supervised training with its sampling baselines."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import optax
+from jaxtyping import Array, Float, Int
 
 from flaxvid.losses.classification import cross_entropy
+from flaxvid.losses.multitask import sum_over_tasks
 from flaxvid.models.video_model import Video, VideoModel, clip_length, init_variables
 from flaxvid.tasks.mixing import UNMIXED, Mixing
 from flaxvid.types import Batch, Variables
@@ -78,6 +81,7 @@ class Supervised:
         sampling: "proportional" or "mixed"; of no effect with one frame count.
         share: of the clips at the longest count.
         mixing: of the clips in training.
+        task_weights: of the losses of several tasks, 1 for those not in it.
     """
 
     model: VideoModel
@@ -86,6 +90,7 @@ class Supervised:
     sampling: str = "proportional"
     share: float = 0.5
     mixing: Mixing = UNMIXED
+    task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.sampling not in ("proportional", "mixed"):
@@ -120,11 +125,12 @@ class Supervised:
         return parts
 
     def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
-        """Cross-entropy over the batch; statistics are updated part by part."""
+        """Cross-entropy over the batch, of several tasks their sum; statistics are updated part by part."""
         state = {"batch_stats": variables["batch_stats"]} if "batch_stats" in variables else {}
-        total, right = jnp.zeros(()), jnp.zeros(())
+        metrics: list[Any] = []
         video, labels = self.mixing.mix(self.model, batch, jax.random.fold_in(key, 0))  # 0: no count of frames
-        for rows, clip in self.parts(video):
+        parts = self.parts(video)
+        for rows, clip in parts:
             logits, state = self.model.apply(
                 {"params": variables["params"], **state},
                 clip,
@@ -132,10 +138,18 @@ class Supervised:
                 rngs={"dropout": jax.random.fold_in(key, clip_length(clip))},
                 mutable=["batch_stats"],
             )
-            weight = logits.shape[0] / labels.shape[0]
-            total += weight * cross_entropy(logits, labels[rows], self.label_smoothing)
-            right += weight * accuracy(logits, labels[rows])
-        return total, (dict(state), {"loss": total, "accuracy": right})
+            own = jax.tree.map(lambda values, rows=rows: values[rows], labels)
+            loss, judged = sum_over_tasks(self.judge, logits, own, self.task_weights)
+            share = (rows.stop - rows.start) / sum(other.stop - other.start for other, _ in parts)
+            metrics.append(optax.tree.scale(share, {"loss": loss, **judged}))
+        total = jax.tree.map(lambda *values: sum(values), *metrics)
+        return total["loss"], (dict(state), total)
+
+    def judge(
+        self, logits: Float[Array, "b k"], labels: Int[Array, " b"] | Float[Array, "b k"]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """One task's loss and accuracy."""
+        return cross_entropy(logits, labels, self.label_smoothing), {"accuracy": accuracy(logits, labels)}
 
     def select(self, variables: Variables, num_frames: int) -> Variables:
         """The same variables for every frame count."""

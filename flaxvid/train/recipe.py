@@ -57,8 +57,8 @@ class DataRecipe:
         short: what a video with fewer frames than wanted means: "error", it counts as broken, or "repeat" its frames.
         max_broken: the share of training videos that may turn out broken; they are replaced and named, more of them
             stop the run.
-        sampling, interval: "segment", a frame from each of equal parts of the video, or "dense", frames `interval`
-            apart.
+        sampling, interval: "segment", a frame from each of equal parts of the video; "dense", frames `interval` apart;
+            or "even", always the same frames, from the first to the last.
         eval_clips, eval_crops: views of a test video: clips, and crops of each (1, 3, 5 or 10).
         crop: of training clips: "multiscale" (by `scales`) or "resized" (any part of the frame, by `area`, `aspect`).
         area, aspect: least and largest part of the frame, and least and largest width over height, of a resized crop.
@@ -112,6 +112,7 @@ class TaskRecipe:
         weight, distil: of FFN's distillation; see `FrameFlexibleTask`.
         alteration, private_norms: see `FrameFlexible`.
         sampling, share: of supervised training with several counts; see `Supervised`.
+        task_weights: of the losses where the data's labels are of several tasks, ``{"actor": 0.5}``; 1 for the others.
         label_smoothing: of the cross-entropy.
         mixup, cutmix, erasing: of training clips on the device, 0 for none; see `Mixing`.
     """
@@ -128,6 +129,7 @@ class TaskRecipe:
     mixup: float = 0.0
     cutmix: float = 0.0
     erasing: float = 0.0
+    task_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -169,6 +171,8 @@ class Recipe:
         model, data, task, optimizer: its parts.
         batch_size: training clips in a step, over all devices and hosts.
         epochs: passes over the training videos.
+        freeze: parts that stay as they are, parameters and statistics, as patterns of their paths: ("stem", "body")
+            trains the head alone; see `adapt.freezing`.
         norm_groups: groups of a batch that are normalised by their own statistics; 1 is the whole batch, over all
             devices, and as many as there are devices spare the communication.
         seed: of initialisation, sampling and dropout.
@@ -188,6 +192,7 @@ class Recipe:
     optimizer: OptimizerRecipe = dataclasses.field(default_factory=OptimizerRecipe)
     batch_size: int = 32
     epochs: int = 50
+    freeze: tuple[str, ...] = ()
     norm_groups: int = 1
     seed: int = 0
     eval_batch_size: int = 32
@@ -242,6 +247,10 @@ def check(recipe: Recipe) -> None:
         (
             optimizer.accumulate > 0 and recipe.batch_size % max(optimizer.accumulate, 1) == 0,
             f"accumulate={optimizer.accumulate} must divide batch_size={recipe.batch_size}",
+        ),
+        (
+            min(task.task_weights.values(), default=0) >= 0,
+            f"task.task_weights must not be negative, got {task.task_weights}",
         ),
         (0 <= optimizer.ema < 1, f"optimizer.ema must lie in [0, 1), got {optimizer.ema}"),
     ]

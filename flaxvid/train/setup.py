@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from flaxvid.tasks.task import Supervised, Task, init_model
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, Recipe
 from flaxvid.train.state import averaged
+from flaxvid.types import Classes, by_task
 from flaxvid.weights.download import resolve_weights
 from flaxvid.weights.native import is_native, load_variables
 from flaxvid.weights.torch import load_torch
@@ -74,7 +76,12 @@ def clip_config(recipe: Recipe, frames: tuple[int, ...]) -> ClipConfig:
     )
 
 
-def make_model(recipe: Recipe, num_classes: int) -> VideoModel:
+def count_classes(classes: Classes) -> int | dict[str, int]:
+    """How many there are; of several tasks, ``{"action": 9, "actor": 4}``."""
+    return {task: len(names) for task, names in classes.items()} if isinstance(classes, Mapping) else len(classes)
+
+
+def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoModel:
     """The recipe's network; one of several views takes those of the data.
 
     Raises:
@@ -104,13 +111,24 @@ def make_model(recipe: Recipe, num_classes: int) -> VideoModel:
 
 
 def make_task(recipe: Recipe, model: VideoModel) -> Task:
-    """The recipe's task."""
-    task = recipe.task
+    """The recipe's task.
+
+    Raises:
+        ValueError: weights of tasks that the model has not.
+    """
+    task, tasks = recipe.task, by_task(model.head.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
+    if unknown := sorted(set(task.task_weights) - set(tasks)):
+        known = ", ".join(filter(None, tasks)) or "one only, without a name"
+        raise ValueError(f"task.task_weights has {', '.join(unknown)}, the data's tasks are {known}: correct the names")
     mixing = Mixing(task.mixup, task.cutmix, task.erasing)
     if task.name == "ffn":
         flexible = FrameFlexible(model, tuple(task.frames), task.alteration, task.private_norms)
-        return FrameFlexibleTask(flexible, task.weight, task.distil, task.label_smoothing, mixing)
-    return Supervised(model, tuple(task.frames), task.label_smoothing, task.sampling, task.share, mixing)
+        return FrameFlexibleTask(
+            flexible, task.weight, task.distil, task.label_smoothing, mixing, dict(task.task_weights)
+        )
+    return Supervised(
+        model, tuple(task.frames), task.label_smoothing, task.sampling, task.share, mixing, dict(task.task_weights)
+    )
 
 
 def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
