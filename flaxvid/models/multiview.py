@@ -216,7 +216,7 @@ def specs(create: Callable[..., VideoModel]) -> dict[str, ModelSpec]:
 
     def build(
         *,
-        backbone: str = "tsm_resnet50",
+        backbone: str = "res3dcnn",
         backbone_options: Mapping[str, Any] | None = None,
         views: tuple[str, ...] = VIEWS,
         fusion: str = "attention",
