@@ -1,4 +1,4 @@
-"""Several views from the command line to predictions: trained, tested with views missing, tabulated; what is refused."""
+"""Several views from the command line to predictions: trained, tested with views missing, tabulated, refused."""
 
 import json
 import subprocess
