@@ -24,10 +24,14 @@ def get_config(dataset: str = "motion") -> Recipe:
     recipe = preset(dataset)
     recipe.data = dataclasses.replace(recipe.data, views=VIEWS, flip=False)
     options = {"fusion": "attention", "separate": False, "view_dropout": 0.2}
-    if backbone := recipe.model.options:
+    if recipe.model.options.get("width"):
+        backbone = {**recipe.model.options, "depths": (1, 1, 1)}
         options |= {"backbone": "tsm_resnet18", "backbone_options": backbone}
-        recipe.model = dataclasses.replace(recipe.model, name="ts_cva", num_frames=8, options=options)
-        recipe.data.motion = {**recipe.data.motion, "size": 48, "num_frames": 16, "train": 4000, "test": 1024}
+        recipe.model = dataclasses.replace(
+            recipe.model, name="ts_cva", num_frames=8, image_size=32, dropout=0.0, options=options
+        )
+        recipe.data.motion = {**recipe.data.motion, "size": 32, "num_frames": 16, "train": 4000, "test": 1024}
+        recipe.data.test_size = 32
         recipe.task.frames = recipe.eval_frames = (8,)
         recipe.batch_size, recipe.epochs = 16, 8
         return recipe

@@ -23,6 +23,7 @@ RUNS: Runs = {
     "attention-all-views": ("ts_cva", ["model.options.view_dropout=0.0"]),
     "concat": ("ts_cva", ["model.options.fusion=concat"]),
     "late": ("ts_cva", ["model.options.fusion=late"]),
+    "late-separate": ("ts_cva", ["model.options.fusion=late", "model.options.separate=True"]),
     **{view: ("ts_cva", [f'data.views=("{view}",)', "model.options.view_dropout=0.0"]) for view in VIEWS},
 }
 
@@ -31,6 +32,7 @@ ROWS = {
     "attention-all-views": "... no view dropped in training",
     "concat": "concatenation",
     "late": "mean of logits",
+    "late-separate": "... a backbone for each view",
     "front": "front alone",
     "left": "left alone",
     "right": "right alone",

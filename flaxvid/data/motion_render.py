@@ -145,7 +145,7 @@ def render_view(
       own: source of what only this one sees.
     """
     heading = 2 * np.pi * label / len(HEADINGS) + scene.uniform(-0.15, 0.15)
-    way = 0.4 * 4 ** scene.uniform() * _progress(scene, frames, int(scene.integers(3)))
+    way = 0.3 * 4 ** scene.uniform() * _progress(scene, frames, int(scene.integers(3)))
     y = _travel(scene, _steady(frames), int(scene.choice((-1, 1))), 0.6, back=True)
     radius, shape, paints = np.float32(scene.uniform(0.12, 0.18)), scene.integers(len(_SHAPES)), _paints(scene)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Bool, Float
 
 from flaxvid.layers.blocks import FrameMask, Grid, fit_mask
@@ -20,7 +21,10 @@ class CrossViewAttention(nn.Module):
     Cameras that see one moment from several sides agree in time and in nothing else: which place of one view shows what
     a place of another does is learnt, so at each moment every place of every view attends to all places of all views.
     After that each place attends to its own past and future, and a gate, softmax over the views, weighs them in a sum.
-    Both attentions start at zero and the gate even, so at first the views' mean is what comes out.
+
+    What is the same in two views means another thing in each, as "to the right" does, so before all this each view has
+    a projection of its own. These start as the identity, both attentions at zero and the gate even: what comes out at
+    first is the views' mean, and with the projections alone it would be what concatenation makes of them.
 
     A view that is not present is no key of any place and has no weight in the gate: its values change nothing.
 
@@ -48,8 +52,10 @@ class CrossViewAttention(nn.Module):
             force_fp32_for_softmax=True,
         )
         norm = functools.partial(nn.LayerNorm, dtype=self.dtype)
+        own = self.param("own", lambda _key, shape: jnp.broadcast_to(jnp.eye(c), shape), (v, c, c))
         which = self.param("which", nn.initializers.normal(0.02), (v, c))
-        x = x.astype(self.dtype) + which[:, None, None, None].astype(self.dtype)
+        x, own, which = promote_dtype(x, own, which, dtype=self.dtype)
+        x = jnp.einsum("bvthwc,vcd->bvthwd", x, own) + which[:, None, None, None]
 
         y = rearrange(norm(name="norm_views")(x), "b v t h w c -> b t (v h w) c")
         keys = repeat(present, "b v -> b 1 1 1 (v h w)", h=h, w=w)  # (b, t, heads, queries, keys)

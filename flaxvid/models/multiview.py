@@ -2,7 +2,8 @@
 
 The backbone's stem and body see each view; what they make of the views becomes one answer in one of three ways:
 
-* "late": the head answers for each view, and the mean of the logits counts.
+* "late": the head answers for each view, and the mean of the logits counts; with a shared backbone nobody knows which
+  camera it was that saw something.
 * "concat": the body's maps side by side on the channels, and a 1x1x1 convolution back to their number.
 * "attention": `CrossViewAttention` over the maps; with it the model is TS-CVA, temporal-spatial cross-view attention.
 
@@ -167,8 +168,8 @@ def fuse(
         views: names of the cameras, in the order in which "concat" and "attention" know them.
         fusion: "attention", "concat" or "late".
         separate: a stem and a body for each view, instead of the same for all.
-        view_dropout: in training, the share of the views that samples do without; 0.2 makes a missing view at the test
-            a matter of a few points.
+        view_dropout: in training, the share of the views that samples do without, so that the model knows what to do
+            without them at the test.
         heads: of the attention.
         dtype: compute type of the fusion.
 

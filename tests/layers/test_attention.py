@@ -37,7 +37,8 @@ def test_a_missing_view_is_as_if_there_were_one_less(variables):
     other = views().copy()
     other[:, 1] = 7
     chex.assert_trees_all_equal(apply(variables, other, present), out)
-    fewer = {"params": {**variables["params"], "which": variables["params"]["which"][np.array([0, 2])]}}
+    of_each = {name: variables["params"][name][np.array([0, 2])] for name in ("own", "which")}
+    fewer = {"params": {**variables["params"], **of_each}}
     two = LAYER.apply(fewer, views()[:, [0, 2]], np.ones((2, 2), bool))
     chex.assert_trees_all_close(out, two, rtol=1e-5, atol=1e-5)
     assert not np.allclose(out, apply(variables, views(), np.ones((2, 3), bool)), atol=1e-2)

@@ -43,7 +43,7 @@ def reproduce(tmp_path_factory):
 
     def start():
         done = subprocess.run(
-            [*command, "--folder", str(folder), *overrides], cwd=ROOT, capture_output=True, text=True, timeout=300
+            [*command, "--folder", str(folder), *overrides], cwd=ROOT, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, done.stderr[-3000:] + (folder / "attention-seed0" / "log.txt").read_text()[-3000:]
         return done.stdout
@@ -92,7 +92,7 @@ def test_a_run_knows_its_views(trained):
 def test_evaluation_with_a_view_missing(reproduce, trained, tmp_path):
     run = reproduce[0] / "attention-seed0"
     command = [sys.executable, "scripts/evaluate.py", str(run), "--views", "front", "right", "--output", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((tmp_path / "evaluation.json").read_text())
     assert record["data"]["name"] == "motion from front, right"
