@@ -30,10 +30,10 @@ def get_config(dataset: str = "motion") -> Recipe:
         recipe.model = dataclasses.replace(
             recipe.model, name="ts_cva", num_frames=8, image_size=32, dropout=0.0, options=options
         )
-        recipe.data.motion = {**recipe.data.motion, "size": 32, "num_frames": 16, "train": 4000, "test": 1024}
+        recipe.data.motion = {**recipe.data.motion, "size": 32, "num_frames": 16, "train": 3000, "test": 1024}
         recipe.data.test_size = 32
         recipe.task.frames = recipe.eval_frames = (8,)
-        recipe.batch_size, recipe.epochs = 16, 8
+        recipe.epochs = 6
         return recipe
     options |= {"backbone": "r3d_18", "backbone_options": {}}
     recipe.model = ModelRecipe("ts_cva", num_frames=16, image_size=112, dropout=0.5, options=options)
