@@ -226,11 +226,10 @@ def _draw(
 
 def mirror(label: Label, mirrored: FlipLabels) -> Label | None:
     """The label of a mirrored video, None where it must not be mirrored; of several tasks all must allow it."""
-    if mirrored is None:
-        return label
-    if not isinstance(label, Mapping):
-        return mirrored[label]  # pyright: ignore[reportArgumentType]
-    labels: Any = {task: mirror(own, mirrored[task]) for task, own in label.items()}  # pyright: ignore
+    table: Any = mirrored
+    if mirrored is None or not isinstance(label, Mapping):
+        return label if mirrored is None else table[label]
+    labels: Any = {task: mirror(own, table[task]) for task, own in label.items()}
     return None if None in labels.values() else labels
 
 

@@ -222,7 +222,8 @@ def _fields(folder: Path) -> tuple[Fields, Classes]:
         described = ", ".join(f"{key}: {kind}" for key, kind in kinds.items())
         raise ValueError(
             f"tfds: expected in {folder} one feature of kind Video, or encoded files as `video`, and at least "
-            f"one ClassLabel, got {described}: choose another data set, or write this one anew with scripts/prepare_data.py"
+            f"one ClassLabel, got {described}: choose another data set, or write this one anew with "
+            "scripts/prepare_data.py"
         )
     classes = {label: _class_names(folder, label, features[label]) for label in labels}
     fields = Fields(videos[0], tuple(labels), "id" if kinds.get("id") == "Text" else None)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Loss = Callable[[Any, Any], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
@@ -25,17 +26,23 @@ def sum_over_tasks(
     Raises:
         ValueError: logits and labels are not of the same tasks.
     """
-    if not isinstance(logits, Mapping) and not isinstance(labels, Mapping):
-        return loss(logits, labels)
-    tasks = [sorted(tree) if isinstance(tree, Mapping) else ["one task without a name"] for tree in (logits, labels)]
-    if tasks[0] != tasks[1]:
+    of_logits, of_labels = _tasks(logits), _tasks(labels)
+    if of_logits != of_labels:
+        known, got = (", ".join(tasks) or "one task without a name" for tasks in (of_logits, of_labels))
         raise ValueError(
-            f"labels are of {', '.join(tasks[1])}, logits of {', '.join(tasks[0])}: create the model with a number of "
-            'classes for each task, num_classes={"action": 9, "actor": 4}'
+            f"labels are of {got}, logits of {known}: create the model with a number of classes for each task, "
+            'num_classes={"action": 9, "actor": 4}'
         )
-    total, parts = 0.0, {}
+    if not of_labels:
+        return loss(logits, labels)
+    total, parts = jnp.zeros(()), {}
     for task in labels:
         own, own_parts = loss(logits[task], labels[task])
         total += weights.get(task, 1.0) * own
         parts |= {f"{task}_{name}": part for name, part in {"loss": own, **own_parts}.items()}
     return total, parts
+
+
+def _tasks(tree: Any) -> list[str]:
+    """Names of tasks; the keys of an only task's logits at several frame counts are numbers."""
+    return sorted(name for name in tree if isinstance(name, str)) if isinstance(tree, Mapping) else []

@@ -54,7 +54,7 @@ Several views, a stem and a body each, their maps fused by one convolution in fr
 (2, 9)
 
 A frozen backbone: only the head's parameters are differentiated, and evaluation mode leaves the statistics alone (in
-a recipe, ``optimizer.rules=((r"params/(stem|body)/.*", 0.0, 0.0),)`` and ``model.options.freeze_norms=True``):
+a recipe, ``freeze=("stem", "body")``):
 
 >>> labels = jnp.array([3, 7])
 >>> def loss(head):

@@ -29,6 +29,8 @@ class ModelRecipe:
             "torchvision/resnet50-imagenet1k-v1"; "" trains from scratch.
         num_frames, image_size, dropout, dtype, remat: overrides of `create_model`.
         options: further overrides, by name.
+        inflate: `weights` are those of a 2-D network, a ResNet's run or file: "mean" or "centre" says how its kernels
+            get a time axis, see `adapt.surgery.inflate`; "" for weights of the network itself.
     """
 
     name: str = "tsm_resnet50"
@@ -39,6 +41,7 @@ class ModelRecipe:
     dtype: str = "float32"
     remat: bool = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    inflate: str = ""
 
 
 @dataclasses.dataclass
@@ -232,6 +235,10 @@ def check(recipe: Recipe) -> None:
         (
             optimizer.schedule in ("step", "cosine", "constant"),
             f'optimizer.schedule must be "step", "cosine" or "constant", got {optimizer.schedule!r}',
+        ),
+        (
+            recipe.model.inflate in ("", "mean", "centre"),
+            f'model.inflate must be "", "mean" or "centre", got {recipe.model.inflate!r}',
         ),
         (0 <= data.max_broken <= 1, f"data.max_broken must lie in [0, 1], got {data.max_broken}"),
         (

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from flaxvid.adapt.surgery import adopt
+from flaxvid.adapt.surgery import FLAT_SIBLINGS, adopt, inflate
 from flaxvid.data.clips import Augmentation, ClipConfig
 from flaxvid.data.scenes import open_scenes
 from flaxvid.data.sources import Source, open_source
@@ -91,7 +91,7 @@ def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoMod
     named = dataclasses.asdict(recipe.model)
     options = named.pop("options")
     name = named.pop("name")
-    del named["weights"]
+    del named["weights"], named["inflate"]
     repeated = sorted(options.keys() & {"num_classes", *named})
     if repeated:
         raise ValueError(
@@ -135,16 +135,27 @@ def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
     """Ordinary variables to start from; None from scratch.
 
     `recipe.model.weights` is a run's folder, a .safetensors file of ours, a torch file, or a known name. Of
-    frame-flexible weights the longest frame count's are taken. A head of another number of classes starts anew, and
-    that is said.
+    frame-flexible weights the longest frame count's are taken. With `recipe.model.inflate` they are a 2-D network's. A
+    head of another number of classes starts anew, and that is said.
+
+    Raises:
+        ValueError: the weights do not fit the network.
+        FileNotFoundError: there are none.
     """
-    weights, key = recipe.model.weights, jax.random.key(recipe.seed)
+    weights, rule, key = recipe.model.weights, recipe.model.inflate, jax.random.key(recipe.seed)
     if not weights:
         return None
     if Path(weights).is_dir():
         variables = averaged(restore_variables(weights))
     elif is_native(path := resolve_weights(weights)):
         variables, _ = load_variables(path)
+    elif rule:
+        if recipe.model.name not in FLAT_SIBLINGS:
+            raise ValueError(
+                f"model.inflate: 2-D files are for {', '.join(FLAT_SIBLINGS)}, got {recipe.model.name}: leave it empty"
+            )
+        shape = {name: value for name, value in recipe.model.options.items() if name in ("width", "depths")}
+        variables = load_torch(FLAT_SIBLINGS[recipe.model.name], path, overrides=shape)
     else:
         named = dataclasses.asdict(recipe.model)
         overrides = {name: named[name] for name in ("num_frames", "image_size")} | named["options"]
@@ -154,7 +165,16 @@ def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
     if counts:
         flexible = FrameFlexible(model, counts, private_norms="batch_stats" not in variables)
         variables = flexible.select(variables, max(counts))
-    adopted, fresh = adopt(init_model(model, key), variables)
+    template = init_model(model, key)
+    if rule:
+        adopted, account = inflate(template, variables, rule)
+        fates = {fate: [path for path in account if account[path] == fate] for fate in ("inflated", "taken", "fresh")}
+        print(
+            f"{weights}: {len(fates['inflated'])} kernels inflated, {len(fates['taken'])} variables taken as they are, "
+            f"{len(fates['fresh'])} start anew ({', '.join(fates['fresh'])})"
+        )
+        return adopted
+    adopted, fresh = adopt(template, variables)
     if fresh:
         print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")
     return adopted
