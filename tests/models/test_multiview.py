@@ -1,5 +1,6 @@
 """Several views of one scene: what each fusion makes of them, with views missing, and what is refused."""
 
+import functools
 import itertools
 
 import chex
@@ -7,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 import flaxvid
 from flaxvid import trees
@@ -15,8 +15,6 @@ from flaxvid.frames import FrameFlexible
 from flaxvid.layers.heads import PoolHead
 from flaxvid.models.multiview import FUSIONS, VIEWS, MeanHead, fuse
 from flaxvid.models.registry import create_tiny
-from flaxvid.models.video_model import VideoModel
-from flaxvid.types import ClipSpec
 
 OPTIONS = {"width": 8, "depths": (1,), "num_classes": 5, "image_size": 32, "dropout": 0.0}
 SINGLE = create_tiny("tsm_resnet18", **OPTIONS)
@@ -163,40 +161,36 @@ def test_the_name_takes_any_backbone(scene):
         create_tiny("ts_cva", backbone="r3d_18", backbone_options={"depht": (1,)})
 
 
-class TwoMaps(nn.Module):
-    """A stem, or a body, of two pathways."""
-
-    @nn.compact
-    def __call__(self, x, train=False, frame_mask=None):
-        slow, fast = x if isinstance(x, tuple) else (x[:, ::4], x)
-        return nn.Dense(4, name="slow")(slow), nn.Dense(2, name="fast")(fast)
-
-
-class TwoMapsHead(nn.Module):
-    num_classes: int = 5
-
-    def pool(self, x, frame_mask=None):
-        return jnp.concatenate([grid.mean(axis=(1, 2, 3)) for grid in x], axis=-1)
-
-    @nn.compact
-    def __call__(self, x, train=False, frame_mask=None):
-        return nn.Dense(self.num_classes, name="classifier")(self.pool(x))
+@pytest.mark.parametrize("name", ["tsn_resnet18", "r3d_18", "slow_r50", "r2plus1d_r18", "x3d_xs"])
+def test_backbones_of_every_family(name):
+    backbone = create_tiny(name)
+    for fusion in FUSIONS:
+        model = fuse(backbone, name=name, fusion=fusion)
+        variables, logits = shapes(model)
+        assert logits.shape == (1, 5)
+        features = functools.partial(model.apply, method="features")
+        assert jax.eval_shape(features, variables, scene_of(model)).shape == (1, model.feature_dim)
+        own = {path for path in trees.flatten(variables) if "/fusion/" not in path}
+        assert own == set(trees.flatten(shapes(backbone)[0]))
 
 
-TWO = VideoModel(TwoMaps(), TwoMaps(), TwoMapsHead(), 6, ClipSpec(4, 32))
+def scene_of(model):
+    size = model.clip.image_size
+    return model.for_views(jax.ShapeDtypeStruct((1, model.clip.num_frames, size, size, 3), np.uint8))
+
+
+def shapes(model):
+    """Of variables and logits."""
+    return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[::-1], scene_of(model))
 
 
 @pytest.mark.parametrize("fusion", ["attention", "concat"])
 def test_several_maps_are_refused_by_name(fusion):
+    slowfast = create_tiny("slowfast_r50")
     with pytest.raises(ValueError, match=f"slowfast_r50 makes several maps.*fusion='{fusion}'.*fusion=\"late\""):
-        fuse(TWO, name="slowfast_r50", fusion=fusion)
-
-
-def test_several_maps_have_a_mean_of_logits(scene):
-    model = fuse(TWO, name="slowfast_r50", fusion="late")
-    logits, variables = model.init_with_output(jax.random.key(0), scene)
-    alone = [TWO.apply(variables, video) for video in scene.values()]
-    chex.assert_trees_all_close(logits, sum(alone) / 3, rtol=1e-5, atol=1e-5)
+        fuse(slowfast, name="slowfast_r50", fusion=fusion)
+    _, logits = shapes(fuse(slowfast, name="slowfast_r50", fusion="late"))  # of answers there is a mean
+    assert logits.shape == (1, 5)
 
 
 @pytest.mark.parametrize(
