@@ -13,8 +13,9 @@ Classes = tuple[str, ...] | Mapping[str, tuple[str, ...]]
 
 Batch = Mapping[str, Any]
 """What the data path yields: ``{"video": {n: uint8 (b, n, h, w, 3)}, "label": (b,), "index": (b,), "broken": (b,)}``,
-where several tasks have labels ``{task: (b,)}``; and, in evaluation, ``"mask": (b,)``, False where a row only pads the
-last batch or its video cannot be read, and video with an axis of views, (b, v, n, h, w, 3); see `data.pipeline`."""
+where several tasks have labels ``{task: (b,)}`` and several cameras of a scene videos ``{n: {camera: ...}}``; and, in
+evaluation, ``"mask": (b,)``, False where a row only pads the last batch or its video cannot be read, and video with an
+axis of views, (b, v, n, h, w, 3); see `data.pipeline`."""
 
 
 def by_task(value: Any) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--crops", type=int, choices=(1, 3, 5, 10), help="crops a frame, instead of the protocol's")
     parser.add_argument("--data", help="another data set than the run's: motion, folder, list, ucf101, ...")
     parser.add_argument("--root", help="its folder")
+    parser.add_argument("--views", nargs="+", metavar="VIEW", help="only these cameras: the others are missing")
     parser.add_argument("--split", help="its split (default: the recipe's eval_split)")
     parser.add_argument("--fold", type=int, help="which of its official splits")
     parser.add_argument("--lists", help="the folder of its lists")
@@ -102,11 +103,11 @@ def open_videos(trained: Trained, arguments: argparse.Namespace) -> Source:
     """The run's data set, or the one asked for; its classes must be the network's."""
     recipe = trained.recipe.data
     if arguments.data and arguments.data != recipe.name:
-        recipe = DataRecipe(arguments.data, test_size=recipe.test_size, short=recipe.short)
+        recipe = DataRecipe(arguments.data, test_size=recipe.test_size, short=recipe.short, views=recipe.views)
     if not recipe.name:
         raise ValueError("a weights file does not say which videos: add --data NAME --root FOLDER")
-    given = {name: getattr(arguments, name) for name in ("root", "fold", "lists") if getattr(arguments, name)}
-    recipe = dataclasses.replace(recipe, **given)
+    names = ("root", "fold", "lists", "views")
+    recipe = dataclasses.replace(recipe, **{name: given for name in names if (given := getattr(arguments, name))})
     source = open_data(recipe, arguments.split or recipe.eval_split)
     wanted, there = count_classes(trained.classes), count_classes(source.classes)
     if wanted != there:

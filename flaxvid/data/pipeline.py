@@ -170,7 +170,9 @@ class _EvalClips:
 
     def __call__(self, index: int) -> dict[str, Any]:
         size = self.clips.image_size
-        video = {n: np.zeros((self.clips.views, n, size, size, 3), np.uint8) for n in self.clips.frames}
+        views = getattr(self.source, "views", ())
+        black = {n: np.zeros((self.clips.views, n, size, size, 3), np.uint8) for n in self.clips.frames}
+        video = {n: dict.fromkeys(views, clip) if views else clip for n, clip in black.items()}
         classes, broken, real = self.source.classes, -1, False
         label = dict.fromkeys(classes, 0) if isinstance(classes, Mapping) else 0
         if index < len(self.source):

@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """A labelled set of videos, indexed from 0; picklable, since worker processes get a copy."""
+    """A labelled set of videos, indexed from 0; picklable, since worker processes get a copy.
+
+    One of scenes that several cameras saw has besides `views`, their names, and dicts for videos; see `data.scenes`.
+    """
 
     @property
     def name(self) -> str:

@@ -46,6 +46,11 @@ class Subset:
         """The source's."""
         return self.source.flip_labels
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The source's cameras, if it has scenes."""
+        return getattr(self.source, "views", ())
+
     def __len__(self) -> int:
         return self.count
 

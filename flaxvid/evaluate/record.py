@@ -112,8 +112,15 @@ def choose_examples(evaluation: Evaluation) -> list[int]:
     return [*spread.tolist(), *surest.tolist()]
 
 
-def film_strip(video: bytes | str | Path, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """Frames from all of a video side by side, whole ones and not the network's crop."""
+def film_strip(
+    video: bytes | str | Path | Mapping[str, bytes | str | Path], name: str | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Frames from all of a video side by side, whole ones and not the network's crop; a row for each camera."""
+    if isinstance(video, Mapping):
+        rows = [
+            np.pad(film_strip(one, name), ((0, GAP), (0, 0), (0, 0)), constant_values=255) for one in video.values()
+        ]
+        return np.concatenate(rows)[:-GAP]
     frames = decode(
         video, lambda length: segment_indices(length, STRIP_FRAMES, short="repeat")[0], size=STRIP_HEIGHT, name=name
     )
@@ -129,8 +136,8 @@ def find_fault(source: Source, position: int, clips: ClipConfig) -> dict[str, An
     except UNREADABLE as error:
         return {"id": f"video {position}", "missing": isinstance(error, FileNotFoundError), "reason": reason}
     video = item["video"]
-    missing = not isinstance(video, bytes) and not Path(video).exists()
-    return {"id": str(item["id"]), "missing": missing, "reason": reason}
+    files = [one for one in (video.values() if isinstance(video, Mapping) else [video]) if not isinstance(one, bytes)]
+    return {"id": str(item["id"]), "missing": not all(Path(file).exists() for file in files), "reason": reason}
 
 
 def _details(result: Result) -> dict[str, Any]:

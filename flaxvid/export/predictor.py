@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from flaxvid.data.clips import ClipConfig, cut_views
-from flaxvid.data.decode import IMAGE_SUFFIXES, VideoError, count_frames, decode
+from flaxvid.data.decode import IMAGE_SUFFIXES, Video, VideoError, count_frames, decode
 from flaxvid.data.sampling import dense_indices, even_indices, segment_indices
 from flaxvid.data.sources import VIDEO_SUFFIXES
 from flaxvid.data.transforms import Crop, view_crops
@@ -67,36 +67,46 @@ class Predictor:
         self._clips = dataclasses.replace(clips, short="repeat")
 
     def __call__(
-        self, video: UInt8[np.ndarray, "b v n h w 3"]
+        self, video: UInt8[np.ndarray, "b v n h w 3"] | Mapping[str, UInt8[np.ndarray, "b v n h w 3"]]
     ) -> Float[np.ndarray, "b k"] | dict[str, Float[np.ndarray, "b k"]]:
         """Probabilities of a batch of uint8 videos, the mean over each one's views; of several tasks those of each.
 
+        Of a scene with several cameras `video` is a dict of theirs.
+
         Raises:
-            ValueError: the video is not uint8, or not of that shape.
+            ValueError: the video is not uint8, or not of that shape; or other cameras than the network knows.
         """
-        return jax.device_get(average_views(self.model, self._select(video.shape[2]), jax.numpy.asarray(video)))
+        num_frames = jax.tree.leaves(video)[0].shape[2]
+        video = jax.tree.map(jax.numpy.asarray, video)
+        return jax.device_get(average_views(self.model, self._select(num_frames), video))
 
-    def _answer(self, view: UInt8[np.ndarray, "v n h w 3"]) -> Any:
-        return jax.tree.map(lambda probabilities: probabilities[0], self(view[None]))
+    def _answer(self, view: Any) -> Any:
+        one = self(jax.tree.map(lambda clips: clips[None], view))
+        return jax.tree.map(lambda probabilities: probabilities[0], one)
 
-    def predict(self, video: bytes | str | Path, num_frames: int, window: float | None = None) -> Iterator[Prediction]:
+    def predict(
+        self, video: Video | Mapping[str, Video], num_frames: int, window: float | None = None
+    ) -> Iterator[Prediction]:
         """Yields the answer to a video, or to one stretch of it after the other; memory holds the clips of a few dozen.
 
         Args:
-            video: an encoded file's bytes or path, or the path of a folder of numbered images.
+            video: an encoded file's bytes or path, or the path of a folder of numbered images; of a scene a dict of its
+                cameras', in which those that the network knows may be missing.
             num_frames: frames of each clip.
             window: seconds of a stretch, seen as a video of its own with one view; the video is divided into equal ones
                 about as long. None takes it whole.
 
         Raises:
             VideoError: the video cannot be read, or has no frame rate to tell its stretches by.
-            ValueError: the window is not positive.
+            ValueError: the window is not positive, or given for a scene of several cameras.
         """
         clips = dataclasses.replace(self._clips, frames=(num_frames,))
         if window is None:
             views = cut_views({"video": video, "id": "video"}, clips, np.random.default_rng(0))[num_frames]
             yield Prediction(None, None, self._answer(views))
             return
+        if isinstance(video, Mapping):
+            raise ValueError("expected one video to go through by a window, got several cameras: take the scene whole")
         if window <= 0:
             raise ValueError(f"expected a window of more than 0 seconds, got {window}")
         count, rate = count_frames(video), frame_rate(video)

@@ -8,7 +8,7 @@ from typing import Any
 
 from flax.core import FrozenDict
 
-from flaxvid.models import r2plus1d, resnet2d, resnet3d, slowfast, x3d
+from flaxvid.models import multiview, r2plus1d, resnet2d, resnet3d, slowfast, x3d
 from flaxvid.models.spec import ModelSpec
 from flaxvid.models.video_model import VideoModel
 
@@ -59,3 +59,6 @@ def create_model(name: str, **overrides: Any) -> VideoModel:
 def create_tiny(name: str, **overrides: Any) -> VideoModel:
     """The small sibling of a model, the same code with fewer and narrower layers: for tests and first trials."""
     return create_model(name, **{**get_spec(name).tiny, **overrides})
+
+
+SPECS |= multiview.specs(create_model)  # last, for they make their backbones by name

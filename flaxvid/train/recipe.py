@@ -51,6 +51,8 @@ class DataRecipe:
     Attributes:
         name: "motion", "folder", "list", "ucf101", ...
         root: the data set's folder; "" is the cache folder for "motion", which is built there on first use.
+        views: names of the cameras, for a network of several views; `root` has a folder for each of them, of the same
+            kind and with the same file names, and "motion" is drawn from the front, left and right. () is one video.
         train_split, eval_split: of the data set.
         test_size: short side of a test video before its centre crop; 0 is the usual image_size * 256 / 224.
         scales: sides of the multi-scale crop, as parts of the short side.
@@ -76,6 +78,7 @@ class DataRecipe:
 
     name: str = "motion"
     root: str = ""
+    views: tuple[str, ...] = ()
     train_split: str = "train"
     eval_split: str = "test"
     test_size: int = 0

@@ -1,6 +1,8 @@
 """From a recipe's words to the things that they name."""
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,10 @@ import jax
 
 from flaxvid.adapt.surgery import FLAT_SIBLINGS, adopt, inflate
 from flaxvid.data.clips import Augmentation, ClipConfig
+from flaxvid.data.scenes import open_scenes
 from flaxvid.data.sources import Source, open_source
 from flaxvid.frames import FrameFlexible
-from flaxvid.models.registry import create_model
+from flaxvid.models.registry import create_model, get_spec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.frame_flexible import FrameFlexibleTask
 from flaxvid.tasks.mixing import Mixing
@@ -26,7 +29,7 @@ from flaxvid.weights.torch import load_torch
 
 
 def open_data(recipe: DataRecipe, split: str) -> Source:
-    """One split of the recipe's data set."""
+    """One split of the recipe's data set, of a single video or of several views."""
     from flaxvid.data.motion import MotionConfig  # tensorflow-datasets takes half a second to import
 
     known = [field.name for field in dataclasses.fields(MotionConfig)]
@@ -35,7 +38,8 @@ def open_data(recipe: DataRecipe, split: str) -> Source:
         raise ValueError(f"data.motion has no field {', '.join(unknown)}: valid ones are {', '.join(known)}")
     if not recipe.root and recipe.name != "motion":
         raise ValueError(f"data.root is empty: say where {recipe.name} lies with --config.data.root=FOLDER")
-    return open_source(
+    opener = functools.partial(open_scenes, views=recipe.views) if recipe.views else open_source
+    return opener(
         recipe.name,
         recipe.root or None,
         split,
@@ -78,7 +82,12 @@ def count_classes(classes: Classes) -> int | dict[str, int]:
 
 
 def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoModel:
-    """The recipe's network."""
+    """The recipe's network; one of several views takes those of the data.
+
+    Raises:
+        ValueError: an option that the network does not have, or several views for a network of one video, or none for
+            one of several.
+    """
     named = dataclasses.asdict(recipe.model)
     options = named.pop("options")
     name = named.pop("name")
@@ -89,7 +98,16 @@ def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoMod
             f"model.options repeats {', '.join(repeated)}: these are fields of model itself, and num_classes is "
             "the data's"
         )
-    return create_model(name, num_classes=num_classes, **named, **options)
+    fuses = "views" in inspect.signature(get_spec(name).build).parameters
+    if fuses != bool(recipe.data.views):
+        raise ValueError(
+            f"{name} takes several views, and data.views is empty: name them, as in data.views=('front', 'left')"
+            if fuses
+            else f"{name} takes one video, got data.views={tuple(recipe.data.views)}: leave it empty, or take a model "
+            "of several views such as ts_cva"
+        )
+    views = {"views": tuple(recipe.data.views)} if fuses else {}
+    return create_model(name, num_classes=num_classes, **named, **{**views, **options})
 
 
 def make_task(recipe: Recipe, model: VideoModel) -> Task:

@@ -94,7 +94,7 @@ def _from_file(path: Path, classes: Classes | None) -> Trained:
     frames = tuple(info.frames or (model.clip.num_frames,))
     recipe = Recipe(
         ModelRecipe(info.model, str(path), model.clip.num_frames, model.clip.image_size),
-        DataRecipe(name="", short="repeat"),
+        DataRecipe(name="", short="repeat", views=model.views),
         TaskRecipe("ffn" if info.frames else "supervised", frames),
         eval_frames=frames,
     )
