@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Num
+from jaxtyping import Array
 
 from flaxvid import trees
 from flaxvid.layers.heads import Logits
-from flaxvid.models.video_model import VideoModel, init_variables
+from flaxvid.models.video_model import Video, VideoModel, clip_length, init_variables
 from flaxvid.types import Variables
 
 GAIN_INITS = {
@@ -71,7 +71,7 @@ class FrameFlexible:
         """The trained frame count nearest to `num_frames`; of two at the same distance the larger."""
         return min(self.frames, key=lambda count: (abs(count - num_frames), -count))
 
-    def init(self, key: Array, video: Num[Array, "b t h w 3"]) -> dict[str, Any]:
+    def init(self, key: Array, video: Video) -> dict[str, Any]:
         """Random variables; `video` may have any frame count."""
         model_key, gain_key = jax.random.split(key)
         plain = init_variables(self.model, model_key, video)
@@ -130,7 +130,7 @@ class FrameFlexible:
     def apply(
         self,
         variables: Variables,
-        clips: Mapping[int, Num[Array, "b t h w 3"]],
+        clips: Mapping[int, Video],
         *,
         train: bool = False,
         rngs: Mapping[str, Array] | None = None,
@@ -140,7 +140,7 @@ class FrameFlexible:
 
         Args:
             variables: as from `init` or `specialise`.
-            clips: ``{4: (b, 4, h, w, 3), ...}``; in evaluation any count, by `nearest`.
+            clips: ``{4: (b, 4, h, w, 3), ...}``, or dicts of views; in evaluation any count, by `nearest`.
             train: batch statistics and dropout.
             rngs: ``{"dropout": key}``; the frame count is folded into each key.
             mutable: also return the updated statistics ``{"batch_stats_4f": ..., ...}``.
@@ -151,7 +151,7 @@ class FrameFlexible:
         Raises:
             ValueError: a clip's length is not its key, or, in training, a count has no variables of its own.
         """
-        lengths = [clip.shape[1] for clip in clips.values()]
+        lengths = [clip_length(clip) for clip in clips.values()]
         if lengths != list(clips):
             expected, got = (" and ".join(map(str, counts)) for counts in (clips, lengths))
             raise ValueError(

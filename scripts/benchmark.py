@@ -2,6 +2,7 @@
 
 python scripts/benchmark.py conv                    Conv against nn.Conv and torch, case by case
 python scripts/benchmark.py model tsm_resnet50      forward, training step, compile time, memory against torch
+python scripts/benchmark.py families                the same of every family at its own clip, the README's table
 python scripts/benchmark.py ffn                     frame-flexible training against training at 16 frames
 python scripts/benchmark.py import                  import time of flaxvid against jax and flax
 python scripts/benchmark.py gpu                     TSM and FFN training in bfloat16 against torch, on a GPU
@@ -11,19 +12,15 @@ CPU time, `taskset -c 0 python scripts/benchmark.py model tsm_resnet50 --clock c
 """
 
 import argparse
-import dataclasses
 import functools
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
-import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave the peer its share of a GPU's memory
@@ -32,26 +29,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmark_models import FAMILIES, FlaxvidTrainer, compare_families, compare_model, families_table, once
+from benchmark_timing import CLOCKS, Rows, Timing, interleaved, print_rows, random, ready
 
 import flaxvid
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.shift import TemporalShift
 from flaxvid.losses.distillation import ffn_loss
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.tasks.task import Supervised
-from flaxvid.train.optimizer import make_optimizer
-from flaxvid.train.recipe import OptimizerRecipe
-from flaxvid.train.state import create_state
-from flaxvid.train.step import train_step
 
 try:
     import torch
-    from benchmark_torch import TorchTrainer, torch_convolution
+    from benchmark_torch import torch_convolution
 except ModuleNotFoundError:
     torch = None
-
-Rows = dict[str, dict[str, float]]
 
 # name: input shape, kernel size, strides, groups, features
 CONVOLUTIONS = {
@@ -74,45 +65,6 @@ CONVOLUTIONS = {
     "32 groups, 3x3": ((8, 28, 28, 256), (3, 3), 1, 32, 256),
     "4 groups, 3x3": ((8, 28, 28, 256), (3, 3), 1, 4, 256),
 }
-
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """How runs are timed: `repeats` after one for warm-up, by a clock of `CLOCKS`."""
-
-    repeats: int = 5
-    clock: str = "wall"
-
-
-def interleaved(runs: Mapping[str, Callable[[], Any]], timing: Timing, seconds: float = 4.0) -> dict[str, float]:
-    """Median seconds of each run; they take turns, so that a busy machine slows all alike.
-
-    A run that has used up its `seconds` is measured no more often than once.
-    """
-    now = CLOCKS[timing.clock]
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(timing.repeats + 1):
-        for name, run in runs.items():
-            if turn > 1 and sum(times[name]) > seconds:
-                continue
-            start = now()
-            run()
-            if turn:
-                times[name].append(now() - start)
-    return {name: statistics.median(spent) for name, spent in times.items()}
-
-
-def random(*shape: int) -> np.ndarray:
-    """Standard normal float32."""
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
-
-
-def ready(run: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-    """The call, ended when its results are there."""
-    return lambda: jax.block_until_ready(run(*args))
 
 
 # --- convolutions ---------------------------------------------------------------------------------------------------
@@ -157,98 +109,6 @@ def compare_convolutions(cases: str, timing: Timing) -> Rows:
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
-
-
-class FlaxvidTrainer:
-    """A model and its training step on random clips; with several frame counts, the frame-flexible one."""
-
-    def __init__(self, name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str):
-        model = flaxvid.create_model(name, num_classes=174, num_frames=frames[-1], image_size=size, dtype=dtype)
-        task = Supervised(model, frames)
-        if len(frames) > 1:
-            task = FrameFlexibleTask(flaxvid.FrameFlexible(model, frames))
-        recipe = OptimizerRecipe()
-        optimizer = make_optimizer(recipe, lambda step: recipe.learning_rate)
-        self.key = jax.random.key(0)
-        self.state = create_state(task.init(self.key), optimizer)
-        self.batch = jax.device_put(
-            {
-                "video": {count: random(batch, count, size, size, 3) for count in frames},
-                "label": np.arange(batch, dtype=np.int32),
-            }
-        )
-        step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer), donate_argnums=0)
-        start = time.perf_counter()
-        self.step = step.lower(self.state, self.batch, self.key).compile()
-        self.compile_seconds = time.perf_counter() - start
-        self.evaluate = jax.jit(lambda variables, clip: model.apply(task.select(variables, clip.shape[1]), clip))
-
-    def train(self) -> None:
-        """One step."""
-        self.state, metrics = self.step(self.state, self.batch, self.key)
-        jax.block_until_ready((self.state, metrics))
-
-    def forward(self) -> None:
-        """Logits of each count, as in evaluation."""
-        for clip in self.batch["video"].values():
-            jax.block_until_ready(self.evaluate(self.state.variables, clip))
-
-    def peak_bytes(self) -> int | None:
-        """The most of the device's memory that was used; None on CPU."""
-        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
-
-def resident_peak() -> int:
-    """Peak of this process's resident memory in bytes; `ru_maxrss` would include that of the process it came from."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
-
-
-def make_trainer(peer: str, *setup: Any) -> Any:
-    """The peer's trainer for (model, frames, batch, size, dtype)."""
-    return FlaxvidTrainer(*setup) if peer == "flaxvid" else TorchTrainer(*setup, device=jax.default_backend())
-
-
-def in_fresh_process(peer: str, *setup: Any, cache: str = "") -> dict[str, float]:
-    """Two training steps in a process of their own: {"compile seconds", "peak MB"}."""
-    name, frames, batch, size, dtype = setup
-    command = [sys.executable, __file__, "once", name, "--peer", peer, "--frames", *map(str, frames)]
-    command += ["--batch", str(batch), "--size", str(size), "--dtype", dtype, "--cache", cache]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
-def once(peer: str, cache: str, *setup: Any) -> dict[str, float]:
-    """What `in_fresh_process` runs."""
-    if cache:
-        jax.config.update("jax_compilation_cache_dir", cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    trainer = make_trainer(peer, *setup)
-    for _ in range(2):
-        trainer.train()
-    return {
-        "compile seconds": getattr(trainer, "compile_seconds", 0.0),
-        "peak MB": (trainer.peak_bytes() or resident_peak()) / 1e6,
-    }
-
-
-def compare_model(name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str, timing: Timing) -> Rows:
-    """Forward pass and training step against torch eager; compile time and memory, each in fresh processes."""
-    setup = (name, frames, batch, size, dtype)
-    peers = ["flaxvid", "torch"] if torch else ["flaxvid"]
-    trainers = {peer: make_trainer(peer, *setup) for peer in peers}
-    label = f"{name} {frames} frames, batch {batch}, {size} px, {dtype}"
-    rows: Rows = {}
-    for method in ("forward", "train"):
-        runs = {peer: getattr(trainer, method) for peer, trainer in trainers.items()}
-        rows[f"{label}, {method}"] = interleaved(runs, timing, seconds=60)
-    del trainers
-    with tempfile.TemporaryDirectory() as cache:
-        cold, warm = (in_fresh_process("flaxvid", *setup, cache=cache) for _ in range(2))
-    rows[f"{label}, compile"] = {"cold": cold["compile seconds"], "warm": warm["compile seconds"]}
-    rows[f"{label}, peak MB"] = {"flaxvid": cold["peak MB"]}
-    if torch:
-        rows[f"{label}, peak MB"]["torch"] = in_fresh_process("torch", *setup)["peak MB"]
-    return rows
 
 
 def packed_step(trainer: FlaxvidTrainer, model: Any) -> Callable[[], Any]:
@@ -320,32 +180,27 @@ def _installed() -> set[str]:
     return {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
 
 
-def print_rows(rows: Rows) -> None:
-    """Each row's numbers, and the ratios of its first to the others."""
-    for name, row in rows.items():
-        first, *others = row
-        values = "  ".join(f"{peer} {value:.4g}" for peer, value in row.items())
-        ratios = "  ".join(f"{first}/{peer} {row[first] / row[peer]:.2f}" for peer in others)
-        print(f"{name:62s} {values:60s} {ratios}", flush=True)
-
-
 def main() -> None:
     """Runs one comparison, prints it, and with --json writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("conv", "model", "ffn", "import", "gpu", "once"):
+    for command in ("conv", "model", "families", "ffn", "import", "gpu", "once"):
         sub = commands.add_parser(command)
         sub.add_argument("--repeats", type=int, default=5)
         sub.add_argument("--json", type=pathlib.Path, help="write the numbers here, too")
-        if command in ("conv", "model", "ffn", "gpu"):
+        if command in ("conv", "model", "families", "ffn", "gpu"):
             sub.add_argument("--clock", choices=CLOCKS, default="wall")
         if command in ("model", "ffn", "gpu", "once"):
             sub.add_argument("name", nargs="?", default="tsm_resnet50")
             sub.add_argument("--batch", type=int, default=8 if command == "gpu" else 1)
-            sub.add_argument("--size", type=int, default=224)
+            sub.add_argument("--size", type=int, default=None if command == "model" else 224)
         if command in ("model", "once"):
-            sub.add_argument("--frames", type=int, nargs="+", default=[8])
+            sub.add_argument("--frames", type=int, nargs="+", help="default: the model's own number")
             sub.add_argument("--dtype", default="float32")
+    families = commands.choices["families"]
+    families.add_argument("names", nargs="*", default=FAMILIES, metavar="MODEL", help="default: one of each kind")
+    families.add_argument("--batch", type=int, default=1)
+    families.add_argument("--scale", type=float, default=1.0, help="of the clips' sides, for a trial")
     commands.choices["conv"].add_argument("--cases", default="", help="only those whose name contains this")
     commands.choices["once"].add_argument("--peer", default="flaxvid")
     commands.choices["once"].add_argument("--cache", default="")
@@ -361,7 +216,12 @@ def main() -> None:
     if args.command == "conv":
         rows = compare_convolutions(args.cases, timing)
     elif args.command == "model":
-        rows = compare_model(args.name, tuple(args.frames), args.batch, args.size, args.dtype, timing)
+        clip = flaxvid.create_model(args.name).clip
+        frames, size = tuple(args.frames or (clip.num_frames,)), args.size or clip.image_size
+        rows = compare_model(args.name, frames, args.batch, size, args.dtype, timing)
+    elif args.command == "families":
+        rows = compare_families(args.names, args.batch, args.scale, timing)
+        print(families_table(rows))
     elif args.command == "ffn":
         rows = compare_ffn(args.name, args.batch, args.size, timing)
     elif args.command == "import":
@@ -374,7 +234,7 @@ def main() -> None:
             rows[f"{args.name} {frames} frames per second"] = {
                 peer: args.batch * sum(frames) / seconds for peer, seconds in train.items()
             }
-    if args.command != "conv":
+    if args.command not in ("conv", "families"):
         print_rows(rows)
     if args.json:
         args.json.write_text(json.dumps({"setup": describe(), "rows": rows}, indent=2))

@@ -1,7 +1,12 @@
-"""The torch peers of benchmark.py: one convolution, and ResNets with temporal shift, plain or frame-flexible."""
+"""The torch peers of benchmark.py: one convolution, ResNets with temporal shift, plain or frame-flexible, and the 3-D
+networks of torchvision and pytorchvideo."""
 
 import copy
+import functools
+import importlib.util
 import os
+import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,13 +81,19 @@ class PrivateNorm(nn.Module):
         return self.norms[str(self.count)](x)
 
 
+@functools.cache
+def declare_operators() -> Any:
+    """Declares what torchvision does in C++, and lacks without its binaries; it lasts as long as what is returned."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, operator):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
 def make_network(name: str, frames: Sequence[int]) -> nn.Module:
     """torchvision's ResNet with shift in front of every block (tsm_) or none (tsn_), norms private to each count."""
-    if not hasattr(torch.ops.torchvision, "nms"):  # declared in C++, which a torchvision without its binaries lacks
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        make_network.library = library  # pyright: ignore[reportFunctionMemberAccess]
+    declare_operators()
     from torchvision.models import resnet
 
     family, depth = name.split("_")
@@ -98,6 +109,82 @@ def make_network(name: str, frames: Sequence[int]) -> nn.Module:
     return network
 
 
+class Pathways(nn.Module):
+    """SlowFast with the two pathways taken from one clip."""
+
+    def __init__(self, network: nn.Module, alpha: int = 4):
+        super().__init__()
+        self.network, self.alpha = network, alpha
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        """(b, 3, t, h, w) to logits."""
+        frames = video.shape[2]
+        slow = torch.linspace(0, frames - 1, frames // self.alpha, device=video.device).long()
+        return self.network([video.index_select(2, slow), video])
+
+
+class Excited(nn.Module):
+    """A block with squeeze-and-excitation on what it gives."""
+
+    def __init__(self, block: nn.Module, channels: int):
+        super().__init__()
+        squeeze, excite = nn.Conv3d(channels, channels // 16, 1), nn.Conv3d(channels // 16, channels, 1)
+        self.block = block
+        self.se = nn.Sequential(nn.AdaptiveAvgPool3d(1), squeeze, nn.ReLU(), excite, nn.Sigmoid())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Grid to grid."""
+        x = self.block(x)
+        return x * self.se(x)
+
+
+TORCHVISION = ("r3d_18", "r3d_18_se", "r2plus1d_r18", "r2plus1d_r34")
+PYTORCHVIDEO = re.compile(r"slow_r50|res3dcnn|r2plus1d_r50|x3d_\w+|slowfast_r\d+")
+
+
+def has_reference(name: str) -> bool:
+    """Whether torch has a network of this name, in a package that is installed."""
+    package = "pytorchvideo" if PYTORCHVIDEO.fullmatch(name) else "torchvision"
+    known = name in TORCHVISION or re.match(r"ts[mn]_resnet", name) or package == "pytorchvideo"
+    return bool(known and importlib.util.find_spec(package))
+
+
+def make_network_3d(name: str, classes: int = 174) -> nn.Module:
+    """The network of a name, (b, 3, t, h, w) to logits at any size: its head pools all that it gets; no softmax."""
+    declare_operators()
+    if name in TORCHVISION:
+        from torchvision.models.video import r2plus1d_18, r3d_18, resnet
+
+        if name == "r2plus1d_r34":
+            parts = [resnet.Conv2Plus1D] * 4, [3, 4, 6, 3], resnet.R2Plus1dStem
+            return resnet.VideoResNet(resnet.BasicBlock, *parts, num_classes=classes)
+        network = (r2plus1d_18 if name == "r2plus1d_r18" else r3d_18)(num_classes=classes)
+        if name == "r3d_18_se":
+            for layer, channels in (("layer3", 256), ("layer4", 512)):
+                blocks = [Excited(block, channels) for block in getattr(network, layer)]
+                setattr(network, layer, nn.Sequential(*blocks))
+        return network
+    from torchvision.transforms import functional
+
+    sys.modules.setdefault("torchvision.transforms.functional_tensor", functional)  # as older torchvisions called it
+    from pytorchvideo.models import hub
+
+    network = getattr(hub, "slow_r50" if name == "res3dcnn" else name)(model_num_class=classes)
+    if name == "res3dcnn":
+        network.blocks[0].conv = nn.Conv3d(3, 64, (7, 7, 7), (1, 2, 2), (3, 3, 3), bias=False)
+    pool = nn.AdaptiveAvgPool3d(1)
+    if name.startswith("slowfast"):
+        network.blocks[5].pool = nn.ModuleList([pool, pool])
+        return Pathways(network)
+    head = network.blocks[5]
+    head.activation = None
+    if name.startswith("x3d"):
+        head.pool.pool = pool
+    else:
+        head.pool = pool
+    return network
+
+
 class TorchTrainer:
     """The same model, batch and step as flaxvid's, eager, channels last, autocast for bfloat16.
 
@@ -107,12 +194,15 @@ class TorchTrainer:
 
     def __init__(self, name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str, device: str):
         self.device = "cuda" if device == "gpu" else "cpu"
-        network = make_network(name, frames).to(self.device)
-        self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.flat = re.match(r"ts[mn]_", name) is not None
+        memory_format = torch.channels_last if self.flat else torch.channels_last_3d
+        network = (make_network(name, frames) if self.flat else make_network_3d(name)).to(self.device)
+        self.network = network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
         self.optimizer = torch.optim.SGD(self.network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
         self.autocast = torch.autocast(self.device, torch.bfloat16, enabled=dtype == "bfloat16")
-        videos = {n: torch.randn(batch * n, 3, size, size, device=self.device) for n in frames}
-        self.videos = {n: video.contiguous(memory_format=torch.channels_last) for n, video in videos.items()}
+        shapes = {n: (batch * n, 3, size, size) if self.flat else (batch, 3, n, size, size) for n in frames}
+        videos = {n: torch.randn(shape, device=self.device) for n, shape in shapes.items()}
+        self.videos = {n: video.contiguous(memory_format=memory_format) for n, video in videos.items()}
         self.labels = torch.arange(batch, device=self.device)
 
     def logits(self) -> dict[int, torch.Tensor]:
@@ -123,7 +213,8 @@ class TorchTrainer:
                 if isinstance(module, Shifted | PrivateNorm):
                     module.count = count
             with self.autocast:
-                logits[count] = self.network(video).float().unflatten(0, (-1, count)).mean(1)
+                out = self.network(video).float()
+            logits[count] = out.unflatten(0, (-1, count)).mean(1) if self.flat else out
         return logits
 
     def train(self) -> None:

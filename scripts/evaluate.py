@@ -26,7 +26,7 @@ from flaxvid.data.pipeline import eval_batches
 from flaxvid.data.sources import Source
 from flaxvid.data.subset import Subset
 from flaxvid.evaluate.any_frame import clip_milliseconds
-from flaxvid.evaluate.evaluator import Evaluation, evaluate_videos, join
+from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, join
 from flaxvid.evaluate.record import evaluation_record, write_record
 from flaxvid.evaluate.views import PROTOCOLS, describe_views
 from flaxvid.report.page import write_page
@@ -34,8 +34,9 @@ from flaxvid.report.tables import evaluation_notes, evaluation_table
 from flaxvid.train.loop import enable_compilation_cache
 from flaxvid.train.mesh import make_mesh, put_batch
 from flaxvid.train.recipe import DataRecipe
-from flaxvid.train.setup import clip_config, open_data
+from flaxvid.train.setup import clip_config, count_classes, open_data
 from flaxvid.train.trained import Trained, load_trained
+from flaxvid.types import by_task
 
 
 def main() -> None:
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--crops", type=int, choices=(1, 3, 5, 10), help="crops a frame, instead of the protocol's")
     parser.add_argument("--data", help="another data set than the run's: motion, folder, list, ucf101, ...")
     parser.add_argument("--root", help="its folder")
+    parser.add_argument("--views", nargs="+", metavar="VIEW", help="only these cameras: the others are missing")
     parser.add_argument("--split", help="its split (default: the recipe's eval_split)")
     parser.add_argument("--fold", type=int, help="which of its official splits")
     parser.add_argument("--lists", help="the folder of its lists")
@@ -101,16 +103,21 @@ def open_videos(trained: Trained, arguments: argparse.Namespace) -> Source:
     """The run's data set, or the one asked for; its classes must be the network's."""
     recipe = trained.recipe.data
     if arguments.data and arguments.data != recipe.name:
-        recipe = DataRecipe(arguments.data, test_size=recipe.test_size, short=recipe.short)
+        recipe = DataRecipe(arguments.data, test_size=recipe.test_size, short=recipe.short, views=recipe.views)
     if not recipe.name:
         raise ValueError("a weights file does not say which videos: add --data NAME --root FOLDER")
-    given = {name: getattr(arguments, name) for name in ("root", "fold", "lists") if getattr(arguments, name)}
+    names = ("root", "fold", "lists", "views")
+    given = {name: value for name in names if (value := getattr(arguments, name))}
     recipe = dataclasses.replace(recipe, **given, missing="keep")  # they are counted and named
     source = open_data(recipe, arguments.split or recipe.eval_split)
-    if len(source.classes) != len(trained.classes):
+    wanted, there = count_classes(trained.classes), count_classes(source.classes)
+    if wanted != there:
+        some = [
+            [name for names in by_task(c).values() for name in names][:3] for c in (trained.classes, source.classes)
+        ]
         raise ValueError(
-            f"expected videos of the network's {len(trained.classes)} classes ({', '.join(trained.classes[:3])}, ...), "
-            f"got {len(source.classes)} classes in {source.name} ({', '.join(source.classes[:3])}, ...)"
+            f"expected videos of the network's {wanted} classes ({', '.join(some[0])}, ...), "
+            f"got {there} classes in {source.name} ({', '.join(some[1])}, ...)"
         )
     return Subset(source, arguments.limit) if arguments.limit else source
 
@@ -121,7 +128,7 @@ def evaluate(
     passes: tuple[ClipConfig, ...],
     arguments: argparse.Namespace,
     console: Console,
-) -> Evaluation:
+) -> Evaluations:
     """All passes over the videos, under a progress bar."""
     mesh, recipe = make_mesh(), trained.recipe
     at_once = (arguments.batch_size or recipe.eval_batch_size) // passes[0].views

@@ -12,6 +12,7 @@ status is 0 if at least one could be read, 1 if none could or the command is wro
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +24,9 @@ from flaxvid.export.predictor import Prediction, Predictor, find_videos
 from flaxvid.train.loop import enable_compilation_cache
 from flaxvid.train.setup import clip_config
 from flaxvid.train.trained import Trained, load_trained
+from flaxvid.types import by_task
+
+Top = list[tuple[str, float]] | Mapping[str, list[tuple[str, float]]]
 
 
 def main() -> None:
@@ -62,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     clips = clip_config(trained.recipe, trained.frames)
     predictor = Predictor(trained.model, trained.select, trained.classes, clips)
     num_frames = choose_frames(trained, predictor, arguments, console)
-    widths = max(len(str(video)) for video in videos), max(map(len, predictor.classes))
+    names = [name for task in by_task(predictor.classes).values() for name in task]
+    widths = max(len(str(video)) for video in videos), max(map(len, names))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     failed = 0
     # Only a terminal's lines may be drawn above the bar; a pipe must get them on stdout and whole.
@@ -100,20 +105,28 @@ def choose_frames(trained: Trained, predictor: Predictor, arguments: argparse.Na
     return count
 
 
-def json_line(video: str, answer: Prediction, top: list[tuple[str, float]], num_frames: int, _widths: object) -> str:
-    """{"video", "start", "end", "frames", "top": [{"class", "probability"}, ...]}; seconds, null for a whole video."""
-    classes = [{"class": name, "probability": round(probability, 6)} for name, probability in top]
+def json_line(video: str, answer: Prediction, top: Top, num_frames: int, _widths: object) -> str:
+    """{"video", "start", "end", "frames", "top": [{"class", "probability"}, ...]}; seconds, null for a whole video.
+
+    Of several tasks, "top" is {"action": [...], "actor": [...]}.
+    """
+    tasks = {
+        task: [{"class": name, "probability": round(probability, 6)} for name, probability in own]
+        for task, own in by_task(top).items()
+    }
+    classes = tasks if isinstance(top, Mapping) else tasks[""]
     seconds = {name: value and round(value, 3) for name, value in (("start", answer.start), ("end", answer.end))}
     return json.dumps({"video": video, **seconds, "frames": num_frames, "top": classes}, ensure_ascii=False)
 
 
-def text_line(
-    video: str, answer: Prediction, top: list[tuple[str, float]], _num_frames: int, widths: tuple[int, int]
-) -> str:
-    """Name, times if there are any, and the classes with their probabilities in percent, in columns."""
+def text_line(video: str, answer: Prediction, top: Top, _num_frames: int, widths: tuple[int, int]) -> str:
+    """Name, times if there are any, and the classes of each task with their probabilities in percent, in columns."""
     times = "" if answer.start is None else f"  {clock(answer.start)} - {clock(answer.end or 0.0)}"
-    classes = "  ".join(f"{100 * probability:5.1f} {name.ljust(widths[1])}" for name, probability in top)
-    return f"{video.ljust(widths[0])}{times}  {classes}".rstrip()
+    tasks = []
+    for task, own in by_task(top).items():
+        columns = [f"{100 * probability:5.1f} {name.ljust(widths[1])}" for name, probability in own]
+        tasks.append("  ".join([f"{task}:"] * bool(task) + columns))
+    return f"{video.ljust(widths[0])}{times}  {'  '.join(tasks)}".rstrip()
 
 
 def clock(seconds: float) -> str:

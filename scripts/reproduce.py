@@ -16,8 +16,10 @@ from queue import SimpleQueue
 
 ROOT = Path(__file__).resolve().parents[1]
 
+Runs = dict[str, tuple[str, list[str]]]
+
 # name: (config, overrides). An override of ffn.py or tsm.py, nothing else: each run can be made by hand with train.py.
-RUNS = {
+RUNS: Runs = {
     "tsm-16": ("tsm", []),
     "tsm-8": ("tsm", ["task.frames=(8,)"]),
     "tsm-4": ("tsm", ["task.frames=(4,)"]),
@@ -51,9 +53,29 @@ ROWS = {
 }
 
 
-def train(name: str, seed: int, folder: Path, cores: SimpleQueue, overrides: list[str]) -> str:
+def train_all(runs: Runs, seeds: list[int], folder: Path, jobs: int, overrides: list[str]) -> None:
+    """Trains every run with every seed, so many at a time; ends this process with the list of those that failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cores: SimpleQueue = SimpleQueue()
+    available = (
+        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    )
+    for job in range(jobs):
+        cores.put(set(available[job % len(available) :: jobs]))
+    with ThreadPoolExecutor(jobs) as pool:
+        started = [
+            pool.submit(train, name, *run, seed, folder, cores, overrides)
+            for seed in seeds
+            for name, run in runs.items()
+        ]
+        if problems := [problem for one in started if (problem := one.result())]:
+            sys.exit("\n".join(problems))
+
+
+def train(
+    name: str, config: str, own: list[str], seed: int, folder: Path, cores: SimpleQueue, overrides: list[str]
+) -> str:
     """One run in a process of its own, on a core of its own where the system can say so; its error, or ""."""
-    config, own = RUNS[name]
     workdir = folder / f"{name}-seed{seed}"
     settings = [f"--config.{setting}" for setting in (*own, *overrides, f"seed={seed}")]
     command = [sys.executable, str(ROOT / "scripts/train.py"), "--config", str(ROOT / f"configs/{config}.py:motion")]
@@ -81,6 +103,7 @@ def retest(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), batche
     from flaxvid.train.checkpoint import restore_variables
     from flaxvid.train.recipe import read_recipe
     from flaxvid.train.setup import clip_config, make_model, open_data
+    from flaxvid.types import by_task
 
     targets = {name: folder / f"tsm-16-{name}-seed{seed}" / "any_frame.json" for name in ("reestimated", "disordered")}
     if all(target.exists() for target in targets.values()):
@@ -98,7 +121,7 @@ def retest(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), batche
     old = {row["frames"]: row for row in json.loads((run / "any_frame.json").read_text())}
     for name, (plain, clips) in tests.items():
         videos = eval_batches(test_source, clips, recipe.eval_batch_size)
-        results = evaluate_videos(model, plain, videos).scores()
+        results = by_task(evaluate_videos(model, plain, videos))[""].scores()
         targets[name].parent.mkdir(parents=True, exist_ok=True)
         targets[name].write_text(json.dumps([{**old[n], **results[n]} for n in frames], indent=1))
 
@@ -121,19 +144,7 @@ def main() -> None:
     path = build_motion()
     args.folder.mkdir(parents=True, exist_ok=True)
     (args.folder / "fingerprint.txt").write_text(f"{fingerprint(path)}\n")
-    cores: SimpleQueue = SimpleQueue()
-    available = (
-        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    )
-    for job in range(args.jobs):
-        cores.put(set(available[job % len(available) :: args.jobs]))
-    with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [
-            pool.submit(train, name, seed, args.folder, cores, args.set) for seed in args.seeds for name in args.runs
-        ]
-        problems = [problem for job in jobs if (problem := job.result())]
-    if problems:
-        sys.exit("\n".join(problems))
+    train_all({name: RUNS[name] for name in args.runs}, args.seeds, args.folder, args.jobs, args.set)
     if "tsm-16" in args.runs:
         for seed in args.seeds:
             retest(args.folder, seed)

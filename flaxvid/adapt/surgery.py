@@ -1,9 +1,36 @@
-"""Changing parts of trained variables."""
+"""Changing parts of trained variables: another head, a third dimension."""
 
+import re
 from typing import Any
 
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
 from flaxvid import trees
+from flaxvid.models.spec import KeyTable
 from flaxvid.types import Variables
+
+FLAT_SIBLINGS = {
+    "slow_r50": "tsn_resnet50",
+    "res3dcnn": "tsn_resnet50",
+    "r2plus1d_r50": "tsn_resnet50",
+    "r3d_18": "tsn_resnet18",
+    "r3d_18_se": "tsn_resnet18",
+}
+"""The 2-D network of the same shape, whose files `inflate` takes."""
+
+RESNET_NAMES: KeyTable = (
+    (r"stem/conv1/conv", r"stem/conv1"),
+    (r"stem/conv1/norm", r"stem/norm1"),
+    (r"body/(\w+)/conv_?[1a]/(conv|norm)", r"body/\1/\g<2>1"),
+    (r"body/(\w+)/conv_?[2b](?:_spatial)?/(conv|norm)", r"body/\1/\g<2>2"),
+    (r"body/(\w+)/conv_c/(conv|norm)", r"body/\1/\g<2>3"),
+    (r"body/(\w+)/downsample/(conv|norm)", r"body/\1/downsample_\2"),
+)
+"""Modules of the 3-D ResNets by those of `resnet2d`; others have the same names."""
+
+RULES = ("mean", "centre")
+_NEW = re.compile(r"params/head/.*|\w+/body/.*/(se|\w+_temporal)/.*")  # what no image network has, or of other classes
 
 
 def adopt(template: Variables, trained: Variables) -> tuple[dict[str, Any], list[str]]:
@@ -29,3 +56,65 @@ def adopt(template: Variables, trained: Variables) -> tuple[dict[str, Any], list
             f"{', '.join(wrong[:4])}: create the model with the name and options that they were trained with"
         )
     return trees.unflatten({path: leaf if path in fresh else have[path] for path, leaf in want.items()}), fresh
+
+
+def inflate(
+    template: Variables, images: Variables, rule: str = "mean", names: KeyTable = RESNET_NAMES
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Variables of a 3-D network out of those of the 2-D network of its shape (I3D, arXiv 1705.07750).
+
+    Norms and biases are taken as they are, and so is a head that fits. Mind the pixels: networks trained on ImageNet
+    want its mean and deviation, which are not those of every 3-D network (options `mean` and `std` of `create_model`).
+
+    Args:
+        template: freshly initialised variables of the 3-D network.
+        images: ordinary variables of the 2-D one: of a run, or of `load_torch` by a name of `FLAT_SIBLINGS`.
+        rule: "mean" repeats a kernel over time and divides it by its length, so that frames that are all the same give
+            what one of them gave, but for the ends, where zeros are seen; "centre" has it in the middle, and zeros
+            around, so that every frame gives what it gave as an image.
+        names: renames of module paths, 3-D to 2-D.
+
+    Returns:
+        The variables, and what became of each: ``{path: "inflated" or "taken" or "fresh"}``; fresh ones are the
+        template's: a head for other classes, squeeze-and-excitation, temporal convolutions that stand alone.
+
+    Raises:
+        ValueError: variables without a counterpart on either side, or of another shape; all in one error.
+    """
+    if rule not in RULES:
+        raise ValueError(f"expected a rule of {', '.join(RULES)}, got {rule!r}")
+    have, variables, account, wrong = trees.flatten(images), {}, {}, []
+    spare = {path for path in have if not path.startswith("params/head/")}
+    for path, leaf in trees.flatten(template).items():
+        source = have.get(image_path := _renamed(path, names))
+        spare.discard(image_path)
+        if source is not None and source.shape == leaf.shape:
+            variables[path], account[path] = source, "taken"
+        elif source is not None and leaf.ndim == 5 and source.shape == leaf.shape[1:]:
+            variables[path], account[path] = _over_time(source, leaf.shape[0], rule), "inflated"
+        elif _NEW.fullmatch(path):
+            variables[path], account[path] = leaf, "fresh"
+        else:
+            wrong.append(f"{path} {leaf.shape} from {image_path} {'(none)' if source is None else source.shape}")
+    if wrong or spare or "inflated" not in account.values():
+        raise ValueError(
+            f"these are no 2-D weights of this 3-D network: {len(wrong)} variables have no counterpart of their shape "
+            f"({', '.join(wrong[:4])}), {len(spare)} are left over ({', '.join(sorted(spare)[:4])}): take those of a "
+            "ResNet over frames (tsn_..., tsm_...) with the same block, depths and width"
+        )
+    return trees.unflatten(variables), account
+
+
+def _over_time(kernel: Float[Array, "h w i o"], length: int, rule: str) -> Float[Array, "t h w i o"]:
+    if rule == "mean":
+        return jnp.repeat(kernel[None], length, axis=0) / length
+    return jnp.zeros((length, *kernel.shape), kernel.dtype).at[length // 2].set(kernel)
+
+
+def _renamed(path: str, names: KeyTable) -> str:
+    """A variable's path with its module renamed by the first rule that matches."""
+    collection, _, below = path.partition("/")
+    module, _, leaf = below.rpartition("/")
+    matches = ((re.fullmatch(pattern, module), replacement) for pattern, replacement in names)
+    module = next((match.expand(replacement) for match, replacement in matches if match), module)
+    return f"{collection}/{module}/{leaf}"

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxvid.layers.conv import direct_form
+from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Variables
 
 
@@ -57,14 +58,17 @@ def model_cost(model: nn.Module, video_shape: tuple[int, ...], variables: Variab
     """Counts what `model.apply(variables, video)` costs at evaluation.
 
     Args:
-        model: a video model; for a FrameFlexible one pass the plain model inside, whose cost it has at every count.
+        model: a video model; for a FrameFlexible one pass the plain model inside, whose cost it has at every count. One
+            of several views is counted with all of them.
         video_shape: (b, t, h, w, c) of the clip; the count is for the whole batch, so use b = 1 for a clip.
         variables: arrays or shapes, where they differ from what `model.init` would make (a pruned model, say).
 
     Returns:
         The Cost; only shapes are evaluated, so the largest model costs no memory.
     """
-    video = jax.ShapeDtypeStruct(video_shape, jnp.float32)
+    video: Any = jax.ShapeDtypeStruct(video_shape, jnp.float32)
+    if isinstance(model, VideoModel):
+        video = model.for_views(video)
     shapes: Any = jax.eval_shape(model.init, jax.random.key(0), video) if variables is None else variables
     trainable = [tree for name, tree in shapes.items() if name.startswith("params")]
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trainable))

@@ -3,17 +3,31 @@
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from flaxvid.data.transforms import mirrored_labels
+from flaxvid.types import Classes, by_task
 
 VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 HOLD_OUT = 0.2
 """Part of each class that `held_out` keeps for the test."""
+
+FlipLabels = tuple[int | None, ...] | Mapping[str, tuple[int | None, ...] | None] | None
+"""What each label becomes in a mirror, None for one that must not be mirrored; by task where there are several; None if
+all keep theirs."""
+
 _mirrored = functools.cache(mirrored_labels)  # asked for with every video
+
+
+def flip_labels(classes: Classes) -> FlipLabels:
+    """`mirrored_labels` of each task's classes, or of the only one's."""
+    if not isinstance(classes, Mapping):
+        return _mirrored(classes)
+    mirrored = {task: _mirrored(names) for task, names in classes.items()}
+    return mirrored if any(mirrored.values()) else None
 
 
 @dataclass(frozen=True)
@@ -24,8 +38,8 @@ class FileSource:
         name: The data set and split, for messages.
         root: What the paths are relative to.
         paths: One video each; they are the videos' ids, too.
-        labels: One a video.
-        classes: Class names, by label.
+        labels: One a video; where there are several tasks, that for each task.
+        classes: Class names, by label; where there are several tasks, those of each.
         layout: What the data set looks like on disk, for messages.
 
     Raises:
@@ -35,8 +49,8 @@ class FileSource:
     name: str
     root: str
     paths: tuple[str, ...]
-    labels: tuple[int, ...]
-    classes: tuple[str, ...]
+    labels: tuple[int, ...] | Mapping[str, tuple[int, ...]]
+    classes: Classes
     layout: str = ""
 
     def __post_init__(self):
@@ -45,24 +59,27 @@ class FileSource:
                 f"{self.name}: expected videos, got an empty list: check the list, the root and the split; the layout "
                 f"is {self.layout}"
             )
-        for path, label in zip(self.paths, self.labels, strict=True):
-            if not 0 <= label < len(self.classes):
-                raise ValueError(
-                    f"{self.name}: expected labels from 0 to {len(self.classes) - 1} ({len(self.classes)} classes), "
-                    f"got {label} for {path}: correct the list or the class names"
-                )
+        for task, labels in by_task(self.labels).items():
+            count = len(by_task(self.classes)[task])
+            for path, label in zip(self.paths, labels, strict=True):
+                if not 0 <= label < count:
+                    raise ValueError(
+                        f"{self.name}: expected labels{' of ' * bool(task)}{task} from 0 to {count - 1} ({count} "
+                        f"classes), got {label} for {path}: correct the list or the class names"
+                    )
 
     @property
-    def flip_labels(self) -> tuple[int | None, ...] | None:
+    def flip_labels(self) -> FlipLabels:
         """What each label becomes in a mirror, by the words for sides and turns in the class names."""
-        return _mirrored(self.classes)
+        return flip_labels(self.classes)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self.paths[index]
-        return {"video": os.path.join(self.root, path), "label": self.labels[index], "id": path}
+        path, labels = self.paths[index], self.labels
+        label = {task: own[index] for task, own in labels.items()} if isinstance(labels, Mapping) else labels[index]
+        return {"video": os.path.join(self.root, path), "label": label, "id": path}
 
     def check_files(self, *, some: bool = False) -> None:
         """Looks whether all videos are there; with `some`, whether any are.

@@ -23,7 +23,7 @@ class Finding:
 
     Attributes:
         id: The video.
-        label: Its label.
+        label: Its label; where there are several tasks, one of each.
         frames: How many decode; 0 where they do not.
         digest: SHA-256 of the file, of a folder of frames that of all files; empty where there is none.
         signature: Grey levels of a few small pictures as hexadecimal digits, or empty; see `pictures_differ`.
@@ -33,7 +33,7 @@ class Finding:
     """
 
     id: str
-    label: int
+    label: int | Mapping[str, int]
     frames: int = 0
     digest: str = ""
     signature: str = ""

@@ -17,7 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from flaxvid.data.motion_render import FLIP_LABELS, MOTION_CLASSES, encode, render_clip
+from flaxvid.data.motion_render import (
+    CAMERAS,
+    HEADINGS,
+    MOTION_CLASSES,
+    encode,
+    render_clip,
+    render_view,
+)
+from flaxvid.data.transforms import mirrored_labels
 
 VERSION = "1.0.0"  # raise it whenever a clip would come out differently
 _SPLITS = ("train", "validation", "test")
@@ -34,6 +42,8 @@ class MotionConfig:
       validation: clips of the validation split, where settings are chosen.
       test: clips of the test split.
       seed: everything drawn follows from it, the split's name and the clip's position.
+      camera: "", a flat world seen from the front; or which of the three cameras (`CAMERAS`) sees a scene in depth,
+        whose classes are `HEADINGS`. The same position is the same scene for all of them.
     """
 
     size: int = 64
@@ -42,8 +52,11 @@ class MotionConfig:
     validation: int = 512
     test: int = 2048
     seed: int = 0
+    camera: str = ""
 
     def __post_init__(self):
+        if self.camera not in ("", *CAMERAS):
+            raise ValueError(f"motion: the cameras of a scene are {', '.join(CAMERAS)}, got {self.camera!r}.")
         if self.size < 16 or self.size % 2:
             raise ValueError(f"motion: size must be even and at least 16, got {self.size}; try 64.")
         if self.num_frames < 4:
@@ -54,13 +67,23 @@ class MotionConfig:
     @property
     def folder(self) -> str:
         """Name of the folder of this set, with every option in it."""
-        return f"{self.size}px-{self.num_frames}f-{self.train}-{self.validation}-{self.test}-seed{self.seed}/{VERSION}"
+        options = f"{self.size}px-{self.num_frames}f-{self.train}-{self.validation}-{self.test}-seed{self.seed}"
+        return f"{options}{f'-{self.camera}' * bool(self.camera)}/{VERSION}"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; the clip at position i has the class `i % len(classes)`."""
+        return HEADINGS if self.camera else MOTION_CLASSES
 
 
 def make_clip(config: MotionConfig, split: str, index: int) -> bytes:
-    """The h264 file of one clip, a function of its arguments alone; its class is `index % len(MOTION_CLASSES)`."""
-    rng = np.random.default_rng((config.seed, _SPLITS.index(split), index))
-    return encode(*render_clip(index % len(MOTION_CLASSES), config.size, config.num_frames, rng))
+    """The h264 file of one clip, a function of its arguments alone."""
+    source = (config.seed, _SPLITS.index(split), index)
+    rng, label = np.random.default_rng(source), index % len(config.classes)
+    if not config.camera:
+        return encode(*render_clip(label, config.size, config.num_frames, rng))
+    own = np.random.default_rng((*source, 1 + list(CAMERAS).index(config.camera)))
+    return encode(*render_view(label, config.size, config.num_frames, config.camera, rng, own))
 
 
 def build_motion(
@@ -106,15 +129,16 @@ def _write(folder: Path, config: MotionConfig, workers: int) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
+    options = {name: value for name, value in asdict(config).items() if value != ""}
     info = tfds.core.DatasetInfo(
         builder=DatasetIdentity(
             name="motion", version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
         ),
-        description=f"Clips whose labels only the order and the pace of frames can tell: {json.dumps(asdict(config))}",
+        description=f"Clips whose labels only the order and the pace of frames can tell: {json.dumps(options)}",
         features=tfds.features.FeaturesDict(
             {
                 "video": tfds.features.Text(),  # arbitrary bytes come back as they were
-                "label": tfds.features.ClassLabel(names=MOTION_CLASSES),
+                "label": tfds.features.ClassLabel(names=config.classes),
                 "id": tfds.features.Text(),
             }
         ),
@@ -128,7 +152,7 @@ def _write(folder: Path, config: MotionConfig, workers: int) -> None:
         for split in _SPLITS:
             count, chunk = getattr(config, split), []
             for index, video in enumerate(mapper(functools.partial(make_clip, config, split), count)):
-                chunk.append({"video": video, "label": index % len(MOTION_CLASSES), "id": f"{split}-{index:06d}"})
+                chunk.append({"video": video, "label": index % len(config.classes), "id": f"{split}-{index:06d}"})
                 if len(chunk) == 64 or index == count - 1:  # every call writes the metadata anew
                     writer.add_examples({split: chunk})
                     progress.advance(task, len(chunk))
@@ -153,8 +177,6 @@ class MotionSource:
     """One split of a built set as a source of encoded clips; opens its files on first use, in every process anew."""
 
     name = "motion"
-    classes = MOTION_CLASSES
-    flip_labels = FLIP_LABELS
 
     def __init__(self, path: str | Path, split: str = "train"):
         if split not in _SPLITS:
@@ -162,6 +184,16 @@ class MotionSource:
         if not (Path(path) / "dataset_info.json").exists():
             raise FileNotFoundError(f"motion: no data set in {path}; give the path that build_motion returns.")
         self.path, self.split = str(path), split
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, by label."""
+        return tuple((Path(self.path) / "label.labels.txt").read_text().splitlines())
+
+    @functools.cached_property
+    def flip_labels(self) -> tuple[int | None, ...] | None:
+        """The label of each class's mirror image."""
+        return mirrored_labels(self.classes)
 
     @functools.cached_property
     def _records(self) -> Any:

@@ -1,10 +1,14 @@
-"""Draw and encode one clip of the `motion` data set: the same ingredients in every class, told apart only by time."""
+"""Draw and encode one clip of the `motion` data set: the same ingredients in every class, told apart only by time.
+
+Either a flat world before one camera, or a scene in depth that three cameras see, each of which misses something.
+"""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 WAYS = ("right", "left", "down", "up")
 PACES = ("speeds up", "slows down", "wavers")
@@ -16,6 +20,21 @@ MOTION_CLASSES: tuple[str, ...] = (
     "circles counter-clockwise",
 )
 FLIP_LABELS: tuple[int, ...] = (3, 4, 5, 0, 1, 2, 6, 7, 8, 9, 10, 11, 12, 13, 15, 14)
+
+CAMERAS = {"front": 0, "left": 60, "right": -60}
+"""Where each camera looks, in degrees to the right of where the front one does, seen from above."""
+
+HEADINGS: tuple[str, ...] = (
+    "goes away",
+    "goes away to the right",
+    "goes right",
+    "comes nearer to the right",
+    "comes nearer",
+    "comes nearer to the left",
+    "goes left",
+    "goes away to the left",
+)
+"""The classes of a scene: where the ball goes, as the front camera would say, in eighths of a turn to the right."""
 
 
 def _travel(
@@ -100,17 +119,74 @@ def render_clip(
 
     luma = _ground(rng, frames, size)
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
-    dx, dy = (grid - x + 0.5) % 1 - 0.5, (grid[:, None] - y + 0.5) % 1 - 0.5
-    edge = np.float32(0.1) * np.float32(2.2) ** (nearness % 1) - _SHAPES[rng.integers(len(_SHAPES))](dx, dy)
-    ball = np.clip(edge * size + 0.5, 0, 1)
+    radius = np.float32(0.1) * np.float32(2.2) ** (nearness % 1)
+    ball = _ball_mask(size, x, y, radius, rng.integers(len(_SHAPES)))
     pillar = np.clip((np.float32(0.09) - np.abs((grid - pillar_x + 0.5) % 1 - 0.5)) * size + 0.5, 0, 1)
+    return _compose(luma, ball, pillar, _paints(rng), rng.permutation(2))
 
+
+def render_view(
+    label: int, size: int, frames: int, camera: str, scene: np.random.Generator, own: np.random.Generator
+) -> tuple[UInt8[np.ndarray, "t h w"], UInt8[np.ndarray, "t 2 h2 w2"]]:
+    """Luma and (half-resolution) chroma planes of what one camera sees of a scene of class `label`.
+
+    A ball goes over the ground in a straight line, in one of eight directions and at any of a range of speeds, and up
+    and down as it likes; its place, seen from above, is what counts. Each camera sees the part of the way that lies
+    across its line of sight. The lenses are so long that nearness does not show, so what goes towards a camera looks as
+    what goes away from it, a slow way across as a faster one aslant: no camera can tell the class alone, and any two
+    can. Each has a pillar of its own, behind which the ball may be when it matters, and a ground of its own.
+
+    Args:
+      label: position in `HEADINGS`.
+      size: height and width in pixels, even.
+      frames: number of frames.
+      camera: one of `CAMERAS`.
+      scene: source of what all cameras share; the same state for each of them.
+      own: source of what only this one sees.
+    """
+    heading = 2 * np.pi * label / len(HEADINGS) + scene.uniform(-0.15, 0.15)
+    way = 0.3 * 4 ** scene.uniform() * _progress(scene, frames, int(scene.integers(3)))
+    y = _travel(scene, _steady(frames), int(scene.choice((-1, 1))), 0.6, back=True)
+    radius, shape, paints = np.float32(scene.uniform(0.12, 0.18)), scene.integers(len(_SHAPES)), _paints(scene)
+
+    across = np.sin(heading - np.deg2rad(CAMERAS[camera]))
+    x = (own.uniform() + across * way).astype(np.float32)[:, None, None]
+    pillar_x = _travel(own, _steady(frames), int(own.choice((-1, 1))), 0.8, back=True)
+    grid = (np.arange(size, dtype=np.float32) + 0.5) / size
+    pillar = np.clip((np.float32(0.12) - np.abs((grid - pillar_x + 0.5) % 1 - 0.5)) * size + 0.5, 0, 1)
+    return _compose(_ground(own, frames, size), _ball_mask(size, x, y, radius, shape), pillar, paints, (0, 1))
+
+
+Paints = tuple[np.float32, np.float32, Float[np.ndarray, "2 3"]]
+
+
+def _ball_mask(
+    size: int, x: Float[np.ndarray, "t 1 1"], y: Float[np.ndarray, "t 1 1"], radius: Any, shape: int | np.integer
+) -> Float[np.ndarray, "t h w"]:
+    grid = (np.arange(size, dtype=np.float32) + 0.5) / size
+    dx, dy = (grid - x + 0.5) % 1 - 0.5, (grid[:, None] - y + 0.5) % 1 - 0.5
+    return np.clip((radius - _SHAPES[shape](dx, dy)) * size + 0.5, 0, 1)
+
+
+def _paints(rng: np.random.Generator) -> Paints:
+    """How bright ball and pillar are, and the chroma of ground, ball and pillar."""
     bright, dark = np.float32(rng.uniform(205, 230)), np.float32(rng.uniform(145, 160))
     hues = rng.uniform(0, 2 * np.pi), rng.uniform(-0.4, 0.4), np.pi + rng.uniform(-0.4, 0.4)  # ground, ball, pillar
-    colours = (np.array((6, 50, 50)) * np.stack((np.cos(hues), np.sin(hues)))).astype(np.float32)
+    return bright, dark, (np.array((6, 50, 50)) * np.stack((np.cos(hues), np.sin(hues)))).astype(np.float32)
+
+
+def _compose(
+    luma: Float[np.ndarray, "t h w"],
+    ball: Float[np.ndarray, "t h w"],
+    pillar: Float[np.ndarray, "t 1 w"],
+    paints: Paints,
+    order: Sequence[int] | Int[np.ndarray, " 2"],
+) -> tuple[UInt8[np.ndarray, "t h w"], UInt8[np.ndarray, "t 2 h2 w2"]]:
+    """Ball (0) and pillar (1) over the ground in some order: the first passes behind the second."""
+    (frames, size, _), (bright, dark, colours) = luma.shape, paints
     chroma = np.broadcast_to(colours[:, :1, None], (frames, 2, size // 2, size // 2)).copy()
     layers = ((ball, bright, ball[:, None, ::2, ::2]), (pillar, dark, pillar[:, None, :, ::2]))
-    for layer in rng.permutation(2):  # who passes behind whom
+    for layer in order:
         mask, value, half = layers[layer]
         luma += mask * (value - luma)
         chroma += half * (colours[:, 1 + layer, None, None] - chroma)

@@ -2,14 +2,15 @@
 
 A training batch is `{"video": {4: uint8 (b, 4, h, w, 3), 16: ...}, "label": int32 (b,), "index": int32 (b,), "broken":
 int32 (b,)}`, `index` being the position in the source and `broken` that of the video that should have been there but
-could not be read, -1 where all is well. At evaluation video is `(b, v, 4, h, w, 3)`, v views of each, and there is
-`"mask": bool (b,)`, False for the padding of the last batch and for broken videos.
+could not be read, -1 where all is well. Labels of several tasks are `{task: int32 (b,)}`. At evaluation video is
+`(b, v, 4, h, w, 3)`, v views of each, and there is `"mask": bool (b,)`, False for the padding of the last batch and for
+broken videos.
 """
 
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from flaxvid.data.clips import UNREADABLE, ClipConfig, Clips, cut_views, draw_clips
+from flaxvid.data.clips import UNREADABLE, ClipConfig, cut_views, draw_clips
 from flaxvid.data.decode import VideoError
 from flaxvid.data.sources import Source
 from flaxvid.types import Batch
@@ -144,38 +145,33 @@ class _TrainClips:
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """The clips of a video, on an axis of repeats."""
-        drawn = [self.draw(index, rng) for _ in range(self.clips.repeats)]
-        videos, numbers = [video for video, _ in drawn], np.array([row for _, row in drawn], np.int32)
-        return {
-            "video": {n: np.stack([video[n] for video in videos]) for n in self.clips.frames},
-            "label": numbers[:, 0],
-            "index": numbers[:, 1],
-            "broken": numbers[:, 2],
-        }
+        return _stacked([self.draw(index, rng) for _ in range(self.clips.repeats)])
 
-    def draw(self, index: int, rng: np.random.Generator) -> tuple[Clips, tuple[int, int, int]]:
-        """The clips of a video, or of one in its place; label, index, broken."""
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """The clips of a video, or of one in its place."""
         broken, reason = -1, None
         for _ in range(ATTEMPTS):
             try:
                 video, label = draw_clips(self.source[index], self.clips, self.source.flip_labels, rng)
-                return video, (label, index, broken)
+                return {"video": video, "label": label, "index": index, "broken": broken}
             except UNREADABLE as error:
                 broken, reason = (index if broken < 0 else broken), error
                 index = int(rng.integers(len(self.source)))
         raise VideoError(f"{self.source.name}: {ATTEMPTS} videos in a row cannot be read, the last because {reason}")
 
 
-def _mix_repeats(batch: Batch) -> Batch:
+def _stacked(elements: Sequence[Any]) -> Any:
+    """Nested dicts of arrays and numbers as one of arrays, on a new first axis; numbers become int32."""
+    if isinstance(elements[0], Mapping):
+        return {key: _stacked([element[key] for element in elements]) for key in elements[0]}
+    return np.stack(elements) if isinstance(elements[0], np.ndarray) else np.array(elements, np.int32)
+
+
+def _mix_repeats(batch: Any) -> Any:
     """Repeats become rows, all first ones before the second ones: neighbours, which mixup mixes, are other videos."""
-
-    def rows(values: np.ndarray) -> np.ndarray:
-        return values.swapaxes(0, 1).reshape(-1, *values.shape[2:])
-
-    return {
-        key: {n: rows(clips) for n, clips in value.items()} if key == "video" else rows(value)
-        for key, value in batch.items()
-    }
+    if isinstance(batch, Mapping):
+        return {key: _mix_repeats(value) for key, value in batch.items()}
+    return batch.swapaxes(0, 1).reshape(-1, *batch.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -185,8 +181,11 @@ class _EvalClips:
 
     def __call__(self, index: int) -> dict[str, Any]:
         size = self.clips.image_size
-        video = {n: np.zeros((self.clips.views, n, size, size, 3), np.uint8) for n in self.clips.frames}
-        label, broken, real = 0, -1, False
+        views = getattr(self.source, "views", ())
+        black = {n: np.zeros((self.clips.views, n, size, size, 3), np.uint8) for n in self.clips.frames}
+        video = {n: dict.fromkeys(views, clip) if views else clip for n, clip in black.items()}
+        classes, broken, real = self.source.classes, -1, False
+        label = dict.fromkeys(classes, 0) if isinstance(classes, Mapping) else 0
         if index < len(self.source):
             try:
                 item = self.source[index]
@@ -198,7 +197,7 @@ class _EvalClips:
             index = -1
         return {
             "video": video,
-            "label": np.int32(label),
+            "label": {t: np.int32(own) for t, own in label.items()} if isinstance(label, Mapping) else np.int32(label),
             "index": np.int32(index),
             "broken": np.int32(broken),
             "mask": np.bool_(real),

@@ -82,10 +82,10 @@ def prepare(
         OSError: Another process works in the folder, or it cannot be written.
     """
     output = Path(output).expanduser().absolute()
-    classes = {source.classes for source in splits.values()}
-    if len(classes) != 1:
+    different = {repr(source.classes) for source in splits.values()}
+    if len(different) != 1:
         raise ValueError(
-            f"expected the same classes in all splits, got {len(classes)} different lists: check the lists"
+            f"expected the same classes in all splits, got {len(different)} different lists: check the lists"
         )
     with _claimed(output, splits, preparation):
         _work(splits, output, preparation, workers or os.cpu_count() or 1)
@@ -98,7 +98,7 @@ def prepare(
                 raise ValueError(f"no good video in split {', '.join(empty)}: see {output / 'report.json'} for why")
             lengths = {split: [sum(not row.problem for row in part) for part in some] for split, some in parts.items()}
             description = f"Videos prepared by flaxvid: {json.dumps(asdict(preparation))}"
-            write_info(output, preparation.name, VERSION, description, classes.pop(), lengths)
+            write_info(output, preparation.name, VERSION, description, next(iter(splits.values())).classes, lengths)
     return report
 
 

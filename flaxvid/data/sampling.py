@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: spread over it (segment sampling), or an interval apart (dense)."""
+"""Which frames of a video make a clip: spread over it (segments, or evenly), or an interval apart (dense)."""
 
 from typing import Literal
 
@@ -73,6 +73,25 @@ def dense_indices(
     else:
         starts = np.linspace(0, free, clips).astype(np.int64) if clips > 1 else np.array([free // 2])
     return (starts[:, None] + interval * np.arange(n)) % length
+
+
+def even_indices(length: int, n: int, *, short: Literal["error", "repeat"] = "error") -> Int[np.ndarray, "1 {n}"]:
+    """Takes n frames evenly from the first to the last, `floor(linspace(0, length - 1, n))`, nothing drawn at random.
+
+    It is what R3D-18 with squeeze-and-excitation is given for recognising emotions. A shorter video has frames
+    repeated by the same rule, so that its last frame stays; to repeat every frame and cut what is too much, as is also
+    done, drops the end: of 10 frames for 16 the last two.
+
+    Args:
+        length: Frames of the video.
+        n: Frames of a clip.
+        short: What to do where `length < n`: "error", or "repeat" frames, in order.
+
+    Raises:
+        ValueError: The video is empty, or shorter than the clip and `short` is "error".
+    """
+    _check_length(length, n, n, short)
+    return np.arange(n)[None] * (length - 1) // max(n - 1, 1)  # in integers: linspace may end just below one
 
 
 def _check_length(length: int, n: int, needed: int, short: str) -> None:

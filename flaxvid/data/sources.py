@@ -1,9 +1,11 @@
 """Where videos and labels come from: `open_source` opens any data set that the library knows, by name.
 
-A source is a read-only sequence of `{"video": bytes or path, "label": int, "id": str}`. Opening one reads the lists and
+A source is a read-only sequence of `{"video": bytes or path, "label": int, "id": str}`, or, where several things are
+asked of each video, with labels such as `{"action": 3, "actor": 0}`. Opening one reads the lists and
 checks that every video is there; nothing is decoded.
 """
 
+import csv
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from flaxvid.data.files import (
     VIDEO_SUFFIXES,
     FileSource,
+    FlipLabels,
     file_source,
     find_videos,
     first_file,
     held_out,
     list_places,
+    open_list,
     read_lines,
 )
 from flaxvid.data.published import (
@@ -29,13 +33,17 @@ from flaxvid.data.published import (
     ucf101_source,
 )
 from flaxvid.data.stored import tfds_source
+from flaxvid.types import Classes
 
 if TYPE_CHECKING:
     from flaxvid.data.motion import MotionConfig
 
 
 class Source(Protocol):
-    """A labelled set of videos, indexed from 0; picklable, since worker processes get a copy."""
+    """A labelled set of videos, indexed from 0; picklable, since worker processes get a copy.
+
+    One of scenes that several cameras saw has besides `views`, their names, and dicts for videos; see `data.scenes`.
+    """
 
     @property
     def name(self) -> str:
@@ -43,12 +51,12 @@ class Source(Protocol):
         ...
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, by label."""
+    def classes(self) -> Classes:
+        """Class names, by label; where there are several tasks, those of each."""
         ...
 
     @property
-    def flip_labels(self) -> tuple[int | None, ...] | None:
+    def flip_labels(self) -> FlipLabels:
         """The label of each class's mirror image, None for a class that must not be mirrored; None if all keep it."""
         ...
 
@@ -151,13 +159,20 @@ def list_source(root: Path, split: str, lists: str | Path | None = None) -> File
     Paths are relative to the root. Labels count from 0, or are class names where there is a `classes.txt` with one
     name a line. Without it the classes are as many as the largest label of the training list and this one asks for,
     named by their numbers. Lines that begin with `# ` are comments, and the first may be the heading `path,label`.
+
+    A CSV with a heading such as `path,action,actor` has a task in each column, and its labels are
+    `{"action": 3, "actor": 0}`. A column of numbers counts its classes from 0; any other holds class names, and the
+    classes are those of the training list in alphabetical order.
     """
     places = list_places(root, lists)
     layout = (
         f"{places[0]}/{split}.txt (or .csv) with lines `path label` or `path,label`, paths relative to {root}, and if "
-        f"you like {places[0]}/classes.txt with a name a line"
+        f"you like {places[0]}/classes.txt with a name a line; or, for several tasks, {split}.csv with the heading "
+        "`path,action,actor`"
     )
     path = first_file(_list_names(split), places, layout)
+    if any(re.fullmatch(TASKS_HEADING, line) for line in read_lines(path, layout)[:1]):
+        return _tasks_source(f"list {split}", root, path, layout)
     names = read_lines(path.with_name("classes.txt"), layout) if path.with_name("classes.txt").is_file() else []
     rows = _labelled(path, layout, names)
     if not names:
@@ -165,6 +180,44 @@ def list_source(root: Path, split: str, lists: str | Path | None = None) -> File
         known = rows + (_labelled(train[0], layout, ()) if train else [])
         names = [str(label) for label in range(max((label for _, label in known), default=-1) + 1)]
     return file_source(f"list {split}", root, rows, names, layout)
+
+
+TASKS_HEADING = r"path(\s*,\s*[A-Za-z]\w*){2,}"
+
+
+def _tasks_source(name: str, root: Path, path: Path, layout: str) -> FileSource:
+    """A list with a column of labels for each task."""
+    beside = (path.with_name(candidate) for candidate in _list_names("train"))
+    train = next((candidate for candidate in beside if candidate.is_file()), path)
+    table, known = _read_columns(path, layout), _read_columns(train, layout)
+    paths, classes, labels = table.pop("path"), {}, {}
+    if known.keys() - {"path"} != table.keys() or table.keys() & {"label", "video", "id"}:
+        raise ValueError(
+            f"{path}: expected the columns {', '.join(known)} of {train.name}, and none named label, video or id, got "
+            f"path, {', '.join(table)}: {layout}"
+        )
+    for task, values in table.items():
+        if all(value.isdecimal() for value in (*known[task], *values)):
+            classes[task] = tuple(map(str, range(1 + max(map(int, (*known[task], *values)), default=-1))))
+        else:
+            classes[task] = tuple(sorted(set(known[task])))
+        index = {text: label for label, text in enumerate(classes[task])}
+        if unknown := sorted(set(values) - set(index)):
+            raise ValueError(
+                f"{path}: expected {task} to be one of {', '.join(index)}, as in {train.name}, got {', '.join(unknown)}"
+            )
+        labels[task] = tuple(index[value] for value in values)
+    return FileSource(name, str(root), tuple(paths), labels, classes, layout)
+
+
+def _read_columns(path: Path, layout: str) -> dict[str, list[str]]:
+    """The columns of a CSV by their headings; lines that begin with `# ` are comments."""
+    with open_list(path, layout) as file:
+        heading, *rows = [row for row in csv.reader(file) if row and not row[0].startswith("# ")] or [[]]
+    for row in rows:
+        if len(row) != len(heading):
+            raise ValueError(f"{path}: expected {len(heading)} columns ({', '.join(heading)}), got {row}: {layout}")
+    return {name.strip(): [row[column].strip() for row in rows] for column, name in enumerate(heading)}
 
 
 def _list_names(split: str) -> list[str]:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flaxvid.data.decode import VideoError
-from flaxvid.data.transforms import mirrored_labels
+from flaxvid.data.files import FlipLabels, flip_labels
+from flaxvid.types import Classes, by_task
 from flaxvid.writing import written_whole
-
-_mirrored = functools.cache(mirrored_labels)  # asked for with every video
 
 
 class Shard(NamedTuple):
@@ -26,10 +25,13 @@ class Shard(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """Which features of a record are the video (encoded, whole or frame by frame), the label and the id, if any."""
+    """Which features of a record are the video (encoded, whole or frame by frame), the labels and the id, if any.
+
+    Several labels are those of several tasks, by the features' names.
+    """
 
     video: str
-    label: str
+    labels: tuple[str, ...]
     id: str | None
 
 
@@ -42,14 +44,14 @@ class TfdsSource:
     """
 
     name: str
-    classes: tuple[str, ...]
+    classes: Classes
     shards: tuple[Shard, ...]
     fields: Fields
 
     @property
-    def flip_labels(self) -> tuple[int | None, ...] | None:
+    def flip_labels(self) -> FlipLabels:
         """What each label becomes in a mirror, by the words for sides and turns in the class names."""
-        return _mirrored(self.classes)
+        return flip_labels(self.classes)
 
     @functools.cached_property
     def _records(self) -> Any:
@@ -74,10 +76,11 @@ class TfdsSource:
             ends = itertools.accumulate(shard.take for shard in self.shards)
             shard = next(shard for shard, end in zip(self.shards, ends, strict=True) if index < end)
             raise VideoError(f"{self.name}: record {index} is damaged; {_advice(shard.filename)} ({error})") from error
+        labels = {name: int(features[name].int64_list.value[0]) for name in self.fields.labels}
         identity = self.fields.id and features[self.fields.id].bytes_list.value[0].decode()
         return {
             "video": b"".join(features[self.fields.video].bytes_list.value),
-            "label": int(features[self.fields.label].int64_list.value[0]),
+            "label": labels if isinstance(self.classes, Mapping) else labels[self.fields.labels[0]],
             "id": identity or f"{self.name} {index}",
         }
 
@@ -118,8 +121,8 @@ def shard_path(folder: Path, name: str, split: str, number: int) -> Path:
     return folder / f"{name}-{split}.array_record-{number:05d}"
 
 
-def shard_writer(classes: Sequence[str]) -> Callable[[Path, Iterable[Mapping[str, Any]]], None]:
-    """A function that writes a file of `{"video": bytes, "label": int, "id": str}`.
+def shard_writer(classes: Classes) -> Callable[[Path, Iterable[Mapping[str, Any]]], None]:
+    """A function that writes a file of `{"video": bytes, "label": int, "id": str}`; labels may be `{task: int}`.
 
     The file comes into being when it is complete. Call this before any progress bar starts: while TFDS is being
     imported, imports of other threads fail.
@@ -134,7 +137,9 @@ def shard_writer(classes: Sequence[str]) -> Callable[[Path, Iterable[Mapping[str
         with written_whole(path) as beside:
             writer = ArrayRecordWriter(str(beside), "group_size:1")
             for example in examples:
-                writer.write(serializer.serialize_example(features.encode_example(example)))
+                labels = {name or "label": label for name, label in by_task(example["label"]).items()}
+                stored = {"video": example["video"], **labels, "id": example["id"]}
+                writer.write(serializer.serialize_example(features.encode_example(stored)))
             writer.close()
 
     return write
@@ -145,7 +150,7 @@ def write_info(
     name: str,
     version: str,
     description: str,
-    classes: Sequence[str],
+    classes: Classes,
     lengths: Mapping[str, Sequence[int]],
 ) -> None:
     """Makes a folder of shards a TFDS data set; `lengths` has the number of records of every split's shards."""
@@ -177,10 +182,11 @@ def write_info(
     info.write_to_directory(str(folder))
 
 
-def _features(classes: Sequence[str]) -> Any:
+def _features(classes: Classes) -> Any:
     from tensorflow_datasets.core import features
 
-    described = {"video": features.Text(), "label": features.ClassLabel(names=list(classes)), "id": features.Text()}
+    labels = {name or "label": features.ClassLabel(names=list(names)) for name, names in by_task(classes).items()}
+    described = {"video": features.Text(), **labels, "id": features.Text()}
     return features.FeaturesDict(described)  # Text takes arbitrary bytes and gives them back
 
 
@@ -198,8 +204,8 @@ def _find(root: Path, dataset: str) -> Path:
     return max(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
 
 
-def _fields(folder: Path) -> tuple[Fields, tuple[str, ...]]:
-    """Which features to read, and the class names."""
+def _fields(folder: Path) -> tuple[Fields, Classes]:
+    """Which features to read, and the class names: of the `label`, or else of every ClassLabel, each its own task."""
     try:
         features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
         kinds = {key: value["pythonClassName"].rpartition(".")[2] for key, value in features.items()}
@@ -211,16 +217,23 @@ def _fields(folder: Path) -> tuple[Fields, tuple[str, ...]]:
     videos = [key for key, kind in kinds.items() if kind == "Video"] or [key for key in kinds if key == "video"]
     labels = [key for key, kind in kinds.items() if kind == "ClassLabel"]
     labels = [key for key in labels if key == "label"] or labels
-    if len(videos) != 1 or len(labels) != 1:
+    if len(videos) != 1 or not labels:
         described = ", ".join(f"{key}: {kind}" for key, kind in kinds.items())
         raise ValueError(
-            f"tfds: expected in {folder} one feature of kind Video, or encoded files as `video`, and one ClassLabel, "
-            f"got {described}: choose another data set, or write this one anew with scripts/prepare_data.py"
+            f"tfds: expected in {folder} one feature of kind Video, or encoded files as `video`, and at least "
+            f"one ClassLabel, got {described}: choose another data set, or write this one anew with "
+            "scripts/prepare_data.py"
         )
-    names = folder / f"{labels[0]}.labels.txt"
-    count = int(features[labels[0]]["classLabel"]["numClasses"])
-    classes = names.read_text().splitlines() if names.is_file() else [str(label) for label in range(count)]
-    return Fields(videos[0], labels[0], "id" if kinds.get("id") == "Text" else None), tuple(classes)
+    classes = {label: _class_names(folder, label, features[label]) for label in labels}
+    fields = Fields(videos[0], tuple(labels), "id" if kinds.get("id") == "Text" else None)
+    return fields, classes if len(labels) > 1 else classes[labels[0]]
+
+
+def _class_names(folder: Path, label: str, feature: Mapping[str, Any]) -> tuple[str, ...]:
+    names = folder / f"{label}.labels.txt"
+    if names.is_file():
+        return tuple(names.read_text().splitlines())
+    return tuple(str(number) for number in range(int(feature["classLabel"]["numClasses"])))
 
 
 def _check(shards: tuple[Shard, ...]) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from flaxvid.data.files import FlipLabels
 from flaxvid.data.sources import Source
+from flaxvid.types import Classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +37,19 @@ class Subset:
         return f"{self.source.name}, {self.count} of {len(self.source)}"
 
     @property
-    def classes(self) -> tuple[str, ...]:
+    def classes(self) -> Classes:
         """The source's."""
         return self.source.classes
 
     @property
-    def flip_labels(self) -> tuple[int | None, ...] | None:
+    def flip_labels(self) -> FlipLabels:
         """The source's."""
         return self.source.flip_labels
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The source's cameras, if it has scenes."""
+        return getattr(self.source, "views", ())
 
     def __len__(self) -> int:
         return self.count

@@ -21,7 +21,7 @@ from flaxvid.evaluate.metrics import (
 )
 from flaxvid.evaluate.views import average_views
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import Batch, Variables
+from flaxvid.types import Batch, Variables, by_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What came out of one pass over a source.
+    """What came out of one pass over a source, for one task.
 
     Attributes:
         frames: the result at each frame count.
@@ -64,13 +64,26 @@ class Evaluation:
         return {count: dict(result.scores) for count, result in self.frames.items()}
 
 
+Evaluations = Evaluation | Mapping[str, Evaluation]
+"""That of an only task, or one for each of several, by name."""
+
+
+def score_rows(evaluations: Evaluations) -> list[dict[str, Any]]:
+    """The any-frame table: ``{"frames": 4, "top1": 0.61, ...}``, and the "task" of each row where there are several."""
+    return [
+        {**({"task": task} if task else {}), "frames": count, **result.scores}
+        for task, evaluation in by_task(evaluations).items()
+        for count, result in sorted(evaluation.frames.items())
+    ]
+
+
 def evaluate_videos(
     model: VideoModel,
     variables: Mapping[int, Variables],
     batches: Iterable[Batch],
     *,
     put: Callable[[Batch], Batch] = lambda batch: batch,
-) -> Evaluation:
+) -> Evaluations:
     """Evaluates every video at each frame count, the probabilities of its views averaged.
 
     All sums are made on the devices and fetched once at the end; every process of a multi-host run gets the same.
@@ -82,18 +95,27 @@ def evaluate_videos(
             "mask" and "broken".
         put: moves a batch to the devices.
 
+    Returns:
+        An evaluation; where labels and logits are those of several tasks, one for each of them.
+
     Raises:
-        ValueError: the video is not uint8, no batch, or no video that could be read.
+        ValueError: the video is not uint8, no batch, no video that could be read, or labels of other tasks.
     """
-    totals: dict[int, Any] = {}
+    totals: dict[tuple[str, int], Any] = {}
     answers: list[Any] = []
     for batch in batches:
         batch = put(batch)
-        guesses = {}
+        guesses, labels = {}, by_task(batch["label"])
         for count, plain in variables.items():
-            probabilities = average_views(model, plain, batch["video"][count])
-            sums, guesses[count] = _judge(probabilities, batch["label"], batch["mask"])
-            totals[count] = jax.tree.map(jnp.add, totals[count], sums) if count in totals else sums
+            for task, probabilities in by_task(average_views(model, plain, batch["video"][count])).items():
+                if task not in labels:
+                    raise ValueError(
+                        f"expected labels of the network's task {task!r}, got those of {', '.join(map(repr, labels))}: "
+                        "evaluate it on the data that it was trained for"
+                    )
+                sums, guesses[task, count] = _judge(probabilities, labels[task], batch["mask"])
+                key = task, count
+                totals[key] = jax.tree.map(jnp.add, totals[key], sums) if key in totals else sums
         answers.append({**{name: batch[name] for name in ("index", "label", "mask", "broken")}, "guesses": guesses})
     if not answers:
         raise ValueError("no batch to evaluate: is the split empty?")
@@ -103,16 +125,26 @@ def evaluate_videos(
     if broken and not joined["mask"].any():
         raise ValueError(f"none of {len(broken)} videos could be read: check the data set's root and its files")
     keep = joined["mask"]
-    results = {count: _result(totals[count], *(leaf[keep] for leaf in joined["guesses"][count])) for count in totals}
-    return Evaluation(results, joined["index"][keep], joined["label"][keep], broken)
+    results = {key: _result(totals[key], *(leaf[keep] for leaf in joined["guesses"][key])) for key in totals}
+    evaluations = {
+        task: Evaluation({n: results[task, n] for n in variables}, joined["index"][keep], label[keep], broken)
+        for task, label in by_task(joined["label"]).items()
+    }
+    return evaluations if isinstance(joined["label"], Mapping) else evaluations[""]
 
 
-def join(passes: Sequence[Evaluation]) -> Evaluation:
+def join(passes: Sequence[Evaluations]) -> Evaluations:
     """One evaluation out of several passes over the same videos, each at other frame counts.
 
     Raises:
         ValueError: the passes could not read the same videos.
     """
+    if isinstance(passes[0], Mapping):
+        return {task: _joined([by_task(other)[task] for other in passes]) for task in passes[0]}
+    return _joined([by_task(other)[""] for other in passes])
+
+
+def _joined(passes: Sequence[Evaluation]) -> Evaluation:
     first = passes[0]
     if any(other.broken != first.broken for other in passes):
         counts = [f"{len(other.broken)} at {', '.join(map(str, other.frames))} frames" for other in passes]

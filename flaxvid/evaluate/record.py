@@ -16,7 +16,8 @@ from flaxvid.data.clips import UNREADABLE, ClipConfig
 from flaxvid.data.decode import decode
 from flaxvid.data.sampling import segment_indices
 from flaxvid.data.sources import Source
-from flaxvid.evaluate.evaluator import Evaluation, Result
+from flaxvid.evaluate.evaluator import Evaluation, Evaluations, Result, score_rows
+from flaxvid.types import by_task
 from flaxvid.writing import written_whole
 
 RIGHT, WRONG = 4, 8
@@ -27,7 +28,7 @@ STRIP_FRAMES, STRIP_HEIGHT, GAP = 8, 96, 2
 
 
 def evaluation_record(
-    evaluation: Evaluation,
+    evaluation: Evaluations,
     source: Source,
     *,
     clips: ClipConfig,
@@ -43,7 +44,9 @@ def evaluation_record(
         protocol: how they were evaluated: its "name", "views" and "size".
         costs: "gflops" of a clip at each frame count, and "milliseconds" where they were measured.
     """
-    faults = [find_fault(source, position, clips) for position in evaluation.broken]
+    tasks: dict[str, Evaluation] = by_task(evaluation)
+    first, classes = next(iter(tasks.values())), source.classes
+    faults = [find_fault(source, position, clips) for position in first.broken]
     missing = sum(fault["missing"] for fault in faults)
     device = jax.devices()[0]
     return {
@@ -51,32 +54,34 @@ def evaluation_record(
         "data": {
             "name": source.name,
             "videos": len(source),
-            "evaluated": len(evaluation.index),
+            "evaluated": len(first.index),
             "missing": missing,
             "unreadable": len(faults) - missing,
             "faults": faults,
         },
         "device": device.device_kind if device.platform != "cpu" else f"CPU with {os.cpu_count()} cores",
-        "classes": list(source.classes),
+        "classes": dict(classes) if isinstance(classes, Mapping) else list(classes),
         "frames": [
-            {"frames": count, **result.scores, **costs[count], **_details(result)}
-            for count, result in sorted(evaluation.frames.items())
+            {**row, **costs[row["frames"]], **_details(tasks[row.get("task", "")].frames[row["frames"]])}
+            for row in score_rows(evaluation)
         ],
         "examples": [
             {
-                "id": str(source[int(evaluation.index[row])]["id"]),
-                "label": int(evaluation.label[row]),
+                **({"task": task} if task else {}),
+                "id": str(source[int(part.index[row])]["id"]),
+                "label": int(part.label[row]),
                 "guesses": {
                     str(count): [int(result.guess[row]), round(float(result.confidence[row]), 4)]
-                    for count, result in sorted(evaluation.frames.items())
+                    for count, result in sorted(part.frames.items())
                 },
             }
-            for row in choose_examples(evaluation)
+            for task, part in tasks.items()
+            for row in choose_examples(part)
         ],
     }
 
 
-def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluation, source: Source) -> Path:
+def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluations, source: Source) -> Path:
     """Writes the record as evaluation.json and a strip for each of its examples; replaces an earlier evaluation.
 
     Returns:
@@ -86,8 +91,9 @@ def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluat
     strips = folder / "strips"
     shutil.rmtree(strips, ignore_errors=True)
     strips.mkdir(parents=True)
-    for number, (example, row) in enumerate(zip(record["examples"], choose_examples(evaluation), strict=True)):
-        item = source[int(evaluation.index[row])]
+    positions = [int(part.index[row]) for part in by_task(evaluation).values() for row in choose_examples(part)]
+    for number, (example, position) in enumerate(zip(record["examples"], positions, strict=True)):
+        item = source[position]
         path = strips / f"{number:02d}.jpg"
         _save(path, film_strip(item["video"], name=str(item["id"])))
         example["strip"] = path.relative_to(folder).as_posix()
@@ -106,8 +112,15 @@ def choose_examples(evaluation: Evaluation) -> list[int]:
     return [*spread.tolist(), *surest.tolist()]
 
 
-def film_strip(video: bytes | str | Path, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """Frames from all of a video side by side, whole ones and not the network's crop."""
+def film_strip(
+    video: bytes | str | Path | Mapping[str, bytes | str | Path], name: str | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Frames from all of a video side by side, whole ones and not the network's crop; a row for each camera."""
+    if isinstance(video, Mapping):
+        rows = [
+            np.pad(film_strip(one, name), ((0, GAP), (0, 0), (0, 0)), constant_values=255) for one in video.values()
+        ]
+        return np.concatenate(rows)[:-GAP]
     frames = decode(
         video, lambda length: segment_indices(length, STRIP_FRAMES, short="repeat")[0], size=STRIP_HEIGHT, name=name
     )
@@ -123,8 +136,8 @@ def find_fault(source: Source, position: int, clips: ClipConfig) -> dict[str, An
     except UNREADABLE as error:
         return {"id": f"video {position}", "missing": isinstance(error, FileNotFoundError), "reason": reason}
     video = item["video"]
-    missing = not isinstance(video, bytes) and not Path(video).exists()
-    return {"id": str(item["id"]), "missing": missing, "reason": reason}
+    files = [one for one in (video.values() if isinstance(video, Mapping) else [video]) if not isinstance(one, bytes)]
+    return {"id": str(item["id"]), "missing": not all(Path(file).exists() for file in files), "reason": reason}
 
 
 def _details(result: Result) -> dict[str, Any]:

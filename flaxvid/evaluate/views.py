@@ -1,8 +1,11 @@
-"""Views: several clips and crops of one video, their answers averaged, and the protocols that have names."""
+"""Views: several clips and crops of one video, their answers averaged, and the protocols that have names.
+
+They are not the views of a scene, which several cameras have of it and a model joins.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -73,7 +76,11 @@ def describe_views(clips: ClipConfig) -> str:
     return views + (f", a frame in {clips.interval}" if clips.sampling == "dense" else "")
 
 
-def average_views(model: VideoModel, variables: Variables, video: UInt8[Array, "b v n h w 3"]) -> Float[Array, "b k"]:
+def average_views(
+    model: VideoModel,
+    variables: Variables,
+    video: UInt8[Array, "b v n h w 3"] | Mapping[str, UInt8[Array, "b v n h w 3"]],
+) -> Float[Array, "b k"] | dict[str, Float[Array, "b k"]]:
     """The mean over a video's views of the probabilities that the network gives each.
 
     Probabilities and not logits: every view has one vote, where the size of logits lets a single sure view decide,
@@ -83,30 +90,34 @@ def average_views(model: VideoModel, variables: Variables, video: UInt8[Array, "
     Args:
         model: the ordinary model.
         variables: its ordinary variables for this frame count.
-        video: the views of each video.
+        video: the views of each video; of a scene with several cameras those of each.
+
+    Returns:
+        Probabilities; of several tasks a dict of them, as the model's logits are.
 
     Raises:
         ValueError: the video is not uint8, or has no axis of views.
     """
-    if video.dtype != jnp.uint8:
-        raise ValueError(
-            f"evaluation takes uint8 video, got {video.dtype}: the model itself normalises, and floats in "
-            "[0, 1] would pass for normalised ones"
-        )
-    if video.ndim != 6:
-        raise ValueError(
-            f"expected video of (videos, views, frames, height, width, 3), got {tuple(video.shape)}: a single view is "
-            "video[:, None]"
-        )
+    for clips in jax.tree.leaves(video):
+        if clips.dtype != jnp.uint8:
+            raise ValueError(
+                f"evaluation takes uint8 video, got {clips.dtype}: the model itself normalises, and floats in "
+                "[0, 1] would pass for normalised ones"
+            )
+        if clips.ndim != 6:
+            raise ValueError(
+                f"expected video of (videos, views, frames, height, width, 3), got {tuple(clips.shape)}: a single view "
+                "is video[:, None]"
+            )
+    count = jax.tree.leaves(video)[0].shape[1]
     total = _probabilities(model, variables, video, 0)
-    for view in range(1, video.shape[1]):
-        total = total + _probabilities(model, variables, video, view)
-    return total / video.shape[1]
+    for view in range(1, count):
+        total = jax.tree.map(jnp.add, total, _probabilities(model, variables, video, view))
+    return jax.tree.map(lambda leaf: leaf / count, total)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _probabilities(
-    model: VideoModel, variables: Variables, video: UInt8[Array, "b v n h w 3"], view: int
-) -> Float[Array, "b k"]:
-    logits: Any = model.apply(variables, jax.lax.dynamic_index_in_dim(video, view, axis=1, keepdims=False))
-    return jax.nn.softmax(logits, axis=-1)
+def _probabilities(model: VideoModel, variables: Variables, video: Any, view: int) -> Any:
+    one = jax.tree.map(lambda clips: jax.lax.dynamic_index_in_dim(clips, view, axis=1, keepdims=False), video)
+    logits: Any = model.apply(variables, one)
+    return jax.tree.map(jax.nn.softmax, logits)

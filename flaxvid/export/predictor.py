@@ -6,8 +6,9 @@ import glob
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import av
 import jax
@@ -15,14 +16,14 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from flaxvid.data.clips import ClipConfig, cut_views
-from flaxvid.data.decode import IMAGE_SUFFIXES, VideoError, count_frames, decode
-from flaxvid.data.sampling import dense_indices, segment_indices
+from flaxvid.data.decode import IMAGE_SUFFIXES, Video, VideoError, count_frames, decode
+from flaxvid.data.sampling import dense_indices, even_indices, segment_indices
 from flaxvid.data.sources import VIDEO_SUFFIXES
 from flaxvid.data.transforms import Crop, view_crops
 from flaxvid.evaluate.any_frame import clip_milliseconds
 from flaxvid.evaluate.views import average_views
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import Variables
+from flaxvid.types import Classes, Variables
 
 TOGETHER = 32
 """Stretches of a long video that are decoded together: more need more memory, fewer more passes over the file."""
@@ -34,12 +35,12 @@ class Prediction:
 
     Attributes:
         start, end: where the stretch begins and ends, in seconds; None for a whole video.
-        probabilities: of the classes.
+        probabilities: of the classes; of several tasks those of each.
     """
 
     start: float | None
     end: float | None
-    probabilities: Float[np.ndarray, " k"]
+    probabilities: Float[np.ndarray, " k"] | Mapping[str, Float[np.ndarray, " k"]]
 
 
 class Predictor:
@@ -48,7 +49,7 @@ class Predictor:
     Args:
         model: the ordinary model.
         select: gives its ordinary variables for a frame count, such as ``lambda n: flexible.select(variables, n)``.
-        classes: class names in the order of the logits.
+        classes: class names in the order of the logits; of several tasks those of each.
         clips: how a video is seen, as in evaluation, whatever its frame counts; the default is one clip from all of the
             video and the centre crop. Videos shorter than a clip repeat frames.
     """
@@ -57,7 +58,7 @@ class Predictor:
         self,
         model: VideoModel,
         select: Callable[[int], Variables],
-        classes: tuple[str, ...],
+        classes: Classes,
         clips: ClipConfig | None = None,
     ):
         self.model, self.classes = model, classes
@@ -65,32 +66,47 @@ class Predictor:
         clips = clips or ClipConfig(image_size=model.clip.image_size)
         self._clips = dataclasses.replace(clips, short="repeat")
 
-    def __call__(self, video: UInt8[np.ndarray, "b v n h w 3"]) -> Float[np.ndarray, "b k"]:
-        """Probabilities of a batch of uint8 videos, the mean over each one's views.
+    def __call__(
+        self, video: UInt8[np.ndarray, "b v n h w 3"] | Mapping[str, UInt8[np.ndarray, "b v n h w 3"]]
+    ) -> Float[np.ndarray, "b k"] | dict[str, Float[np.ndarray, "b k"]]:
+        """Probabilities of a batch of uint8 videos, the mean over each one's views; of several tasks those of each.
+
+        Of a scene with several cameras `video` is a dict of theirs.
 
         Raises:
-            ValueError: the video is not uint8, or not of that shape.
+            ValueError: the video is not uint8, or not of that shape; or other cameras than the network knows.
         """
-        return np.asarray(average_views(self.model, self._select(video.shape[2]), jax.numpy.asarray(video)))
+        num_frames = jax.tree.leaves(video)[0].shape[2]
+        video = jax.tree.map(jax.numpy.asarray, video)
+        return jax.device_get(average_views(self.model, self._select(num_frames), video))
 
-    def predict(self, video: bytes | str | Path, num_frames: int, window: float | None = None) -> Iterator[Prediction]:
+    def _answer(self, view: Any) -> Any:
+        one = self(jax.tree.map(lambda clips: clips[None], view))
+        return jax.tree.map(lambda probabilities: probabilities[0], one)
+
+    def predict(
+        self, video: Video | Mapping[str, Video], num_frames: int, window: float | None = None
+    ) -> Iterator[Prediction]:
         """Yields the answer to a video, or to one stretch of it after the other; memory holds the clips of a few dozen.
 
         Args:
-            video: an encoded file's bytes or path, or the path of a folder of numbered images.
+            video: an encoded file's bytes or path, or the path of a folder of numbered images; of a scene a dict of its
+                cameras', in which those that the network knows may be missing.
             num_frames: frames of each clip.
             window: seconds of a stretch, seen as a video of its own with one view; the video is divided into equal ones
                 about as long. None takes it whole.
 
         Raises:
             VideoError: the video cannot be read, or has no frame rate to tell its stretches by.
-            ValueError: the window is not positive.
+            ValueError: the window is not positive, or given for a scene of several cameras.
         """
         clips = dataclasses.replace(self._clips, frames=(num_frames,))
         if window is None:
             views = cut_views({"video": video, "id": "video"}, clips, np.random.default_rng(0))[num_frames]
-            yield Prediction(None, None, self(views[None])[0])
+            yield Prediction(None, None, self._answer(views))
             return
+        if isinstance(video, Mapping):
+            raise ValueError("expected one video to go through by a window, got several cameras: take the scene whole")
         if window <= 0:
             raise ValueError(f"expected a window of more than 0 seconds, got {window}")
         count, rate = count_frames(video), frame_rate(video)
@@ -99,12 +115,25 @@ class Predictor:
         for first in range(0, len(stretches), TOGETHER):
             together = stretches[first : first + TOGETHER]
             for (begin, end), view in zip(together, _cut(video, together, clips), strict=False):
-                yield Prediction(begin / rate, end / rate, self(view[None, None])[0])
+                yield Prediction(begin / rate, end / rate, self._answer(view[None]))
 
-    def top(self, probabilities: Float[np.ndarray, " k"], count: int) -> list[tuple[str, float]]:
-        """The likeliest classes and their probabilities, as many as asked for and there are."""
-        order = np.argsort(-probabilities, kind="stable")[:count]
-        return [(self.classes[i], float(probabilities[i])) for i in order]
+    def top(self, probabilities: Any, count: int) -> Any:
+        """The likeliest classes and their probabilities, as many as asked for and there are.
+
+        Args:
+            probabilities: of a `Prediction`.
+            count: how many.
+
+        Returns:
+            ``[("run", 0.7), ...]``; of several tasks that for each of them.
+        """
+
+        def likeliest(names: tuple[str, ...], own: Float[np.ndarray, " k"]) -> list[tuple[str, float]]:
+            return [(names[i], float(own[i])) for i in np.argsort(-own, kind="stable")[:count]]
+
+        if isinstance(self.classes, Mapping):
+            return {task: likeliest(names, probabilities[task]) for task, names in self.classes.items()}
+        return likeliest(self.classes, probabilities)
 
     def milliseconds(self, num_frames: int) -> float:
         """What a clip of so many frames takes here; see `clip_milliseconds`."""
@@ -136,6 +165,8 @@ def _cut(
 
 
 def _positions(length: int, n: int, clips: ClipConfig) -> Int[np.ndarray, " n"]:
+    if clips.sampling == "even":
+        return even_indices(length, n, short="repeat")[0]
     if clips.sampling == "dense":
         return dense_indices(length, n, interval=clips.interval, short="repeat")[0]
     return segment_indices(length, n, short="repeat")[0]

@@ -1,7 +1,8 @@
 """Building blocks that the families share; each can be used alone."""
 
+from flaxvid.layers.blocks import ConvNorm, SqueezeExcitation
 from flaxvid.layers.conv import Conv
-from flaxvid.layers.heads import ConsensusHead
+from flaxvid.layers.heads import ConsensusHead, PoolHead
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.pooling import avg_pool, max_pool
 from flaxvid.layers.shift import TemporalShift, causal_shift, temporal_shift
@@ -10,6 +11,9 @@ __all__ = [
     "BatchNorm",
     "ConsensusHead",
     "Conv",
+    "ConvNorm",
+    "PoolHead",
+    "SqueezeExcitation",
     "TemporalShift",
     "avg_pool",
     "causal_shift",

@@ -1,19 +1,33 @@
 """Heads: from the body's activations to logits."""
 
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from flaxvid.layers.blocks import global_mean, mean_over_time
+
 Logits = Float[Array, "b k"] | dict[str, Float[Array, "b k"]]
 
 
-def mean_over_time(x: Float[Array, "b t c"], frame_mask: Bool[Array, "b t"] | None = None) -> Float[Array, "b c"]:
-    """Mean over axis 1, only of the frames where `frame_mask` is True."""
-    if frame_mask is None:
-        return x.mean(axis=1)
-    return x.mean(axis=1, where=frame_mask[..., None])
+def classify(x: Float[Array, "*b c"], num_classes: int | Mapping[str, int], std: float) -> Any:
+    """One dense classifier, or a dict of one for each entry; call it inside a module's compact method.
+
+    Args:
+        x: features.
+        num_classes: a number, or ``{"action": 9, "actor": 4}``.
+        std: deviation of the initial kernels.
+    """
+
+    def dense(name: str, classes: int) -> Float[Array, "*b k"]:
+        return nn.Dense(classes, kernel_init=nn.initializers.normal(std), name=name)(x)
+
+    if isinstance(num_classes, Mapping):
+        return {task: dense(f"classifier_{task}", classes) for task, classes in num_classes.items()}
+    return dense("classifier", num_classes)
 
 
 class ConsensusHead(nn.Module):
@@ -34,7 +48,7 @@ class ConsensusHead(nn.Module):
 
     def pool(self, x: Float[Array, "b t h w c"], frame_mask: Bool[Array, "b t"] | None = None) -> Float[Array, "b c"]:
         """The clip's feature: the mean over space and time."""
-        return mean_over_time(x.mean(axis=(2, 3), dtype=jnp.float32), frame_mask)
+        return global_mean(x, frame_mask)
 
     @nn.compact
     def __call__(
@@ -43,11 +57,33 @@ class ConsensusHead(nn.Module):
         """Activations to logits."""
         x = x.mean(axis=(2, 3), dtype=jnp.float32)  # (b, t, c)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        logits = classify(x, self.num_classes, self.classifier_std)
+        return jax.tree.map(lambda z: mean_over_time(z, frame_mask), logits)
 
-        def classify(name: str, classes: int) -> Float[Array, "b k"]:
-            dense = nn.Dense(classes, kernel_init=nn.initializers.normal(self.classifier_std), name=name)
-            return mean_over_time(dense(x), frame_mask)
 
-        if isinstance(self.num_classes, Mapping):
-            return {task: classify(f"classifier_{task}", classes) for task, classes in self.num_classes.items()}
-        return classify("classifier", self.num_classes)
+class PoolHead(nn.Module):
+    """Takes the mean over time, height and width, whatever their sizes, then classifies: the head of the 3-D ResNets.
+
+    Logits are float32 whatever the compute type.
+
+    Attributes:
+        num_classes: a number, or ``{"action": 9, "actor": 4}`` for one classifier each and a dict of logits.
+        dropout: rate on the pooled feature in training; needs a "dropout" key.
+        classifier_std: deviation of the initial kernels.
+    """
+
+    num_classes: int | Mapping[str, int]
+    dropout: float = 0.5
+    classifier_std: float = 0.01
+
+    def pool(self, x: Float[Array, "b t h w c"], frame_mask: Bool[Array, "b t"] | None = None) -> Float[Array, "b c"]:
+        """The clip's feature: the mean over space and the frames that `frame_mask`, the clip's, marks True."""
+        return global_mean(x, frame_mask)
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t h w c"], train: bool = False, frame_mask: Bool[Array, "b t"] | None = None
+    ) -> Logits:
+        """Activations to logits."""
+        x = nn.Dropout(self.dropout)(self.pool(x, frame_mask), deterministic=not train)
+        return classify(x, self.num_classes, self.classifier_std)

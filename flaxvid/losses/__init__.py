@@ -1,5 +1,5 @@
 """Losses: pure functions of logits."""
 
-from flaxvid.losses import classification, distillation
+from flaxvid.losses import classification, distillation, multitask
 
-__all__ = ["classification", "distillation"]
+__all__ = ["classification", "distillation", "multitask"]

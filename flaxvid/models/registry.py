@@ -6,11 +6,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from flaxvid.models import resnet2d
+from flax.core import FrozenDict
+
+from flaxvid.models import multiview, r2plus1d, resnet2d, resnet3d, slowfast, x3d
 from flaxvid.models.spec import ModelSpec
 from flaxvid.models.video_model import VideoModel
 
-SPECS: dict[str, ModelSpec] = {**resnet2d.SPECS}
+SPECS: dict[str, ModelSpec] = {**resnet2d.SPECS, **resnet3d.SPECS, **r2plus1d.SPECS, **x3d.SPECS, **slowfast.SPECS}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -49,9 +51,14 @@ def create_model(name: str, **overrides: Any) -> VideoModel:
     classes = overrides.get("num_classes", 1)
     if min(classes.values() if isinstance(classes, Mapping) else [classes], default=0) < 1:
         raise ValueError(f"num_classes must be a positive number or a dict of them, got {classes}: count the labels")
+    if isinstance(classes, Mapping):
+        overrides["num_classes"] = FrozenDict(classes)  # a model with a dict could not be hashed, as `jax.jit` asks
     return spec.build(**{**spec.variant, **overrides})
 
 
 def create_tiny(name: str, **overrides: Any) -> VideoModel:
     """The small sibling of a model, the same code with fewer and narrower layers: for tests and first trials."""
     return create_model(name, **{**get_spec(name).tiny, **overrides})
+
+
+SPECS |= multiview.specs(create_model)  # last, for they make their backbones by name

@@ -1,5 +1,6 @@
 """`VideoModel`: a stem, a body and a head. Every model of the zoo is one; none inherits from another."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,9 @@ from jaxtyping import Array, Bool, Float, Num
 
 from flaxvid.layers.heads import Logits
 from flaxvid.types import ClipSpec
+
+Video = Num[Array, "b t h w 3"] | Mapping[str, Num[Array, "b t h w 3"]]
+"""A batch of clips; for a model of several views the clips of each view, ``{"front": ..., "left": ...}``."""
 
 
 class VideoModel(nn.Module):
@@ -27,6 +31,8 @@ class VideoModel(nn.Module):
         clip: frame count, size and normalisation that the model was made for.
         altered: patterns (whole-path regular expressions below "params") of the kernels that `FrameFlexible` alters:
             ungrouped ones that alone consume their input.
+        views: names of the cameras whose videos the model takes, as a dict of them; () for a model of one video. A view
+            that a dict lacks is missing, and the model makes do with the others.
     """
 
     stem: nn.Module
@@ -35,11 +41,23 @@ class VideoModel(nn.Module):
     feature_dim: int
     clip: ClipSpec = ClipSpec()
     altered: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
     @nn.nowrap
-    def normalise(self, video: Num[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
+    def normalise(self, video: Video) -> Any:
         """uint8 video to zero mean and unit deviation by `clip`; floating-point video is taken as normalised
-        already."""
+        already. Of several views each."""
+        if isinstance(video, Mapping) or self.views:
+            return {view: self._normalise(clip) for view, clip in _check_views(video, self.views).items()}
+        return self._normalise(video)
+
+    @nn.nowrap
+    def for_views(self, video: Any) -> Any:
+        """The same video, or what stands for it, for each of the views; itself for a model of one video."""
+        return dict.fromkeys(self.views, video) if self.views else video
+
+    @nn.nowrap
+    def _normalise(self, video: Num[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
         if video.ndim != 5 or video.shape[-1] != 3:
             raise ValueError(
                 f"video must be (batch, time, height, width, 3), got {tuple(video.shape)}: "
@@ -56,7 +74,7 @@ class VideoModel(nn.Module):
 
     def __call__(
         self,
-        video: Num[Array, "b t h w 3"],
+        video: Video,
         *,
         train: bool = False,
         frame_mask: Bool[Array, "b t"] | None = None,
@@ -64,7 +82,7 @@ class VideoModel(nn.Module):
         """Logits of a batch of clips.
 
         Args:
-            video: uint8 RGB, or floating-point values normalised already.
+            video: uint8 RGB, or floating-point values normalised already; of several views a dict of them.
             train: batch statistics and dropout; needs ``mutable=["batch_stats"]`` and a "dropout" key in `rngs`.
             frame_mask: False for frames that only pad a shorter clip; they change nothing.
 
@@ -76,7 +94,7 @@ class VideoModel(nn.Module):
 
     def features(
         self,
-        video: Num[Array, "b t h w 3"],
+        video: Video,
         *,
         train: bool = False,
         frame_mask: Bool[Array, "b t"] | None = None,
@@ -86,7 +104,12 @@ class VideoModel(nn.Module):
         return self.head.pool(x, frame_mask)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def init_variables(model: VideoModel, key: Array, video: Num[Array, "b t h w 3"]) -> dict[str, Any]:
+def clip_length(video: Any) -> int:
+    """Frames of a clip (b, t, h, w, 3), the same for all its views."""
+    return jax.tree.leaves(video)[0].shape[1]
+
+
+def init_variables(model: VideoModel, key: Array, video: Video) -> dict[str, Any]:
     """`model.init`, compiled; on CPU without optimisation, for it runs once, and XLA needs ten times as long with it.
 
     Args:
@@ -95,7 +118,34 @@ def init_variables(model: VideoModel, key: Array, video: Num[Array, "b t h w 3"]
         video: only its shape and type matter.
     """
     # Compiler options are for the outermost jit only.
-    if any(isinstance(value, Tracer) for value in (key, video)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((key, video))):
         return dict(model.init(key, video))
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(model.init, compiler_options=options)(key, video)
+
+
+def _check_views(video: Video, views: tuple[str, ...]) -> Mapping[str, Num[Array, "b t h w 3"]]:
+    """The views as they are, or what is wrong with them."""
+    if not views:
+        raise ValueError(
+            f"this model takes one video, got views {', '.join(video)}: give it one of them, or make a model of "
+            'several views such as "ts_cva"'
+        )
+    known = ", ".join(views)
+    if not isinstance(video, Mapping) or not video:
+        got = f"a video of {tuple(video.shape)}" if hasattr(video, "shape") else "no view"
+        raise ValueError(f"this model takes a dict of the views {known}, got {got}: name it, {{{views[0]!r}: video}}")
+    unknown = [view for view in video if view not in views]
+    if unknown:
+        raise ValueError(
+            f"this model knows the views {known}, got {', '.join(unknown)}: rename it, or make the model with "
+            f"views={(*views, *unknown)}"
+        )
+    shapes = {view: tuple(clip.shape) for view, clip in video.items()}
+    if len(set(shapes.values())) > 1:
+        got = ", ".join(f"{shape} of {view}" for view, shape in shapes.items())
+        raise ValueError(
+            f"the views of a scene must have one shape (b, t, h, w, 3), got {got}: cut the same frames, at the same "
+            "size, from each"
+        )
+    return video

@@ -41,7 +41,8 @@ def name_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
 
 def render_comparison(runs: Mapping[str, Run]) -> str:
     """Renders runs as HTML; what some of them lack is left out for these."""
-    return document(f"{len(runs)} runs compared", [_cards(runs), _accuracy(runs), _curves(runs), _settings(runs)])
+    parts = {f"{name} {task}".rstrip(): part for name, run in runs.items() for task, part in run.by_task().items()}
+    return document(f"{len(runs)} runs compared", [_cards(parts), _accuracy(parts), _curves(runs), _settings(runs)])
 
 
 def _cards(runs: Mapping[str, Run]) -> str:
@@ -78,6 +79,7 @@ def _accuracy(runs: Mapping[str, Run]) -> str:
         ),
     ]
     timed = {name: evaluation_rows(run) for name, run in runs.items() if run.evaluation}
+    timed = {name: run for name, run in timed.items() if any("milliseconds" in row for row in run.any_frame)}
     if timed:
         plots.append(
             image(cost_plot(timed, "milliseconds", "milliseconds a clip, batch 1"), "Accuracy against measured time")

@@ -14,8 +14,8 @@ CONFUSED = 10
 """Pairs of classes that the table of confusions shows."""
 
 
-def evaluation_section(run: Run) -> str:
-    """Scores and costs at each frame count, what they were taken on, calibration, confusion."""
+def evaluation_section(run: Run, task: str = "") -> str:
+    """Scores and costs at each frame count, what they were taken on, calibration, confusion; of one task."""
     evaluation = run.evaluation
     last = evaluation["frames"][-1]
     header = [f"{name} (%)" if i in (1, 2, 3, 4) else name for i, name in enumerate(EVALUATION_HEADER)]
@@ -26,13 +26,13 @@ def evaluation_section(run: Run) -> str:
         image(confusion_plot(evaluation), f"Confusion at {last['frames']} frames, shares of each true class"),
     ]
     return (
-        f"<h2>Evaluation</h2>{rows}{notes}{_faults(evaluation)}"
-        f'<h2>Calibration and confusion</h2><div class="plots">{"".join(plots)}</div>{_confused(evaluation)}'
+        f"<h2>Evaluation{_of(task)}</h2>{rows}{notes}{_faults(evaluation)}"
+        f'<h2>Calibration and confusion{_of(task)}</h2><div class="plots">{"".join(plots)}</div>{_confused(evaluation)}'
     )
 
 
-def clips_section(run: Run) -> str:
-    """Film strips of some videos, the right answers apart from the wrong ones."""
+def clips_section(run: Run, task: str = "") -> str:
+    """Film strips of some videos, the right answers apart from the wrong ones; of one task."""
     evaluation = run.evaluation
     last = str(evaluation["frames"][-1]["frames"])
     right = [clip for clip in evaluation["examples"] if clip["guesses"][last][0] == clip["label"]]
@@ -42,7 +42,11 @@ def clips_section(run: Run) -> str:
         for title, clips in ((f"Right at {last} frames", right), (f"Wrong at {last} frames, the surest first", wrong))
         if clips
     ]
-    return "<h2>Clips and answers</h2>" + "".join(parts)
+    return f"<h2>Clips and answers{_of(task)}</h2>" + "".join(parts)
+
+
+def _of(task: str) -> str:
+    return f": {html.escape(task)}" if task else ""
 
 
 def _clip(run: Run, clip: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """One self-contained HTML page a run: no scripts, no files beside it, readable on a phone, safe to send around."""
 
+import html
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,16 @@ def render_page(run: Run) -> str:
     """Renders a run as HTML: headline numbers, any-frame table and plot, evaluation, clips, curves, recipe."""
     sections = [_cards(run), _any_frame(run)]
     if run.evaluation:
-        sections += [evaluation_section(run), clips_section(run)]
+        for task, part in run.by_task().items():
+            sections += [evaluation_section(part, task), clips_section(part, task)]
     return document(str(run.recipe.get("name") or run.name), [*sections, _curves(run), _recipe(run)])
 
 
 def _cards(run: Run) -> str:
-    pairs = [(f"{100 * row['top1']:.2f} %", f"top-1, {row['frames']} frames") for row in run.any_frame]
+    pairs = [
+        (f"{100 * row['top1']:.2f} %", f"{row.get('task', '')} top-1, {row['frames']} frames".lstrip())
+        for row in run.any_frame
+    ]
     if run.metrics:
         pairs.append((f"{run.metrics[-1]['step']:,}", "steps"))
     for name, form, label in (
@@ -51,9 +56,15 @@ def _any_frame(run: Run) -> str:
     if not run.any_frame:
         return heading + quiet("Not evaluated yet.")
     header = ("frames", "top-1 (%)", "top-5 (%)", "GFLOPs a clip", "clips")
-    rows = scroll(table([any_frame_cells(row) for row in run.any_frame], header))
+    parts = run.by_task()
+    rows = "".join(
+        (f"<h3>{html.escape(task)}</h3>" if task else "")
+        + scroll(table([any_frame_cells(row) for row in part.any_frame], header))
+        for task, part in parts.items()
+    )
     note = quiet("One set of weights. GFLOPs are multiply-adds counted once.")
-    plot = image(accuracy_plot({run.name: [run]}), "Top-1 accuracy against frames")
+    lines = {task or run.name: [part] for task, part in parts.items()}
+    plot = image(accuracy_plot(lines), "Top-1 accuracy against frames")
     return f'{heading}<div class="plots"><div>{rows}{note}</div>{plot}</div>'
 
 

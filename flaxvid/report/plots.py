@@ -252,9 +252,10 @@ def _parts(name: str) -> tuple[str, str, str]:
 
 def _title(name: str) -> str:
     _, base, _ = _parts(name)
-    if base in ("loss", "ce", "kl") or base.endswith("_loss"):
+    kind = base.rpartition("_")[-1]  # a task's name may stand in front
+    if kind in ("loss", "ce", "kl"):
         return "Loss"
-    if base in ("accuracy", "top1"):
+    if kind in ("accuracy", "top1"):
         return "Accuracy"
     if match := re.fullmatch(r"top(\d+)", base):
         return f"Top-{match[1]} accuracy"
@@ -263,7 +264,7 @@ def _title(name: str) -> str:
 
 def _label(name: str) -> str:
     room, base, frames = _parts(name)
-    base = re.sub(r"^top(\d+)$", r"top-\1", base).replace("_", " ")
+    base = re.sub(r"\btop(\d+)$", r"top-\1", base.replace("_", " "))
     return f"{room} {base}" + (f", {frames} frames" if frames else "")
 
 

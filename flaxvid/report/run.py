@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ class Run:
         name: of the folder.
         recipe: nested settings of recipe.json; {} if there is none.
         metrics: the objects of metrics.jsonl by step: {"step", "epoch", "time", "train/loss", "eval/top1_4", ...}.
-        any_frame: rows of any_frame.json, {"frames", "top1", "top5", "gflops", "clips"}, accuracies in [0, 1]; those
-            of the evaluation where training has left none.
+        any_frame: rows of any_frame.json, {"frames", "top1", "top5", "gflops", "clips"}, accuracies in [0, 1], and
+            "task" where there are several; those of the evaluation where training has left none.
         evaluation: evaluation.json: "protocol", "data", "device", "classes"; "frames", rows like those above with
             "mean_class", "calibration_error", "milliseconds", "confusion" as [label, guess, videos] and "reliability";
-            "examples", videos with their "label", "guesses" and "strip". {} if there is none.
+            "examples", videos with their "label", "guesses" and "strip". {} if there is none. Of several tasks,
+            "classes" are by task, and rows and examples have a "task".
         folder: where it lies; the strips are read from there.
     """
 
@@ -40,6 +41,18 @@ class Run:
         values = [math.nan if row[key] is None else row[key] for row in rows]
         return np.array([row["step"] for row in rows], float), np.array(values, float)
 
+    def by_task(self) -> dict[str, "Run"]:
+        """The run as each of its tasks sees it, with its own rows, classes and examples; an only task is called ""."""
+        rows, classes = (*self.any_frame, *self.evaluation.get("frames", ())), self.evaluation.get("classes")
+        parts = {}
+        for task in dict.fromkeys(row.get("task", "") for row in rows) or [""]:
+            own = {key: _of_task(self.evaluation[key], task) for key in ("frames", "examples") if self.evaluation}
+            own |= {"classes": classes[task]} if task and classes else {}
+            parts[task] = dataclasses.replace(
+                self, any_frame=tuple(_of_task(self.any_frame, task)), evaluation={**self.evaluation, **own}
+            )
+        return parts
+
 
 def read_run(folder: str | Path) -> Run:
     """Reads a run's folder, of a finished run or of one still running; a file that is not there yet reads as empty.
@@ -54,7 +67,7 @@ def read_run(folder: str | Path) -> Run:
         raise FileNotFoundError(f"expected a run's folder with {', '.join(names)}, got none of them in {folder}")
     recipe, evaluation = _read_json(folder / "recipe.json", {}), _read_json(folder / "evaluation.json", {})
     any_frame = _read_json(folder / "any_frame.json", []) or evaluation.get("frames", [])
-    rows = tuple(sorted(any_frame, key=lambda row: row["frames"]))
+    rows = tuple(sorted(any_frame, key=lambda row: (row.get("task", ""), row["frames"])))
     return Run(folder.resolve().name, recipe, read_metrics(folder / "metrics.jsonl"), rows, evaluation, folder)
 
 
@@ -74,6 +87,10 @@ def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:
             if number < len(lines):
                 raise ValueError(f"expected a JSON object in line {number} of {path}, got {line[:60]!r}") from error
     return tuple(rows)
+
+
+def _of_task(rows: Iterable[Mapping[str, Any]], task: str) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in row if key != "task"} for row in rows if row.get("task", "") == task]
 
 
 def _read_json(path: Path, default: Any) -> Any:

@@ -1,6 +1,6 @@
 """Tables of accuracy against frames, as Markdown or aligned text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ STYLES = ("markdown", "text")
 def any_frame_table(run: Run, style: str = "markdown") -> str:
     """Tabulates what one set of weights scores at each frame count: frames, top-1, top-5, GFLOPs a clip, clips.
 
-    GFLOPs are multiply-adds counted once, as video papers print them; accuracies are in percent.
+    Several tasks have rows of their own, with the task in front. GFLOPs are multiply-adds counted once, as video papers
+    print them; accuracies are in percent.
 
     Raises:
         ValueError: an unknown style, or a run without any-frame evaluation.
@@ -21,7 +22,7 @@ def any_frame_table(run: Run, style: str = "markdown") -> str:
     if not run.any_frame:
         raise ValueError(f"expected any_frame.json in the folder of run {run.name!r}, got none: evaluate it first")
     header = ("frames", "top-1", "top-5", "GFLOPs a clip", "clips")
-    return render(header, [any_frame_cells(row) for row in run.any_frame], style)
+    return render(*_with_tasks(header, run.any_frame, any_frame_cells), style)
 
 
 def any_frame_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -38,7 +39,7 @@ def evaluation_table(evaluation: Mapping[str, Any], style: str = "text") -> str:
     Raises:
         ValueError: an unknown style.
     """
-    return render(EVALUATION_HEADER, [evaluation_cells(row) for row in evaluation["frames"]], style)
+    return render(*_with_tasks(EVALUATION_HEADER, evaluation["frames"], evaluation_cells), style)
 
 
 def evaluation_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -89,7 +90,14 @@ def seed_table(methods: Mapping[str, Sequence[Run]], metric: str = "top1", style
 
 
 def seed_statistics(runs: Sequence[Run], metric: str = "top1") -> dict[int, tuple[float, float, int]]:
-    """Gives {frames: (mean, sample deviation, seeds)} in percent; the deviation of one seed is 0."""
+    """Gives {frames: (mean, sample deviation, seeds)} in percent; the deviation of one seed is 0.
+
+    Raises:
+        ValueError: rows of several tasks.
+    """
+    tasks = sorted({row.get("task", "") for run in runs for row in run.any_frame})
+    if len(tasks) > 1:
+        raise ValueError(f"expected rows of one task, got {', '.join(tasks)}: take those of Run.by_task(), one by one")
     scores: dict[int, list[float]] = {}
     for run in runs:
         for row in run.any_frame:
@@ -122,6 +130,18 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str = "m
         )
     rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (line(header), rule, *map(line, rows)))
+
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def _with_tasks(
+    header: Sequence[str], rows: Rows, cells: Callable[[Mapping[str, Any]], tuple[str, ...]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and cells of rows, with the task in front where rows have one."""
+    if not any("task" in row for row in rows):
+        return tuple(header), [cells(row) for row in rows]
+    return ("task", *header), [(row["task"], *cells(row)) for row in rows]
 
 
 def _percent(row: Mapping[str, Any], *names: str) -> list[str]:

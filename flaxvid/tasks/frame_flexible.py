@@ -1,16 +1,18 @@
 """Training one network for every frame count (FFN, arXiv 2303.14817)."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from flaxvid.frames import FrameFlexible
 from flaxvid.losses.distillation import ffn_loss, label_loss
+from flaxvid.losses.multitask import sum_over_tasks
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.mixing import UNMIXED, Mixing
-from flaxvid.tasks.task import LossOutput, accuracy, init_model
+from flaxvid.tasks.task import LossOutput, Metrics, accuracy, init_model
 from flaxvid.types import Batch, Variables
 
 
@@ -26,6 +28,7 @@ class FrameFlexibleTask:
         distil: False gives every count the label instead, the paper's ablation.
         label_smoothing: of the cross-entropy.
         mixing: of the clips in training, the same at all counts.
+        task_weights: of the losses of several tasks, 1 for those not in it; each task is distilled by itself.
     """
 
     flexible: FrameFlexible
@@ -33,6 +36,7 @@ class FrameFlexibleTask:
     distil: bool = True
     label_smoothing: float = 0.0
     mixing: Mixing = UNMIXED
+    task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def model(self) -> VideoModel:
@@ -50,9 +54,18 @@ class FrameFlexibleTask:
         return self.flexible.specialise(init_model(self.model, model_key) if plain is None else plain, gain_key)
 
     def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
-        """`ffn_loss` of the batch, or `label_loss`."""
+        """`ffn_loss` of the batch, or `label_loss`; of several tasks their sum."""
         video, labels = self.mixing.mix(self.model, batch, jax.random.fold_in(key, 0))  # 0: no count of frames
         logits, updated = self.flexible.apply(variables, video, train=True, rngs={"dropout": key}, mutable=True)
+        # Each task's logits by count, where they came as each count's by task.
+        by_count: Any = jax.tree.map(lambda *counts: dict(zip(logits, counts, strict=True)), *logits.values())
+        loss, metrics = sum_over_tasks(self.judge, by_count, labels, self.task_weights)
+        return loss, (updated, {"loss": loss, **metrics})
+
+    def judge(
+        self, logits: Mapping[int, Float[Array, "b k"]], labels: Int[Array, " b"] | Float[Array, "b k"]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """One task's loss at all counts, its parts, and the accuracies."""
         if self.distil:
             loss, parts = ffn_loss(
                 logits, labels, self.weight, label_smoothing=self.label_smoothing, frames=self.frames
@@ -60,10 +73,7 @@ class FrameFlexibleTask:
         else:
             loss, parts = label_loss(logits, labels, label_smoothing=self.label_smoothing)
         accuracies = {f"accuracy_{count}": accuracy(z, labels) for count, z in logits.items()}
-        return loss, (
-            updated,
-            {"loss": loss, "accuracy": accuracies[f"accuracy_{self.frames[-1]}"], **parts, **accuracies},
-        )
+        return loss, {"accuracy": accuracies[f"accuracy_{self.frames[-1]}"], **parts, **accuracies}
 
     def select(self, variables: Variables, num_frames: int) -> dict[str, Any]:
         """Ordinary variables for one frame count."""

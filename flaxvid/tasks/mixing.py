@@ -1,15 +1,20 @@
-"""Mixup, cutmix and random erasing: on the device, on normalised video, one draw for all frames and frame counts."""
+"""Mixup, cutmix and random erasing: on the device, on normalised video, one draw for all frames, frame counts and views
+of a scene."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int
 from scipy.special import betaincinv
 
-from flaxvid.models.video_model import VideoModel
-from flaxvid.types import Batch
+from flaxvid.models.video_model import Video, VideoModel
+from flaxvid.types import Batch, by_task
+
+Labels = Int[Array, " b"] | Float[Array, "b k"] | Mapping[str, Any]
 
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)
@@ -37,9 +42,7 @@ class Mixing:
         if min(self.mixup, self.cutmix) < 0 or not 0 <= self.erasing <= 1:
             raise ValueError(f"expected mixup >= 0, cutmix >= 0 and erasing in [0, 1], got {self}")
 
-    def mix(
-        self, model: VideoModel, batch: Batch, key: Array
-    ) -> tuple[dict[int, Num[Array, "b _ h w 3"]], Int[Array, " b"] | Float[Array, "b k"]]:
+    def mix(self, model: VideoModel, batch: Batch, key: Array) -> tuple[dict[int, Video], Labels]:
         """The batch's video and labels: as they are, or normalised and mixed, with a share of the label for each class.
 
         Args:
@@ -51,17 +54,18 @@ class Mixing:
         if not (self.mixup or self.cutmix or self.erasing):
             return video, labels
         video = {n: model.normalise(clips) for n, clips in video.items()}
-        b, _, h, w, _ = next(iter(video.values())).shape
+        b, _, h, w, _ = jax.tree.leaves(video)[0].shape
         erase_key, noise_key, mix_key = jax.random.split(key, 3)
         if self.erasing:
             erased = erased_boxes(erase_key, self.erasing, b, h, w)[:, None, :, :, None]
             noise = jax.random.normal(noise_key, (b, 1, h, w, 3))
-            video = {n: jnp.where(erased, noise, clips) for n, clips in video.items()}
+            video = jax.tree.map(lambda clips: jnp.where(erased, noise, clips), video)
         if self.mixup or self.cutmix:
             own = self.weights(mix_key, b, h, w)
-            video = {n: _blend(clips, own[:, None, :, :, None]) for n, clips in video.items()}
-            classes = model.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
-            labels = _blend(jax.nn.one_hot(labels, classes), own.mean((1, 2))[:, None])
+            video = jax.tree.map(lambda clips: _blend(clips, own[:, None, :, :, None]), video)
+            share, classes = own.mean((1, 2))[:, None], by_task(model.head.num_classes)  # pyright: ignore
+            mixed = {t: _blend(jax.nn.one_hot(hard, classes[t]), share) for t, hard in by_task(labels).items()}
+            labels = mixed if isinstance(labels, Mapping) else mixed[""]
         return video, labels
 
     def weights(self, key: Array, b: int, h: int, w: int) -> Float[Array, "b h w"]:

@@ -1,14 +1,17 @@
 """The contract between a task and the train loop, and plain supervised training with its sampling baselines."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import optax
+from jaxtyping import Array, Float, Int
 
 from flaxvid.losses.classification import cross_entropy
-from flaxvid.models.video_model import VideoModel, init_variables
+from flaxvid.losses.multitask import sum_over_tasks
+from flaxvid.models.video_model import Video, VideoModel, clip_length, init_variables
 from flaxvid.tasks.mixing import UNMIXED, Mixing
 from flaxvid.types import Batch, Variables
 
@@ -50,7 +53,7 @@ class Task(Protocol):
 def init_model(model: VideoModel, key: Array) -> dict[str, Any]:
     """Random variables of a model, at its own clip's size."""
     size = model.clip.image_size
-    return init_variables(model, key, jnp.zeros((1, model.clip.num_frames, size, size, 3)))
+    return init_variables(model, key, model.for_views(jnp.zeros((1, model.clip.num_frames, size, size, 3))))
 
 
 def accuracy(logits: Float[Array, "b k"], labels: Array) -> Float[Array, ""]:
@@ -78,6 +81,7 @@ class Supervised:
         sampling: "proportional" or "mixed"; of no effect with one frame count.
         share: of the clips at the longest count.
         mixing: of the clips in training.
+        task_weights: of the losses of several tasks, 1 for those not in it.
     """
 
     model: VideoModel
@@ -86,6 +90,7 @@ class Supervised:
     sampling: str = "proportional"
     share: float = 0.5
     mixing: Mixing = UNMIXED
+    task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.sampling not in ("proportional", "mixed"):
@@ -98,43 +103,53 @@ class Supervised:
         """Random variables, or `plain` itself."""
         return init_model(self.model, key) if plain is None else dict(plain)
 
-    def parts(self, video: dict[int, Array]) -> list[tuple[slice, Array]]:
+    def parts(self, video: dict[int, Video]) -> list[tuple[slice, Video]]:
         """Which rows of the batch run as which clips."""
-        batch_size = next(iter(video.values())).shape[0]
+        batch_size = jax.tree.leaves(video)[0].shape[0]
         longest = self.frames[-1]
         if len(self.frames) == 1:
             return [(slice(0, batch_size), video[longest])]
         main = min(batch_size, max(1, round(self.share * batch_size)))
         rest = batch_size - main
         edges = [main + rest * i // (len(self.frames) - 1) for i in range(len(self.frames))]
-        parts = [(slice(0, main), video[longest][:main])]
+        parts = [(slice(0, main), jax.tree.map(lambda x: x[:main], video[longest]))]
         for count, start, stop in zip(self.frames[:-1], edges, edges[1:], strict=False):
-            clip = video[count][start:stop]
+            clip = jax.tree.map(lambda x, rows=slice(start, stop): x[rows], video[count])
             if self.sampling == "mixed":
-                clip = jnp.take(clip, jnp.arange(longest) * count // longest, axis=1)
+                frames = jnp.arange(longest) * count // longest
+                clip = jax.tree.map(lambda x, frames=frames: jnp.take(x, frames, axis=1), clip)
             if stop > start:
                 parts.append((slice(start, stop), clip))
         if self.sampling == "mixed":
-            return [(slice(0, batch_size), jnp.concatenate([clip for _, clip in parts]))]
+            return [(slice(0, batch_size), jax.tree.map(lambda *x: jnp.concatenate(x), *(clip for _, clip in parts)))]
         return parts
 
     def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
-        """Cross-entropy over the batch; statistics are updated part by part."""
+        """Cross-entropy over the batch, of several tasks their sum; statistics are updated part by part."""
         state = {"batch_stats": variables["batch_stats"]} if "batch_stats" in variables else {}
-        total, right = jnp.zeros(()), jnp.zeros(())
+        metrics: list[Any] = []
         video, labels = self.mixing.mix(self.model, batch, jax.random.fold_in(key, 0))  # 0: no count of frames
-        for rows, clip in self.parts(video):
+        parts = self.parts(video)
+        for rows, clip in parts:
             logits, state = self.model.apply(
                 {"params": variables["params"], **state},
                 clip,
                 train=True,
-                rngs={"dropout": jax.random.fold_in(key, clip.shape[1])},
+                rngs={"dropout": jax.random.fold_in(key, clip_length(clip))},
                 mutable=["batch_stats"],
             )
-            weight = logits.shape[0] / labels.shape[0]
-            total += weight * cross_entropy(logits, labels[rows], self.label_smoothing)
-            right += weight * accuracy(logits, labels[rows])
-        return total, (dict(state), {"loss": total, "accuracy": right})
+            own = jax.tree.map(lambda values, rows=rows: values[rows], labels)
+            loss, judged = sum_over_tasks(self.judge, logits, own, self.task_weights)
+            share = (rows.stop - rows.start) / sum(other.stop - other.start for other, _ in parts)
+            metrics.append(optax.tree.scale(share, {"loss": loss, **judged}))
+        total = jax.tree.map(lambda *values: sum(values), *metrics)
+        return total["loss"], (dict(state), total)
+
+    def judge(
+        self, logits: Float[Array, "b k"], labels: Int[Array, " b"] | Float[Array, "b k"]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """One task's loss and accuracy."""
+        return cross_entropy(logits, labels, self.label_smoothing), {"accuracy": accuracy(logits, labels)}
 
     def select(self, variables: Variables, num_frames: int) -> Variables:
         """The same variables for every frame count."""

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from flaxvid.adapt.freezing import check_frozen
 from flaxvid.compress.cost import model_cost
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from flaxvid.data.sources import Source
-from flaxvid.evaluate.evaluator import Evaluation, evaluate_videos
+from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, score_rows
 from flaxvid.evaluate.record import evaluation_record, write_record
 from flaxvid.evaluate.views import describe_views
 from flaxvid.report.page import write_page
@@ -30,7 +31,7 @@ from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import make_optimizer, make_schedule
 from flaxvid.train.recipe import Recipe, check
-from flaxvid.train.setup import clip_config, load_start, make_model, make_task, open_data
+from flaxvid.train.setup import clip_config, count_classes, load_start, make_model, make_task, open_data
 from flaxvid.train.state import TrainState, averaged, create_state
 from flaxvid.train.step import TrainStep, make_train_step
 from flaxvid.train.trained import CLASSES_FILE
@@ -50,7 +51,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         workdir: gets recipe.json, metrics.jsonl, checkpoints/, any_frame.json and index.html.
 
     Returns:
-        The rows of the any-frame table: ``[{"frames", "top1", "top5", "gflops", "clips"}, ...]``.
+        The rows of the any-frame table: ``[{"frames", "top1", "top5", "gflops", "clips"}, ...]``, with the "task" of
+        each where the data has several.
 
     Raises:
         ValueError: recipe, data or weights do not fit, or another run is at work in `workdir`; raised before anything
@@ -59,7 +61,10 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         Interrupted: the run was told to stop (SIGTERM, Ctrl-C), and saved.
     """
     check(recipe)
-    make_task(recipe, make_model(recipe, num_classes=1))  # a slip shows now, and not after the data set was made
+    # A slip shows now, and not after the data set was made; of its tasks only those with weights are known yet.
+    task = make_task(recipe, make_model(recipe, dict.fromkeys(recipe.task.task_weights, 1) or 1))
+    if recipe.freeze:
+        check_frozen(jax.eval_shape(task.init, jax.random.key(0)), recipe.freeze)
     for frames in (recipe.task.frames, recipe.eval_frames):
         clip_config(recipe, frames)
     enable_compilation_cache()
@@ -69,7 +74,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
     source, eval_source = (open_data(recipe.data, split) for split in (recipe.data.train_split, recipe.data.eval_split))
     count_steps(recipe, source)  # too few videos for a batch show now
-    model = make_model(recipe, len(source.classes))
+    model = make_model(recipe, count_classes(source.classes))
     task, plain = make_task(recipe, model), load_start(recipe, model)
     with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         claim_workdir(recipe, workdir)
@@ -82,7 +87,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
             evaluation = train(recipe, workdir, task, plain, source, eval_source, mesh)
         size = model.clip.image_size
         costs = {n: {"gflops": model_cost(model, (1, n, size, size, 3)).gflops} for n in recipe.eval_frames}
-        rows = [{"frames": n, **costs[n], **scores} for n, scores in evaluation.scores().items()]
+        rows = [{**row, **costs[row["frames"]]} for row in score_rows(evaluation)]
         if jax.process_index() == 0:
             clips = clip_config(recipe, recipe.eval_frames)
             facts = {"name": "the recipe's", "views": describe_views(clips), "size": size}
@@ -102,12 +107,13 @@ def train(
     source: Source,
     eval_source: Source,
     mesh: Mesh,
-) -> Evaluation:
+) -> Evaluations:
     """Trains from the newest whole checkpoint of `workdir`, else from `plain`, else from scratch; tests at the end."""
     hosts, epoch_steps = jax.process_count(), count_steps(recipe, source)
     optimizer = make_optimizer(recipe.optimizer, make_schedule(recipe.optimizer, recipe.epochs, epoch_steps))
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
-    state = create_state(task.init(init_key, plain), optimizer, ema=recipe.optimizer.ema > 0)
+    variables = task.init(init_key, plain)
+    state = create_state(variables, optimizer, ema=recipe.optimizer.ema > 0, freeze=recipe.freeze)
     state = jax.device_put(state, replicated(mesh))
     clip_rules = clip_config(recipe, task.frames)
     tally = Tally(source, clip_rules, recipe.data.max_broken)
@@ -130,8 +136,8 @@ def train(
             log.print(parameter_table(state.variables))
             log.print(
                 f"{source.name}: {len(source)} training and {len(eval_source)} test videos, "
-                f"{len(source.classes)} classes; {recipe.epochs} epochs of {epoch_steps} steps on {mesh.size} "
-                f"{jax.default_backend()} device(s)" + (f"; going on after step {start}" if start else "")
+                f"{count_classes(source.classes)} classes; {recipe.epochs} epochs of {epoch_steps} steps on "
+                f"{mesh.size} {jax.default_backend()} device(s)" + (f"; going on after step {start}" if start else "")
             )
             train_step: TrainStep | None = None
             recent: list[tuple[int, Metrics, np.ndarray]] = []
@@ -151,6 +157,7 @@ def train(
                             accumulate=recipe.optimizer.accumulate,
                             ema=recipe.optimizer.ema,
                             norm_groups=recipe.norm_groups,
+                            freeze=recipe.freeze,
                         )
                         train_step = compile_step(jitted, (state, batch, step_key), log)
                     state, metrics = train_step(state, batch, step_key)
@@ -166,9 +173,9 @@ def train(
                         recent.clear()
                     score = None
                     if due:
-                        scores = test(recipe, task, state, eval_source, task.frames, mesh).scores()
-                        score = float(np.mean([row["top1"] for row in scores.values()]))
-                        log.write(step, {f"eval/top1_{n}": row["top1"] for n, row in scores.items()}, epoch)
+                        top1 = top1_metrics(test(recipe, task, state, eval_source, task.frames, mesh))
+                        score = float(np.mean(list(top1.values())))
+                        log.write(step, top1, epoch)
                     if save:
                         checkpoints.save(step, state, data, score=score)
                     if stopping:
@@ -182,9 +189,14 @@ def train(
                 log.print(f"{len(tally.broken)} broken videos were replaced, of {len(tally.seen)} in training")
             log.print(f"testing on {len(eval_source)} videos at {', '.join(map(str, recipe.eval_frames))} frames")
             evaluation = test(recipe, task, state, eval_source, recipe.eval_frames, mesh)
-            top1 = {f"eval/top1_{n}": row["top1"] for n, row in evaluation.scores().items()}
-            log.write(total, top1, recipe.epochs)
+            log.write(total, top1_metrics(evaluation), recipe.epochs)
     return evaluation
+
+
+def top1_metrics(evaluation: Evaluations) -> dict[str, float]:
+    """``{"eval/top1_4": 0.61, ...}``, of several tasks ``{"eval/action_top1_4": ...}``."""
+    rows = score_rows(evaluation)
+    return {f"eval/{row['task'] + '_' if 'task' in row else ''}top1_{row['frames']}": row["top1"] for row in rows}
 
 
 def count_steps(recipe: Recipe, source: Source) -> int:
@@ -217,7 +229,7 @@ def mean_metrics(
 
 def test(
     recipe: Recipe, task: Task, state: TrainState, source: Source, frames: tuple[int, ...], mesh: Mesh
-) -> Evaluation:
+) -> Evaluations:
     """Evaluates a source at each of `frames`, with the moving averages where there are any."""
     variables = averaged(state.variables)
     hosts = jax.process_count()

@@ -96,6 +96,7 @@ def folder() -> Recipe:
 
 def motion() -> Recipe:
     """The embedded data set, sized for two CPU cores and from scratch."""
+    settings = {name: value for name, value in dataclasses.asdict(MotionConfig()).items() if name != "camera"}
     return Recipe(
         model=ModelRecipe(
             "tsm_resnet18",
@@ -104,7 +105,7 @@ def motion() -> Recipe:
             dropout=0.0,
             options={"width": 16, "depths": (1, 1, 1, 1), "shift_div": 4, "classifier_std": 0.1},
         ),
-        data=DataRecipe("motion", test_size=40, scales=(1.0, 0.9), motion=dataclasses.asdict(MotionConfig())),
+        data=DataRecipe("motion", test_size=40, scales=(1.0, 0.9), motion=settings),
         optimizer=OptimizerRecipe(
             "adamw", 2e-3, weight_decay=0.02, schedule="cosine", warmup_epochs=0.15, clip_norm=5.0
         ),

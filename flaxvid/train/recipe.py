@@ -29,6 +29,8 @@ class ModelRecipe:
             "torchvision/resnet50-imagenet1k-v1"; "" trains from scratch.
         num_frames, image_size, dropout, dtype, remat: overrides of `create_model`.
         options: further overrides, by name.
+        inflate: `weights` are those of a 2-D network, a ResNet's run or file: "mean" or "centre" says how its kernels
+            get a time axis, see `adapt.surgery.inflate`; "" for weights of the network itself.
     """
 
     name: str = "tsm_resnet50"
@@ -39,6 +41,7 @@ class ModelRecipe:
     dtype: str = "float32"
     remat: bool = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    inflate: str = ""
 
 
 @dataclasses.dataclass
@@ -48,6 +51,8 @@ class DataRecipe:
     Attributes:
         name: "motion", "folder", "list", "ucf101", ...
         root: the data set's folder; "" is the cache folder for "motion", which is built there on first use.
+        views: names of the cameras, for a network of several views; `root` has a folder for each of them, of the same
+            kind and with the same file names, and "motion" is drawn from the front, left and right. () is one video.
         train_split, eval_split: of the data set.
         test_size: short side of a test video before its centre crop; 0 is the usual image_size * 256 / 224.
         scales: sides of the multi-scale crop, as parts of the short side.
@@ -56,8 +61,8 @@ class DataRecipe:
         missing: what listed videos that are not there mean: "error" before the start, or "keep", they count as broken.
         max_broken: the share of training videos that may turn out broken; they are replaced and named, more of them
             stop the run.
-        sampling, interval: "segment", a frame from each of equal parts of the video, or "dense", frames `interval`
-            apart.
+        sampling, interval: "segment", a frame from each of equal parts of the video; "dense", frames `interval` apart;
+            or "even", always the same frames, from the first to the last.
         eval_clips, eval_crops: views of a test video: clips, and crops of each (1, 3, 5 or 10).
         crop: of training clips: "multiscale" (by `scales`) or "resized" (any part of the frame, by `area`, `aspect`).
         area, aspect: least and largest part of the frame, and least and largest width over height, of a resized crop.
@@ -74,6 +79,7 @@ class DataRecipe:
 
     name: str = "motion"
     root: str = ""
+    views: tuple[str, ...] = ()
     train_split: str = "train"
     eval_split: str = "test"
     test_size: int = 0
@@ -111,6 +117,7 @@ class TaskRecipe:
         weight, distil: of FFN's distillation; see `FrameFlexibleTask`.
         alteration, private_norms: see `FrameFlexible`.
         sampling, share: of supervised training with several counts; see `Supervised`.
+        task_weights: of the losses where the data's labels are of several tasks, ``{"actor": 0.5}``; 1 for the others.
         label_smoothing: of the cross-entropy.
         mixup, cutmix, erasing: of training clips on the device, 0 for none; see `Mixing`.
     """
@@ -127,6 +134,7 @@ class TaskRecipe:
     mixup: float = 0.0
     cutmix: float = 0.0
     erasing: float = 0.0
+    task_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -168,6 +176,8 @@ class Recipe:
         model, data, task, optimizer: its parts.
         batch_size: training clips in a step, over all devices and hosts.
         epochs: passes over the training videos.
+        freeze: parts that stay as they are, parameters and statistics, as patterns of their paths: ("stem", "body")
+            trains the head alone; see `adapt.freezing`.
         norm_groups: groups of a batch that are normalised by their own statistics; 1 is the whole batch, over all
             devices, and as many as there are devices spare the communication.
         seed: of initialisation, sampling and dropout.
@@ -187,6 +197,7 @@ class Recipe:
     optimizer: OptimizerRecipe = dataclasses.field(default_factory=OptimizerRecipe)
     batch_size: int = 32
     epochs: int = 50
+    freeze: tuple[str, ...] = ()
     norm_groups: int = 1
     seed: int = 0
     eval_batch_size: int = 32
@@ -227,6 +238,10 @@ def check(recipe: Recipe) -> None:
             optimizer.schedule in ("step", "cosine", "constant"),
             f'optimizer.schedule must be "step", "cosine" or "constant", got {optimizer.schedule!r}',
         ),
+        (
+            recipe.model.inflate in ("", "mean", "centre"),
+            f'model.inflate must be "", "mean" or "centre", got {recipe.model.inflate!r}',
+        ),
         (0 <= data.max_broken <= 1, f"data.max_broken must lie in [0, 1], got {data.max_broken}"),
         (
             data.repeats > 0 and recipe.batch_size % max(data.repeats, 1) == 0,
@@ -241,6 +256,10 @@ def check(recipe: Recipe) -> None:
         (
             optimizer.accumulate > 0 and recipe.batch_size % max(optimizer.accumulate, 1) == 0,
             f"accumulate={optimizer.accumulate} must divide batch_size={recipe.batch_size}",
+        ),
+        (
+            min(task.task_weights.values(), default=0) >= 0,
+            f"task.task_weights must not be negative, got {task.task_weights}",
         ),
         (0 <= optimizer.ema < 1, f"optimizer.ema must lie in [0, 1), got {optimizer.ema}"),
     ]

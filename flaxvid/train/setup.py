@@ -1,16 +1,20 @@
 """From a recipe's words to the things that they name."""
 
 import dataclasses
+import functools
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from flaxvid.adapt.surgery import adopt
+from flaxvid.adapt.surgery import FLAT_SIBLINGS, adopt, inflate
 from flaxvid.data.clips import Augmentation, ClipConfig
+from flaxvid.data.scenes import open_scenes
 from flaxvid.data.sources import Source, open_source
 from flaxvid.frames import FrameFlexible
-from flaxvid.models.registry import create_model
+from flaxvid.models.registry import create_model, get_spec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.frame_flexible import FrameFlexibleTask
 from flaxvid.tasks.mixing import Mixing
@@ -18,13 +22,14 @@ from flaxvid.tasks.task import Supervised, Task, init_model
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, Recipe
 from flaxvid.train.state import averaged
+from flaxvid.types import Classes, by_task
 from flaxvid.weights.download import resolve_weights
 from flaxvid.weights.native import is_native, load_variables
 from flaxvid.weights.torch import load_torch
 
 
 def open_data(recipe: DataRecipe, split: str) -> Source:
-    """One split of the recipe's data set."""
+    """One split of the recipe's data set, of a single video or of several views."""
     from flaxvid.data.motion import MotionConfig  # tensorflow-datasets takes half a second to import
 
     known = [field.name for field in dataclasses.fields(MotionConfig)]
@@ -33,7 +38,8 @@ def open_data(recipe: DataRecipe, split: str) -> Source:
         raise ValueError(f"data.motion has no field {', '.join(unknown)}: valid ones are {', '.join(known)}")
     if not recipe.root and recipe.name != "motion":
         raise ValueError(f"data.root is empty: say where {recipe.name} lies with --config.data.root=FOLDER")
-    return open_source(
+    opener = functools.partial(open_scenes, views=recipe.views) if recipe.views else open_source
+    return opener(
         recipe.name,
         recipe.root or None,
         split,
@@ -71,45 +77,86 @@ def clip_config(recipe: Recipe, frames: tuple[int, ...]) -> ClipConfig:
     )
 
 
-def make_model(recipe: Recipe, num_classes: int) -> VideoModel:
-    """The recipe's network."""
+def count_classes(classes: Classes) -> int | dict[str, int]:
+    """How many there are; of several tasks, ``{"action": 9, "actor": 4}``."""
+    return {task: len(names) for task, names in classes.items()} if isinstance(classes, Mapping) else len(classes)
+
+
+def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoModel:
+    """The recipe's network; one of several views takes those of the data.
+
+    Raises:
+        ValueError: an option that the network does not have, or several views for a network of one video, or none for
+            one of several.
+    """
     named = dataclasses.asdict(recipe.model)
     options = named.pop("options")
     name = named.pop("name")
-    del named["weights"]
+    del named["weights"], named["inflate"]
     repeated = sorted(options.keys() & {"num_classes", *named})
     if repeated:
         raise ValueError(
             f"model.options repeats {', '.join(repeated)}: these are fields of model itself, and num_classes is "
             "the data's"
         )
-    return create_model(name, num_classes=num_classes, **named, **options)
+    fuses = "views" in inspect.signature(get_spec(name).build).parameters
+    if fuses != bool(recipe.data.views):
+        raise ValueError(
+            f"{name} takes several views, and data.views is empty: name them, as in data.views=('front', 'left')"
+            if fuses
+            else f"{name} takes one video, got data.views={tuple(recipe.data.views)}: leave it empty, or take a model "
+            "of several views such as ts_cva"
+        )
+    views = {"views": tuple(recipe.data.views)} if fuses else {}
+    return create_model(name, num_classes=num_classes, **named, **{**views, **options})
 
 
 def make_task(recipe: Recipe, model: VideoModel) -> Task:
-    """The recipe's task."""
-    task = recipe.task
+    """The recipe's task.
+
+    Raises:
+        ValueError: weights of tasks that the model has not.
+    """
+    task, tasks = recipe.task, by_task(model.head.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
+    if unknown := sorted(set(task.task_weights) - set(tasks)):
+        known = ", ".join(filter(None, tasks)) or "one only, without a name"
+        raise ValueError(f"task.task_weights has {', '.join(unknown)}, the data's tasks are {known}: correct the names")
     mixing = Mixing(task.mixup, task.cutmix, task.erasing)
     if task.name == "ffn":
         flexible = FrameFlexible(model, tuple(task.frames), task.alteration, task.private_norms)
-        return FrameFlexibleTask(flexible, task.weight, task.distil, task.label_smoothing, mixing)
-    return Supervised(model, tuple(task.frames), task.label_smoothing, task.sampling, task.share, mixing)
+        return FrameFlexibleTask(
+            flexible, task.weight, task.distil, task.label_smoothing, mixing, dict(task.task_weights)
+        )
+    return Supervised(
+        model, tuple(task.frames), task.label_smoothing, task.sampling, task.share, mixing, dict(task.task_weights)
+    )
 
 
 def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
     """Ordinary variables to start from; None from scratch.
 
     `recipe.model.weights` is a run's folder, a .safetensors file of ours, a torch file, or a known name. Of
-    frame-flexible weights the longest frame count's are taken. A head of another number of classes starts anew, and
-    that is said.
+    frame-flexible weights the longest frame count's are taken. With `recipe.model.inflate` they are a 2-D network's. A
+    head of another number of classes starts anew, and that is said.
+
+    Raises:
+        ValueError: the weights do not fit the network.
+        FileNotFoundError: there are none.
     """
-    weights, key = recipe.model.weights, jax.random.key(recipe.seed)
+    weights, rule, key = recipe.model.weights, recipe.model.inflate, jax.random.key(recipe.seed)
     if not weights:
         return None
     if Path(weights).is_dir():
         variables = averaged(restore_variables(weights))
     elif is_native(path := resolve_weights(weights)):
         variables, _ = load_variables(path)
+    elif rule:
+        if recipe.model.name not in FLAT_SIBLINGS:
+            raise ValueError(
+                f"model.inflate: 2-D files are for {', '.join(FLAT_SIBLINGS)}, got {recipe.model.name}: leave it empty"
+            )
+        shape = {name: value for name, value in recipe.model.options.items() if name in ("width", "depths")}
+        variables = load_torch(FLAT_SIBLINGS[recipe.model.name], path, overrides=shape)
     else:
         named = dataclasses.asdict(recipe.model)
         overrides = {name: named[name] for name in ("num_frames", "image_size")} | named["options"]
@@ -119,7 +166,16 @@ def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
     if counts:
         flexible = FrameFlexible(model, counts, private_norms="batch_stats" not in variables)
         variables = flexible.select(variables, max(counts))
-    adopted, fresh = adopt(init_model(model, key), variables)
+    template = init_model(model, key)
+    if rule:
+        adopted, account = inflate(template, variables, rule)
+        fates = {fate: [path for path in account if account[path] == fate] for fate in ("inflated", "taken", "fresh")}
+        print(
+            f"{weights}: {len(fates['inflated'])} kernels inflated, {len(fates['taken'])} variables taken as they are, "
+            f"{len(fates['fresh'])} start anew ({', '.join(fates['fresh'])})"
+        )
+        return adopted
+    adopted, fresh = adopt(template, variables)
     if fresh:
         print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")
     return adopted

@@ -1,11 +1,15 @@
 """Everything that training moves."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
 from flax import struct
 from jaxtyping import Array, Int
+
+from flaxvid import trees
+from flaxvid.adapt.freezing import is_frozen
 
 
 @struct.dataclass
@@ -21,9 +25,14 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def trainable(variables: dict[str, Any]) -> dict[str, Any]:
-    """The collections that the gradient moves."""
-    return {name: tree for name, tree in variables.items() if name.startswith("params")}
+def is_trainable(path: str, freeze: Sequence[str] = ()) -> bool:
+    """Whether the gradient moves a variable: those of ``params*`` that are not frozen."""
+    return path.startswith("params") and not is_frozen(path, freeze)
+
+
+def trainable(variables: dict[str, Any], freeze: Sequence[str] = ()) -> dict[str, Any]:
+    """What the gradient moves."""
+    return trees.split(variables, lambda path: is_trainable(path, freeze))[0]
 
 
 def averaged(variables: dict[str, Any]) -> dict[str, Any]:
@@ -33,12 +42,16 @@ def averaged(variables: dict[str, Any]) -> dict[str, Any]:
 
 
 def create_state(
-    variables: dict[str, Any], optimizer: optax.GradientTransformation, *, ema: bool = False
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: bool = False,
+    freeze: Sequence[str] = (),
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; the optimizer keeps nothing for what is frozen."""
     if ema:
         variables = {
             **variables,
             **{f"ema_{name}": jax.tree.map(jax.numpy.array, tree) for name, tree in variables.items()},
         }
-    return TrainState(jax.numpy.zeros((), "int32"), variables, optimizer.init(trainable(variables)))
+    return TrainState(jax.numpy.zeros((), "int32"), variables, optimizer.init(trainable(variables, freeze)))

@@ -1,7 +1,7 @@
 """One training step: jit over a mesh, state donated."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from flaxvid import trees
+from flaxvid.adapt.freezing import is_frozen, keep_statistics
 from flaxvid.tasks.task import Metrics, Task
 from flaxvid.train.mesh import divided, replicated
-from flaxvid.train.state import TrainState, trainable
+from flaxvid.train.state import TrainState, is_trainable
 from flaxvid.types import Batch
 
 TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
@@ -27,6 +29,7 @@ def train_step(
     accumulate: int = 1,
     ema: float = 0.0,
     norm_groups: int = 1,
+    freeze: Sequence[str] = (),
 ) -> tuple[TrainState, Metrics]:
     """Loss, gradient, update.
 
@@ -40,21 +43,23 @@ def train_step(
         ema: decay of the ``ema_*`` collections; 0 if there are none.
         norm_groups: groups of rows that are normalised by their own statistics; the running ones are the groups' means.
             With as many groups as devices the forward pass does without communication.
+        freeze: patterns of what stays as it is, bit for bit; see `adapt.freezing`.
 
     Returns:
         The new state and the batch's mean metrics, with the gradient's norm before clipping.
     """
     key = jax.random.fold_in(key, state.step)
-    params = trainable(state.variables)
-    fixed = {name: tree for name, tree in state.variables.items() if name not in params}
+    params, fixed = trees.split(state.variables, lambda path: is_trainable(path, freeze))
+    frozen, _ = trees.split(state.variables, lambda path: is_frozen(path, freeze))
 
     def loss(params, fixed, batch, key):
-        variables = {**params, **fixed}
-        if norm_groups == 1:
-            return task.loss(variables, batch, key)
-        groups = jax.tree.map(lambda x: x.reshape(norm_groups, -1, *x.shape[1:]), batch)
-        outputs = jax.vmap(task.loss, in_axes=(None, 0, 0))(variables, groups, jax.random.split(key, norm_groups))
-        return jax.tree.map(lambda x: x.mean(axis=0), outputs)
+        variables = trees.merge(params, fixed)
+        with keep_statistics(freeze):
+            if norm_groups == 1:
+                return task.loss(variables, batch, key)
+            groups = jax.tree.map(lambda x: x.reshape(norm_groups, -1, *x.shape[1:]), batch)
+            outputs = jax.vmap(task.loss, in_axes=(None, 0, 0))(variables, groups, jax.random.split(key, norm_groups))
+            return jax.tree.map(lambda x: x.mean(axis=0), outputs)
 
     grad = jax.grad(loss, has_aux=True)
     if accumulate == 1:
@@ -78,12 +83,13 @@ def train_step(
     updates: Any
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     moved_params: Any = optax.apply_updates(params, updates)
-    variables = {**fixed, **updated, **moved_params}
+    variables = trees.merge(fixed, updated, moved_params)
     if ema:
         current = {name: tree for name, tree in variables.items() if not name.startswith("ema_")}
         averages = {name: variables[f"ema_{name}"] for name in current}
         moved: Any = optax.incremental_update(current, averages, 1 - ema)
         variables = {**current, **{f"ema_{name}": tree for name, tree in moved.items()}}
+    variables = trees.merge(variables, frozen)  # means, of groups or over time, are not exact to the last bit
     metrics = {**metrics, "gradient_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, variables, opt_state), metrics
 
@@ -96,11 +102,18 @@ def make_train_step(
     accumulate: int = 1,
     ema: float = 0.0,
     norm_groups: int = 1,
+    freeze: Sequence[str] = (),
 ) -> Any:
     """`train_step` jitted over `mesh`: the state replicated and donated, the batch divided."""
 
     step = functools.partial(
-        train_step, task=task, optimizer=optimizer, accumulate=accumulate, ema=ema, norm_groups=norm_groups
+        train_step,
+        task=task,
+        optimizer=optimizer,
+        accumulate=accumulate,
+        ema=ema,
+        norm_groups=norm_groups,
+        freeze=freeze,
     )
     same = replicated(mesh)
     return jax.jit(step, in_shardings=(same, divided(mesh), same), out_shardings=same, donate_argnums=0)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
@@ -11,9 +13,9 @@ from flaxvid.models.registry import create_model
 from flaxvid.models.video_model import VideoModel
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, TaskRecipe, read_recipe
-from flaxvid.train.setup import make_model, make_task, open_data
+from flaxvid.train.setup import count_classes, make_model, make_task, open_data
 from flaxvid.train.state import averaged
-from flaxvid.types import Variables
+from flaxvid.types import Classes, Variables, by_task
 from flaxvid.weights.native import is_native, load_variables
 
 CLASSES_FILE = "classes.json"
@@ -28,7 +30,7 @@ class Trained:
         model: the ordinary model.
         select: gives its ordinary variables for a frame count, any count.
         frames: the counts that it was trained at, ascending.
-        classes: class names in the order of the logits.
+        classes: class names in the order of the logits; of several tasks those of each.
         recipe: of the run; of a weights file one that says what the file does, with no data set.
         folder: of the run; None for a weights file.
     """
@@ -36,12 +38,12 @@ class Trained:
     model: VideoModel
     select: Callable[[int], Variables]
     frames: tuple[int, ...]
-    classes: tuple[str, ...]
+    classes: Classes
     recipe: Recipe
     folder: Path | None
 
 
-def load_trained(path: str | Path, classes: Sequence[str] | None = None) -> Trained:
+def load_trained(path: str | Path, classes: Classes | None = None) -> Trained:
     """Loads a run's latest weights (their moving averages where it keeps them), or a weights file.
 
     Args:
@@ -57,7 +59,7 @@ def load_trained(path: str | Path, classes: Sequence[str] | None = None) -> Trai
     return _from_folder(path, classes) if path.is_dir() else _from_file(path, classes)
 
 
-def _from_folder(path: Path, classes: Sequence[str] | None) -> Trained:
+def _from_folder(path: Path, classes: Classes | None) -> Trained:
     folder = next((place for place in (path, *path.absolute().parents[:2]) if (place / "recipe.json").exists()), None)
     if folder is None:
         raise FileNotFoundError(
@@ -75,24 +77,24 @@ def _from_folder(path: Path, classes: Sequence[str] | None) -> Trained:
                 "give a file with a name a line"
             ) from error
     classes = _checked(classes, variables, path)
-    task = make_task(recipe, make_model(recipe, len(classes)))
+    task = make_task(recipe, make_model(recipe, count_classes(classes)))
     return Trained(task.model, lambda n: task.select(variables, n), tuple(task.frames), classes, recipe, folder)
 
 
-def _from_file(path: Path, classes: Sequence[str] | None) -> Trained:
+def _from_file(path: Path, classes: Classes | None) -> Trained:
     if path.exists() and not is_native(path):
         raise ValueError(
             f"expected a run's folder or a .safetensors file that flaxvid wrote, got {path}: turn a torch file into "
             "one with scripts/import_torch.py"
         )
     variables, info = load_variables(path)
-    classes = classes or info.classes or [f"class {number}" for number in range(_num_classes(variables))]
+    classes = classes or info.classes or _numbered(_num_classes(variables))
     classes = _checked(classes, variables, path)
-    model = create_model(info.model, **{**info.overrides, "num_classes": len(classes)})
+    model = create_model(info.model, **{**info.overrides, "num_classes": count_classes(classes)})
     frames = tuple(info.frames or (model.clip.num_frames,))
     recipe = Recipe(
         ModelRecipe(info.model, str(path), model.clip.num_frames, model.clip.image_size),
-        DataRecipe(name="", short="repeat"),
+        DataRecipe(name="", short="repeat", views=model.views),
         TaskRecipe("ffn" if info.frames else "supervised", frames),
         eval_frames=frames,
     )
@@ -102,14 +104,27 @@ def _from_file(path: Path, classes: Sequence[str] | None) -> Trained:
     return Trained(model, lambda n: flexible.select(variables, n), frames, classes, recipe, None)
 
 
-def _num_classes(variables: Variables) -> int:
-    return trees.flatten(variables["params"])["head/classifier/kernel"].shape[-1]
+def _num_classes(variables: Variables) -> int | dict[str, int]:
+    flat = trees.flatten(variables["params"])
+    found = {path: re.fullmatch(r"head/classifier(?:_(\w+))?/kernel", path) for path in flat}
+    counts = {match[1] or "": flat[path].shape[-1] for path, match in found.items() if match}
+    return counts.get("", counts)
 
 
-def _checked(classes: Sequence[str], variables: Variables, path: Path) -> tuple[str, ...]:
-    if len(classes) != _num_classes(variables):
+def _numbered(counts: int | dict[str, int]) -> Classes:
+    if isinstance(counts, int):
+        return tuple(f"class {number}" for number in range(counts))
+    return {task: tuple(f"{task} {number}" for number in range(count)) for task, count in counts.items()}
+
+
+def _checked(classes: Any, variables: Variables, path: Path) -> Classes:
+    """Class names as tuples, as many as the network has."""
+    several = isinstance(classes, Mapping)
+    classes = {task: tuple(names) for task, names in classes.items()} if several else tuple(classes)
+    if count_classes(classes) != _num_classes(variables):
+        some = [name for names in by_task(classes).values() for name in names][:3]
         raise ValueError(
-            f"expected names of the {_num_classes(variables)} classes of the network in {path}, got {len(classes)} "
-            f"({', '.join(list(classes)[:3])}, ...): is this the data set that it was trained on?"
+            f"expected names of the {_num_classes(variables)} classes of the network in {path}, got "
+            f"{count_classes(classes)} ({', '.join(some)}, ...): is this the data set that it was trained on?"
         )
-    return tuple(classes)
+    return classes

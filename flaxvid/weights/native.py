@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxvid import trees
-from flaxvid.types import Variables
+from flaxvid.types import Classes, Variables, by_task
 from flaxvid.writing import written_whole
 
 
@@ -22,13 +22,13 @@ class WeightsInfo:
         model: its name.
         overrides: what `create_model` was given: num_classes, num_frames, mean, std, ..., as JSON values.
         frames: the counts of `FrameFlexible` variables; None for a plain model.
-        classes: class names in the order of the logits, if known.
+        classes: class names in the order of the logits, if known; of several tasks those of each.
     """
 
     model: str
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     frames: tuple[int, ...] | None = None
-    classes: tuple[str, ...] | None = None
+    classes: Classes | None = None
 
 
 def save_variables(path: str | Path, variables: Variables, info: WeightsInfo) -> None:
@@ -76,5 +76,8 @@ def load_variables(path: str | Path) -> tuple[dict[str, Any], WeightsInfo]:
             raise ValueError(f"{path} was not written by flaxvid: read a file with torch's keys by flaxvid.load_torch")
         flat = {key: jnp.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     info = json.loads(metadata)
-    tuples = {name: tuple(info[name]) if info[name] is not None else None for name in ("frames", "classes")}
-    return trees.unflatten(flat), WeightsInfo(**{**info, **tuples})
+    info["frames"] = info["frames"] and tuple(info["frames"])
+    if info["classes"] is not None:
+        classes = {task: tuple(names) for task, names in by_task(info["classes"]).items()}
+        info["classes"] = classes.get("", classes)
+    return trees.unflatten(flat), WeightsInfo(**info)

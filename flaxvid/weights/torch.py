@@ -23,7 +23,7 @@ from flaxvid import trees
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model, get_spec
 from flaxvid.models.spec import KeyTable
-from flaxvid.models.video_model import VideoModel
+from flaxvid.models.video_model import Video, VideoModel
 from flaxvid.types import Variables
 from flaxvid.weights.download import resolve_weights
 from flaxvid.weights.tensors import read_tensors, to_numpy, unwrapped
@@ -279,8 +279,9 @@ def _some(items: Sequence[str], shown: int = 10) -> str:
     return ", ".join(items[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
-def _blank(model: VideoModel) -> Array:
-    return jnp.zeros((1, model.clip.num_frames, model.clip.image_size, model.clip.image_size, 3), jnp.uint8)
+def _blank(model: VideoModel) -> Video:
+    size = model.clip.image_size
+    return model.for_views(jnp.zeros((1, model.clip.num_frames, size, size, 3), jnp.uint8))
 
 
 def _initial_head(model: VideoModel, key: Array) -> dict[str, Array]:

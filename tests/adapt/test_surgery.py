@@ -1,10 +1,18 @@
 import chex
+import jax
 import numpy as np
 import pytest
 
 from flaxvid import trees
-from flaxvid.adapt.surgery import adopt
+from flaxvid.adapt.surgery import adopt, inflate
+from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny
+from flaxvid.train.checkpoint import Checkpoints
+from flaxvid.train.recipe import ModelRecipe, Recipe
+from flaxvid.train.setup import load_start, make_model
+from flaxvid.train.state import TrainState
+from flaxvid.weights.native import WeightsInfo, save_variables
+from flaxvid.weights.torch import to_torch
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +62,102 @@ def test_nothing_missing_is_made_up(make):
     with pytest.raises(ValueError, match="1 parameters do not fit, such as batch_stats/stem/norm1/mean"):
         adopt(make(0), trees.unflatten(trained))
     assert np.all(trained["params/stem/norm1/scale"] > 0)
+
+
+@pytest.fixture(scope="module")
+def images(random_variables):
+    """Variables of a 2-D ResNet of one block a stage."""
+    return lambda name="tsn_resnet50", **overrides: random_variables(create_tiny(name, **overrides), seed=3)
+
+
+@pytest.mark.parametrize("name", ["slow_r50", "res3dcnn"])
+def test_centred_kernels_see_every_frame_as_an_image(images, random_variables, clip, name):
+    model, flat = create_tiny(name), create_tiny("tsn_resnet50")
+    variables, account = inflate(random_variables(model), images(), "centre")
+    assert set(account.values()) == {"inflated", "taken"}
+    video = clip(2, 5, 32, 32).astype(np.float32) / 128 - 1
+    logits, expected = (jax.jit(m.apply)(v, video) for m, v in ((model, variables), (flat, images())))
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("temporal_kernels", [(1, 1, 1, 1), (1, 1, 3, 3)])
+def test_a_still_video_looks_like_the_image(images, random_variables, clip, temporal_kernels):
+    """Away from the ends, where kernels see zeros."""
+    model, flat = create_tiny("slow_r50", temporal_kernels=temporal_kernels), create_tiny("tsn_resnet50")
+    variables, _ = inflate(random_variables(model), images())
+    still = np.repeat(clip(1, 1, 32, 32), 9, axis=1)
+
+    def middle(model, variables):
+        m = model.bind(variables)
+        return m.body(m.stem(flat.normalise(still)))[:, 4]
+
+    expected, got = (jax.jit(middle, static_argnums=0)(m, v) for m, v in ((flat, images()), (model, variables)))
+    chex.assert_trees_all_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_temporal_convolutions_that_stand_alone_start_anew(images, random_variables):
+    variables, account = inflate(random_variables(create_tiny("r2plus1d_r50")), images())
+    started_anew = {path for path, fate in account.items() if fate == "fresh"}
+    assert started_anew == {path for path in trees.flatten(variables) if "_temporal/" in path}
+
+
+def test_repeated_kernels_add_up_to_the_image_s(images, random_variables):
+    template = random_variables(create_tiny("r3d_18_se", num_classes=3))
+    variables, account = inflate(template, images("tsm_resnet18"))
+    got, flat, fresh = trees.flatten(variables), trees.flatten(images("tsm_resnet18")), trees.flatten(template)
+    for ours, theirs in (("stem/conv1/conv", "stem/conv1"), ("body/layer2_0/conv2/conv", "body/layer2_0/conv2")):
+        kernel = got[f"params/{ours}/kernel"]
+        assert kernel.shape[0] == 3
+        np.testing.assert_array_equal(kernel[0], kernel[2])
+        np.testing.assert_allclose(kernel.sum(0), flat[f"params/{theirs}/kernel"], rtol=1e-6)
+    statistics = "batch_stats/body/layer3_0/downsample"
+    np.testing.assert_array_equal(got[f"{statistics}/norm/var"], flat[f"{statistics}_norm/var"])
+    started_anew = {path for path, fate in account.items() if fate == "fresh"}
+    assert started_anew == {path for path in got if "/head/" in path or "/se/" in path}
+    assert all(np.array_equal(got[path], fresh[path]) for path in started_anew)
+
+
+@pytest.mark.parametrize("overrides", [{"depths": (1, 2, 1, 1)}, {"width": 16}, {"depths": (1, 1, 1)}])
+def test_what_does_not_fit_is_not_inflated(images, random_variables, overrides):
+    with pytest.raises(ValueError, match=r"no 2-D weights of this 3-D network: \d+ variables .*, \d+ are left over"):
+        inflate(random_variables(create_tiny("slow_r50")), images(**overrides))
+
+
+def test_other_slips_of_inflation(images, random_variables):
+    template = random_variables(create_tiny("slow_r50"))
+    with pytest.raises(ValueError, match="a rule of mean, centre, got 'center'"):
+        inflate(template, images(), "center")
+    with pytest.raises(ValueError, match="no 2-D weights of this 3-D network"):
+        inflate(template, template)
+
+
+@pytest.mark.parametrize("kind", ["torch", "native", "run"])
+def test_a_recipe_starts_from_2_d_weights(images, tmp_path, capsys, kind):
+    from safetensors.numpy import save_file
+
+    options = {"width": 8, "depths": (1, 1, 1, 1)}
+    model = ModelRecipe("slow_r50", str(tmp_path / "w.safetensors"), image_size=32, options=options, inflate="centre")
+    if kind == "torch":
+        save_file(to_torch("tsn_resnet50", images(num_classes=1000), "torchvision"), model.weights)
+    elif kind == "native":
+        save_variables(model.weights, images(), WeightsInfo("tsn_resnet50"))
+    else:
+        model.weights = str(tmp_path)
+        flexible = FrameFlexible(create_tiny("tsn_resnet50"), (2, 4)).specialise(images())
+        with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+            checkpoints.save(1, TrainState(np.zeros((), np.int32), flexible, ()))
+    recipe = Recipe(model)
+    variables = load_start(recipe, make_model(recipe, 7))
+    kernel = variables["params"]["body"]["layer3_0"]["conv_a"]["conv"]["kernel"]
+    np.testing.assert_array_equal(kernel[1], images()["params"]["body"]["layer3_0"]["conv1"]["kernel"])
+    out = capsys.readouterr().out
+    assert "17 kernels inflated, 68 variables taken as they are, 2 start anew (params/head/classifier/" in out
+
+
+def test_2_d_files_are_for_networks_with_a_2_d_sibling(images, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file(to_torch("tsn_resnet50", images()), tmp_path / "w.safetensors")
+    recipe = Recipe(ModelRecipe("r2plus1d_r18", str(tmp_path / "w.safetensors"), inflate="mean"))
+    with pytest.raises(ValueError, match=r"2-D files are for slow_r50, .*, got r2plus1d_r18"):
+        load_start(recipe, create_tiny("r2plus1d_r18"))

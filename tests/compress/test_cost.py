@@ -6,6 +6,7 @@ import pytest
 import flaxvid
 from flaxvid.compress.cost import Cost, count_macs, model_cost
 from flaxvid.layers.conv import Conv
+from flaxvid.models.registry import create_tiny
 
 ONES = jnp.ones
 
@@ -73,3 +74,10 @@ def test_resnet50_costs_what_the_frame_flexible_paper_says():
     assert cost.parameters == 23_864_558
     assert cost.gflops / 8 == pytest.approx(4.0871 + 2048 * 174 / 1e9, abs=6e-5)
     assert [round(cost.gflops / 8 * n, 1) for n in (8, 16)] == pytest.approx([32.7, 65.4], abs=0.11)
+
+
+def test_several_views_are_counted_together():
+    options = {"width": 8, "depths": (1,)}
+    single = model_cost(create_tiny("tsm_resnet18", **options), (1, 4, 32, 32, 3))
+    late = model_cost(create_tiny("ts_cva", fusion="late", backbone_options=options), (1, 4, 32, 32, 3))
+    assert late == Cost(3 * single.macs, single.parameters)

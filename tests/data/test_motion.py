@@ -120,7 +120,9 @@ def test_frames_alone_do_not_tell_the_class():
         assert (np.abs(features[labels == label].mean(0) - features.mean(0)) < 4 * spread).all()
 
 
-@pytest.mark.parametrize("option", [{"size": 33}, {"size": 8}, {"num_frames": 2}, {"test": 0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "option", [{"size": 33}, {"size": 8}, {"num_frames": 2}, {"test": 0}, {"seed": -1}, {"camera": "rear"}]
+)
 def test_impossible_options_are_refused(option):
     with pytest.raises(ValueError, match=r"motion: .* got"):
         MotionConfig(**option)

@@ -202,6 +202,15 @@ def test_dense_sampling(source, frame_numbers):
     np.testing.assert_array_equal(numbers, [[[0, 3, 6, 9], [4, 7, 10, 13], [8, 11, 14, 17]]] * 2)
 
 
+def test_even_sampling_is_the_same_in_training_and_test(source, frame_numbers):
+    """20 frames: 0, 6.33, 12.67, 19."""
+    clips = ClipConfig((2, 4), 24, scales=(1.0,), flip=False, sampling="even")
+    batches = (next(train_batches(source, clips, 7)), next(iter(eval_batches(source, clips, 7))))
+    for video in (batches[0]["video"], {n: views[:, 0] for n, views in batches[1]["video"].items()}):
+        np.testing.assert_array_equal(frame_numbers(video[4]), [[0, 6, 12, 19]] * 7)
+        np.testing.assert_array_equal(frame_numbers(video[2]), [[0, 19]] * 7)
+
+
 @pytest.mark.parametrize(
     "augmentation",
     [

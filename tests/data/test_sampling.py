@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from flaxvid.data.sampling import dense_indices, segment_indices
+from flaxvid.data.sampling import dense_indices, even_indices, segment_indices
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,31 @@ def test_dense_training_draws_every_window():
     draws = dense_indices(20, 4, np.random.default_rng(0), interval=3, clips=200)
     assert set(draws[:, 0]) == set(range(9))
     assert (np.diff(draws) == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("length", "n", "expected"),
+    [
+        (16, 16, range(16)),
+        (31, 4, [0, 10, 20, 30]),
+        (30, 4, [0, 9, 19, 29]),  # 9.67, 19.33
+        (10, 16, [0, 0, 1, 1, 2, 3, 3, 4, 4, 5, 6, 6, 7, 7, 8, 9]),  # 0.6 a step; the last frame is there
+        (1, 3, [0, 0, 0]),
+        (9, 1, [0]),
+    ],
+)
+def test_even_indices_by_hand(length, n, expected):
+    np.testing.assert_array_equal(even_indices(length, n, short="repeat"), [list(expected)])
+
+
+def test_even_sampling_counts_in_integers():
+    assert even_indices(31, 23)[0, 11] == 15  # floating point has 14.99...
+
+
+def test_even_sampling_knows_short_videos():
+    with pytest.raises(ValueError, match="expected at least 16 frames, got 10"):
+        even_indices(10, 16)
+    for length in range(1, 70):
+        indices = even_indices(length, 16, short="repeat")[0]
+        assert (indices[0], indices[-1]) == (0, length - 1)
+        assert (np.diff(indices) >= 0).all()

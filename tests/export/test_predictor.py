@@ -36,6 +36,16 @@ def test_views_and_dense_sampling_are_those_of_the_recipe(videos, network):
     np.testing.assert_allclose(first.probabilities, dense(clip[None, None])[0], rtol=1e-5)
 
 
+def test_even_sampling_is_that_of_the_recipe(videos, network):
+    model, variables = network
+    even = Predictor(
+        model, lambda _: variables, ("first", "second", "third"), ClipConfig((4,), 32, 32, sampling="even")
+    )
+    first, _ = even.predict(videos / "a.mp4", 4, window=2)
+    clip = decode(videos / "a.mp4", [0, 6, 12, 19], size=32)[:, :, 8:40]
+    np.testing.assert_allclose(first.probabilities, even(clip[None, None])[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize(("window", "edges"), [(1, [0, 10, 20, 30, 40]), (1.5, [0, 13, 26, 40]), (60, [0, 40])])
 def test_windows_are_equal_stretches_each_a_video_of_its_own(predictor, videos, window, edges):
     predictions = list(predictor.predict(videos / "a.mp4", 2, window))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxvid.layers.heads import ConsensusHead, mean_over_time
+from flaxvid.layers.heads import ConsensusHead, PoolHead, mean_over_time
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +80,31 @@ def test_the_classifier_starts_as_the_authors_does():
     params = ConsensusHead(200).init(jax.random.key(0), jnp.ones((1, 1, 1, 1, 300)))["params"]["classifier"]
     assert params["kernel"].std() == pytest.approx(0.001, rel=0.02)
     assert (params["bias"] == 0).all()
+
+
+def test_pool_head_classifies_the_mean(x, variables):
+    head, classifier = PoolHead(5), variables["params"]["classifier"]
+    feature = x.mean((1, 2, 3))
+    chex.assert_trees_all_close(np.asarray(head.pool(x)), feature, rtol=1e-5, atol=1e-6)
+    expected = feature @ classifier["kernel"] + classifier["bias"]
+    chex.assert_trees_all_close(np.asarray(head.apply(variables, x)), expected, rtol=1e-5, atol=1e-5)
+    bfloat16 = head.apply(variables, jnp.asarray(x, jnp.bfloat16))
+    assert bfloat16.dtype == jnp.float32
+
+
+def test_pool_head_takes_the_mask_of_the_clip(x, variables):
+    """A grid of 4 frames of a clip of 13: strides of 4 in all, of which 6 real frames make the first two."""
+    mask = np.arange(13)[None] < np.array([[6], [13], [1]])
+    head = PoolHead(5)
+    logits = head.apply(variables, x, frame_mask=mask)
+    expected = [head.apply(variables, x[i : i + 1, :real])[0] for i, real in enumerate((2, 4, 1))]
+    chex.assert_trees_all_close(logits, np.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_pool_head_drops_features_in_training_and_gives_a_dict(x, variables):
+    head = PoolHead(5, dropout=0.5)
+    first, second = (head.apply(variables, x, True, rngs={"dropout": jax.random.key(i)}) for i in range(2))
+    assert not np.allclose(first, second)
+    several = jax.eval_shape(PoolHead({"action": 5, "actor": 2}).init_with_output, jax.random.key(0), x)
+    assert {task: logits.shape for task, logits in several[0].items()} == {"action": (3, 5), "actor": (3, 2)}
+    assert set(several[1]["params"]) == {"classifier_action", "classifier_actor"}

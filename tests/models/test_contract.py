@@ -19,6 +19,13 @@ DISTINCT = sorted({repr(create_tiny(name)): name for name in _SHORTEST_LAST}.val
 NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm, nn.WeightNorm, nn.SpectralNorm)
 
 
+def as_taken(model, clip, shape, seed):
+    """Random video as the model takes it: one, or one for each of its views."""
+    if not model.views:
+        return clip(*shape, seed=seed)
+    return {view: clip(*shape, seed=seed + 100 * number) for number, view in enumerate(model.views)}
+
+
 class Subject:
     """A tiny model, random variables, a batch of clips, and its compiled functions."""
 
@@ -27,7 +34,8 @@ class Subject:
         self.variables = random_variables(self.model)
         spec = self.model.clip
         self.shape = (2, spec.num_frames, spec.image_size, spec.image_size)
-        self.video = clip(*self.shape)
+        self.clip = lambda *shape, seed=0: as_taken(self.model, clip, shape, seed)
+        self.video = self.clip(*self.shape)
         self.apply = jax.jit(self.model.apply)
         self.logits = self.apply(self.variables, self.video)
 
@@ -66,7 +74,7 @@ def trainable(subject):
 
 def shapes(model, video_shape, method=None, dtype=np.uint8, **arguments):
     """Shapes of variables and output, without computing either."""
-    video = jax.ShapeDtypeStruct((*video_shape, 3), dtype)
+    video = model.for_views(jax.ShapeDtypeStruct((*video_shape, 3), dtype))
     variables = jax.eval_shape(model.init, jax.random.key(0), video)
     return variables, jax.eval_shape(lambda v, x: model.apply(v, x, method=method, **arguments), variables, video)
 
@@ -98,7 +106,7 @@ def test_remat_changes_nothing_but_memory(trainable):
 
 def test_uint8_equals_normalised_float(subject):
     mean, std = np.asarray(subject.model.clip.mean), np.asarray(subject.model.clip.std)
-    normalised = ((subject.video / 255 - mean) / std).astype(np.float32)
+    normalised = jax.tree.map(lambda video: ((video / 255 - mean) / std).astype(np.float32), subject.video)
     chex.assert_trees_all_close(subject.apply(subject.variables, normalised), subject.logits, rtol=1e-4, atol=1e-5)
 
 
@@ -112,18 +120,18 @@ def test_stem_body_and_head_compose_to_the_whole(subject):
     assert set(subject.variables["params"]) == {"stem", "body", "head"}
 
 
-def test_a_clip_does_not_see_its_neighbours_at_evaluation(subject, clip):
-    others = clip(*subject.shape, seed=1)
-    others[0] = subject.video[0]
+def test_a_clip_does_not_see_its_neighbours_at_evaluation(subject):
+    others = subject.clip(*subject.shape, seed=1)
+    others = jax.tree.map(lambda other, video: np.concatenate([video[:1], other[1:]]), others, subject.video)
     logits = subject.apply(subject.variables, others)
     np.testing.assert_array_equal(logits[0], subject.logits[0])
     assert not np.allclose(logits[1], subject.logits[1])
 
 
-def test_masked_frames_change_nothing(subject, clip):
-    longer = clip(2, subject.shape[1] + 3, *subject.shape[2:], seed=2)
-    longer[:, : subject.shape[1]] = subject.video
-    mask = np.arange(longer.shape[1])[None] < np.full((2, 1), subject.shape[1])
+def test_masked_frames_change_nothing(subject):
+    longer = subject.clip(2, 3, *subject.shape[2:], seed=2)
+    longer = jax.tree.map(lambda video, more: np.concatenate([video, more], axis=1), subject.video, longer)
+    mask = np.broadcast_to(np.arange(subject.shape[1] + 3) < subject.shape[1], (2, subject.shape[1] + 3))
     masked = jax.jit(lambda v, x, m: subject.model.apply(v, x, frame_mask=m))(subject.variables, longer, mask)
     chex.assert_trees_all_close(masked, subject.logits, rtol=1e-4, atol=1e-5)
     unmasked = subject.apply(subject.variables, longer)

@@ -1,5 +1,7 @@
 """What the parity tests share. They need torch and torchvision, and are skipped without (`.ci/run` installs both)."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,14 @@ def torchvision_models():
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     yield pytest.importorskip("torchvision.models")
     del library
+
+
+@pytest.fixture(scope="session")
+def pytorchvideo_hub(torchvision_models):
+    """`pytorchvideo.models.hub`, which asks for a module of torchvision by the name that it had."""
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    sys.modules.setdefault("torchvision.transforms.functional_tensor", functional)
+    return pytest.importorskip("pytorchvideo.models.hub")
 
 
 @pytest.fixture(scope="session")

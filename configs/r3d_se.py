@@ -1,0 +1,32 @@
+"""R3D-18 with squeeze-and-excitation, to recognise emotions or anything else in your own videos.
+
+    python scripts/train.py --config configs/r3d_se.py         the embedded data set, on a laptop
+    python scripts/train.py --config configs/r3d_se.py:folder --config.data.root=FOLDER
+    python scripts/train.py --config configs/r3d_se.py:folder --config.data.root=FOLDER --config.task.frames='(32,)'
+
+FOLDER holds a folder of videos for each class (see `flaxvid.data.sources`). `task.frames` is the clip's size: so many
+frames evenly from the first to the last, repeated where a video has fewer. Weights of R3D-18 make a start; see
+`flaxvid.models.resnet3d.build_r3d`. ucf101_small is for the hundred real videos of the tests, from scratch on a CPU.
+
+Nobody publishes a result of this network. R3D-18 without squeeze-and-excitation has 63.20 on Kinetics-400
+(torchvision, five clips of 16 frames a video).
+
+Arguments: motion (default), ucf101_small, folder.
+"""
+
+import dataclasses
+
+from flaxvid.train.presets import preset
+from flaxvid.train.recipe import ModelRecipe, OptimizerRecipe, Recipe
+
+
+def get_config(dataset: str = "motion") -> Recipe:
+    recipe = preset(dataset)
+    recipe.data = dataclasses.replace(recipe.data, sampling="even", short="repeat")
+    if recipe.model.options.get("width"):
+        options = {"width": 16, "depths": (1, 1, 1, 1), "classifier_std": 0.1}
+        recipe.model = dataclasses.replace(recipe.model, name="r3d_18_se", options=options)
+        return recipe
+    recipe.model = ModelRecipe("r3d_18_se", num_frames=16, image_size=112, dropout=0.5)
+    recipe.optimizer = OptimizerRecipe("adamw", 1e-4, weight_decay=0.05, schedule="cosine", warmup_epochs=1)
+    return recipe

@@ -1,0 +1,53 @@
+"""SlowFast 8x8 and 4x16, ResNet-50 and -101 (arXiv 1812.03982).
+
+    python scripts/train.py --config configs/slowfast.py       the embedded data set, on a laptop
+    python scripts/train.py --config configs/slowfast.py:kinetics400 --config.data.root=FOLDER
+
+The recipe of Kinetics-400 is PySlowFast's SLOWFAST_8x8_R50, but that its warm-up starts at 0.01 and ours at zero, that
+it has Nesterov's momentum, that the last norm of a block starts at zero there, that it resizes the short side to
+256-320 pixels where we cut the same parts out of it, that it tests at 256 pixels, and that it re-estimates the norms'
+statistics before evaluation. With ffn, one network for three frame counts (arXiv 2303.14817), each spread over the
+whole video: 16, 32 and 64 on Kinetics-400, as in that paper, or on another data set (ssv2_ffn, say).
+
+Arguments: motion (default), motion_ffn, kinetics400, kinetics400_4x16, kinetics400_r101, kinetics400_ffn, ssv2, folder.
+"""
+
+import dataclasses
+
+from flaxvid.train.presets import preset
+from flaxvid.train.recipe import ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe
+
+PUBLISHED = {
+    "kinetics400": "slowfast_r50 8x8 of pytorchvideo, top-1 with 10 x 3 views: 76.94; PySlowFast, 196 epochs: 77.0",
+    "kinetics400_4x16": "slowfast_r50 4x16 of pytorchvideo, top-1 with 10 x 3 views: 75.34; PySlowFast: 75.6",
+    "kinetics400_r101": "slowfast_r101 8x8 of pytorchvideo, top-1 with 10 x 3 views: 77.90",
+    "ssv2": "slowfast_r50 8x8 of pytorchvideo from Kinetics-400, top-1: 61.68",
+}
+
+VARIANTS = ("4x16", "r101", "ffn")
+
+
+def get_config(argument: str = "motion") -> Recipe:
+    dataset, _, variant = argument.rpartition("_")
+    if variant not in VARIANTS:
+        dataset, variant = argument, ""
+    recipe, ffn = preset(dataset), variant == "ffn"
+    recipe.published = PUBLISHED.get(argument, "")
+    if dataset == "motion":
+        options = {"width": 16, "depths": (1, 1, 1, 1), "classifier_std": 0.1}
+        recipe.model = dataclasses.replace(recipe.model, name="slowfast_r50", options=options)
+        recipe.task = TaskRecipe("ffn", frames=(4, 8, 16)) if ffn else recipe.task
+        return recipe
+    frames = (16, 32, 64) if ffn else (32,)
+    recipe.task = TaskRecipe("ffn" if ffn else "supervised", frames=frames)
+    recipe.eval_frames = (16, 24, 32, 40, 48, 56, 64) if ffn else frames
+    options = {"alpha": 8, "fusion_kernel": 5} if variant == "4x16" else {}
+    name = "slowfast_r101" if variant == "r101" else "slowfast_r50"
+    recipe.model = ModelRecipe(name, num_frames=frames[-1], image_size=224, dropout=0.5, options=options)
+    if dataset == "kinetics400":
+        sampling = {} if ffn else {"sampling": "dense", "interval": 2, "eval_clips": 10, "eval_crops": 3}
+        recipe.data = dataclasses.replace(recipe.data, scales=(0.875, 0.8, 0.7), **sampling)
+        rules = ((r".*norm.*", 1.0, 0.0),)
+        recipe.optimizer = OptimizerRecipe("sgd", 0.1, 0.9, 1e-4, "cosine", (), 34, clip_norm=0, rules=rules)
+        recipe.batch_size, recipe.epochs = 64, 196
+    return recipe

@@ -1,0 +1,72 @@
+"""Attention between views of one scene, over the grids that a body makes of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Bool, Float
+
+from flaxvid.layers.blocks import FrameMask, Grid, fit_mask
+
+Views = Float[Array, "b v t h w c"]
+Present = Bool[Array, "b v"]
+
+
+class CrossViewAttention(nn.Module):
+    """Temporal-spatial cross-view attention: views look at each other at each moment, then along time, and are joined.
+
+    Cameras that see one moment from several sides agree in time and in nothing else: which place of one view shows what
+    a place of another does is learnt, so at each moment every place of every view attends to all places of all views.
+    After that each place attends to its own past and future, and a gate, softmax over the views, weighs them in a sum.
+
+    What is the same in two views means another thing in each, as "to the right" does, so before all this each view has
+    a projection of its own. These start as the identity, both attentions at zero and the gate even: what comes out at
+    first is the views' mean, and with the projections alone it would be what concatenation makes of them.
+
+    A view that is not present is no key of any place and has no weight in the gate: its values change nothing.
+
+    Attributes:
+        heads: of both attentions; divides their channels.
+        width: channels of queries, keys and values, at most; narrower grids keep their own.
+        dtype: compute type; softmaxes and the gate are float32.
+    """
+
+    heads: int = 4
+    width: int = 512
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Views, present: Present, frame_mask: FrameMask = None) -> Grid:
+        """The views' grids to one; no size is built in, but the number of views is."""
+        _, v, t, h, w, c = x.shape
+        attend = functools.partial(
+            nn.MultiHeadDotProductAttention,
+            self.heads,
+            dtype=self.dtype,
+            qkv_features=min(c, self.width),
+            out_kernel_init=nn.initializers.zeros,
+            use_bias=False,
+            force_fp32_for_softmax=True,
+        )
+        norm = functools.partial(nn.LayerNorm, dtype=self.dtype)
+        own = self.param("own", lambda _key, shape: jnp.broadcast_to(jnp.eye(c), shape), (v, c, c))
+        which = self.param("which", nn.initializers.normal(0.02), (v, c))
+        x, own, which = promote_dtype(x, own, which, dtype=self.dtype)
+        x = jnp.einsum("bvthwc,vcd->bvthwd", x, own) + which[:, None, None, None]
+
+        y = rearrange(norm(name="norm_views")(x), "b v t h w c -> b t (v h w) c")
+        keys = repeat(present, "b v -> b 1 1 1 (v h w)", h=h, w=w)  # (b, t, heads, queries, keys)
+        y = attend(name="between_views")(y, mask=keys)
+        x = x + rearrange(y, "b t (v h w) c -> b v t h w c", v=v, h=h)
+
+        y = rearrange(norm(name="norm_time")(x), "b v t h w c -> b (v h w) t c")
+        mask = fit_mask(frame_mask, t)
+        y = attend(name="along_time")(y, mask=None if mask is None else mask[:, None, None, None])
+        x = x + rearrange(y, "b (v h w) t c -> b v t h w c", v=v, h=h)
+
+        score = nn.Dense(1, use_bias=False, kernel_init=nn.initializers.zeros, name="gate")(x.astype(jnp.float32))
+        weight = jax.nn.softmax(score, axis=1, where=present[:, :, None, None, None, None])
+        return (weight * x).sum(axis=1).astype(self.dtype)  # (b, t, h, w, c)

@@ -1,0 +1,112 @@
+"""What the 3-D families are made of: convolution with norm, squeeze-and-excitation, and masks of padded frames.
+
+Every layer takes the mask of the clip itself and fits it to the grid that it sees, so no model keeps account of its
+temporal strides.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from flaxvid.layers.conv import Conv
+from flaxvid.layers.norm import BatchNorm
+
+Grid = Float[Array, "b t h w c"]
+FrameMask = Bool[Array, "b t"] | None
+Activation = Callable[[Array], Array] | None
+
+
+def stride_mask(frame_mask: FrameMask, stride: int) -> FrameMask:
+    """The mask of what a layer with a temporal stride and torch's symmetric padding gives: every `stride`-th frame."""
+    return None if frame_mask is None else frame_mask[:, ::stride]
+
+
+def fit_mask(frame_mask: FrameMask, frames: int) -> FrameMask:
+    """The mask of a grid of so many frames, from that of its clip or of any grid in between.
+
+    The stride follows from the lengths alone, for all temporal strides are powers of two: with length
+    ``ceil(t / stride)`` the least power of two that is not below ``t / length`` is the stride.
+
+    Raises:
+        ValueError: no such stride gives this length.
+    """
+    if frame_mask is None:
+        return None
+    ratio = -(-frame_mask.shape[1] // frames)
+    fitted = stride_mask(frame_mask, 1 << (ratio - 1).bit_length())
+    if fitted is None or fitted.shape[1] != frames:
+        raise ValueError(
+            f"frame_mask has {frame_mask.shape[1]} frames, and no temporal stride of 1, 2, 4, ... makes {frames} of "
+            "them: pass the mask of the clip, one entry a frame"
+        )
+    return fitted
+
+
+def mask_frames(x: Grid, frame_mask: FrameMask) -> Grid:
+    """Zeroes the frames that only pad, so that a kernel over time sees there what lies outside of a clip."""
+    mask = fit_mask(frame_mask, x.shape[1])
+    return x if mask is None else jnp.where(mask[:, :, None, None, None], x, 0)
+
+
+def mean_over_time(x: Float[Array, "b t c"], frame_mask: FrameMask = None) -> Float[Array, "b c"]:
+    """Mean over axis 1, only of the frames where `frame_mask` is True."""
+    mask = fit_mask(frame_mask, x.shape[1])
+    return x.mean(axis=1) if mask is None else x.mean(axis=1, where=mask[..., None])
+
+
+def global_mean(x: Grid, frame_mask: FrameMask = None) -> Float[Array, "b c"]:
+    """Mean over time, height and width in float32, whatever the size: torch's adaptive pool to (1, 1, 1)."""
+    return mean_over_time(x.mean(axis=(2, 3), dtype=jnp.float32), frame_mask)
+
+
+class ConvNorm(nn.Module):
+    """3-D convolution, batch norm, and the activation if there is one.
+
+    Attributes:
+        features: channels out.
+        kernel_size: (t, h, w); padding is torch's symmetric (k - 1) // 2.
+        strides: one for all axes or (t, h, w); the temporal one a power of two.
+        groups: of the channels.
+        activation: such as `nn.relu`; None where the residual is added first.
+        dtype: compute type.
+    """
+
+    features: int
+    kernel_size: tuple[int, int, int]
+    strides: int | Sequence[int] = 1
+    groups: int = 1
+    activation: Activation = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Grid to grid; `frame_mask` is the clip's, or that of `x`."""
+        if self.kernel_size[0] > 1:
+            x = mask_frames(x, frame_mask)
+        x = Conv(self.features, self.kernel_size, self.strides, groups=self.groups, dtype=self.dtype, name="conv")(x)
+        x = BatchNorm(dtype=self.dtype, name="norm")(x, train, fit_mask(frame_mask, x.shape[1]))
+        return x if self.activation is None else self.activation(x)
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel weights from the whole clip (arXiv 1709.01507): mean, two 1x1x1 convolutions with bias, sigmoid.
+
+    Attributes:
+        hidden: channels between the two.
+        activation: behind the first.
+        dtype: compute type; the mean is taken in float32.
+    """
+
+    hidden: int
+    activation: Callable[[Array], Array] = nn.relu
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Grid, frame_mask: FrameMask = None) -> Grid:
+        """The grid with each channel scaled; padded frames have no say in the scales."""
+        y = global_mean(x, frame_mask)[:, None, None, None]  # (b, 1, 1, 1, c)
+        y = Conv(self.hidden, (1, 1, 1), use_bias=True, dtype=self.dtype, name="reduce")(y)
+        y = Conv(x.shape[-1], (1, 1, 1), use_bias=True, dtype=self.dtype, name="expand")(self.activation(y))
+        return x * nn.sigmoid(y)

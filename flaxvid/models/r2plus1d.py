@@ -1,0 +1,222 @@
+"""R(2+1)D (arXiv 1711.11248): every 3-D convolution is a spatial and a temporal one, with a norm and a ReLU between.
+
+The paper chooses the channels between the two so that the pair has as many parameters as the 3x3x3 convolution. There
+are two readings of a block whose input has fewer channels than its output: torchvision computes the number once from
+the block's input (R(2+1)D-34 then has 61,831,661 parameters), the authors' Caffe2 code, IG-65M and mmaction2 for each
+convolution anew (63,697,175).
+
+pytorchvideo's R(2+1)D-50 is another network: bottlenecks whose middle is 3x1x1 first, then 1x3x3, without a change of
+channels. It ends in a softmax, which it averages over windows of the training crop's size; we return logits of one
+global mean, whose softmax at 16 x 224 x 224 is its output.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from flaxvid.layers.blocks import ConvNorm
+from flaxvid.layers.heads import PoolHead
+from flaxvid.models.resnet3d import (
+    PYTORCHVIDEO_CLIP,
+    PYTORCHVIDEO_KEYS,
+    RGB,
+    TINY,
+    TORCHVISION_CLIP,
+    Body,
+    FrameMask,
+    Grid,
+    Stem,
+    Strides,
+    stage_blocks,
+)
+from flaxvid.models.spec import ModelSpec
+from flaxvid.models.video_model import VideoModel
+from flaxvid.types import ClipSpec
+
+
+def midplanes(inputs: int, outputs: int) -> int:
+    """Channels between 1x3x3 and 3x1x1 that give the pair the parameters of one 3x3x3 convolution."""
+    return inputs * outputs * 27 // (inputs * 9 + outputs * 3)
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions of 3x3x3, each as 1x3x3 and 3x1x1.
+
+    Attributes:
+        width: channels.
+        strides: (t, h, w) of the first.
+        shared_midplanes: the second has the midplanes of the first, too.
+        dtype: compute type.
+    """
+
+    width: int
+    strides: Strides = (1, 1, 1)
+    shared_midplanes: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Grid to grid, `strides` times smaller."""
+        unit = functools.partial(ConvNorm, dtype=self.dtype)
+        active = functools.partial(unit, activation=nn.relu)
+        (t, h, w), first = self.strides, midplanes(x.shape[-1], self.width)
+        second = first if self.shared_midplanes else midplanes(self.width, self.width)
+        y = active(first, (1, 3, 3), (1, h, w), name="conv1_spatial")(x, train, frame_mask)
+        y = active(self.width, (3, 1, 1), (t, 1, 1), name="conv1_temporal")(y, train, frame_mask)
+        y = active(second, (1, 3, 3), name="conv2_spatial")(y, train, frame_mask)
+        y = unit(self.width, (3, 1, 1), name="conv2_temporal")(y, train, frame_mask)
+        if x.shape != y.shape:
+            x = unit(self.width, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
+        return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """1x1x1, 3x1x1, 1x3x3 and 1x1x1 convolutions (pytorchvideo's R(2+1)D-50)."""
+
+    width: int
+    strides: Strides = (1, 1, 1)
+    dtype: jnp.dtype = jnp.float32
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Grid to grid, `strides` times smaller."""
+        unit = functools.partial(ConvNorm, dtype=self.dtype)
+        active = functools.partial(unit, self.width, activation=nn.relu)
+        (t, h, w), features = self.strides, self.width * self.expansion
+        y = active((1, 1, 1), name="conv_a")(x, train, frame_mask)
+        y = active((3, 1, 1), (t, 1, 1), name="conv_b_temporal")(y, train, frame_mask)
+        y = active((1, 3, 3), (1, h, w), name="conv_b_spatial")(y, train, frame_mask)
+        y = unit(features, (1, 1, 1), name="conv_c")(y, train, frame_mask)
+        if x.shape != y.shape:
+            x = unit(features, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
+        return nn.relu(x + y)
+
+
+class FactorisedStem(nn.Module):
+    """1x7x7 with spatial stride 2, then 3x1x1; 45 channels between them for 64 out."""
+
+    width: int = 64
+    freeze_norms: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Normalised video to a grid of as many frames."""
+        active = functools.partial(ConvNorm, activation=nn.relu, dtype=self.dtype)
+        train, x = train and not self.freeze_norms, x.astype(self.dtype)
+        x = active(45 * self.width // 64, (1, 7, 7), (1, 2, 2), name="conv1_spatial")(x, train, frame_mask)
+        return active(self.width, (3, 1, 1), name="conv1_temporal")(x, train, frame_mask)
+
+
+def build_basic(
+    *,
+    num_classes: int | Mapping[str, int] = 400,
+    num_frames: int = TORCHVISION_CLIP.num_frames,
+    image_size: int = TORCHVISION_CLIP.image_size,
+    depths: tuple[int, ...] = (2, 2, 2, 2),
+    width: int = 64,
+    shared_midplanes: bool = False,
+    dropout: float = 0.0,
+    classifier_std: float = 0.01,
+    mean: RGB = TORCHVISION_CLIP.mean,
+    std: RGB = TORCHVISION_CLIP.std,
+    freeze_norms: bool = False,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> VideoModel:
+    """R(2+1)D with basic blocks.
+
+    Args:
+        num_classes: classes, or a dict of them for several classifiers on one body.
+        num_frames: frames of a clip that the model is made for; any other count runs as well.
+        image_size: height and width of a frame in pixels; any other size runs as well.
+        depths: blocks of each stage.
+        width: channels of the stem and the first stage.
+        shared_midplanes: torchvision's reading of a block's midplanes, else the authors'.
+        dropout: rate on the pooled feature in training.
+        classifier_std: deviation of the classifier's initial kernel.
+        mean: per-channel mean of RGB in [0, 1].
+        std: per-channel deviation of RGB in [0, 1].
+        freeze_norms: all norms use their running statistics in training too.
+        dtype: compute type; parameters, statistics and logits stay float32.
+        remat: recompute activations in the backward pass.
+    """
+    dtype, strides = jnp.dtype(dtype), ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    blocks = stage_blocks(BasicBlock, ({"shared_midplanes": shared_midplanes},) * 4, dtype, remat)
+    return VideoModel(
+        stem=FactorisedStem(width, freeze_norms, dtype),
+        body=Body(blocks, strides, tuple(depths), width, freeze_norms),
+        head=PoolHead(num_classes, dropout, classifier_std),
+        feature_dim=width * 2 ** (len(depths) - 1),
+        clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
+        altered=(r"body/layer\d+_\d+/conv1_spatial/conv/kernel",),
+    )
+
+
+def build_bottleneck(
+    *,
+    num_classes: int | Mapping[str, int] = 400,
+    num_frames: int = 16,
+    image_size: int = PYTORCHVIDEO_CLIP.image_size,
+    depths: tuple[int, ...] = (3, 4, 6, 3),
+    width: int = 64,
+    dropout: float = 0.5,
+    classifier_std: float = 0.01,
+    mean: RGB = PYTORCHVIDEO_CLIP.mean,
+    std: RGB = PYTORCHVIDEO_CLIP.std,
+    freeze_norms: bool = False,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> VideoModel:
+    """R(2+1)D with bottlenecks; all but `width`, of the stem and of the first stage's inner convolutions, as in
+    `build_basic`."""
+    dtype, strides = jnp.dtype(dtype), ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
+    return VideoModel(
+        stem=Stem(width, 1, False, freeze_norms, dtype),
+        body=Body(stage_blocks(Bottleneck, ({},) * 4, dtype, remat), strides, tuple(depths), width, freeze_norms),
+        head=PoolHead(num_classes, dropout, classifier_std),
+        feature_dim=width * 2 ** (len(depths) - 1) * Bottleneck.expansion,
+        clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
+        altered=(r"body/layer\d+_\d+/conv_a/conv/kernel",),
+    )
+
+
+TORCH_KEYS = {
+    "torchvision": (
+        (r"stem/conv1_spatial/conv", r"stem.0"),
+        (r"stem/conv1_spatial/norm", r"stem.1"),
+        (r"stem/conv1_temporal/conv", r"stem.3"),
+        (r"stem/conv1_temporal/norm", r"stem.4"),
+        (r"body/layer(\d+)_(\d+)/(conv\d)_spatial/conv", r"layer\1.\2.\3.0.0"),
+        (r"body/layer(\d+)_(\d+)/(conv\d)_spatial/norm", r"layer\1.\2.\3.0.1"),
+        (r"body/layer(\d+)_(\d+)/(conv\d)_temporal/conv", r"layer\1.\2.\3.0.3"),
+        (r"body/layer(\d+)_(\d+)/(conv\d)_temporal/norm", r"layer\1.\2.\3.1"),
+        (r"body/layer(\d+)_(\d+)/downsample/conv", r"layer\1.\2.downsample.0"),
+        (r"body/layer(\d+)_(\d+)/downsample/norm", r"layer\1.\2.downsample.1"),
+        (r"head/classifier(_\w+)?", r"fc\1"),
+    ),
+}
+"""torchvision's keys; of the 34-layer network those of its `VideoResNet`."""
+
+BOTTLENECK_TORCH_KEYS = {
+    "pytorchvideo": (
+        (r"body/layer(\d+)_(\d+)/conv_b_temporal/conv", r"blocks.\1.res_blocks.\2.branch2.conv_b.conv_t"),
+        (r"body/layer(\d+)_(\d+)/conv_b_temporal/norm", r"blocks.\1.res_blocks.\2.branch2.conv_b.norm"),
+        (r"body/layer(\d+)_(\d+)/conv_b_spatial/conv", r"blocks.\1.res_blocks.\2.branch2.conv_b.conv_xy"),
+        (r"body/layer(\d+)_(\d+)/conv_b_spatial/norm", r"blocks.\1.res_blocks.\2.branch2.norm_b"),
+        *PYTORCHVIDEO_KEYS,
+    ),
+}
+"""pytorchvideo's keys."""
+
+SPECS = {
+    "r2plus1d_r18": ModelSpec(build_basic, {"shared_midplanes": True}, TORCH_KEYS, TINY),
+    "r2plus1d_r34": ModelSpec(build_basic, {"depths": (3, 4, 6, 3)}, TORCH_KEYS, TINY),
+    "r2plus1d_r50": ModelSpec(build_bottleneck, {}, BOTTLENECK_TORCH_KEYS, {**TINY, "image_size": 64}),
+}

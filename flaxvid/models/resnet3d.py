@@ -1,0 +1,389 @@
+"""3-D ResNets: Slow (arXiv 1812.03982), R3D-18 (arXiv 1711.11248), and R3D-18 with squeeze-and-excitation (1709.01507).
+
+Slow is a ResNet-50 over 8 distant frames whose last two stages alone look at neighbouring frames, by 3x1x1
+convolutions; R3D-18 has 3x3x3 convolutions everywhere and halves time with height and width.
+
+Differs from the references: the head takes the mean over whatever grid it gets, where pytorchvideo's slides the window
+of the training crop, which weighs the middle of larger frames more; the last norm of a block starts at one, not zero.
+PySlowFast's slow network is the same.
+
+Stem, body and head are modules of their own. The whole model, and its parts one after the other:
+
+>>> model = flaxvid.create_model("res3dcnn")
+>>> video = jnp.zeros((2, 16, 224, 224, 3), jnp.uint8)
+>>> variables = model.init(jax.random.key(0), video)
+>>> model.apply(variables, video).shape
+(2, 9)
+>>> m = model.bind(variables)
+>>> stem_out = m.stem(m.normalise(video))
+>>> body_out = m.body(stem_out)
+>>> stem_out.shape, body_out.shape, m.head(body_out).shape
+((2, 16, 56, 56, 64), (2, 16, 7, 7, 2048), (2, 9))
+
+The parts alone, with the size of their feature, to build something else from; they have no variables yet:
+
+>>> stem, body, head, feature_dim = model.stem, model.body, model.head, model.feature_dim
+>>> feature_dim
+2048
+>>> x, stem_variables = stem.init_with_output(jax.random.key(1), model.normalise(video))
+>>> x, body_variables = body.init_with_output(jax.random.key(2), x)
+>>> head.init_with_output(jax.random.key(3), x)[0].shape
+(2, 9)
+
+The parts of an existing model, each with its own share of the variables:
+
+>>> def part(variables, name):
+...     return {collection: tree[name] for collection, tree in variables.items() if name in tree}
+>>> x = model.stem.apply(part(variables, "stem"), model.normalise(video))
+>>> x = model.body.apply(part(variables, "body"), x)
+>>> model.head.apply(part(variables, "head"), x).shape
+(2, 9)
+
+Several views, a stem and a body each, their maps fused by one convolution in front of one head:
+
+>>> videos = {"front": video, "left": video, "right": video}
+>>> keys = jax.random.split(jax.random.key(4), 3)
+>>> views = {view: model.init(key, video) for view, key in zip(videos, keys)}
+>>> fusion = flaxvid.layers.Conv(2048, (1, 1, 1), use_bias=True)
+>>> def maps(views, videos):
+...     models = {view: model.bind(variables) for view, variables in views.items()}
+...     outs = [m.body(m.stem(m.normalise(videos[view]))) for view, m in models.items()]
+...     return jnp.concatenate(outs, axis=-1)
+>>> fused, fusion_variables = fusion.init_with_output(jax.random.key(5), maps(views, videos))
+>>> head.apply(part(variables, "head"), fused).shape
+(2, 9)
+
+A frozen backbone: only the head's parameters are differentiated, and evaluation mode leaves the statistics alone (in
+a recipe, ``freeze=("stem", "body")``):
+
+>>> labels = jnp.array([3, 7])
+>>> def loss(head):
+...     trained = {**variables, "params": {**variables["params"], "head": head}}
+...     return flaxvid.losses.classification.cross_entropy(model.apply(trained, video), labels)
+>>> gradients = jax.grad(loss)(variables["params"]["head"])
+>>> head_params = jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"]["head"], gradients)
+
+Features at several depths, of one clip:
+
+>>> m = model.bind(variables)
+>>> stem_features = m.stem(m.normalise(video[:1]))
+>>> body_features = m.body(stem_features)
+>>> high_features = m.head.pool(body_features)
+>>> logits = m.head(body_features)
+>>> stem_features.shape, body_features.shape, high_features.shape, logits.shape
+((1, 16, 56, 56, 64), (1, 16, 7, 7, 2048), (1, 2048), (1, 9))
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from flaxvid.layers.blocks import ConvNorm, SqueezeExcitation
+from flaxvid.layers.heads import PoolHead
+from flaxvid.layers.pooling import max_pool
+from flaxvid.models.spec import ModelSpec
+from flaxvid.models.video_model import VideoModel
+from flaxvid.types import ClipSpec
+
+Grid = Float[Array, "b t h w c"]
+FrameMask = Bool[Array, "b t"] | None
+Strides = tuple[int, int, int]
+RGB = tuple[float, float, float]
+
+PYTORCHVIDEO_CLIP = ClipSpec(8, 224, (0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
+TORCHVISION_CLIP = ClipSpec(16, 112, (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3x3 convolutions, as in R3D-18, and squeeze-and-excitation if `se` says where.
+
+    Attributes:
+        width: channels.
+        strides: (t, h, w) of the first convolution.
+        se: "output", on what the block gives, or "residual", on the branch before the addition; "" for none.
+        se_reduction: how many times fewer channels there are inside.
+        dtype: compute type.
+    """
+
+    width: int
+    strides: Strides = (1, 1, 1)
+    se: str = ""
+    se_reduction: int = 16
+    dtype: jnp.dtype = jnp.float32
+
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Grid to grid, `strides` times smaller."""
+        unit = functools.partial(ConvNorm, dtype=self.dtype)
+        hidden = max(1, self.width // self.se_reduction)
+        y = unit(self.width, (3, 3, 3), self.strides, activation=nn.relu, name="conv1")(x, train, frame_mask)
+        y = unit(self.width, (3, 3, 3), name="conv2")(y, train, frame_mask)
+        if self.se == "residual":
+            y = SqueezeExcitation(hidden, dtype=self.dtype, name="se")(y, frame_mask)
+        if x.shape != y.shape:
+            x = unit(self.width, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
+        x = nn.relu(x + y)
+        if self.se == "output":
+            x = SqueezeExcitation(hidden, dtype=self.dtype, name="se")(x, frame_mask)
+        return x
+
+
+class Bottleneck(nn.Module):
+    """kx1x1, 1x3x3 and 1x1x1 convolutions, as in Slow.
+
+    Attributes:
+        width: channels of the first two.
+        strides: (t, h, w); the first convolution has the temporal one.
+        temporal_kernel: frames that the first convolution sees.
+        dtype: compute type.
+    """
+
+    width: int
+    strides: Strides = (1, 1, 1)
+    temporal_kernel: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Grid to grid, `strides` times smaller."""
+        unit = functools.partial(ConvNorm, dtype=self.dtype)
+        (t, h, w), features = self.strides, self.width * self.expansion
+        kernel = (self.temporal_kernel, 1, 1)
+        y = unit(self.width, kernel, (t, 1, 1), activation=nn.relu, name="conv_a")(x, train, frame_mask)
+        y = unit(self.width, (1, 3, 3), (1, h, w), activation=nn.relu, name="conv_b")(y, train, frame_mask)
+        y = unit(features, (1, 1, 1), name="conv_c")(y, train, frame_mask)
+        if x.shape != y.shape:
+            x = unit(features, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
+        return nn.relu(x + y)
+
+
+class Stem(nn.Module):
+    """kx7x7 convolution with spatial stride 2, norm, and, if `pool`, a spatial max-pool with stride 2.
+
+    Attributes:
+        width: channels out.
+        temporal_kernel: frames that the convolution sees.
+        pool: whether height and width are halved once more.
+        freeze_norms: use the running statistics in training too.
+        dtype: compute type.
+    """
+
+    width: int = 64
+    temporal_kernel: int = 1
+    pool: bool = True
+    freeze_norms: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Normalised video to a grid of as many frames."""
+        unit = ConvNorm(
+            self.width, (self.temporal_kernel, 7, 7), (1, 2, 2), activation=nn.relu, dtype=self.dtype, name="conv1"
+        )
+        x = unit(x.astype(self.dtype), train and not self.freeze_norms, frame_mask)
+        return max_pool(x, (1, 3, 3), strides=(1, 2, 2), padding=(0, 1, 1)) if self.pool else x
+
+
+class Body(nn.Module):
+    """The residual stages, each of twice the width of the one before.
+
+    Attributes:
+        blocks: for each stage what makes a block of it: a block class with what is the stage's own filled in.
+        strides: (t, h, w) of each stage's first block.
+        depths: blocks of each stage; fewer stages than there are `blocks` are allowed.
+        width: channels of the first stage's inner convolutions.
+        freeze_norms: use the running statistics in training too.
+    """
+
+    blocks: tuple[Callable[..., nn.Module], ...]
+    strides: tuple[Strides, ...]
+    depths: tuple[int, ...]
+    width: int = 64
+    freeze_norms: bool = False
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Grid to grid, smaller by the product of the strides.
+
+        Raises:
+            ValueError: more depths than stages.
+        """
+        if len(self.depths) > len(self.blocks):
+            raise ValueError(f"depths must name at most {len(self.blocks)} stages, got {self.depths}: leave some out")
+        train = train and not self.freeze_norms
+        for stage, depth in enumerate(self.depths):
+            for index in range(depth):
+                strides = self.strides[stage] if index == 0 else (1, 1, 1)
+                block = self.blocks[stage](self.width * 2**stage, strides, name=f"layer{stage + 1}_{index}")
+                x = block(x, train, frame_mask)
+        return x
+
+
+def stage_blocks(
+    block: type[nn.Module], stages: tuple[Mapping[str, Any], ...], dtype: Any, remat: bool
+) -> tuple[Callable[..., nn.Module], ...]:
+    """What `Body` makes each stage's blocks with; with `remat` their activations are recomputed going back."""
+    block = nn.remat(block, static_argnums=(2,)) if remat else block
+    return tuple(functools.partial(block, **stage, dtype=dtype) for stage in stages)
+
+
+def build_slow(
+    *,
+    num_classes: int | Mapping[str, int] = 400,
+    num_frames: int = PYTORCHVIDEO_CLIP.num_frames,
+    image_size: int = PYTORCHVIDEO_CLIP.image_size,
+    depths: tuple[int, ...] = (3, 4, 6, 3),
+    width: int = 64,
+    stem_kernel: int = 1,
+    temporal_kernels: tuple[int, ...] = (1, 1, 3, 3),
+    dropout: float = 0.5,
+    classifier_std: float = 0.01,
+    mean: RGB = PYTORCHVIDEO_CLIP.mean,
+    std: RGB = PYTORCHVIDEO_CLIP.std,
+    freeze_norms: bool = False,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> VideoModel:
+    """Slow, or with other kernels over time the networks of its shape; no layer strides over time.
+
+    Args:
+        num_classes: classes, or a dict of them for several classifiers on one body.
+        num_frames: frames of a clip that the model is made for; any other count runs as well.
+        image_size: height and width of a frame in pixels; any other size runs as well.
+        depths: blocks of each stage.
+        width: channels of the stem and of the first stage's inner convolutions.
+        stem_kernel: frames that the stem's convolution sees.
+        temporal_kernels: frames that the first convolution of a block sees, for each stage.
+        dropout: rate on the pooled feature in training.
+        classifier_std: deviation of the classifier's initial kernel.
+        mean: per-channel mean of RGB in [0, 1].
+        std: per-channel deviation of RGB in [0, 1].
+        freeze_norms: all norms use their running statistics in training too.
+        dtype: compute type; parameters, statistics and logits stay float32.
+        remat: recompute activations in the backward pass.
+    """
+    dtype, strides = jnp.dtype(dtype), ((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2))
+    stages = tuple({"temporal_kernel": kernel} for kernel in temporal_kernels)
+    return VideoModel(
+        stem=Stem(width, stem_kernel, True, freeze_norms, dtype),
+        body=Body(stage_blocks(Bottleneck, stages, dtype, remat), strides, tuple(depths), width, freeze_norms),
+        head=PoolHead(num_classes, dropout, classifier_std),
+        feature_dim=width * 2 ** (len(depths) - 1) * Bottleneck.expansion,
+        clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
+        altered=(r"body/layer\d+_\d+/conv_a/conv/kernel",),
+    )
+
+
+def build_r3d(
+    *,
+    num_classes: int | Mapping[str, int] = 400,
+    num_frames: int = TORCHVISION_CLIP.num_frames,
+    image_size: int = TORCHVISION_CLIP.image_size,
+    depths: tuple[int, ...] = (2, 2, 2, 2),
+    width: int = 64,
+    se: str = "output",
+    se_stages: tuple[int, ...] = (),
+    se_reduction: int = 16,
+    dropout: float = 0.0,
+    classifier_std: float = 0.01,
+    mean: RGB = TORCHVISION_CLIP.mean,
+    std: RGB = TORCHVISION_CLIP.std,
+    freeze_norms: bool = False,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> VideoModel:
+    """R3D with basic blocks, and squeeze-and-excitation in some stages.
+
+    Weights of R3D-18 start one with squeeze-and-excitation, whose own parameters stay as initialised:
+    ``trees.merge(model.init(key, video), flaxvid.load_torch("r3d_18", "r3d_18.pth"))``.
+
+    Args:
+        num_classes: classes, or a dict of them for several classifiers on one body.
+        num_frames: frames of a clip that the model is made for; any other count runs as well.
+        image_size: height and width of a frame in pixels; any other size runs as well.
+        depths: blocks of each stage.
+        width: channels of the stem and the first stage.
+        se: where a block has squeeze-and-excitation: "output", behind addition and ReLU, or "residual", before the
+            addition, which is the usual place.
+        se_stages: the stages that have it, from 1; (1, 2, 3, 4) are all.
+        se_reduction: how many times fewer channels there are inside it.
+        dropout: rate on the pooled feature in training.
+        classifier_std: deviation of the classifier's initial kernel.
+        mean: per-channel mean of RGB in [0, 1].
+        std: per-channel deviation of RGB in [0, 1].
+        freeze_norms: all norms use their running statistics in training too.
+        dtype: compute type; parameters, statistics and logits stay float32.
+        remat: recompute activations in the backward pass.
+    """
+    if se not in ("output", "residual") or not set(se_stages) <= {1, 2, 3, 4}:
+        raise ValueError(
+            f'se must be "output" or "residual" and se_stages some of 1, 2, 3, 4, got {se!r} and {se_stages}'
+        )
+    dtype, strides = jnp.dtype(dtype), ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    stages = tuple({"se": se if stage in se_stages else "", "se_reduction": se_reduction} for stage in (1, 2, 3, 4))
+    return VideoModel(
+        stem=Stem(width, 3, False, freeze_norms, dtype),
+        body=Body(stage_blocks(BasicBlock, stages, dtype, remat), strides, tuple(depths), width, freeze_norms),
+        head=PoolHead(num_classes, dropout, classifier_std),
+        feature_dim=width * 2 ** (len(depths) - 1),
+        clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
+        altered=(r"body/layer\d+_\d+/conv1/conv/kernel",),
+    )
+
+
+PYTORCHVIDEO_KEYS = (
+    (r"stem/conv1/(conv|norm)", r"blocks.0.\1"),
+    (r"body/layer(\d+)_(\d+)/conv_([abc])/(conv|norm)", r"blocks.\1.res_blocks.\2.branch2.\4_\3"),
+    (r"body/layer(\d+)_(\d+)/downsample/(conv|norm)", r"blocks.\1.res_blocks.\2.branch1_\3"),
+    (r"head/classifier(_\w+)?", r"blocks.5.proj\1"),
+)
+
+TORCH_KEYS = {
+    "pytorchvideo": PYTORCHVIDEO_KEYS,
+    "pyslowfast": (
+        (r"stem/conv1/conv", r"s1.pathway0_stem.conv"),
+        (r"stem/conv1/norm", r"s1.pathway0_stem.bn"),
+        *(
+            (rf"body/layer{stage}_(\d+)/{ours}", rf"s{stage + 1}.pathway0_res\1.{theirs}")
+            for stage in (1, 2, 3, 4)
+            for ours, theirs in (
+                (r"conv_([abc])/conv", r"branch2.\2"),
+                (r"conv_([abc])/norm", r"branch2.\2_bn"),
+                (r"downsample/conv", r"branch1"),
+                (r"downsample/norm", r"branch1_bn"),
+            )
+        ),
+        (r"head/classifier(_\w+)?", r"head.projection\1"),
+    ),
+}
+"""The keys of pytorchvideo's and PySlowFast's slow networks."""
+
+R3D_TORCH_KEYS = {
+    "torchvision": (
+        (r"stem/conv1/conv", r"stem.0"),
+        (r"stem/conv1/norm", r"stem.1"),
+        (r"body/layer(\d+)_(\d+)/(conv\d|downsample)/conv", r"layer\1.\2.\3.0"),
+        (r"body/layer(\d+)_(\d+)/(conv\d|downsample)/norm", r"layer\1.\2.\3.1"),
+        (r"body/layer(\d+)_(\d+)/se/reduce", r"layer\1.\2.se.1"),
+        (r"body/layer(\d+)_(\d+)/se/expand", r"layer\1.\2.se.3"),
+        (r"head/classifier(_\w+)?", r"fc\1"),
+    ),
+}
+"""The keys of torchvision, and of its blocks with an `se` of pool, convolution, ReLU, convolution and sigmoid."""
+
+TINY = {"width": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 4, "image_size": 32}
+
+SPECS = {
+    "slow_r50": ModelSpec(build_slow, {}, TORCH_KEYS, TINY),
+    "res3dcnn": ModelSpec(build_slow, {"stem_kernel": 7, "num_frames": 16, "num_classes": 9}, TORCH_KEYS, TINY),
+    "r3d_18": ModelSpec(build_r3d, {}, R3D_TORCH_KEYS, TINY),
+    "r3d_18_se": ModelSpec(build_r3d, {"se_stages": (3, 4)}, R3D_TORCH_KEYS, {**TINY, "se_reduction": 8}),
+}

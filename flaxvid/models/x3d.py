@@ -1,0 +1,268 @@
+"""X3D (arXiv 2004.04730): a small 2-D network, expanded step by step along time, size, width and depth.
+
+Its blocks are narrow outside and wide inside, where a depthwise 3x3x3 convolution looks around and every second one is
+followed by squeeze-and-excitation; so 3.8 million parameters and few multiply-adds do what 30 million do elsewhere.
+
+Differs from the references: pytorchvideo 0.1.5 and, at evaluation, PySlowFast end in a softmax, which is the softmax of
+our logits. They average over windows of the training crop's size, we over the whole grid, which at that crop is the
+same. Of a stage's first block with as many channels out as in, pytorchvideo's shortcut has no norm; PySlowFast's has
+one (`shortcut_norm=True` takes its files). pytorchvideo's key `conv_t` is the stem's spatial convolution, its
+`conv_xy` the temporal one.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from flaxvid.layers.blocks import ConvNorm, SqueezeExcitation, global_mean
+from flaxvid.layers.conv import Conv
+from flaxvid.layers.heads import Logits, classify
+from flaxvid.models.spec import ModelSpec
+from flaxvid.models.video_model import VideoModel
+from flaxvid.types import ClipSpec
+
+Grid = Float[Array, "b t h w c"]
+FrameMask = Bool[Array, "b t"] | None
+Strides = tuple[int, int, int]
+RGB = tuple[float, float, float]
+
+EXPANSION = 2.25
+"""How many times more channels a block has inside, and the head before its pooling, than there are between blocks."""
+
+
+def near_eighth(channels: float) -> int:
+    """The multiple of eight near a number of channels, at least eight and never less than nine tenths of it."""
+    near = max(8, int(channels + 4) // 8 * 8)
+    return near + 8 if near < 0.9 * channels else near
+
+
+class Block(nn.Module):
+    """1x1x1, depthwise 3x3x3 and 1x1x1 convolutions; swish behind the second, and no activation behind the third.
+
+    Attributes:
+        width: channels out.
+        strides: (t, h, w) of the depthwise convolution.
+        se: whether squeeze-and-excitation follows it, with a sixteenth of the channels inside.
+        shortcut_norm: a strided shortcut has a norm even where the channels stay as many.
+        dtype: compute type.
+    """
+
+    width: int
+    strides: Strides = (1, 1, 1)
+    se: bool = False
+    shortcut_norm: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Grid to grid, `strides` times smaller."""
+        unit, inner = functools.partial(ConvNorm, dtype=self.dtype), int(EXPANSION * self.width)
+        y = unit(inner, (1, 1, 1), activation=nn.relu, name="conv_a")(x, train, frame_mask)
+        y = unit(inner, (3, 3, 3), self.strides, groups=inner, name="conv_b")(y, train, frame_mask)
+        if self.se:
+            y = SqueezeExcitation(near_eighth(inner / 16), dtype=self.dtype, name="se")(y, frame_mask)
+        y = unit(self.width, (1, 1, 1), name="conv_c")(nn.swish(y), train, frame_mask)
+        strided, widened = max(self.strides) > 1, x.shape[-1] != self.width
+        if widened or (strided and self.shortcut_norm):
+            x = unit(self.width, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
+        elif strided:
+            x = Conv(self.width, (1, 1, 1), self.strides, dtype=self.dtype, name="downsample")(x)
+        return nn.relu(x + y)
+
+
+class Stem(nn.Module):
+    """1x3x3 convolution with spatial stride 2, then a depthwise 5x1x1 one with norm and ReLU.
+
+    Attributes:
+        width: channels out.
+        freeze_norms: use the running statistics in training too.
+        dtype: compute type.
+    """
+
+    width: int = 24
+    freeze_norms: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Normalised video to a grid of as many frames, (b, t, h/2, w/2, width)."""
+        x = Conv(self.width, (1, 3, 3), (1, 2, 2), dtype=self.dtype, name="conv_xy")(x.astype(self.dtype))
+        unit = ConvNorm(self.width, (5, 1, 1), groups=self.width, activation=nn.relu, dtype=self.dtype, name="conv_t")
+        return unit(x, train and not self.freeze_norms, frame_mask)
+
+
+class Body(nn.Module):
+    """The residual stages; each halves height and width, never time, and doubles the width from the second on.
+
+    Attributes:
+        depths: blocks of each stage.
+        width: channels of the first stage.
+        shortcut_norm: see `Block`.
+        freeze_norms: use the running statistics in training too.
+        remat: recompute activations in the backward pass, block by block, to save memory.
+        dtype: compute type.
+    """
+
+    depths: tuple[int, ...]
+    width: int = 24
+    shortcut_norm: bool = False
+    freeze_norms: bool = False
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Grid (b, t, h, w, c) to (b, t, h/16, w/16, 8 width) with four stages."""
+        train = train and not self.freeze_norms
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        for stage, depth in enumerate(self.depths):
+            for index in range(depth):
+                x = block(
+                    self.width * 2**stage,
+                    strides=(1, 2, 2) if index == 0 else (1, 1, 1),
+                    se=index % 2 == 0,
+                    shortcut_norm=self.shortcut_norm,
+                    dtype=self.dtype,
+                    name=f"layer{stage + 1}_{index}",
+                )(x, train, frame_mask)
+        return x
+
+
+class Head(nn.Module):
+    """Widens, pools, widens again, classifies: the second convolution costs nothing, for it sees one position only.
+
+    From the pooling on all is float32.
+
+    Attributes:
+        num_classes: a number, or ``{"action": 9, "actor": 4}`` for one classifier each and a dict of logits.
+        hidden: channels that are pooled.
+        features: channels of the feature.
+        dropout: rate on the feature in training; needs a "dropout" key.
+        classifier_std: deviation of the classifier's initial kernel.
+        dtype: compute type.
+    """
+
+    num_classes: int | Mapping[str, int]
+    hidden: int = 432
+    features: int = 2048
+    dropout: float = 0.5
+    classifier_std: float = 0.01
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        """Makes what `pool` needs here, for it is called by itself, too."""
+        self.pre = ConvNorm(self.hidden, (1, 1, 1), activation=nn.relu, dtype=self.dtype)
+        self.post = Conv(self.features, (1, 1, 1))
+
+    def pool(self, x: Grid, frame_mask: FrameMask = None, train: bool = False) -> Float[Array, "b c"]:
+        """The clip's feature, what enters the classifier: behind both convolutions, not the bare mean of the grid."""
+        x = global_mean(self.pre(x, train, frame_mask), frame_mask)
+        return nn.relu(self.post(x[:, None, None, None]))[:, 0, 0, 0]
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Logits:
+        """Activations to logits."""
+        x = nn.Dropout(self.dropout)(self.pool(x, frame_mask, train), deterministic=not train)
+        return classify(x, self.num_classes, self.classifier_std)
+
+
+def build(
+    *,
+    num_classes: int | Mapping[str, int] = 400,
+    num_frames: int = 16,
+    image_size: int = 224,
+    depths: tuple[int, ...] = (3, 5, 11, 7),
+    width: int = 24,
+    head_features: int = 2048,
+    shortcut_norm: bool = False,
+    dropout: float = 0.5,
+    classifier_std: float = 0.01,
+    mean: RGB = (0.45, 0.45, 0.45),
+    std: RGB = (0.225, 0.225, 0.225),
+    freeze_norms: bool = False,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> VideoModel:
+    """X3D; XS, S and M are one network for different clips.
+
+    Args:
+        num_classes: classes, or a dict of them for several classifiers on one body.
+        num_frames: frames of a clip that the model is made for; any other count runs as well.
+        image_size: height and width of a frame in pixels; any other size runs as well.
+        depths: blocks of each stage.
+        width: channels of the stem and the first stage.
+        head_features: channels of the feature before the classifier.
+        shortcut_norm: the first stage's shortcut has a norm, 48 parameters more, as in PySlowFast's files.
+        dropout: rate on the feature in training.
+        classifier_std: deviation of the classifier's initial kernel.
+        mean: per-channel mean of RGB in [0, 1].
+        std: per-channel deviation of RGB in [0, 1].
+        freeze_norms: the norms of stem and body use their running statistics in training too.
+        dtype: compute type; parameters, statistics and logits stay float32.
+        remat: recompute activations in the backward pass.
+    """
+    dtype, hidden = jnp.dtype(dtype), int(EXPANSION * width * 2 ** (len(depths) - 1))
+    return VideoModel(
+        stem=Stem(width, freeze_norms, dtype),
+        body=Body(tuple(depths), width, shortcut_norm, freeze_norms, remat, dtype),
+        head=Head(num_classes, hidden, head_features, dropout, classifier_std, dtype),
+        feature_dim=head_features,
+        clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
+        altered=(r"body/layer\d+_\d+/conv_a/conv/kernel",),
+    )
+
+
+TORCH_KEYS = {
+    "pytorchvideo": (
+        (r"stem/conv_xy", r"blocks.0.conv.conv_t"),
+        (r"stem/conv_t/conv", r"blocks.0.conv.conv_xy"),
+        (r"stem/conv_t/norm", r"blocks.0.norm"),
+        (r"body/layer(\d+)_(\d+)/conv_b/norm", r"blocks.\1.res_blocks.\2.branch2.norm_b.0"),
+        (r"body/layer(\d+)_(\d+)/se/reduce", r"blocks.\1.res_blocks.\2.branch2.norm_b.1.block.0"),
+        (r"body/layer(\d+)_(\d+)/se/expand", r"blocks.\1.res_blocks.\2.branch2.norm_b.1.block.2"),
+        (r"body/layer(\d+)_(\d+)/conv_([abc])/(conv|norm)", r"blocks.\1.res_blocks.\2.branch2.\4_\3"),
+        (r"body/layer(\d+)_(\d+)/downsample(?:/conv)?", r"blocks.\1.res_blocks.\2.branch1_conv"),
+        (r"body/layer(\d+)_(\d+)/downsample/norm", r"blocks.\1.res_blocks.\2.branch1_norm"),
+        (r"head/pre/(conv|norm)", r"blocks.5.pool.pre_\1"),
+        (r"head/post", r"blocks.5.pool.post_conv"),
+        (r"head/classifier(_\w+)?", r"blocks.5.proj\1"),
+    ),
+    "pyslowfast": (
+        (r"stem/conv_xy", r"s1.pathway0_stem.conv_xy"),
+        (r"stem/conv_t/conv", r"s1.pathway0_stem.conv"),
+        (r"stem/conv_t/norm", r"s1.pathway0_stem.bn"),
+        *(
+            (rf"body/layer{stage}_(\d+)/{ours}", rf"s{stage + 1}.pathway0_res\1.{theirs}")
+            for stage in (1, 2, 3, 4)
+            for ours, theirs in (
+                (r"conv_([abc])/conv", r"branch2.\2"),
+                (r"conv_([abc])/norm", r"branch2.\2_bn"),
+                (r"se/reduce", r"branch2.se.fc1"),
+                (r"se/expand", r"branch2.se.fc2"),
+                (r"downsample(?:/conv)?", r"branch1"),
+                (r"downsample/norm", r"branch1_bn"),
+            )
+        ),
+        (r"head/pre/conv", r"head.conv_5"),
+        (r"head/pre/norm", r"head.conv_5_bn"),
+        (r"head/post", r"head.lin_5"),
+        (r"head/classifier(_\w+)?", r"head.projection\1"),
+    ),
+}
+"""The keys of pytorchvideo and PySlowFast."""
+
+TINY = {"width": 8, "depths": (2, 1, 1), "head_features": 32, "num_classes": 5, "num_frames": 4, "image_size": 32}
+
+SPECS = {
+    name: ModelSpec(build, {"num_frames": frames, "image_size": size, "depths": depths}, TORCH_KEYS, TINY)
+    for name, frames, size, depths in (
+        ("x3d_xs", 4, 160, (3, 5, 11, 7)),
+        ("x3d_s", 13, 160, (3, 5, 11, 7)),
+        ("x3d_m", 16, 224, (3, 5, 11, 7)),
+        ("x3d_l", 16, 312, (5, 10, 25, 15)),
+    )
+}
