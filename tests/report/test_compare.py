@@ -35,6 +35,12 @@ def test_runs_are_laid_side_by_side(trained, evaluated, tmp_path, parse_page):
     assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
     page = parse_page(render_comparison(name_runs(trained)))
     assert "momentum" not in page.text
+    untimed = json.loads((evaluated / "evaluation.json").read_text())
+    for row in untimed["frames"]:
+        del row["milliseconds"]
+    (evaluated / "evaluation.json").write_text(json.dumps(untimed))
+    page = parse_page(render_comparison(name_runs([*trained, evaluated])))
+    assert len(page.sources) == 3
 
 
 def test_runs_that_have_only_begun_can_be_compared(tmp_path, parse_page):
