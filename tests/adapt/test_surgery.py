@@ -1,9 +1,10 @@
 import chex
+import jax
 import numpy as np
 import pytest
 
 from flaxvid import trees
-from flaxvid.adapt.surgery import adopt
+from flaxvid.adapt.surgery import adopt, inflate
 from flaxvid.models.registry import create_tiny
 
 
@@ -54,3 +55,32 @@ def test_nothing_missing_is_made_up(make):
     with pytest.raises(ValueError, match="1 parameters do not fit, such as batch_stats/stem/norm1/mean"):
         adopt(make(0), trees.unflatten(trained))
     assert np.all(trained["params/stem/norm1/scale"] > 0)
+
+
+@pytest.mark.parametrize("temporal_kernels", [(1, 1, 1, 1), (1, 1, 3, 3)])
+def test_an_inflated_network_sees_a_still_video_as_the_image(temporal_kernels, random_variables, clip):
+    image_model = create_tiny("tsn_resnet50")
+    model = create_tiny("slow_r50", temporal_kernels=temporal_kernels)
+    image = random_variables(image_model)
+    variables, fresh = inflate(random_variables(model, seed=1), image)
+    assert fresh == []
+    still = np.repeat(clip(1, 1, 32, 32), 9, axis=1)
+
+    def middle(model, variables):
+        m = model.bind(variables)
+        return m.body(m.stem(image_model.normalise(still)))[:, 4]
+
+    expected, got = (jax.jit(middle, static_argnums=0)(m, v) for m, v in ((image_model, image), (model, variables)))
+    chex.assert_trees_all_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_inflation_names_what_it_leaves(random_variables):
+    image = random_variables(create_tiny("tsn_resnet18", num_classes=7))
+    _, fresh = inflate(random_variables(create_tiny("r3d_18_se")), image)
+    assert {path.split("/")[-3] for path in fresh if "/se/" in path} == {"se"}
+    assert {path for path in fresh if "/se/" not in path} == {
+        "params/head/classifier/kernel",
+        "params/head/classifier/bias",
+    }
+    with pytest.raises(ValueError, match=r"tensors of the 2-D network have no place in this one, such as"):
+        inflate(random_variables(create_tiny("slow_r50")), image)

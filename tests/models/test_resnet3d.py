@@ -1,0 +1,211 @@
+"""The 3-D ResNets and R(2+1)D: what the contract cannot know."""
+
+import doctest
+import functools
+import types
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import flaxvid
+from flaxvid import trees
+from flaxvid.compress.cost import model_cost
+from flaxvid.data.clips import ClipConfig
+from flaxvid.data.motion import MotionConfig
+from flaxvid.data.pipeline import train_batches
+from flaxvid.data.sources import open_source
+from flaxvid.models import resnet3d
+from flaxvid.models.registry import create_model, create_tiny, get_spec
+from flaxvid.tasks.frame_flexible import FrameFlexibleTask
+from flaxvid.tasks.task import Supervised
+from flaxvid.train.optimizer import make_optimizer
+from flaxvid.train.recipe import OptimizerRecipe
+from flaxvid.train.state import create_state
+from flaxvid.train.step import train_step
+from flaxvid.weights.torch import import_torch
+
+NAMES = [*resnet3d.SPECS, "r2plus1d_r18", "r2plus1d_r34", "r2plus1d_r50"]
+
+
+def abstract(model):
+    return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2, 64, 64, 3), np.uint8))
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parameters", "clip", "gmacs"),
+    [
+        ("slow_r50", {}, 32_454_096, (8, 256), 54.5208),
+        ("r3d_18", {}, 33_371_472, (16, 112), 40.6966),
+        ("r2plus1d_r18", {}, 31_505_325, (16, 112), 40.5191),
+        ("r2plus1d_r34", {}, 63_697_175, (16, 112), 76.18),
+        ("r2plus1d_r34", {"shared_midplanes": True}, 61_831_661, (16, 112), 75.20),
+        ("r2plus1d_r50", {}, 28_107_600, (16, 256), 75.1484),
+    ],
+)
+def test_parameters_and_multiply_adds_are_the_references(name, options, parameters, clip, gmacs):
+    frames, size = clip
+    cost = model_cost(create_model(name, **options), (1, frames, size, size, 3))
+    assert cost.parameters == parameters
+    assert cost.gflops == pytest.approx(gmacs, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parameters"),
+    [
+        ("res3dcnn", {}, 31_709_385),
+        ("r3d_18_se", {}, 33_455_024),
+        ("r3d_18_se", {"se": "residual"}, 33_455_024),
+        ("r3d_18_se", {"se_stages": (1, 2, 3, 4)}, 33_460_552),
+        ("r3d_18_se", {"se_stages": (1, 2, 3, 4), "se_reduction": 4}, 33_722_032),
+    ],
+)
+def test_parameters_of_what_has_no_reference(name, options, parameters):
+    assert count(abstract(create_model(name, **options))["params"]) == parameters
+
+
+def test_examples_of_the_docstring():
+    """At the size that they name, traced: nothing is computed. One block a stage keeps the shapes."""
+    flaxvid_with_short_models = types.SimpleNamespace(
+        create_model=functools.partial(create_model, depths=(1, 1, 1, 1)), layers=flaxvid.layers, losses=flaxvid.losses
+    )
+    names = {"flaxvid": flaxvid_with_short_models, "jax": jax, "jnp": jnp}
+    examples = doctest.DocTestParser().get_doctest(resnet3d.__doc__, names, "resnet3d", None, None)
+    names = examples.globs
+    assert len(examples.examples) > 30
+    said = []
+    jax.eval_shape(lambda: doctest.DocTestRunner().run(examples, out=said.append, clear_globs=False)[0])
+    assert not said, "".join(said)
+    assert names["fused"].shape == (2, 16, 7, 7, 2048)
+    chex.assert_trees_all_equal_shapes(names["head_params"], names["variables"]["params"]["head"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_exports_and_imports_the_same_tensors(name, random_variables):
+    variables = random_variables(create_tiny(name))
+    overrides = {option: value for option, value in get_spec(name).tiny.items() if option != "num_classes"}
+    for table in get_spec(name).torch_keys:
+        exported = flaxvid.to_torch(name, variables, format=table)
+        counters = sum(key.endswith("num_batches_tracked") for key in exported)
+        assert len(exported) - counters == len(jax.tree.leaves(variables))
+        imported = import_torch(name, {"model_state": exported}, overrides=overrides)
+        assert (imported.format, imported.num_classes) == (table, 5)
+        chex.assert_trees_all_equal(imported.variables, variables)
+
+
+def test_the_keys_of_pyslowfast(random_variables):
+    keys = set(flaxvid.to_torch("slow_r50", random_variables(create_tiny("slow_r50")), format="pyslowfast"))
+    assert {
+        "s1.pathway0_stem.conv.weight",
+        "s1.pathway0_stem.bn.running_var",
+        "s2.pathway0_res0.branch1.weight",
+        "s2.pathway0_res0.branch1_bn.bias",
+        "s3.pathway0_res0.branch2.a.weight",
+        "s4.pathway0_res0.branch2.b_bn.running_mean",
+        "s5.pathway0_res0.branch2.c_bn.weight",
+        "head.projection.weight",
+    } <= keys
+
+
+def test_where_squeeze_and_excitation_stands(random_variables, clip):
+    """On the block's output it scales what the addition gives; before the addition only the branch."""
+    spec = {"depths": (1,), "se_stages": (1,)}
+    output, residual = (create_tiny("r3d_18_se", se=se, **spec) for se in ("output", "residual"))
+    plain = create_tiny("r3d_18", depths=(1,))
+    variables, x = random_variables(output), clip(1, 4, 32, 32)
+
+    @jax.jit
+    def bodies(variables):
+        return [m.body(m.stem(m.normalise(x))) for m in (m.bind(variables) for m in (plain, output, residual))]
+
+    by_none, by_output, by_residual = bodies(variables)
+    alive = np.asarray(by_none) > 1e-3
+    scales = np.where(alive, by_output / np.where(alive, by_none, 1), np.nan)
+    chex.assert_trees_all_close(np.nanmin(scales, (1, 2, 3)), np.nanmax(scales, (1, 2, 3)), rtol=1e-3)
+    scales = np.where(alive, by_residual / np.where(alive, by_none, 1), np.nan)
+    assert not np.allclose(np.nanmin(scales, (1, 2, 3)), np.nanmax(scales, (1, 2, 3)), rtol=0.1, equal_nan=True)
+
+
+def test_wrong_options_say_so():
+    with pytest.raises(ValueError, match=r'se must be "output" or "residual" and .*, got \'input\''):
+        create_model("r3d_18_se", se="input")
+    with pytest.raises(ValueError, match=r"some of 1, 2, 3, 4, got 'output' and \(5,\)"):
+        create_model("r3d_18_se", se_stages=(5,))
+    with pytest.raises(ValueError, match=r"depths must name at most 4 stages, got \(1, 1, 1, 1, 1\)"):
+        abstract(create_tiny("r3d_18", depths=(1, 1, 1, 1, 1)))
+
+
+def test_weights_without_squeeze_and_excitation_make_a_start(random_variables):
+    trained = random_variables(create_tiny("r3d_18"))
+    fresh = random_variables(create_tiny("r3d_18_se"), seed=1)
+    start = trees.flatten(trees.merge(fresh, trained))
+    assert start.keys() == trees.flatten(fresh).keys()
+    assert {path.split("/")[-3] for path in start.keys() - trees.flatten(trained).keys()} == {"se"}
+
+
+def test_slow_sees_neighbouring_frames_in_the_last_two_stages_only(random_variables, clip):
+    model = create_tiny("slow_r50")
+    variables, video = random_variables(model), clip(1, 7, 32, 32)
+    changed = video.copy()
+    changed[:, 3] = clip(1, 1, 32, 32, seed=1)[:, 0]
+
+    def stages(variables, video):
+        _, state = model.apply(
+            variables,
+            video,
+            capture_intermediates=lambda module, _: (module.name or "").startswith("layer"),
+            mutable=["intermediates"],
+        )
+        return {name: found["__call__"][0] for name, found in state["intermediates"]["body"].items()}
+
+    first, second = (jax.jit(stages)(variables, x) for x in (video, changed))
+    seen = {name: [t for t in range(7) if not np.array_equal(first[name][:, t], second[name][:, t])] for name in first}
+    assert seen == {"layer1_0": [3], "layer2_0": [3], "layer3_0": [2, 3, 4], "layer4_0": [1, 2, 3, 4, 5]}
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_backbone_stays_bit_by_bit(frozen, random_variables, clip):
+    model = create_tiny("r3d_18_se", depths=(1, 1), se_stages=(2,), freeze_norms=frozen)
+    rules = ((r"params/(stem|body)/.*", 0.0, 0.0),) if frozen else ()
+    optimizer = make_optimizer(OptimizerRecipe("sgd", 0.1, clip_norm=0, rules=rules), lambda _: 0.1)
+    step = jax.jit(functools.partial(train_step, task=Supervised(model, (4,)), optimizer=optimizer))
+    before = random_variables(model)
+    state = create_state(before, optimizer)
+    for seed in range(2):
+        batch = {"video": {4: clip(4, 4, 32, 32, seed=seed)}, "label": np.arange(4)}
+        state, _ = step(state, batch, jax.random.key(0))
+    flat = trees.flatten(state.variables)
+    moved = {path for path, leaf in trees.flatten(before).items() if not np.array_equal(leaf, flat[path])}
+    head = {"params/head/classifier/kernel", "params/head/classifier/bias"}
+    assert moved == (head if frozen else set(flat))
+
+
+@pytest.fixture(scope="module")
+def batch(motion_data):
+    config = MotionConfig(size=32, num_frames=16, train=24, validation=8, test=8)
+    source = open_source("motion", motion_data, motion=config)
+    return next(train_batches(source, ClipConfig((2, 4), 32), 8))
+
+
+@pytest.mark.parametrize("name", ["slow_r50", "r3d_18_se", "r2plus1d_r18", "r2plus1d_r50"])
+def test_it_learns_frame_flexible(name, batch):
+    """A few steps on one batch of `motion`, by the ordinary task: no model knows of frame flexibility."""
+    model = create_tiny(name, depths=(1, 1), num_classes=16, dropout=0.0, classifier_std=0.1)
+    task = FrameFlexibleTask(flaxvid.FrameFlexible(model, (2, 4)))
+    optimizer = optax.adam(1e-2)
+    step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer))
+    state = create_state(task.init(jax.random.key(0)), optimizer)
+    gains = [path for path in trees.flatten(state.variables) if path.endswith("/gain")]
+    assert len(gains) == 4  # of the first convolution of two blocks, for two counts
+    losses = []
+    for _ in range(8):
+        state, metrics = step(state, {"video": batch["video"], "label": batch["label"]}, jax.random.key(1))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
