@@ -65,7 +65,7 @@ class FlaxvidTrainer:
         self.state = create_state(task.init(self.key), optimizer)
         self.batch = jax.device_put(
             {
-                "video": {count: random(batch, count, size, size, 3) for count in frames},
+                "video": {count: model.for_views(random(batch, count, size, size, 3)) for count in frames},
                 "label": np.arange(batch, dtype=np.int32),
             }
         )
@@ -73,7 +73,11 @@ class FlaxvidTrainer:
         start = time.perf_counter()
         self.step = step.lower(self.state, self.batch, self.key).compile()
         self.compile_seconds = time.perf_counter() - start
-        self.evaluate = jax.jit(lambda variables, clip: model.apply(task.select(variables, clip.shape[1]), clip))
+
+        def evaluate(variables, clip, count):
+            return model.apply(task.select(variables, count), clip)
+
+        self.evaluate = jax.jit(evaluate, static_argnums=2)
 
     def train(self) -> None:
         """One step."""
@@ -82,8 +86,8 @@ class FlaxvidTrainer:
 
     def forward(self) -> None:
         """Logits of each count, as in evaluation."""
-        for clip in self.batch["video"].values():
-            jax.block_until_ready(self.evaluate(self.state.variables, clip))
+        for count, clip in self.batch["video"].items():
+            jax.block_until_ready(self.evaluate(self.state.variables, clip, count))
 
     def peak_bytes(self) -> int | None:
         """The most of the device's memory that was used; None on CPU."""

@@ -145,8 +145,8 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Pathways, train: bool = False, frame_mask: FrameMask = None) -> Logits:
         """Slow and fast grid to logits."""
-        x = nn.Dropout(self.dropout)(self.pool(x, frame_mask), deterministic=not train)
-        return classify(x, self.num_classes, self.classifier_std)
+        feature = nn.Dropout(self.dropout)(self.pool(x, frame_mask), deterministic=not train)
+        return classify(feature, self.num_classes, self.classifier_std)
 
 
 def build(

@@ -168,7 +168,8 @@ def test_any_frame_count_and_size_runs(name):
 def test_a_dict_of_classes_gives_a_dict_of_logits(name):
     variables, logits = shapes(create_tiny(name, num_classes={"action": 9, "actor": 4}), (2, 4, 32, 32))
     assert {task: leaf.shape for task, leaf in logits.items()} == {"action": (2, 9), "actor": (2, 4)}
-    assert set(variables["params"]["head"]) == {"classifier_action", "classifier_actor"}
+    classifiers = {name for name in variables["params"]["head"] if name.startswith("classifier")}
+    assert classifiers == {"classifier_action", "classifier_actor"}
 
 
 @pytest.mark.parametrize("name", DISTINCT)
