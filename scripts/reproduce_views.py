@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 from pathlib import Path
+from typing import Any
 
 from reproduce import Runs, train_all
 
@@ -59,7 +60,7 @@ def test_choices(run: Path) -> dict[str, float]:
         if set(choice) <= set(trained.model.views):
             source = open_data(dataclasses.replace(recipe.data, views=choice), recipe.data.eval_split)
             batches = eval_batches(source, clip_config(recipe, (count,)), recipe.eval_batch_size)
-            evaluation = evaluate_videos(trained.model, {count: trained.select(count)}, batches)
+            evaluation: Any = evaluate_videos(trained.model, {count: trained.select(count)}, batches)
             scores[" ".join(choice)] = evaluation.scores()[count]["top1"]
     unfinished = file.with_suffix(".part")
     unfinished.write_text(json.dumps(scores, indent=1))

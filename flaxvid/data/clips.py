@@ -151,7 +151,7 @@ def draw_clips(
         parts, label, _ = _draw(item, clips, mirrored, rng)
         return parts, label
     cameras = tuple(item["video"])
-    sides = mirrored_labels(cameras) or range(len(cameras))
+    sides: Any = mirrored_labels(cameras) or range(len(cameras))
     if None in sides:
         clips = replace(clips, flip=False)
     seed = rng.integers(2**63)

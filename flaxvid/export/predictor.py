@@ -77,8 +77,8 @@ class Predictor:
             ValueError: the video is not uint8, or not of that shape; or other cameras than the network knows.
         """
         num_frames = jax.tree.leaves(video)[0].shape[2]
-        video = jax.tree.map(jax.numpy.asarray, video)
-        return jax.device_get(average_views(self.model, self._select(num_frames), video))
+        on_device: Any = jax.tree.map(jax.numpy.asarray, video)
+        return jax.device_get(average_views(self.model, self._select(num_frames), on_device))
 
     def _answer(self, view: Any) -> Any:
         one = self(jax.tree.map(lambda clips: clips[None], view))

@@ -133,7 +133,7 @@ def _check_views(video: Video, views: tuple[str, ...]) -> Mapping[str, Num[Array
         )
     known = ", ".join(views)
     if not isinstance(video, Mapping) or not video:
-        got = f"a video of {tuple(video.shape)}" if hasattr(video, "shape") else "no view"
+        got = "no view" if isinstance(video, Mapping) else f"a video of {tuple(video.shape)}"
         raise ValueError(f"this model takes a dict of the views {known}, got {got}: name it, {{{views[0]!r}: video}}")
     unknown = [view for view in video if view not in views]
     if unknown:
