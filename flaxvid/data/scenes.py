@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flaxvid.data.sources import Source, open_source
 
@@ -80,6 +80,7 @@ def open_scenes(
     fold: int | None = None,
     lists: str | Path | None = None,
     motion: "MotionConfig | None" = None,
+    missing: Literal["error", "keep"] = "error",
 ) -> Scenes:
     """Opens one split of a data set that has several views of each scene.
 
@@ -87,7 +88,7 @@ def open_scenes(
     have the same name: `videos/front/jump/a.mp4` and `videos/left/jump/a.mp4`. `motion` is drawn for each camera.
 
     Args:
-        name, split, fold, lists: As in `open_source`.
+        name, split, fold, lists, missing: As in `open_source`; a scene is missing that one camera did not see.
         root: The folder of the views' folders.
         views: Which of them, or for `motion` which of its cameras "front", "left" and "right".
         motion: What `motion` is to look like; its camera is of no account.
@@ -112,4 +113,5 @@ def open_scenes(
             f"{name}: expected a folder for each view in {root}, got none for {', '.join(unknown)}: each view is a "
             "data set of its own, with the same file names"
         )
-    return Scenes({view: open_source(name, Path(root) / view, split, fold=fold, lists=lists) for view in views})
+    options = {"fold": fold, "lists": lists, "missing": missing}
+    return Scenes({view: open_source(name, Path(root) / view, split, **options) for view in views})
