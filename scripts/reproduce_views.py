@@ -48,6 +48,7 @@ def test_choices(run: Path) -> dict[str, float]:
     from flaxvid.train.loop import enable_compilation_cache
     from flaxvid.train.setup import clip_config, open_data
     from flaxvid.train.trained import load_trained
+    from flaxvid.types import by_task
 
     file = run / "views.json"
     if file.exists():
@@ -59,7 +60,7 @@ def test_choices(run: Path) -> dict[str, float]:
         if set(choice) <= set(trained.model.views):
             source = open_data(dataclasses.replace(recipe.data, views=choice), recipe.data.eval_split)
             batches = eval_batches(source, clip_config(recipe, (count,)), recipe.eval_batch_size)
-            evaluation = evaluate_videos(trained.model, {count: trained.select(count)}, batches)
+            evaluation = by_task(evaluate_videos(trained.model, {count: trained.select(count)}, batches))[""]
             scores[" ".join(choice)] = evaluation.scores()[count]["top1"]
     unfinished = file.with_suffix(".part")
     unfinished.write_text(json.dumps(scores, indent=1))
