@@ -12,7 +12,6 @@ import json
 import os
 import statistics
 from pathlib import Path
-from typing import Any
 
 from reproduce import Runs, train_all
 
@@ -49,6 +48,8 @@ def test_choices(run: Path) -> dict[str, float]:
     from flaxvid.train.loop import enable_compilation_cache
     from flaxvid.train.setup import clip_config, open_data
     from flaxvid.train.trained import load_trained
+    from flaxvid.types import by_task
+    from flaxvid.writing import written_whole
 
     file = run / "views.json"
     if file.exists():
@@ -60,11 +61,10 @@ def test_choices(run: Path) -> dict[str, float]:
         if set(choice) <= set(trained.model.views):
             source = open_data(dataclasses.replace(recipe.data, views=choice), recipe.data.eval_split)
             batches = eval_batches(source, clip_config(recipe, (count,)), recipe.eval_batch_size)
-            evaluation: Any = evaluate_videos(trained.model, {count: trained.select(count)}, batches)
+            evaluation = by_task(evaluate_videos(trained.model, {count: trained.select(count)}, batches))[""]
             scores[" ".join(choice)] = evaluation.scores()[count]["top1"]
-    unfinished = file.with_suffix(".part")
-    unfinished.write_text(json.dumps(scores, indent=1))
-    unfinished.replace(file)
+    with written_whole(file) as path:
+        path.write_text(json.dumps(scores, indent=1))
     return scores
 
 

@@ -1,1 +1,1 @@
-"""Adapting trained variables: new heads, 2-D weights for 3-D networks, re-estimated statistics."""
+"""Adapting trained variables: new heads, 2-D weights for 3-D networks, frozen parts, re-estimated statistics."""
