@@ -186,13 +186,11 @@ class MotionSource:
         self.path, self.split = str(path), split
 
     @functools.cached_property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, by label."""
+    def _names(self) -> tuple[str, ...]:
         return tuple((Path(self.path) / "label.labels.txt").read_text().splitlines())
 
     @functools.cached_property
-    def flip_labels(self) -> tuple[int | None, ...] | None:
-        """The label of each class's mirror image."""
+    def _mirrored(self) -> tuple[int | None, ...] | None:
         return mirrored_labels(self.classes)
 
     @functools.cached_property
@@ -201,6 +199,16 @@ class MotionSource:
 
         builder: Any = ReadOnlyBuilder(builder_dir=self.path)  # its methods' decorators hide their arguments
         return builder.as_data_source(self.split)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, by label."""
+        return self._names
+
+    @property
+    def flip_labels(self) -> tuple[int | None, ...] | None:
+        """The label of each class's mirror image."""
+        return self._mirrored
 
     def __getstate__(self) -> dict[str, str]:
         return {"path": self.path, "split": self.split}

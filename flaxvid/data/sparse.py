@@ -7,7 +7,7 @@ Packets are read on and left out, which is exact where seeking is not: a packet'
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 from av.container import InputContainer
@@ -40,7 +40,8 @@ class Packet(NamedTuple):
 
 def read_packets(container: InputContainer) -> Iterator[tuple[Packet, av.Packet]]:
     """The packets of the first video stream in the order of decoding, without empty ones."""
-    with closing(container.demux(video=0)) as packets:  # left half way, PyAV's generators leak unless closed
+    packets: Any = container.demux(video=0)
+    with closing(packets):  # left half way, PyAV's generators leak unless closed
         for packet in packets:
             if packet.size:
                 yield Packet(packet.pts, packet.size, packet.is_keyframe, packet.is_discard), packet
