@@ -132,7 +132,7 @@ def folder_source(root: Path, split: str) -> FileSource:
     that a new video moves at most one other. Classes are the folders' names, sorted; with split folders those of
     `train`.
     """
-    layout = f"{root}/<class>/<video>.mp4, or {root}/train/<class>/<video>.mp4 and {root}/{split}/<class>/<video>.mp4"
+    layout = f"{root}/<class>/<video>.mp4, or {root}/train/<class>/<video>.mp4 and {root}/test/<class>/..."
     if not root.is_dir():
         raise FileNotFoundError(f"folder: expected {layout}; got no folder {root}")
     has_splits = (root / "train").is_dir()
