@@ -4,6 +4,7 @@ python scripts/benchmark.py conv                    Conv against nn.Conv and tor
 python scripts/benchmark.py model tsm_resnet50      forward, training step, compile time, memory against torch
 python scripts/benchmark.py families                the same of every family at its own clip, the README's table
 python scripts/benchmark.py ffn                     frame-flexible training against training at 16 frames
+python scripts/benchmark.py input [FOLDER]          decoding against decord and OpenCV, clips a second of the pipeline
 python scripts/benchmark.py import                  import time of flaxvid against jax and flax
 python scripts/benchmark.py gpu                     TSM and FFN training in bfloat16 against torch, on a GPU
 
@@ -184,11 +185,11 @@ def main() -> None:
     """Runs one comparison, prints it, and with --json writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("conv", "model", "families", "ffn", "import", "gpu", "once"):
+    for command in ("conv", "model", "families", "ffn", "input", "import", "gpu", "once"):
         sub = commands.add_parser(command)
         sub.add_argument("--repeats", type=int, default=5)
         sub.add_argument("--json", type=pathlib.Path, help="write the numbers here, too")
-        if command in ("conv", "model", "families", "ffn", "gpu"):
+        if command in ("conv", "model", "families", "ffn", "input", "gpu"):
             sub.add_argument("--clock", choices=CLOCKS, default="wall")
         if command in ("model", "ffn", "gpu", "once"):
             sub.add_argument("name", nargs="?", default="tsm_resnet50")
@@ -201,6 +202,12 @@ def main() -> None:
     families.add_argument("names", nargs="*", default=FAMILIES, metavar="MODEL", help="default: one of each kind")
     families.add_argument("--batch", type=int, default=1)
     families.add_argument("--scale", type=float, default=1.0, help="of the clips' sides, for a trial")
+    source = commands.choices["input"]
+    source.add_argument("folder", nargs="?", type=pathlib.Path, help="of videos; default: some h264 clips are made")
+    source.add_argument("--frames", type=int, default=16)
+    source.add_argument("--short-side", type=int, default=256)
+    source.add_argument("--videos", type=int, default=40, help="at most so many of them")
+    source.add_argument("--seconds", type=float, default=8, help="for each setting of the pipeline")
     commands.choices["conv"].add_argument("--cases", default="", help="only those whose name contains this")
     commands.choices["once"].add_argument("--peer", default="flaxvid")
     commands.choices["once"].add_argument("--cache", default="")
@@ -224,6 +231,10 @@ def main() -> None:
         print(families_table(rows))
     elif args.command == "ffn":
         rows = compare_ffn(args.name, args.batch, args.size, timing)
+    elif args.command == "input":
+        from benchmark_input import compare_input  # the others run without PyAV
+
+        rows = compare_input(args.folder, args.frames, args.short_side, args.videos, args.seconds, timing)
     elif args.command == "import":
         rows = compare_imports(timing)
     else:
@@ -234,7 +245,7 @@ def main() -> None:
             rows[f"{args.name} {frames} frames per second"] = {
                 peer: args.batch * sum(frames) / seconds for peer, seconds in train.items()
             }
-    if args.command not in ("conv", "families"):
+    if args.command not in ("conv", "families", "input"):
         print_rows(rows)
     if args.json:
         args.json.write_text(json.dumps({"setup": describe(), "rows": rows}, indent=2))

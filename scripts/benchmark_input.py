@@ -1,13 +1,9 @@
-"""Speed of decoding against decord and OpenCV (where they are installed), and of the whole input pipeline.
-
-python scripts/benchmark_input.py FOLDER              the videos under a folder
-python scripts/benchmark_input.py                     h264 clips made for it, 340 x 256, 300 frames
+"""Input for benchmark.py: decoding against decord and OpenCV (where they are installed), and the whole pipeline.
 
 Decoding takes so many frames of each video, resized to a short side, on one core: pin it with `taskset -c 0` for a fair
 comparison, for the peers start threads of their own.
 """
 
-import argparse
 import functools
 import importlib.util
 import os
@@ -20,7 +16,7 @@ os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "threads;1")
 
 import av
 import numpy as np
-from benchmark import Timing, interleaved, print_rows
+from benchmark_timing import Rows, Timing, interleaved, print_rows
 
 from flaxvid.data.clips import ClipConfig
 from flaxvid.data.decode import count_frames, decode
@@ -107,36 +103,39 @@ def clips_per_second(source: FileSource, clips: ClipConfig, threads: int, worker
     return count / (time.perf_counter() - begin)
 
 
-def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=pathlib.Path, help="of videos; default: some are made")
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--short-side", type=int, default=256)
-    parser.add_argument("--videos", type=int, default=40, help="at most so many of them")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8, help="for each setting of the pipeline")
-    args = parser.parse_args()
+def compare_input(
+    folder: pathlib.Path | None, frames: int, short_side: int, limit: int, seconds: float, timing: Timing
+) -> Rows:
+    """Seconds a clip of every reader, and clips a second of the pipeline by threads and worker processes.
+
+    Args:
+        folder: of videos; None makes h264 clips of 340 x 256 pixels and 300 frames.
+        frames: of a clip.
+        short_side: pixels that frames are resized to.
+        limit: at most so many of the videos.
+        seconds: for each setting of the pipeline.
+        timing: repeats and clock.
+    """
     with tempfile.TemporaryDirectory() as made:
-        if args.folder is None:
+        if folder is None:
             make_videos(pathlib.Path(made))
-        folder = args.folder or pathlib.Path(made)
+        folder = folder or pathlib.Path(made)
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-        paths = paths[:: max(1, len(paths) // args.videos)][: args.videos]
+        paths = paths[:: max(1, len(paths) // limit)][:limit]
         if not paths:
-            parser.error(f"expected videos under {folder}, found none")
-        videos = [(path, segment_indices(count_frames(path), args.frames).ravel()) for path in paths]
+            raise SystemExit(f"expected videos under {folder}, found none")
+        videos = [(path, segment_indices(count_frames(path), frames).ravel()) for path in paths]
         readers = {name: reader for name, (package, reader) in PEERS.items() if importlib.util.find_spec(package)}
-        runs = {name: functools.partial(read_all, reader, videos, args.short_side) for name, reader in readers.items()}
-        row = {name: seconds / len(videos) for name, seconds in interleaved(runs, Timing(args.repeats), 60).items()}
-        print_rows({f"seconds a clip: {args.frames} frames of {len(videos)} videos, {args.short_side} px": row})
+        runs = {name: functools.partial(read_all, reader, videos, short_side) for name, reader in readers.items()}
+        row = {name: total / len(videos) for name, total in interleaved(runs, timing, 60).items()}
+        rows = {f"seconds a clip: {frames} frames of {len(videos)} videos, {short_side} px": row}
+        print_rows(rows)
         names = tuple(str(path.relative_to(folder)) for path in paths)
         source = FileSource("videos", str(folder), names, (0,) * len(names), ("any",))
-        clips = ClipConfig((args.frames,), 224, short="repeat")
+        clips = ClipConfig((frames,), 224, short="repeat")
         for threads, workers in ((1, 0), (2, 0), (4, 0), (1, 1), (1, 2), (2, 2)):
-            speed = clips_per_second(source, clips, threads, workers, args.seconds)
-            print(f"pipeline, {threads} threads in each of {workers or 'no'} workers: {speed:.1f} clips/s", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+            label = f"clips a second: {threads} threads in each of {workers or 'no'} workers"
+            own: Rows = {label: {"pipeline": clips_per_second(source, clips, threads, workers, seconds)}}
+            print_rows(own)
+            rows |= own
+        return rows
