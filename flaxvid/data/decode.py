@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import av
 import numpy as np
@@ -22,6 +22,9 @@ from jaxtyping import Int, UInt8
 from flaxvid.data.sparse import InexactError, Packet, plan_runs, read_packets, read_runs
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+READING: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""A title that is no UTF-8 is no reason to refuse a video; PyAV 19 sees to that by itself."""
 
 Video = bytes | str | Path
 """An encoded file's bytes, its path, or the path of a folder of numbered images."""
@@ -229,9 +232,7 @@ def _from_start(
 @contextmanager
 def _container(video: Video, name: str) -> Iterator[InputContainer]:
     try:
-        container = av.open(
-            io.BytesIO(video) if isinstance(video, bytes) else str(video), mode="r", metadata_errors="replace"
-        )
+        container = av.open(io.BytesIO(video) if isinstance(video, bytes) else str(video), mode="r", **READING)
     except FileNotFoundError as error:
         raise VideoError(f"{name}: no such file: check the data set's root and list") from error
     except (FFmpegError, OSError) as error:
