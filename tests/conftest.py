@@ -115,13 +115,34 @@ def tiny_flags(motion_data):
     return [f"--config.{name}={value}" for name, value in overrides.items()]
 
 
+class Script(subprocess.Popen):
+    """A script of this project at work, started as a user starts it.
+
+    Its output goes to files: a pipe that nobody reads while the test waits for something else would stop it.
+    """
+
+    def __init__(self, folder, *arguments):
+        self._texts = folder / "out.txt", folder / "err.txt"
+        with self._texts[0].open("w") as out, self._texts[1].open("w") as err:
+            super().__init__([sys.executable, *arguments], cwd=Path(__file__).parents[1], stdout=out, stderr=err)
+
+    def communicate(self, timeout=None):
+        """Its output and its errors, once it has ended."""
+        self.wait(timeout)
+        return tuple(text.read_text() for text in self._texts)
+
+
 @pytest.fixture(scope="session")
-def start_training(tiny_flags):
-    """Starts scripts/train.py as a user does, in a process of its own."""
-    root = Path(__file__).parents[1]
+def start_script(tmp_path_factory):
+    """Starts a script with its arguments, in a process of its own."""
+    return lambda *arguments: Script(tmp_path_factory.mktemp("script"), *arguments)
+
+
+@pytest.fixture(scope="session")
+def start_training(start_script, tiny_flags):
+    """Starts scripts/train.py."""
 
     def start(*flags, config="configs/ffn.py", tiny=True):
-        command = [sys.executable, "scripts/train.py", "--config", config, *(tiny_flags if tiny else []), *flags]
-        return subprocess.Popen(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return start_script("scripts/train.py", "--config", config, *(tiny_flags if tiny else []), *flags)
 
     return start

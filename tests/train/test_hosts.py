@@ -4,9 +4,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,18 +13,15 @@ from flaxvid.report.run import read_metrics
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.hosts import LOST_PEER, connect
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def launch(tiny_flags):
+def launch(start_script, tiny_flags):
     """Starts so many processes with so many devices each."""
 
     def start(workdir, processes, devices, *flags):
-        command = [sys.executable, "scripts/launch.py", f"--processes={processes}", f"--devices={devices}"]
-        training = ["scripts/train.py", "--config", "configs/ffn.py", *tiny_flags, f"--workdir={workdir}", *flags]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*command, *training], cwd=ROOT, **pipes)
+        launcher = ("scripts/launch.py", f"--processes={processes}", f"--devices={devices}")
+        training = ("scripts/train.py", "--config", "configs/ffn.py", *tiny_flags, f"--workdir={workdir}", *flags)
+        return start_script(*launcher, *training)
 
     return start
 
