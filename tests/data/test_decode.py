@@ -48,7 +48,7 @@ def test_a_folder_of_images_is_a_video(tmp_path, write_video):
     folder = tmp_path / "frames"
     folder.mkdir()
     for i, picture in enumerate(video):
-        av.VideoFrame.from_ndarray(picture, format="rgb24").save(folder / f"{i + 1:05d}.png")
+        av.VideoFrame.from_ndarray(picture, format="rgb24").save(str(folder / f"{i + 1:05d}.png"))
     assert count_frames(folder) == 4
     np.testing.assert_allclose(decode(folder, [2, 0]), video[[2, 0]], atol=2)
     assert decode(str(folder), [2, 0], size=16).shape == (2, 16, 24, 3)

@@ -38,6 +38,7 @@ CASES = {
     "2x3x3 even, one-sided": ((1, 4, 5, 5, 4), (2, 3, 3), 1, ((1, 0), (1, 1), (0, 2)), 1, 6),
     "depthwise 3x3x3": ((2, 4, 5, 6, 4), (3, 3, 3), (1, 2, 2), None, 4, 4),
     "depthwise 5x1x1": ((1, 6, 3, 4, 4), (5, 1, 1), 1, None, 4, 4),
+    "depthwise 3x3x3, many rows": ((1, 3, 37, 4, 2), (3, 3, 3), (1, 2, 1), None, 2, 2),
     "grouped 3x3x3": ((1, 3, 5, 4, 8), (3, 3, 3), (1, 2, 2), None, 2, 6),
     "3-D, no batch axis": ((4, 5, 6, 4), (3, 3, 3), 1, None, 1, 6),
     "3-D, two batch axes": ((2, 2, 3, 4, 5, 4), (3, 3, 3), 1, None, 1, 6),
@@ -108,7 +109,7 @@ def test_default_init_is_that_of_torchvision():
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (256 * 9)), rtol=0.02)
 
 
-@pytest.mark.parametrize("name", ["1x1", "3x1x1", "depthwise 5x1x1", "grouped 1x1"])
+@pytest.mark.parametrize("name", ["1x1", "3x1x1", "depthwise 3x3x3", "depthwise 5x1x1", "grouped 1x1"])
 def test_transformations_agree(name):
     ours, _, variables, x = build(name)
 
@@ -119,8 +120,8 @@ def test_transformations_agree(name):
     assert_close(jax.jit(jax.grad(jax.checkpoint(loss)))(variables, x), expected)
     each = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(variables, x[:, None])
     assert_close(jax.tree.map(lambda g: g.sum(0), each), expected)
-    _, tangent = jax.jit(lambda v, x: jax.jvp(loss, (v, x), (v, jnp.zeros_like(x))))(variables, x)
-    inner = jax.tree.map(lambda g, v: (g * v).sum(), expected, variables)
+    _, tangent = jax.jit(lambda *at: jax.jvp(loss, at, at))(variables, x)
+    inner = jax.tree.map(lambda g, v: (g * v).sum(), jax.grad(loss, (0, 1))(variables, x), (variables, x))
     np.testing.assert_allclose(tangent, sum(jax.tree.leaves(inner)), rtol=1e-4, atol=1e-4)
 
 
