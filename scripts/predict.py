@@ -5,6 +5,9 @@
     python scripts/predict.py --run runs/ffn-folder --window 5 film.mp4             a line for every 5 seconds
     python scripts/predict.py --run tsm.safetensors --frames 8 --json holidays/ > answers.jsonl
 
+A network of several views takes folders that have a folder for each camera, with the same file names, as its training
+did; a line for every scene, whose answer makes do with the cameras that have it.
+
 Answers go to stdout as they come, everything else to stderr. Videos that cannot be read are named and counted; the exit
 status is 0 if at least one could be read, 1 if none could or the command is wrong.
 """
@@ -14,13 +17,14 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flaxvid.data.decode import VideoError
 from flaxvid.evaluate.any_frame import largest_within
-from flaxvid.export.predictor import Prediction, Predictor, find_videos
+from flaxvid.export.predictor import Prediction, Predictor, find_scenes, find_videos
 from flaxvid.train.loop import enable_compilation_cache
 from flaxvid.train.setup import clip_config
 from flaxvid.train.trained import Trained, load_trained
@@ -60,26 +64,26 @@ def run(arguments: argparse.Namespace) -> int:
     """Loads, finds, predicts and prints; returns how many videos could be read."""
     enable_compilation_cache()
     console = Console(stderr=True, highlight=False)
-    videos = find_videos(arguments.videos)
     names = arguments.classes.read_text().splitlines() if arguments.classes else None
     trained = load_trained(arguments.run, names)
+    videos = videos_for(trained.model.views, arguments)
     clips = clip_config(trained.recipe, trained.frames)
     predictor = Predictor(trained.model, trained.select, trained.classes, clips)
     num_frames = choose_frames(trained, predictor, arguments, console)
     names = [name for task in by_task(predictor.classes).values() for name in task]
-    widths = max(len(str(video)) for video in videos), max(map(len, names))
+    widths = max(map(len, videos)), max(map(len, names))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     failed = 0
     # Only a terminal's lines may be drawn above the bar; a pipe must get them on stdout and whole.
     hidden, redirected = not console.is_terminal, sys.stdout.isatty()
     with Progress(*columns, console=console, disable=hidden, redirect_stdout=redirected, transient=True) as progress:
         task = progress.add_task(f"{num_frames} frames", total=len(videos))
-        for video in videos:
+        for name, video in videos.items():
             try:
                 for prediction in predictor.predict(video, num_frames, arguments.window):
                     top = predictor.top(prediction.probabilities, arguments.top)
                     line = json_line if arguments.json else text_line
-                    print(line(str(video), prediction, top, num_frames, widths), flush=True)
+                    print(line(name, prediction, top, num_frames, widths), flush=True)
             except VideoError as error:
                 failed += 1
                 console.print(f"unreadable: {error}", markup=False, soft_wrap=True)
@@ -87,6 +91,15 @@ def run(arguments: argparse.Namespace) -> int:
     read = len(videos) - failed
     console.print(f"{read} of {len(videos)} videos read, {failed} unreadable, {num_frames} frames a clip")
     return read
+
+
+def videos_for(views: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, Any]:
+    """What to look at, by name: videos, or for a network of several views scenes."""
+    if not views:
+        return {str(video): video for video in find_videos(arguments.videos)}
+    if arguments.window:
+        raise ValueError("expected no --window for a network of several views, which takes a scene whole: leave it out")
+    return dict(find_scenes(arguments.videos, views))
 
 
 def choose_frames(trained: Trained, predictor: Predictor, arguments: argparse.Namespace, console: Console) -> int:

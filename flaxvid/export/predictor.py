@@ -6,7 +6,7 @@ import glob
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,33 @@ def find_videos(places: Iterable[str | Path]) -> list[Path]:
             )
         found += inside
     return list(dict.fromkeys(found))
+
+
+def find_scenes(places: Iterable[str | Path], views: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """The scenes in folders that have a folder for each camera, in which the files of a scene have the same name.
+
+    Args:
+        places: folders such as `videos`, with `videos/front/jump/a.mp4` and `videos/left/jump/a.mp4` in them.
+        views: the cameras that the network knows; a scene may lack some of them.
+
+    Returns:
+        The files of each scene, ``{"videos/jump/a": {"front": Path(...), "left": Path(...)}}``.
+
+    Raises:
+        FileNotFoundError: a place with no video in any of the cameras' folders.
+    """
+    scenes: dict[str, dict[str, Path]] = {}
+    for place in map(Path, places):
+        cameras = {view: place / view for view in views if (place / view).is_dir()}
+        if not any(map(_videos_in, cameras.values())):
+            raise FileNotFoundError(
+                f"expected a folder of videos for each camera in {place}, {' or '.join(views)}, got none: files of one "
+                "scene have the same name in each"
+            )
+        for view, folder in cameras.items():
+            for video in _videos_in(folder):
+                scenes.setdefault(str(place / video.relative_to(folder).with_suffix("")), {})[view] = video
+    return scenes
 
 
 def _videos_in(folder: Path) -> list[Path]:

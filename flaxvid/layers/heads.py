@@ -46,7 +46,9 @@ class ConsensusHead(nn.Module):
     dropout: float = 0.5
     classifier_std: float = 0.001
 
-    def pool(self, x: Float[Array, "b t h w c"], frame_mask: Bool[Array, "b t"] | None = None) -> Float[Array, "b c"]:
+    def pool(
+        self, x: Float[Array, "b t h w c"], train: bool = False, frame_mask: Bool[Array, "b t"] | None = None
+    ) -> Float[Array, "b c"]:
         """The clip's feature: the mean over space and time."""
         return global_mean(x, frame_mask)
 
@@ -76,7 +78,9 @@ class PoolHead(nn.Module):
     dropout: float = 0.5
     classifier_std: float = 0.01
 
-    def pool(self, x: Float[Array, "b t h w c"], frame_mask: Bool[Array, "b t"] | None = None) -> Float[Array, "b c"]:
+    def pool(
+        self, x: Float[Array, "b t h w c"], train: bool = False, frame_mask: Bool[Array, "b t"] | None = None
+    ) -> Float[Array, "b c"]:
         """The clip's feature: the mean over space and the frames that `frame_mask`, the clip's, marks True."""
         return global_mean(x, frame_mask)
 
@@ -85,5 +89,5 @@ class PoolHead(nn.Module):
         self, x: Float[Array, "b t h w c"], train: bool = False, frame_mask: Bool[Array, "b t"] | None = None
     ) -> Logits:
         """Activations to logits."""
-        x = nn.Dropout(self.dropout)(self.pool(x, frame_mask), deterministic=not train)
+        x = nn.Dropout(self.dropout)(self.pool(x, train, frame_mask), deterministic=not train)
         return classify(x, self.num_classes, self.classifier_std)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from flaxvid.layers.attention import CrossViewAttention, Present, Views
 from flaxvid.layers.blocks import FrameMask, Grid
@@ -135,9 +135,10 @@ class MeanHead(nn.Module):
         """The head's."""
         return self.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
 
-    def pool(self, x: Mapping[str, Any], frame_mask: Bool[Array, "b t"] | None = None) -> Float[Array, "b c"]:
+    def pool(self, x: Mapping[str, Any], train: bool = False, frame_mask: FrameMask = None) -> Float[Array, "b c"]:
         """The mean of the views' features."""
-        pooled = self.head.pool(fold(x), each_view(frame_mask, len(x)))  # pyright: ignore[reportAttributeAccessIssue]
+        mask = each_view(frame_mask, len(x))
+        pooled = self.head.pool(fold(x), train, mask)  # pyright: ignore[reportAttributeAccessIssue]
         return unfold(pooled, len(x)).mean(axis=1)
 
     @nn.compact

@@ -138,14 +138,14 @@ class Head(nn.Module):
     dropout: float = 0.5
     classifier_std: float = 0.01
 
-    def pool(self, x: Pathways, frame_mask: FrameMask = None) -> Float[Array, "b c"]:
+    def pool(self, x: Pathways, train: bool = False, frame_mask: FrameMask = None) -> Float[Array, "b c"]:
         """The clip's feature: the slow pathway's mean, then the fast one's; `frame_mask` is the clip's."""
         return jnp.concatenate([blocks.global_mean(grid, frame_mask) for grid in x], axis=-1)
 
     @nn.compact
     def __call__(self, x: Pathways, train: bool = False, frame_mask: FrameMask = None) -> Logits:
         """Slow and fast grid to logits."""
-        feature = nn.Dropout(self.dropout)(self.pool(x, frame_mask), deterministic=not train)
+        feature = nn.Dropout(self.dropout)(self.pool(x, train, frame_mask), deterministic=not train)
         return classify(feature, self.num_classes, self.classifier_std)
 
 

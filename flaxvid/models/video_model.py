@@ -101,7 +101,7 @@ class VideoModel(nn.Module):
     ) -> Float[Array, "b c"]:
         """The pooled feature before the classifier, (b, feature_dim); arguments as in a call."""
         x = self.body(self.stem(self.normalise(video), train, frame_mask), train, frame_mask)
-        return self.head.pool(x, frame_mask)  # pyright: ignore[reportAttributeAccessIssue]
+        return self.head.pool(x, train, frame_mask)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def clip_length(video: Any) -> int:

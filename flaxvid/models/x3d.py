@@ -158,7 +158,7 @@ class Head(nn.Module):
         self.pre = ConvNorm(self.hidden, (1, 1, 1), activation=nn.relu, dtype=self.dtype)
         self.post = Conv(self.features, (1, 1, 1))
 
-    def pool(self, x: Grid, frame_mask: FrameMask = None, train: bool = False) -> Float[Array, "b c"]:
+    def pool(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Float[Array, "b c"]:
         """The clip's feature, what enters the classifier: behind both convolutions, not the bare mean of the grid."""
         x = global_mean(self.pre(x, train, frame_mask), frame_mask)
         return nn.relu(self.post(x[:, None, None, None]))[:, 0, 0, 0]
@@ -166,7 +166,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Logits:
         """Activations to logits."""
-        x = nn.Dropout(self.dropout)(self.pool(x, frame_mask, train), deterministic=not train)
+        x = nn.Dropout(self.dropout)(self.pool(x, train, frame_mask), deterministic=not train)
         return classify(x, self.num_classes, self.classifier_std)
 
 

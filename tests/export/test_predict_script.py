@@ -1,10 +1,12 @@
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from flaxvid.models.registry import create_model
 from flaxvid.weights.native import WeightsInfo, save_variables
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
@@ -23,13 +25,13 @@ def weights(network, tmp_path_factory):
 def predict(monkeypatch, capsys, weights):
     """Runs the script and returns its exit status, stdout and stderr."""
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["predict.py", "--run", str(weights), *map(str, arguments)])
+    def predict(*arguments, run=weights):
+        monkeypatch.setattr(sys, "argv", ["predict.py", "--run", str(run), *map(str, arguments)])
         with pytest.raises(SystemExit) as status:
             runpy.run_path(str(SCRIPT), run_name="__main__")
         return status.value.code, *capsys.readouterr()
 
-    return run
+    return predict
 
 
 def test_lines_for_people(predict, videos):
@@ -75,3 +77,26 @@ def test_the_status_says_whether_anything_was_read(predict, videos, tmp_path):
     assert "several are for --budget-ms" in code
     code, *_ = predict(f"{tmp_path}/*.webm")
     assert "expected videos" in code
+
+
+def test_scenes_of_several_cameras(predict, videos, random_variables, tmp_path):
+    overrides = {
+        "backbone_options": {"width": 8, "depths": (1,)},
+        "backbone": "tsm_resnet18",
+        "views": ("front", "left"),
+    }
+    overrides |= {"num_classes": 3, "image_size": 32, "num_frames": 4}
+    weights, scenes = tmp_path / "tiny.safetensors", tmp_path / "scenes"
+    info = WeightsInfo("ts_cva", overrides, classes=("first", "second", "third"))
+    save_variables(weights, random_variables(create_model("ts_cva", **overrides)), info)
+    for camera, name in (("front", "a.mp4"), ("left", "a.mp4"), ("left", "b.mp4")):
+        (scenes / camera / "jump").mkdir(parents=True, exist_ok=True)
+        shutil.copy(videos / "a.mp4", scenes / camera / "jump" / name)
+    code, out, err = predict(scenes, "--json", run=weights)
+    both, one = map(json.loads, out.splitlines())
+    assert code == 0
+    assert (both["video"], one["video"]) == (str(scenes / "jump/a"), str(scenes / "jump/b"))
+    assert both["top"] != one["top"]
+    assert "2 of 2 videos read" in err
+    assert "takes a scene whole" in predict(scenes, "--window", 2, run=weights)[0]
+    assert "a folder of videos for each camera in" in predict(scenes / "front", run=weights)[0]

@@ -120,6 +120,20 @@ def test_the_feature_is_what_the_classifier_sees(random_variables, clip):
     assert (features >= 0).all()  # behind the second ReLU
 
 
+def test_features_in_training_keep_the_statistics_of_a_call(random_variables, clip):
+    model = create_tiny("x3d_s")
+    variables, video = random_variables(model), clip(2, 4, 32, 32)
+
+    @functools.partial(jax.jit, static_argnames="method")
+    def statistics(method=None):
+        options = {"mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(0)}}
+        return model.apply(variables, video, train=True, method=method, **options)[1]
+
+    chex.assert_trees_all_close(statistics("features"), statistics(), rtol=1e-5)
+    before, after = (v["batch_stats"]["head"]["pre"]["norm"]["mean"] for v in (variables, statistics("features")))
+    assert (before != after).all()
+
+
 def test_it_learns_frame_flexible(motion_data):
     """A few steps on one batch of `motion`, by the ordinary task: no model knows of frame flexibility."""
     source = open_source(
