@@ -8,19 +8,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import flaxvid
 from flaxvid import trees
 from flaxvid.compress.cost import model_cost
-from flaxvid.data.clips import ClipConfig
-from flaxvid.data.motion import MotionConfig
-from flaxvid.data.pipeline import train_batches
-from flaxvid.data.sources import open_source
 from flaxvid.models import resnet3d
 from flaxvid.models.registry import create_model, create_tiny, get_spec
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
 from flaxvid.tasks.task import Supervised
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
@@ -185,27 +179,3 @@ def test_a_frozen_backbone_stays_bit_by_bit(frozen, random_variables, clip):
     moved = {path for path, leaf in trees.flatten(before).items() if not np.array_equal(leaf, flat[path])}
     head = {"params/head/classifier/kernel", "params/head/classifier/bias"}
     assert moved == (head if frozen else set(flat))
-
-
-@pytest.fixture(scope="module")
-def batch(motion_data):
-    config = MotionConfig(size=32, num_frames=16, train=24, validation=8, test=8)
-    source = open_source("motion", motion_data, motion=config)
-    return next(train_batches(source, ClipConfig((2, 4), 32), 8))
-
-
-@pytest.mark.parametrize("name", ["slow_r50", "r3d_18_se", "r2plus1d_r18", "r2plus1d_r50"])
-def test_it_learns_frame_flexible(name, batch):
-    """A few steps on one batch of `motion`, by the ordinary task: no model knows of frame flexibility."""
-    model = create_tiny(name, depths=(1, 1), num_classes=16, dropout=0.0, classifier_std=0.1)
-    task = FrameFlexibleTask(flaxvid.FrameFlexible(model, (2, 4)))
-    optimizer = optax.adam(1e-2)
-    step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer))
-    state = create_state(task.init(jax.random.key(0)), optimizer)
-    gains = [path for path in trees.flatten(state.variables) if path.endswith("/gain")]
-    assert len(gains) == 4  # of the first convolution of two blocks, for two counts
-    losses = []
-    for _ in range(8):
-        state, metrics = step(state, {"video": batch["video"], "label": batch["label"]}, jax.random.key(1))
-        losses.append(float(metrics["loss"]))
-    assert losses[-1] < 0.8 * losses[0]

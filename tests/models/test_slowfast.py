@@ -1,22 +1,15 @@
 """SlowFast: what the contract cannot know."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import flaxvid
-from flaxvid import trees
 from flaxvid.compress.cost import model_cost
 from flaxvid.models.registry import create_model, create_tiny
 from flaxvid.models.slowfast import TINY, TORCH_KEYS, slow_frames
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.train.state import create_state
-from flaxvid.train.step import train_step
 from flaxvid.weights.torch import import_torch
 
 OVERRIDES = {name: value for name, value in TINY.items() if name != "num_classes"}
@@ -144,21 +137,3 @@ def test_wrong_options_say_so(wrong):
     with pytest.raises(ValueError, match="alpha must be a power of two, fusion_kernel odd, width a multiple") as error:
         create_model("slowfast_r50", **wrong)
     assert f"{name}={value}" in str(error.value)
-
-
-def test_it_learns_frame_flexible_at_the_papers_counts(clip):
-    """A few steps on one batch, by the ordinary task: no model knows of frame flexibility."""
-    model = create_tiny("slowfast_r50", depths=(1,), image_size=16, dropout=0.0, classifier_std=0.1)
-    task = FrameFlexibleTask(flaxvid.FrameFlexible(model, FRAMES))
-    optimizer = optax.adam(3e-3)
-    step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer))
-    state = create_state(task.init(jax.random.key(0)), optimizer)
-    gains = [path for path in trees.flatten(state.variables) if path.endswith("/gain")]
-    assert len(gains) == 2 * len(FRAMES)  # of a block in each pathway
-    video = clip(4, 64, 16, 16)
-    batch = {"video": {n: video[:, :: 64 // n] for n in FRAMES}, "label": np.arange(4)}
-    losses = []
-    for _ in range(8):
-        state, metrics = step(state, batch, jax.random.key(1))
-        losses.append(float(metrics["loss"]))
-    assert losses[-1] < 0.8 * losses[0]

@@ -5,21 +5,13 @@ import functools
 import chex
 import jax
 import numpy as np
-import optax
 import pytest
 
 import flaxvid
 from flaxvid import trees
 from flaxvid.compress.cost import model_cost
-from flaxvid.data.clips import ClipConfig
-from flaxvid.data.motion import MotionConfig
-from flaxvid.data.pipeline import train_batches
-from flaxvid.data.sources import open_source
 from flaxvid.models.registry import create_model, create_tiny
 from flaxvid.models.x3d import TINY, TORCH_KEYS, near_eighth
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.train.state import create_state
-from flaxvid.train.step import train_step
 from flaxvid.weights.torch import import_torch
 
 OVERRIDES = {name: value for name, value in TINY.items() if name != "num_classes"}
@@ -132,23 +124,3 @@ def test_features_in_training_keep_the_statistics_of_a_call(random_variables, cl
     chex.assert_trees_all_close(statistics("features"), statistics(), rtol=1e-5)
     before, after = (v["batch_stats"]["head"]["pre"]["norm"]["mean"] for v in (variables, statistics("features")))
     assert (before != after).all()
-
-
-def test_it_learns_frame_flexible(motion_data):
-    """A few steps on one batch of `motion`, by the ordinary task: no model knows of frame flexibility."""
-    source = open_source(
-        "motion", motion_data, motion=MotionConfig(size=32, num_frames=16, train=24, validation=8, test=8)
-    )
-    batch = next(train_batches(source, ClipConfig((2, 4), 32), 8))
-    model = create_tiny("x3d_s", depths=(1, 1), num_classes=16, dropout=0.0, classifier_std=0.1)
-    task = FrameFlexibleTask(flaxvid.FrameFlexible(model, (2, 4)))
-    optimizer = optax.adam(3e-3)
-    step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer))
-    state = create_state(task.init(jax.random.key(0)), optimizer)
-    gains = [path for path in trees.flatten(state.variables) if path.endswith("/gain")]
-    assert len(gains) == 4  # of the first convolution of two blocks, for two counts
-    losses = []
-    for _ in range(16):
-        state, metrics = step(state, {"video": batch["video"], "label": batch["label"]}, jax.random.key(1))
-        losses.append(float(metrics["loss"]))
-    assert losses[-1] < 0.8 * losses[0]
