@@ -1,6 +1,7 @@
-"""Changing parts of trained variables: another head, a third dimension."""
+"""Changing parts of trained variables: another head, a third dimension, several views."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -103,6 +104,32 @@ def inflate(
             "ResNet over frames (tsn_..., tsm_...) with the same block, depths and width"
         )
     return trees.unflatten(variables), account
+
+
+def spread(template: Variables, trained: Variables, views: Sequence[str]) -> dict[str, Any]:
+    """Variables of a network of several views out of those of its backbone; its fusion stays as initialised.
+
+    Args:
+        template: freshly initialised variables of the network of several views, with one backbone for all or one for
+            each.
+        trained: ordinary variables of the backbone.
+        views: names of the cameras.
+
+    Raises:
+        ValueError: anything outside the fusion has no counterpart of its shape.
+    """
+    have, variables, wrong = trees.flatten(trained), {}, []
+    of_a_view = re.compile(rf"(\w+/(?:stem|body))/(?:{'|'.join(views)})/")
+    for path, leaf in trees.flatten(template).items():
+        source = have.get(of_a_view.sub(r"\1/", path))
+        variables[path] = leaf if source is None else source
+        if variables[path].shape != leaf.shape or (source is None and not path.startswith("params/body/fusion/")):
+            wrong.append(path)
+    if wrong:
+        raise ValueError(
+            f"these weights are not of the backbone: {len(wrong)} parameters do not fit, such as {', '.join(wrong[:4])}"
+        )
+    return trees.unflatten(variables)
 
 
 def _over_time(kernel: Float[Array, "h w i o"], length: int, rule: str) -> Float[Array, "t h w i o"]:

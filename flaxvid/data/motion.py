@@ -1,7 +1,6 @@
 """The embedded data set `motion`: short h264 clips whose labels only the order and the pace of the frames can tell."""
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -26,6 +25,7 @@ from flaxvid.data.motion_render import (
     render_view,
 )
 from flaxvid.data.transforms import mirrored_labels
+from flaxvid.writing import take_lock
 
 VERSION = "1.0.0"  # raise it whenever a clip would come out differently
 _SPLITS = ("train", "validation", "test")
@@ -110,7 +110,7 @@ def build_motion(
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # goes with the process, however that ends
+        take_lock(lock, wait=True)
         for leftover in path.parent.glob(f".{path.name}.building-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         if not path.exists():

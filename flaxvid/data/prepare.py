@@ -6,7 +6,6 @@ run that was killed goes on after the last of them, and nothing half written is 
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -30,7 +29,7 @@ from flaxvid.data.examine import Encoding, examine, stamp
 from flaxvid.data.findings import Finding, Report, summarise
 from flaxvid.data.sources import Source
 from flaxvid.data.stored import shard_path, shard_writer, write_info
-from flaxvid.writing import written_whole
+from flaxvid.writing import take_lock, written_whole
 
 VERSION = "1.0.0"  # raise it whenever the same videos would be stored or reported differently
 
@@ -211,10 +210,8 @@ def _claimed(output: Path, splits: Mapping[str, Source], preparation: Preparatio
         raise ValueError(f"expected a new or empty folder, or one of an earlier run, got {output}: choose another")
     (output / "parts").mkdir(parents=True, exist_ok=True)
     with (output / "parts" / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however that ends
-        except BlockingIOError as error:
-            raise OSError(f"another process is working in {output}: wait for it, or choose another folder") from error
+        if not take_lock(lock):
+            raise OSError(f"another process is working in {output}: wait for it, or choose another folder")
         if record.exists():
             before = json.loads(record.read_bytes())
             other = [key for key in {**before, **marks} if before.get(key) != marks.get(key)]

@@ -129,7 +129,9 @@ def _cpu_form(shape, kernel_shape, strides, pads, groups):
         return _patches if any((n + sum(p) - k) // s + 1 < k for n, k, s, p in sizes) else _direct
     if max(window[1:]) == 1:
         return _temporal
-    return _frames if window[0] == 1 else _taps
+    if window[0] == 1:
+        return _frames
+    return _joined if window[0] * fan_in <= features else _taps
 
 
 def _on_cpu(x, kernel, strides, pads, groups):
@@ -177,6 +179,14 @@ def _frames(x, kernel, strides, pads, groups):
     """1xkxk: a 2-D convolution of every frame."""
     x = tap(_pad(x, pads[:1]), (0,), (1,), strides[:1])
     return over_leading(lambda x: _on_cpu(x, kernel[0], strides[1:], pads[1:], groups), x, 3)
+
+
+def _joined(x, kernel, strides, pads, groups):
+    """kxkxk on few channels, as in stems: the shifted frames side by side on them, then one 2-D convolution."""
+    x, (depth, *plane, fan_in, features) = _pad(x, pads[:1]), kernel.shape
+    x = jnp.concatenate([tap(x, (i,), (depth,), strides[:1]) for i in range(depth)], -1)
+    kernel = jnp.moveaxis(kernel, 0, -3).reshape(1, *plane, depth * fan_in, features)
+    return _frames(x, kernel, (1, *strides[1:]), ((0, 0), *pads[1:]), groups)
 
 
 def _taps(x, kernel, strides, pads, groups):

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Num
 
+from flaxvid.layers.blocks import mask_frames
+
 
 def _fold(channels: int, shift_div: int) -> int:
     if shift_div < 1:
@@ -78,8 +80,7 @@ class TemporalShift(nn.Module):
         self, x: Num[Array, "b t h w c"], frame_mask: Bool[Array, "b t"] | None = None
     ) -> Num[Array, "b t h w c"]:
         """Shifts; frames where `frame_mask` is False count as lying outside the clip, that is as zeros."""
-        if frame_mask is not None:
-            x = jnp.where(frame_mask.reshape(frame_mask.shape + (1,) * (x.ndim - 2)), x, 0)
+        x = mask_frames(x, frame_mask)
         if not self.causal:
             return temporal_shift(x, self.shift_div)
         streaming = self.is_mutable_collection("cache") and not self.is_initializing()

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from flaxvid.adapt.surgery import FLAT_SIBLINGS, adopt, inflate
+from flaxvid.adapt.surgery import FLAT_SIBLINGS, adopt, inflate, spread
 from flaxvid.data.clips import Augmentation, ClipConfig
 from flaxvid.data.scenes import open_scenes
 from flaxvid.data.sources import Source, open_source
@@ -20,7 +20,7 @@ from flaxvid.tasks.frame_flexible import FrameFlexibleTask
 from flaxvid.tasks.mixing import Mixing
 from flaxvid.tasks.task import Supervised, Task, init_model
 from flaxvid.train.checkpoint import restore_variables
-from flaxvid.train.recipe import DataRecipe, Recipe
+from flaxvid.train.recipe import DataRecipe, Recipe, read_recipe
 from flaxvid.train.state import averaged
 from flaxvid.types import Classes, by_task
 from flaxvid.weights.download import resolve_weights
@@ -99,7 +99,7 @@ def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoMod
             f"model.options repeats {', '.join(repeated)}: these are fields of model itself, and num_classes is "
             "the data's"
         )
-    fuses = "views" in inspect.signature(get_spec(name).build).parameters
+    fuses = _takes_views(name)
     if fuses != bool(recipe.data.views):
         raise ValueError(
             f"{name} takes several views, and data.views is empty: name them, as in data.views=('front', 'left')"
@@ -136,8 +136,9 @@ def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
     """Ordinary variables to start from; None from scratch.
 
     `recipe.model.weights` is a run's folder, a .safetensors file of ours, a torch file, or a known name. Of
-    frame-flexible weights the longest frame count's are taken. With `recipe.model.inflate` they are a 2-D network's. A
-    head of another number of classes starts anew, and that is said.
+    frame-flexible weights the longest frame count's are taken. With `recipe.model.inflate` they are a 2-D network's. Of
+    a network of several views they may be its backbone's. A head of another number of classes starts anew, as a fusion
+    does that the weights have not, and that is said.
 
     Raises:
         ValueError: the weights do not fit the network.
@@ -146,6 +147,11 @@ def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
     weights, rule, key = recipe.model.weights, recipe.model.inflate, jax.random.key(recipe.seed)
     if not weights:
         return None
+    if model.views and not _knows_views(weights):
+        single = _of_backbone(recipe)
+        plain = load_start(single, make_model(single, model.head.num_classes))  # pyright: ignore[reportAttributeAccessIssue]
+        print(f"{weights}: for the backbone, {single.model.name}, of {', '.join(model.views)}; a fusion starts anew")
+        return spread(init_model(model, key), plain or {}, model.views)
     if Path(weights).is_dir():
         variables = averaged(restore_variables(weights))
     elif is_native(path := resolve_weights(weights)):
@@ -179,3 +185,25 @@ def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
     if fresh:
         print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")
     return adopted
+
+
+def _knows_views(weights: str) -> bool:
+    """Whether weights are those of a network of several views, and not of its backbone."""
+    if Path(weights).is_dir():
+        return bool(read_recipe(Path(weights)).data.views)
+    path = resolve_weights(weights)
+    return is_native(path) and _takes_views(load_variables(path)[1].model)
+
+
+def _takes_views(name: str) -> bool:
+    return "views" in inspect.signature(get_spec(name).build).parameters
+
+
+def _of_backbone(recipe: Recipe) -> Recipe:
+    """The recipe of one video's network that a network of several views is made of."""
+    options = recipe.model.options
+    default = inspect.signature(get_spec(recipe.model.name).build).parameters["backbone"].default
+    model = dataclasses.replace(
+        recipe.model, name=options.get("backbone", default), options=dict(options.get("backbone_options") or {})
+    )
+    return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, views=()))

@@ -1,8 +1,6 @@
 """The folder of a run: one recipe, one run at a time."""
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxvid.train.recipe import Recipe, read_recipe, to_json
-from flaxvid.writing import written_whole
+from flaxvid.writing import take_lock, written_whole
 
 
 @contextlib.contextmanager
@@ -23,17 +21,12 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(file):
             file.seek(0)
             raise ValueError(
                 f"another run is at work in {workdir} ({file.read().strip() or 'it has just begun'}): wait for it, "
                 "stop it, or give --workdir another folder"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network disks know no locks
-                raise
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

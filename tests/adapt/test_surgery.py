@@ -2,13 +2,15 @@ import chex
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from flaxvid import trees
-from flaxvid.adapt.surgery import adopt, inflate
+from flaxvid.adapt.surgery import adopt, inflate, spread
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny
+from flaxvid.tasks.task import init_model
 from flaxvid.train.checkpoint import Checkpoints
-from flaxvid.train.recipe import ModelRecipe, Recipe
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe
 from flaxvid.train.setup import load_start, make_model
 from flaxvid.train.state import TrainState
 from flaxvid.weights.native import WeightsInfo, save_variables
@@ -133,8 +135,6 @@ def test_other_slips_of_inflation(images, random_variables):
 
 @pytest.mark.parametrize("kind", ["torch", "native", "run"])
 def test_a_recipe_starts_from_2_d_weights(images, tmp_path, capsys, kind):
-    from safetensors.numpy import save_file
-
     options = {"width": 8, "depths": (1, 1, 1, 1)}
     model = ModelRecipe("slow_r50", str(tmp_path / "w.safetensors"), image_size=32, options=options, inflate="centre")
     if kind == "torch":
@@ -155,9 +155,49 @@ def test_a_recipe_starts_from_2_d_weights(images, tmp_path, capsys, kind):
 
 
 def test_2_d_files_are_for_networks_with_a_2_d_sibling(images, tmp_path):
-    from safetensors.numpy import save_file
-
     save_file(to_torch("tsn_resnet50", images()), tmp_path / "w.safetensors")
     recipe = Recipe(ModelRecipe("r2plus1d_r18", str(tmp_path / "w.safetensors"), inflate="mean"))
     with pytest.raises(ValueError, match=r"2-D files are for slow_r50, .*, got r2plus1d_r18"):
         load_start(recipe, create_tiny("r2plus1d_r18"))
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("kind", ["torch", "native", "2-D"])
+def test_several_views_start_from_their_backbone(images, random_variables, tmp_path, capsys, kind, separate):
+    options = {"width": 8, "depths": (1, 1, 1, 1)}
+    backbone, path = create_tiny("slow_r50", num_classes=7), tmp_path / "w.safetensors"
+    weights = random_variables(backbone)
+    if kind == "torch":
+        save_file(to_torch("slow_r50", weights), path)
+    elif kind == "native":
+        save_variables(path, weights, WeightsInfo("slow_r50"))
+    else:
+        save_file(to_torch("tsn_resnet50", images(num_classes=1000), "torchvision"), path)
+    options = {"backbone": "slow_r50", "backbone_options": options, "separate": separate}
+    model = ModelRecipe("ts_cva", str(path), 4, 32, options=options, inflate="centre" if kind == "2-D" else "")
+    recipe = Recipe(model, DataRecipe(views=("front", "left")))
+    network = make_model(recipe, 7)
+    variables = load_start(recipe, network)
+    template = init_model(network, jax.random.key(0))
+    chex.assert_trees_all_equal_shapes(variables, template)
+    chex.assert_trees_all_equal(variables["params"]["body"]["fusion"], template["params"]["body"]["fusion"])
+    bodies = (
+        [variables["params"]["body"][view] for view in ("front", "left")] if separate else [variables["params"]["body"]]
+    )
+    for body in bodies:
+        kernel = body["layer3_0"]["conv_a"]["conv"]["kernel"]
+        if kind == "2-D":
+            np.testing.assert_array_equal(kernel[1], images()["params"]["body"]["layer3_0"]["conv1"]["kernel"])
+        else:
+            np.testing.assert_array_equal(kernel, weights["params"]["body"]["layer3_0"]["conv_a"]["conv"]["kernel"])
+    assert "for the backbone, slow_r50, of front, left" in capsys.readouterr().out
+
+    save_variables(path, variables, WeightsInfo("ts_cva"))  # and from their own
+    model.inflate = ""
+    chex.assert_trees_all_equal(load_start(recipe, network), variables)
+
+
+def test_what_is_not_of_the_backbone_is_said(make):
+    template = {"params": {"body": {"fusion": {"a": np.zeros(2)}, "layer1_0": {"a": np.zeros(2)}}}}
+    with pytest.raises(ValueError, match=r"not of the backbone: 1 parameters .* params/body/layer1_0/a"):
+        spread(template, {"params": {"body": {"layer1_0": {"a": np.zeros(3)}}}}, ("front",))

@@ -1,3 +1,6 @@
+import contextlib
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -69,3 +72,14 @@ def test_a_second_run_in_one_folder_is_refused_until_the_first_is_gone(tmp_path)
         other.communicate()
     with lock_workdir(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize(("number", "known"), [(errno.ENOLCK, True), (errno.EIO, False)])
+def test_a_disk_that_knows_no_locks_is_no_obstacle(monkeypatch, tmp_path, number, known):
+    def refuse(*_):
+        raise OSError(number, "no lock")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    expected = contextlib.nullcontext() if known else pytest.raises(OSError, match="no lock")
+    with expected, lock_workdir(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith("process ")
