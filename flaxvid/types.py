@@ -23,6 +23,10 @@ def by_task(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {"": value}
 
 
+RGB = tuple[float, float, float]
+"""One number for each colour."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipSpec:
     """What a model wants to see; it travels with the weights.
@@ -36,5 +40,5 @@ class ClipSpec:
 
     num_frames: int = 16
     image_size: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: RGB = (0.485, 0.456, 0.406)
+    std: RGB = (0.229, 0.224, 0.225)

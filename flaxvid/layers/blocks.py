@@ -15,6 +15,7 @@ from flaxvid.layers.norm import BatchNorm
 
 Grid = Float[Array, "b t h w c"]
 FrameMask = Bool[Array, "b t"] | None
+Strides = tuple[int, int, int]
 Activation = Callable[[Array], Array] | None
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from flaxvid.layers.blocks import global_mean, mean_over_time
 
 Logits = Float[Array, "b k"] | dict[str, Float[Array, "b k"]]
+Grids = Float[Array, "b t h w c"] | tuple[Float[Array, "b t h w c"], ...]
 
 
 def classify(x: Float[Array, "*b c"], num_classes: int | Mapping[str, int], std: float) -> Any:
@@ -66,7 +67,8 @@ class ConsensusHead(nn.Module):
 class PoolHead(nn.Module):
     """Takes the mean over time, height and width, whatever their sizes, then classifies: the head of the 3-D ResNets.
 
-    Logits are float32 whatever the compute type.
+    Of several grids, such as SlowFast's two, the means stand side by side. Logits are float32 whatever the compute
+    type.
 
     Attributes:
         num_classes: a number, or ``{"action": 9, "actor": 4}`` for one classifier each and a dict of logits.
@@ -78,16 +80,12 @@ class PoolHead(nn.Module):
     dropout: float = 0.5
     classifier_std: float = 0.01
 
-    def pool(
-        self, x: Float[Array, "b t h w c"], train: bool = False, frame_mask: Bool[Array, "b t"] | None = None
-    ) -> Float[Array, "b c"]:
+    def pool(self, x: Grids, train: bool = False, frame_mask: Bool[Array, "b t"] | None = None) -> Float[Array, "b c"]:
         """The clip's feature: the mean over space and the frames that `frame_mask`, the clip's, marks True."""
-        return global_mean(x, frame_mask)
+        return jnp.concatenate([global_mean(grid, frame_mask) for grid in jax.tree.leaves(x)], axis=-1)
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t h w c"], train: bool = False, frame_mask: Bool[Array, "b t"] | None = None
-    ) -> Logits:
+    def __call__(self, x: Grids, train: bool = False, frame_mask: Bool[Array, "b t"] | None = None) -> Logits:
         """Activations to logits."""
         x = nn.Dropout(self.dropout)(self.pool(x, train, frame_mask), deterministic=not train)
         return classify(x, self.num_classes, self.classifier_std)

@@ -18,24 +18,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxvid.layers.blocks import ConvNorm
+from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, Strides
 from flaxvid.layers.heads import PoolHead
 from flaxvid.models.resnet3d import (
     PYTORCHVIDEO_CLIP,
     PYTORCHVIDEO_KEYS,
-    RGB,
     TINY,
     TORCHVISION_CLIP,
     Body,
-    FrameMask,
-    Grid,
     Stem,
-    Strides,
     stage_blocks,
 )
 from flaxvid.models.spec import ModelSpec
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import ClipSpec
+from flaxvid.types import RGB, ClipSpec
 
 
 def midplanes(inputs: int, outputs: int) -> int:

@@ -14,8 +14,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from flaxvid.layers.blocks import FrameMask, Grid
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import ConsensusHead
 from flaxvid.layers.norm import BatchNorm
@@ -23,10 +24,8 @@ from flaxvid.layers.pooling import max_pool
 from flaxvid.layers.shift import TemporalShift
 from flaxvid.models.spec import ModelSpec
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import ClipSpec
+from flaxvid.types import RGB, ClipSpec
 
-Grid = Float[Array, "b t h w c"]
-FrameMask = Bool[Array, "b t"] | None
 MakeShift = Callable[..., TemporalShift]
 
 
@@ -152,8 +151,8 @@ def build(
     shift_every: int = 1,
     dropout: float = 0.5,
     classifier_std: float = 0.001,
-    mean: tuple[float, float, float] = ClipSpec.mean,
-    std: tuple[float, float, float] = ClipSpec.std,
+    mean: RGB = ClipSpec.mean,
+    std: RGB = ClipSpec.std,
     freeze_norms: bool = False,
     dtype: Any = jnp.float32,
     remat: bool = False,

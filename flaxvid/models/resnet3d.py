@@ -80,19 +80,14 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from flaxvid.layers.blocks import ConvNorm, SqueezeExcitation
+from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides
 from flaxvid.layers.heads import PoolHead
 from flaxvid.layers.pooling import max_pool
 from flaxvid.models.spec import ModelSpec
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import ClipSpec
-
-Grid = Float[Array, "b t h w c"]
-FrameMask = Bool[Array, "b t"] | None
-Strides = tuple[int, int, int]
-RGB = tuple[float, float, float]
+from flaxvid.types import RGB, ClipSpec
 
 PYTORCHVIDEO_CLIP = ClipSpec(8, 224, (0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 TORCHVISION_CLIP = ClipSpec(16, 112, (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))

@@ -17,16 +17,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from flaxvid.layers import blocks
-from flaxvid.layers.heads import Logits, classify
+from flaxvid.layers.blocks import ConvNorm, FrameMask
+from flaxvid.layers.heads import PoolHead
 from flaxvid.models import resnet3d
 from flaxvid.models.spec import ModelSpec
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import ClipSpec
+from flaxvid.types import RGB, ClipSpec
 
-FrameMask = Bool[Array, "b t"] | None
 Pathways = tuple[Float[Array, "b s h w d"], Float[Array, "b t h w c"]]
 
 SLOW_KERNELS, FAST_KERNELS = (1, 1, 3, 3), (3, 3, 3, 3)
@@ -112,7 +111,7 @@ class Body(nn.Module):
         block = nn.remat(bottleneck, static_argnums=(2,)) if self.remat else bottleneck
         for stage, depth in enumerate(self.depths):
             kernel, strides = (self.fusion_kernel, 1, 1), (self.alpha, 1, 1)
-            fusion = blocks.ConvNorm(
+            fusion = ConvNorm(
                 2 * fast.shape[-1], kernel, strides, activation=nn.relu, dtype=self.dtype, name=f"fusion{stage}"
             )
             slow = jnp.concatenate([slow, fusion(fast, train, frame_mask)], axis=-1)
@@ -123,30 +122,6 @@ class Body(nn.Module):
                 fast_block = block(width // self.beta, strides, FAST_KERNELS[stage], self.dtype, name=f"fast_{name}")
                 slow, fast = slow_block(slow, train, frame_mask), fast_block(fast, train, frame_mask)
         return slow, fast
-
-
-class Head(nn.Module):
-    """The means of both grids side by side, dropout, a classifier; logits are float32 whatever the compute type.
-
-    Attributes:
-        num_classes: a number, or ``{"action": 9, "actor": 4}`` for one classifier each and a dict of logits.
-        dropout: rate on the pooled feature in training; needs a "dropout" key.
-        classifier_std: deviation of the classifier's initial kernel.
-    """
-
-    num_classes: int | Mapping[str, int]
-    dropout: float = 0.5
-    classifier_std: float = 0.01
-
-    def pool(self, x: Pathways, train: bool = False, frame_mask: FrameMask = None) -> Float[Array, "b c"]:
-        """The clip's feature: the slow pathway's mean, then the fast one's; `frame_mask` is the clip's."""
-        return jnp.concatenate([blocks.global_mean(grid, frame_mask) for grid in x], axis=-1)
-
-    @nn.compact
-    def __call__(self, x: Pathways, train: bool = False, frame_mask: FrameMask = None) -> Logits:
-        """Slow and fast grid to logits."""
-        feature = nn.Dropout(self.dropout)(self.pool(x, train, frame_mask), deterministic=not train)
-        return classify(feature, self.num_classes, self.classifier_std)
 
 
 def build(
@@ -161,8 +136,8 @@ def build(
     fusion_kernel: int = 7,
     dropout: float = 0.5,
     classifier_std: float = 0.01,
-    mean: resnet3d.RGB = resnet3d.PYTORCHVIDEO_CLIP.mean,
-    std: resnet3d.RGB = resnet3d.PYTORCHVIDEO_CLIP.std,
+    mean: RGB = resnet3d.PYTORCHVIDEO_CLIP.mean,
+    std: RGB = resnet3d.PYTORCHVIDEO_CLIP.std,
     freeze_norms: bool = False,
     dtype: Any = jnp.float32,
     remat: bool = False,
@@ -195,7 +170,7 @@ def build(
     return VideoModel(
         stem=Stem(width, alpha, beta, freeze_norms, dtype),
         body=Body(tuple(depths), width, alpha, beta, fusion_kernel, freeze_norms, remat, dtype),
-        head=Head(num_classes, dropout, classifier_std),
+        head=PoolHead(num_classes, dropout, classifier_std),
         feature_dim=slow_dim + slow_dim // beta,
         clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
         altered=(r"body/(slow|fast)_layer\d+_\d+/conv_a/conv/kernel",),

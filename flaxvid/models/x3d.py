@@ -16,19 +16,14 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from flaxvid.layers.blocks import ConvNorm, SqueezeExcitation, global_mean
+from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides, global_mean
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import Logits, classify
 from flaxvid.models.spec import ModelSpec
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import ClipSpec
-
-Grid = Float[Array, "b t h w c"]
-FrameMask = Bool[Array, "b t"] | None
-Strides = tuple[int, int, int]
-RGB = tuple[float, float, float]
+from flaxvid.types import RGB, ClipSpec
 
 EXPANSION = 2.25
 """How many times more channels a block has inside, and the head before its pooling, than there are between blocks."""

@@ -26,7 +26,8 @@ class ModelRecipe:
     Attributes:
         name: one of `flaxvid.list_models`.
         weights: start from these: a run's folder, a .safetensors file, a torch file, or a known name such as
-            "torchvision/resnet50-imagenet1k-v1"; "" trains from scratch.
+            "torchvision/resnet50-imagenet1k-v1"; for a network of several views its own or its backbone's; "" trains
+            from scratch.
         num_frames, image_size, dropout, dtype, remat: overrides of `create_model`.
         options: further overrides, by name.
         inflate: `weights` are those of a 2-D network, a ResNet's run or file: "mean" or "centre" says how its kernels
