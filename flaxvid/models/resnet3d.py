@@ -85,7 +85,7 @@ from jaxtyping import Array, Float
 from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides
 from flaxvid.layers.heads import PoolHead
 from flaxvid.layers.pooling import max_pool
-from flaxvid.models.spec import ModelSpec
+from flaxvid.models.spec import KeyTable, ModelSpec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import RGB, ClipSpec
 
@@ -341,21 +341,29 @@ PYTORCHVIDEO_KEYS = (
     (r"head/classifier(_\w+)?", r"blocks.5.proj\1"),
 )
 
+
+def pyslowfast_keys(layer: str = "layer", pathway: int = 0) -> KeyTable:
+    """PySlowFast's keys of the residual stages, whose blocks we call "body/<layer>1_0" and so on."""
+    return tuple(
+        (rf"body/{layer}{stage}_(\d+)/{ours}", rf"s{stage + 1}.pathway{pathway}_res\1.{theirs}")
+        for stage in (1, 2, 3, 4)
+        for ours, theirs in (
+            (r"conv_([abc])/conv", r"branch2.\2"),
+            (r"conv_([abc])/norm", r"branch2.\2_bn"),
+            (r"se/reduce", r"branch2.se.fc1"),
+            (r"se/expand", r"branch2.se.fc2"),
+            (r"downsample(?:/conv)?", r"branch1"),
+            (r"downsample/norm", r"branch1_bn"),
+        )
+    )
+
+
 TORCH_KEYS = {
     "pytorchvideo": PYTORCHVIDEO_KEYS,
     "pyslowfast": (
         (r"stem/conv1/conv", r"s1.pathway0_stem.conv"),
         (r"stem/conv1/norm", r"s1.pathway0_stem.bn"),
-        *(
-            (rf"body/layer{stage}_(\d+)/{ours}", rf"s{stage + 1}.pathway0_res\1.{theirs}")
-            for stage in (1, 2, 3, 4)
-            for ours, theirs in (
-                (r"conv_([abc])/conv", r"branch2.\2"),
-                (r"conv_([abc])/norm", r"branch2.\2_bn"),
-                (r"downsample/conv", r"branch1"),
-                (r"downsample/norm", r"branch1_bn"),
-            )
-        ),
+        *pyslowfast_keys(),
         (r"head/classifier(_\w+)?", r"head.projection\1"),
     ),
 }

@@ -199,17 +199,8 @@ TORCH_KEYS = {
         (r"head/classifier(_\w+)?", r"blocks.6.proj\1"),
     ),
     "pyslowfast": (
-        *(
-            (ours.format(pathway, stage), theirs.format(number, stage + 1))
-            for number, pathway in enumerate(("slow", "fast"))
-            for stage in (1, 2, 3, 4)
-            for ours, theirs in (
-                (r"body/{0}_layer{1}_(\d+)/conv_([abc])/conv", r"s{1}.pathway{0}_res\1.branch2.\2"),
-                (r"body/{0}_layer{1}_(\d+)/conv_([abc])/norm", r"s{1}.pathway{0}_res\1.branch2.\2_bn"),
-                (r"body/{0}_layer{1}_(\d+)/downsample/conv", r"s{1}.pathway{0}_res\1.branch1"),
-                (r"body/{0}_layer{1}_(\d+)/downsample/norm", r"s{1}.pathway{0}_res\1.branch1_bn"),
-            )
-        ),
+        *resnet3d.pyslowfast_keys("slow_layer", 0),
+        *resnet3d.pyslowfast_keys("fast_layer", 1),
         *(
             (ours.format(stage), theirs.format(stage + 1))
             for stage in (0, 1, 2, 3)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides, global_mean
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import Logits, classify
+from flaxvid.models.resnet3d import PYTORCHVIDEO_CLIP, pyslowfast_keys
 from flaxvid.models.spec import ModelSpec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import RGB, ClipSpec
@@ -176,8 +177,8 @@ def build(
     shortcut_norm: bool = False,
     dropout: float = 0.5,
     classifier_std: float = 0.01,
-    mean: RGB = (0.45, 0.45, 0.45),
-    std: RGB = (0.225, 0.225, 0.225),
+    mean: RGB = PYTORCHVIDEO_CLIP.mean,
+    std: RGB = PYTORCHVIDEO_CLIP.std,
     freeze_norms: bool = False,
     dtype: Any = jnp.float32,
     remat: bool = False,
@@ -230,18 +231,7 @@ TORCH_KEYS = {
         (r"stem/conv_xy", r"s1.pathway0_stem.conv_xy"),
         (r"stem/conv_t/conv", r"s1.pathway0_stem.conv"),
         (r"stem/conv_t/norm", r"s1.pathway0_stem.bn"),
-        *(
-            (rf"body/layer{stage}_(\d+)/{ours}", rf"s{stage + 1}.pathway0_res\1.{theirs}")
-            for stage in (1, 2, 3, 4)
-            for ours, theirs in (
-                (r"conv_([abc])/conv", r"branch2.\2"),
-                (r"conv_([abc])/norm", r"branch2.\2_bn"),
-                (r"se/reduce", r"branch2.se.fc1"),
-                (r"se/expand", r"branch2.se.fc2"),
-                (r"downsample(?:/conv)?", r"branch1"),
-                (r"downsample/norm", r"branch1_bn"),
-            )
-        ),
+        *pyslowfast_keys(),
         (r"head/pre/conv", r"head.conv_5"),
         (r"head/pre/norm", r"head.conv_5_bn"),
         (r"head/post", r"head.lin_5"),
