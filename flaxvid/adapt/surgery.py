@@ -116,16 +116,18 @@ def spread(template: Variables, trained: Variables, views: Sequence[str]) -> dic
         views: names of the cameras.
 
     Raises:
-        ValueError: anything outside the fusion has no counterpart of its shape.
+        ValueError: anything outside the fusion, on either side, has no counterpart of its shape.
     """
     have, variables, wrong = trees.flatten(trained), {}, []
+    spare = set(have)
     of_a_view = re.compile(rf"(\w+/(?:stem|body))/(?:{'|'.join(views)})/")
     for path, leaf in trees.flatten(template).items():
-        source = have.get(of_a_view.sub(r"\1/", path))
-        variables[path] = leaf if source is None else source
-        if variables[path].shape != leaf.shape or (source is None and not path.startswith("params/body/fusion/")):
+        source = path if path in have else of_a_view.sub(r"\1/", path)
+        variables[path] = have.get(source, leaf)
+        spare.discard(source)
+        if variables[path].shape != leaf.shape or not (source in have or path.startswith("params/body/fusion/")):
             wrong.append(path)
-    if wrong:
+    if wrong := [*wrong, *sorted(spare)]:
         raise ValueError(
             f"these weights are not of the backbone: {len(wrong)} parameters do not fit, such as {', '.join(wrong[:4])}"
         )

@@ -201,3 +201,13 @@ def test_what_is_not_of_the_backbone_is_said(make):
     template = {"params": {"body": {"fusion": {"a": np.zeros(2)}, "layer1_0": {"a": np.zeros(2)}}}}
     with pytest.raises(ValueError, match=r"not of the backbone: 1 parameters .* params/body/layer1_0/a"):
         spread(template, {"params": {"body": {"layer1_0": {"a": np.zeros(3)}}}}, ("front",))
+
+
+def test_a_camera_may_have_the_name_of_a_module():
+    template = {"params": {"body": {"front": {"a": np.zeros(2)}}}}
+    chex.assert_trees_all_equal(
+        spread(template, {"params": {"body": {"front": {"a": np.ones(2)}}}}, ("front",)),
+        {"params": {"body": {"front": {"a": np.ones(2)}}}},
+    )
+    with pytest.raises(ValueError, match=r"1 parameters do not fit, such as params/body/layer9/a"):
+        spread(template, {"params": {"body": {"a": np.ones(2), "layer9": {"a": np.ones(2)}}}}, ("front",))
