@@ -23,7 +23,7 @@ from flaxvid.data.sparse import InexactError, Packet, plan_runs, read_packets, r
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
-READING: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_READING: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 """A title that is no UTF-8 is no reason to refuse a video; PyAV 19 sees to that by itself."""
 
 Video = bytes | str | Path
@@ -67,7 +67,7 @@ def decode(
         images = _images(video, name)
         wanted, inverse = _positions(indices, len(images), name)
         return np.stack(_convert(_read_images(images, wanted), wanted, size))[inverse]
-    with _container(video, name) as container:
+    with open_video(video, name) as container:
         packets = _packets(container)
         count = _count(container, packets, name)
         start = functools.partial(_from_start, container, packets, video, name)
@@ -92,7 +92,7 @@ def count_frames(video: Video, *, name: str | None = None) -> int:
     name = name or _name(video)
     if _is_folder(video):
         return len(_images(video, name))
-    with _container(video, name) as container:
+    with open_video(video, name) as container:
         return _count(container, _packets(container), name)
 
 
@@ -205,7 +205,7 @@ def _images(folder: str | Path, name: str) -> list[Path]:
 
 def _read_images(images: Sequence[Path], wanted: list[int]) -> Frames:
     for position in wanted:
-        with _container(images[position], str(images[position])) as container:
+        with open_video(images[position], str(images[position])) as container:
             frames = [frame for _, frame in _read(container, 1, str(images[position]))]
         if not frames:
             raise VideoError(f"{images[position]}: expected an image, got none: fetch it again or drop the video")
@@ -225,14 +225,21 @@ def _from_start(
     if rewound:
         yield container
     else:
-        with _container(video, name) as other:
+        with open_video(video, name) as other:
             yield other
 
 
 @contextmanager
-def _container(video: Video, name: str) -> Iterator[InputContainer]:
+def open_video(video: Video, name: str = "") -> Iterator[InputContainer]:
+    """PyAV's container of an encoded file, which has a video stream; whatever is wrong with it is a `VideoError`.
+
+    Args:
+        video: the file's bytes or path.
+        name: what errors call it.
+    """
+    name = name or _name(video)
     try:
-        container = av.open(io.BytesIO(video) if isinstance(video, bytes) else str(video), mode="r", **READING)
+        container = av.open(io.BytesIO(video) if isinstance(video, bytes) else str(video), mode="r", **_READING)
     except FileNotFoundError as error:
         raise VideoError(f"{name}: no such file: check the data set's root and list") from error
     except (FFmpegError, OSError) as error:

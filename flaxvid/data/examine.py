@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from flaxvid.data.decode import IMAGE_SUFFIXES, VideoError, decode
+from flaxvid.data.decode import IMAGE_SUFFIXES, VideoError, decode, open_video
 from flaxvid.data.findings import Finding
 
 _SIDE, _PICTURES = 8, 4  # of a signature
@@ -115,7 +115,7 @@ def encode(video: bytes | str | Path, count: int, encoding: Encoding, name: str)
 def _rate(video: bytes | str | Path) -> Any:
     if not isinstance(video, bytes) and Path(video).is_dir():
         return _FOLDER_RATE
-    with av.open(io.BytesIO(video) if isinstance(video, bytes) else str(video)) as container:
+    with open_video(video) as container:
         return container.streams.video[0].average_rate or 25
 
 

@@ -3,20 +3,18 @@
 import dataclasses
 import functools
 import glob
-import io
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from flaxvid.data.clips import ClipConfig, cut_views
-from flaxvid.data.decode import IMAGE_SUFFIXES, Video, VideoError, count_frames, decode
+from flaxvid.data.decode import IMAGE_SUFFIXES, Video, VideoError, count_frames, decode, open_video
 from flaxvid.data.sampling import dense_indices, even_indices, segment_indices
 from flaxvid.data.sources import VIDEO_SUFFIXES
 from flaxvid.data.transforms import Crop, view_crops
@@ -179,7 +177,7 @@ def frame_rate(video: bytes | str | Path) -> float:
         VideoError: it says nothing, as a folder of images does not.
     """
     if isinstance(video, bytes) or not Path(video).is_dir():
-        with av.open(io.BytesIO(video) if isinstance(video, bytes) else str(video)) as container:
+        with open_video(video) as container:
             stream = container.streams.video[0]
             if rate := stream.average_rate or stream.guessed_rate:
                 return float(rate)
@@ -225,6 +223,7 @@ def find_scenes(places: Iterable[str | Path], views: Sequence[str]) -> dict[str,
 
     Raises:
         FileNotFoundError: a place with no video in any of the cameras' folders.
+        ValueError: two videos of one camera with the same name.
     """
     scenes: dict[str, dict[str, Path]] = {}
     for place in map(Path, places):
@@ -236,7 +235,12 @@ def find_scenes(places: Iterable[str | Path], views: Sequence[str]) -> dict[str,
             )
         for view, folder in cameras.items():
             for video in _videos_in(folder):
-                scenes.setdefault(str(place / video.relative_to(folder).with_suffix("")), {})[view] = video
+                name = str(place / video.relative_to(folder)).removesuffix(video.suffix)
+                other = scenes.setdefault(name, {}).setdefault(view, video)
+                if other != video:
+                    raise ValueError(
+                        f"expected one video of {name} in each camera, got {other} and {video}: rename one"
+                    )
     return scenes
 
 

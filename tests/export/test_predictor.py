@@ -1,4 +1,5 @@
 import itertools
+import shutil
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ from flaxvid.data.clips import ClipConfig
 from flaxvid.data.decode import VideoError, decode
 from flaxvid.data.pipeline import eval_batches
 from flaxvid.data.sources import FileSource
-from flaxvid.export.predictor import Predictor, find_videos
+from flaxvid.export.predictor import Predictor, find_scenes, find_videos, frame_rate
 
 
 def test_a_video_is_seen_as_in_evaluation(predictor, videos, network):
@@ -113,3 +114,24 @@ def test_videos_are_found_in_folders_and_by_patterns(videos, tmp_path):
     for place in (f"{videos}/*.webm", tmp_path):
         with pytest.raises(FileNotFoundError, match="expected videos"):
             find_videos([place])
+
+
+def test_scenes_of_files_and_of_numbered_images(videos, tmp_path):
+    for camera in ("front", "left"):
+        (tmp_path / "images" / camera).mkdir(parents=True)
+        (tmp_path / "images" / camera / "0001.png").touch()
+        (tmp_path / "files" / camera).mkdir(parents=True)
+        shutil.copy(videos / "a.mp4", tmp_path / "files" / camera)
+    images = {camera: tmp_path / "images" / camera for camera in ("front", "left")}
+    assert find_scenes([tmp_path / "images"], ("front", "left", "rear")) == {str(tmp_path / "images"): images}
+    files = {camera: tmp_path / "files" / camera / "a.mp4" for camera in ("front", "left")}
+    assert find_scenes([tmp_path / "files"], ("front", "left")) == {str(tmp_path / "files" / "a"): files}
+    shutil.copy(videos / "a.avi", tmp_path / "files" / "left")
+    with pytest.raises(ValueError, match=r"one video of .*/files/a in each camera, got .*a.avi and .*a.mp4"):
+        find_scenes([tmp_path / "files"], ("front", "left"))
+
+
+def test_the_rate_of_a_video_whose_title_is_no_utf_8(videos, tmp_path):
+    encoded = (videos / "a.mp4").read_bytes()
+    assert encoded.count(b"isomiso2") == 1  # a brand of the header, which FFmpeg hands on as a text
+    assert frame_rate(encoded.replace(b"isomiso2", b"isom\xe9\xff\xfe2")) == 10
