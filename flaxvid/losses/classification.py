@@ -1,20 +1,38 @@
 """Losses of classification."""
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+HardOrMixed = Int[Array, " b"] | Float[Array, "b k"]
+
+
+def label_weights(labels: HardOrMixed) -> Float[Array, " b"]:
+    """What each row counts in a mean over the batch, so that it is the mean over the rows that have a label.
+
+    A row without one, of class -1 or with no share of any class, counts 0 and the others more: together they count b.
+    Where no row has a label all are 0, and so is the mean.
+    """
+    labelled = (labels >= 0 if labels.ndim == 1 else labels.any(axis=-1)).astype(jnp.float32)
+    return labelled * (labelled.size / jnp.maximum(labelled.sum(), 1))
+
 
 def cross_entropy(
-    logits: Float[Array, "b k"], labels: Int[Array, " b"] | Float[Array, "b k"], label_smoothing: float = 0.0
+    logits: Float[Array, "b k"],
+    labels: HardOrMixed,
+    label_smoothing: float = 0.0,
+    weights: Float[Array, " b"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean cross-entropy over a batch.
+    """Mean cross-entropy over the rows that have a label.
 
     Args:
         logits: unnormalised scores.
-        labels: class numbers, or each class's share of a clip that is mixed of several.
+        labels: class numbers, or each class's share of a clip that is mixed of several; -1, or no shares, is missing.
         label_smoothing: share of the target that is spread evenly over all classes (arXiv 1512.00567, section 7).
+        weights: `label_weights` of the whole batch for these rows, where they are a part of it; None: they are all.
     """
     shares = labels if labels.ndim == 2 else jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     targets = optax.smooth_labels(shares, label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets).mean()
+    weights = label_weights(labels) if weights is None else weights
+    return (optax.softmax_cross_entropy(logits, targets) * weights).mean()

@@ -4,18 +4,19 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from flaxvid.losses.classification import cross_entropy
+from flaxvid.losses.classification import HardOrMixed, cross_entropy
 
 
 def ffn_loss(
     logits: Mapping[int, Float[Array, "b k"]],
-    labels: Int[Array, " b"] | Float[Array, "b k"],
+    labels: HardOrMixed,
     weight: float = 1.0,
     *,
     label_smoothing: float = 0.0,
     frames: Sequence[int] | None = None,
+    label_weights: Float[Array, " b"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """FFN's temporal distillation (arXiv 2303.14817, eq. 4 and 5): the longest clip learns the label, the others learn
     from it.
@@ -26,10 +27,11 @@ def ffn_loss(
 
     Args:
         logits: by frame count; the largest count is the teacher.
-        labels: class numbers, or shares; see `cross_entropy`.
+        labels: class numbers, or shares, some of them missing; see `cross_entropy`.
         weight: of the KL terms.
         label_smoothing: of the cross-entropy.
         frames: the counts that must be there; None takes those that are.
+        label_weights: of the rows in the cross-entropy, see there; the KL terms need no label and take all rows.
 
     Returns:
         The loss, and its parts ``{"ce", "kl_4", "kl_8", ...}`` before weighting.
@@ -44,7 +46,7 @@ def ffn_loss(
             f"ffn_loss needs logits of frames={wanted}, got {tuple(sorted(logits))}: sample every video at all of them"
         )
     *students, teacher = expected
-    parts = {"ce": cross_entropy(logits[teacher], labels, label_smoothing)}
+    parts = {"ce": cross_entropy(logits[teacher], labels, label_smoothing, label_weights)}
     log_p = jax.lax.stop_gradient(jax.nn.log_softmax(logits[teacher]))
     for count in students:
         log_q = jax.nn.log_softmax(logits[count])
@@ -54,19 +56,23 @@ def ffn_loss(
 
 def label_loss(
     logits: Mapping[int, Float[Array, "b k"]],
-    labels: Int[Array, " b"] | Float[Array, "b k"],
+    labels: HardOrMixed,
     *,
     label_smoothing: float = 0.0,
+    label_weights: Float[Array, " b"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Cross-entropy of every frame count with the label, added up: FFN without its distillation, the paper's ablation.
 
     Args:
         logits: by frame count.
-        labels: class numbers, or shares; see `cross_entropy`.
+        labels: class numbers, or shares, some of them missing; see `cross_entropy`.
         label_smoothing: of every term.
+        label_weights: of the rows; see `cross_entropy`.
 
     Returns:
         The loss, and its parts ``{"ce_4", "ce_8", ...}``.
     """
-    parts = {f"ce_{count}": cross_entropy(z, labels, label_smoothing) for count, z in sorted(logits.items())}
+    parts = {
+        f"ce_{count}": cross_entropy(z, labels, label_smoothing, label_weights) for count, z in sorted(logits.items())
+    }
     return sum(parts.values(), start=jax.numpy.zeros(())), parts

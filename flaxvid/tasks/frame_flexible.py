@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from flaxvid.frames import FrameFlexible
+from flaxvid.losses.classification import HardOrMixed
 from flaxvid.losses.distillation import ffn_loss, label_loss
 from flaxvid.losses.multitask import sum_over_tasks
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.mixing import UNMIXED, Mixing
-from flaxvid.tasks.task import LossOutput, Metrics, accuracy, init_model
+from flaxvid.tasks.task import LossOutput, Metrics, Share, accuracy, init_model, mix_batch, whole_loss
 from flaxvid.types import Batch, Variables
 
 
@@ -55,24 +56,43 @@ class FrameFlexibleTask:
 
     def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
         """`ffn_loss` of the batch, or `label_loss`; of several tasks their sum."""
-        video, labels = self.mixing.mix(self.model, batch, jax.random.fold_in(key, 0))  # 0: no count of frames
-        logits, updated = self.flexible.apply(variables, video, train=True, rngs={"dropout": key}, mutable=True)
+        return whole_loss(self, variables, batch, key)
+
+    def divide(self, batch: Batch, key: Array, groups: int = 1) -> list[Share]:
+        """The whole batch, for every video has all counts."""
+        return [mix_batch(self.mixing, self.model, batch, key)]
+
+    def share_loss(self, variables: Variables, share: Share, key: Array) -> LossOutput:
+        """The loss of some rows."""
+        logits, updated = self.flexible.apply(
+            variables, share["video"], train=True, rngs={"dropout": key}, mutable=True
+        )
         # Each task's logits by count, where they came as each count's by task.
         by_count: Any = jax.tree.map(lambda *counts: dict(zip(logits, counts, strict=True)), *logits.values())
-        loss, metrics = sum_over_tasks(self.judge, by_count, labels, self.task_weights)
+        loss, metrics = sum_over_tasks(
+            lambda z, target: self.judge(z, *target), by_count, share["target"], self.task_weights
+        )
         return loss, (updated, {"loss": loss, **metrics})
 
     def judge(
-        self, logits: Mapping[int, Float[Array, "b k"]], labels: Int[Array, " b"] | Float[Array, "b k"]
+        self,
+        logits: Mapping[int, Float[Array, "b k"]],
+        labels: HardOrMixed,
+        weights: Float[Array, " b"] | None = None,
     ) -> tuple[Float[Array, ""], Metrics]:
         """One task's loss at all counts, its parts, and the accuracies."""
         if self.distil:
             loss, parts = ffn_loss(
-                logits, labels, self.weight, label_smoothing=self.label_smoothing, frames=self.frames
+                logits,
+                labels,
+                self.weight,
+                label_smoothing=self.label_smoothing,
+                frames=self.frames,
+                label_weights=weights,
             )
         else:
-            loss, parts = label_loss(logits, labels, label_smoothing=self.label_smoothing)
-        accuracies = {f"accuracy_{count}": accuracy(z, labels) for count, z in logits.items()}
+            loss, parts = label_loss(logits, labels, label_smoothing=self.label_smoothing, label_weights=weights)
+        accuracies = {f"accuracy_{count}": accuracy(z, labels, weights) for count, z in logits.items()}
         return loss, {"accuracy": accuracies[f"accuracy_{self.frames[-1]}"], **parts, **accuracies}
 
     def select(self, variables: Variables, num_frames: int) -> dict[str, Any]:

@@ -24,9 +24,9 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 class Mixing:
     """What is done to a batch of training clips; nothing by default.
 
-    A video is mixed with its neighbour in the batch (rows 0 and 1, 2 and 3, ...; the last of an odd number stays as it
-    is), which on a mesh is on the same device as long as each has an even number of rows. Where both mixup and cutmix
-    are on, chance chooses one for each video.
+    A video is mixed with its neighbour in the whole batch (rows 0 and 1, 2 and 3, ...; the last of an odd number stays
+    as it is), which on a mesh is on the same device as long as each has an even number of rows. Where both mixup and
+    cutmix are on, chance chooses one for each video.
 
     Attributes:
         mixup: Parameter of the Beta distribution that the share of a video is drawn from (arXiv 1710.09412); 0: off.
@@ -44,6 +44,8 @@ class Mixing:
 
     def mix(self, model: VideoModel, batch: Batch, key: Array) -> tuple[dict[int, Video], Labels]:
         """The batch's video and labels: as they are, or normalised and mixed, with a share of the label for each class.
+
+        Where one of two mixed videos has no label (-1), the mixture has none: no shares.
 
         Args:
             model: Normalises, and knows the number of classes.
@@ -64,7 +66,7 @@ class Mixing:
             own = self.weights(mix_key, b, h, w)
             video = jax.tree.map(lambda clips: _blend(clips, own[:, None, :, :, None]), video)
             share, classes = own.mean((1, 2))[:, None], by_task(model.head.num_classes)  # pyright: ignore
-            mixed = {t: _blend(jax.nn.one_hot(hard, classes[t]), share) for t, hard in by_task(labels).items()}
+            mixed = {t: _mixed_labels(hard, classes[t], share) for t, hard in by_task(labels).items()}
             labels = mixed if isinstance(labels, Mapping) else mixed[""]
         return video, labels
 
@@ -122,6 +124,13 @@ def inside(
     rows = (y >= top[:, None]) & (y < (top + height)[:, None])
     columns = (x >= left[:, None]) & (x < (left + width)[:, None])
     return rows[:, :, None] & columns[:, None, :]
+
+
+def _mixed_labels(labels: Int[Array, " b"], classes: int, share: Float[Array, "b 1"]) -> Float[Array, "b k"]:
+    """Each class's share of each row; none at all where either video of a mixture has no label."""
+    missing = (labels < 0).astype(jnp.float32)[:, None]
+    known = (missing == 0) & ((_blend(missing, jnp.zeros_like(share)) == 0) | (share == 1))
+    return jnp.where(known, _blend(jax.nn.one_hot(labels, classes), share), 0)
 
 
 def _blend(x: Float[Array, "b ..."], own: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
