@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from flaxvid import trees
 from flaxvid.adapt.freezing import is_frozen, keep_statistics
-from flaxvid.tasks.task import Metrics, Task
+from flaxvid.tasks.task import Metrics, Task, count_rows
 from flaxvid.train.mesh import divided, replicated
 from flaxvid.train.state import TrainState, is_trainable
 from flaxvid.types import Batch
@@ -39,10 +39,11 @@ def train_step(
         key: the run's; the step number is folded in.
         task: gives the loss.
         optimizer: moves the ``params*`` collections.
-        accumulate: parts that the batch is computed in; statistics move from part to part.
-        ema: decay of the ``ema_*`` collections; 0 if there are none.
+        accumulate: parts that the batch is computed in; statistics move from part to part. The gradient is that of the
+            whole batch, but for the norms, which see a part.
+        ema: decay of the ``ema_*`` collections, at its end; see `warmed_decay`. 0 if there are none.
         norm_groups: groups of rows that are normalised by their own statistics; the running ones are the groups' means.
-            With as many groups as devices the forward pass does without communication.
+            With as many groups as devices the forward pass does without communication, but for the count of labels.
         freeze: patterns of what stays as it is, bit for bit; see `adapt.freezing`.
 
     Returns:
@@ -52,33 +53,17 @@ def train_step(
     params, fixed = trees.split(state.variables, lambda path: is_trainable(path, freeze))
     frozen, _ = trees.split(state.variables, lambda path: is_frozen(path, freeze))
 
-    def loss(params, fixed, batch, key):
-        variables = trees.merge(params, fixed)
-        with keep_statistics(freeze):
-            if norm_groups == 1:
-                return task.loss(variables, batch, key)
-            groups = jax.tree.map(lambda x: x.reshape(norm_groups, -1, *x.shape[1:]), batch)
-            outputs = jax.vmap(task.loss, in_axes=(None, 0, 0))(variables, groups, jax.random.split(key, norm_groups))
-            return jax.tree.map(lambda x: x.mean(axis=0), outputs)
+    if accumulate == norm_groups == 1:
 
-    grad = jax.grad(loss, has_aux=True)
-    if accumulate == 1:
-        grads, (updated, metrics) = grad(params, fixed, batch, key)
+        def loss(params):
+            with keep_statistics(freeze):
+                return task.loss(trees.merge(params, fixed), batch, key)
+
+        grads, (updated, metrics) = jax.grad(loss, has_aux=True)(params)
     else:
-        # Parts take every n-th row: on a mesh each device then keeps its own rows.
-        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
-
-        def accumulate_part(carry, part):
-            total, moved = carry
-            number, part_batch = part
-            grads, (updated, metrics) = grad(params, {**fixed, **moved}, part_batch, jax.random.fold_in(key, number))
-            return (optax.tree.add(total, grads), {**moved, **updated}), metrics
-
-        moving = {name: tree for name, tree in fixed.items() if name.startswith("batch_stats")}
-        carry = (optax.tree.zeros_like(params), moving)
-        (grads, updated), metrics = jax.lax.scan(accumulate_part, carry, (jnp.arange(accumulate), parts))
-        grads = jax.tree.map(lambda g: g / accumulate, grads)
-        metrics = jax.tree.map(lambda m: m.mean(axis=0), metrics)
+        grads, (updated, metrics) = gradient_in_parts(
+            params, fixed, batch, key, task=task, accumulate=accumulate, norm_groups=norm_groups, freeze=freeze
+        )
 
     updates: Any
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
@@ -87,11 +72,65 @@ def train_step(
     if ema:
         current = {name: tree for name, tree in variables.items() if not name.startswith("ema_")}
         averages = {name: variables[f"ema_{name}"] for name in current}
-        moved: Any = optax.incremental_update(current, averages, 1 - ema)
+        moved: Any = optax.incremental_update(current, averages, 1 - warmed_decay(ema, state.step))
         variables = {**current, **{f"ema_{name}": tree for name, tree in moved.items()}}
     variables = trees.merge(variables, frozen)  # means, of groups or over time, are not exact to the last bit
     metrics = {**metrics, "gradient_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, variables, opt_state), metrics
+
+
+def gradient_in_parts(
+    params: dict[str, Any],
+    fixed: dict[str, Any],
+    batch: Batch,
+    key: jax.Array,
+    *,
+    task: Task,
+    accumulate: int,
+    norm_groups: int,
+    freeze: Sequence[str],
+) -> tuple[Any, tuple[dict[str, Any], Metrics]]:
+    """Gradient, updated collections and metrics of a batch that is mixed and divided as a whole, then computed part
+    by part, each part of at most ``batch / accumulate`` rows. Arguments as in `train_step`."""
+    limit = count_rows(batch) // accumulate
+
+    def loss(params, moved, part, key):
+        variables = trees.merge(params, {**fixed, **moved})
+        with keep_statistics(freeze):
+            if norm_groups == 1:
+                return task.share_loss(variables, part, key)
+            groups = jax.tree.map(lambda x: x.reshape(norm_groups, -1, *x.shape[1:]), part)
+            keys = jax.random.split(key, norm_groups)
+            outputs = jax.vmap(task.share_loss, in_axes=(None, 0, 0))(variables, groups, keys)
+            return jax.tree.map(lambda x: x.mean(axis=0), outputs)
+
+    def add_part(carry, part):
+        total, moved = carry
+        grads, (updated, metrics) = jax.grad(loss, has_aux=True)(params, moved, *part)
+        return (optax.tree.add(total, grads), {**moved, **updated}), metrics
+
+    moved = {name: tree for name, tree in fixed.items() if name.startswith("batch_stats")}
+    grads, metrics, number = optax.tree.zeros_like(params), [], 1  # 0: the key of mixing
+    for share in task.divide(batch, key, norm_groups):
+        rows = count_rows(share)
+        count = next(n for n in range(1, rows + 1) if rows % (n * norm_groups) == 0 and rows <= n * limit)
+        # Parts take every n-th row: on a mesh each device then keeps its own rows.
+        parts = jax.tree.map(lambda x, n=count: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), share)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number + jnp.arange(count))
+        (sums, moved), means = jax.lax.scan(add_part, (optax.tree.zeros_like(params), moved), (parts, keys))
+        weight, number = rows / count_rows(batch), number + count
+        grads = optax.tree.add_scale(grads, weight / count, sums)
+        metrics.append(jax.tree.map(lambda m, weight=weight: weight * m.mean(axis=0), means))
+    return grads, (moved, jax.tree.map(lambda *values: sum(values), *metrics))
+
+
+def warmed_decay(decay: float, step: jax.Array) -> jax.Array:
+    """The moving average's decay after so many steps, ``min(decay, (1 + step) / (10 + step))``.
+
+    It begins short, so that the random start is soon forgotten: the rule of `tf.train.ExponentialMovingAverage` with
+    `num_updates`.
+    """
+    return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
 def make_train_step(

@@ -48,6 +48,16 @@ def test_mixup_by_hand(model, batch):
     np.testing.assert_allclose(video[2][4], model.normalise(jnp.asarray(batch["video"][2]))[4], atol=1e-6)
 
 
+@pytest.mark.parametrize("mixing", [Mixing(mixup=1.0), Mixing(cutmix=1.0), Mixing(mixup=1.0, cutmix=1.0)])
+def test_a_mixture_with_an_unknown_part_is_unknown(model, batch, mixing):
+    """Its neighbour keeps nothing of a label either; the last row of an odd number is mixed with none."""
+    _, labels = mixing.mix(model, {**batch, "label": np.array([0, -1, 2, 3, 4])}, KEY)
+    np.testing.assert_array_equal(labels[:2], np.zeros((2, 5)))
+    np.testing.assert_allclose(labels[2:].sum(1), 1, rtol=1e-6)
+    _, labels = mixing.mix(model, {**batch, "label": np.array([0, 1, 2, 3, -1])}, KEY)
+    np.testing.assert_allclose(labels.sum(1), [1, 1, 1, 1, 0], rtol=1e-6)
+
+
 def test_cutmix_by_hand(model, batch):
     """Every pixel is one video's or the other's, the same ones in all frames and counts; the label says how many."""
     video, labels = Mixing(cutmix=1.0).mix(model, batch, KEY)

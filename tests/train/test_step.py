@@ -12,7 +12,7 @@ from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicate
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
 from flaxvid.train.state import averaged, create_state, trainable
-from flaxvid.train.step import make_train_step, train_step
+from flaxvid.train.step import make_train_step, train_step, warmed_decay
 
 KEY = jax.random.key(0)
 RECIPE = OptimizerRecipe("sgd", 0.01, 0.9, 5e-4, "constant")
@@ -111,18 +111,33 @@ def test_accumulated_statistics_move_from_part_to_part(make, optimizer, batch):
     chex.assert_trees_all_close(new.variables["batch_stats"], variables["batch_stats"], rtol=1e-4, atol=1e-5)
 
 
-def test_ema_follows_its_formula(make, optimizer, batch):
+@pytest.mark.parametrize(("step", "decay"), [(0, 0.1), (8, 0.5), (1000, 0.9)])
+def test_ema_follows_its_formula(make, optimizer, batch, step, decay):
+    """min(decay, (1 + step) / (10 + step)): short at first, as the recipe says in the end."""
     task, state = make(ema=True)
+    state = state.replace(step=np.int32(step))
     assert set(state.variables) == {"params", "batch_stats", "ema_params", "ema_batch_stats"}
     chex.assert_trees_all_equal(averaged(state.variables), {n: state.variables[n] for n in ("params", "batch_stats")})
     new, _ = step_of(task, optimizer, ema=0.9)(state, batch, KEY)
-    without, _ = step_of(task, optimizer)(make()[1], batch, KEY)
+    without, _ = step_of(task, optimizer)(make()[1].replace(step=np.int32(step)), batch, KEY)
     for name in ("params", "batch_stats"):
         chex.assert_trees_all_close(new.variables[name], without.variables[name], rtol=1e-5, atol=1e-6)
-        average = jax.tree.map(lambda old, now: 0.9 * old + 0.1 * now, state.variables[name], new.variables[name])
+        average = jax.tree.map(
+            lambda old, now: decay * old + (1 - decay) * now, state.variables[name], new.variables[name]
+        )
         chex.assert_trees_all_close(new.variables[f"ema_{name}"], average, rtol=1e-5, atol=1e-6)
         chex.assert_trees_all_equal(averaged(new.variables)[name], new.variables[f"ema_{name}"])
     assert set(trainable(new.variables)) == {"params"}
+
+
+def test_the_average_forgets_its_start_within_a_short_run():
+    """Weights that rise evenly from 0 to 1 in 300 steps: with a fixed decay of .999 their average would be 0.14."""
+    average = 0.0
+    for step in range(300):
+        decay = float(warmed_decay(0.999, step))
+        average = decay * average + (1 - decay) * (step + 1) / 300
+    assert average == pytest.approx(0.9, abs=0.01)
+    assert float(warmed_decay(0.999, 10**6)) == pytest.approx(0.999)
 
 
 def test_a_bfloat16_step_keeps_the_state_in_float32(make, optimizer, batch):
