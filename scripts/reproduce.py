@@ -115,7 +115,9 @@ def retest(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), batche
     # The plain centre view of training clips: what the network will see, not its augmentation.
     stream = train_batches(train_source, dataclasses.replace(rules, scales=(1.0,)), recipe.batch_size, seed=recipe.seed)
     seen = [next(stream)["video"] for _ in range(batches)]
-    reestimated = {n: reestimate_statistics(model, variables, (video[n] for video in seen)) for n in frames}
+    reestimated = {
+        n: reestimate_statistics(model, variables, (video[n] for video in seen), recipe.freeze) for n in frames
+    }
     disordered = dataclasses.replace(rules, shuffle_frames=True)
     tests = {"reestimated": (reestimated, rules), "disordered": (dict.fromkeys(frames, variables), disordered)}
     old = {row["frames"]: row for row in json.loads((run / "any_frame.json").read_text())}

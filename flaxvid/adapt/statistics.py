@@ -1,50 +1,88 @@
 """Re-estimated normalisation statistics: what a trained network can do at another frame count without training."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
 from jaxtyping import Array, UInt8
 
-from flaxvid.layers.norm import BatchNorm
+from flaxvid import trees
+from flaxvid.adapt.freezing import keep_statistics
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Variables
 
+Moments = tuple[Any, Any, Any]
+"""Count, mean and (biased) variance of each channel."""
+
 
 def reestimate_statistics(
-    model: VideoModel, variables: Variables, clips: Iterable[UInt8[Array, "b t h w 3"]]
+    model: VideoModel,
+    variables: Variables,
+    clips: Iterable[UInt8[Array, "b t h w 3"]],
+    freeze: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Ordinary variables whose batch statistics are the means over these clips' batches; parameters stay.
+    """Ordinary variables with the mean and variance of all that each norm sees of these clips; parameters stay.
+
+    Batches run as in training, each normalised by its own statistics, and are then pooled by their sizes as fvcore's
+    precise batch norm does (`update_bn_stats`; arXiv 2105.07576, section 3): the variance is that within the batches
+    and between their means, so small batches do not make it too small. Norms that training leaves as they are stay.
 
     Args:
         model: the network.
-        variables: its variables.
+        variables: its variables; of `FrameFlexible` those that its `select` gives for the clips' frame count.
         clips: batches of one frame count, which may differ from that of training; a few dozen are enough.
+        freeze: the recipe's, see `adapt.freezing`: norms under these patterns stay.
 
     Raises:
         ValueError: no clips, or a model without batch statistics.
     """
+    if private := sorted(name for name in variables if name.startswith("batch_stats_")):
+        raise ValueError(f"expected ordinary variables, got {', '.join(private)}: give those of flexible.select(.., n)")
     if "batch_stats" not in variables:
         raise ValueError("this model has no batch statistics to re-estimate: its normalisation keeps none")
-    # In training a norm does not read its running statistics, so one step from zeros leaves (1 - momentum) x the
-    # batch's.
-    zeros = jax.tree.map(jax.numpy.zeros_like, variables["batch_stats"])
 
     @jax.jit
-    def measure(params: Any, video: Array) -> Any:
-        _, state = model.apply(
-            {"params": params, "batch_stats": zeros},
-            video,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": jax.random.key(0)},
-        )
-        return jax.tree.map(lambda leaf: leaf / (1 - BatchNorm.momentum), state["batch_stats"])
+    def measure(variables: Variables, video: Array) -> Any:
+        with keep_statistics(freeze), nn.intercept_methods(_keep_moments):
+            _, state = model.apply(
+                variables, video, train=True, mutable=["batch_stats", "moments"], rngs={"dropout": jax.random.key(0)}
+            )
+        return state.get("moments", {})
 
-    total, count = zeros, 0
+    pooled: dict[str, Moments] | None = None
     for video in clips:
-        total = jax.tree.map(jax.numpy.add, total, measure(variables["params"], video))
-        count += 1
-    if not count:
+        # A norm that is called more than once gives as many moments.
+        measured = trees.flatten(jax.device_get(measure(variables, video)))
+        calls = {norm: [pooled[norm]] if pooled else [] for norm in measured}
+        pooled = {norm: functools.reduce(_pool, [*calls[norm], *moments]) for norm, moments in measured.items()}
+    if pooled is None:
         raise ValueError("no clips to re-estimate the statistics from")
-    return {**variables, "batch_stats": jax.tree.map(lambda leaf: leaf / count, total)}
+    statistics = {
+        f"{norm.removesuffix('/moments')}/{name}": jnp.asarray(value, jnp.float32)
+        for norm, (_, mean, var) in pooled.items()
+        for name, value in (("mean", mean), ("var", var))
+    }
+    return {**variables, "batch_stats": trees.merge(variables["batch_stats"], trees.unflatten(statistics))}
+
+
+def _keep_moments(call, args, kwargs, context):
+    """Sows count, mean and variance of what a norm normalises by the batch's own statistics."""
+    module = context.module
+    if isinstance(module, nn.BatchNorm) and kwargs.get("use_running_average") is False:
+        x = args[0].astype(jnp.float32)
+        axes = tuple(range(x.ndim - 1))
+        module.sow("moments", "moments", (jnp.float32(x.size // x.shape[-1]), x.mean(axes), x.var(axes)))
+    return call(*args, **kwargs)
+
+
+def _pool(one: Moments, other: Moments) -> Moments:
+    """Count, mean and variance of two sets together, in float64 and without the difference of large squares."""
+    (n, mean, var), (m, other_mean, other_var) = (
+        tuple(np.asarray(v, np.float64) for v in part) for part in (one, other)
+    )
+    total, apart = n + m, other_mean - mean
+    return total, mean + apart * m / total, (n * var + m * other_var) / total + apart**2 * n * m / total**2
