@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from flaxvid import trees
 from flaxvid.data.sources import SOURCES
-from flaxvid.train.optimizer import make_optimizer, make_schedule
+from flaxvid.train.optimizer import group_factors, make_optimizer, make_schedule
 from flaxvid.train.recipe import Recipe, check, to_json
 from flaxvid.train.setup import clip_config, make_model, make_task
 from flaxvid.train.state import create_state
@@ -121,6 +121,37 @@ def test_the_papers_recipe(name, dataset):
     assert recipe.data.scales == (1.0, 0.875, 0.75, 0.66)
     assert (recipe.task.label_smoothing, optimizer.ema, recipe.task.weight) == (0, 0, 1)
     assert recipe.published
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "rate", "decay", "warmup", "batch", "epochs"),
+    [
+        ("slow", "kinetics400", 0.1, 1e-4, 34, 64, 196),
+        ("slowfast", "kinetics400", 0.1, 1e-4, 34, 64, 196),
+        ("slowfast", "kinetics400_4x16", 0.1, 1e-4, 34, 64, 196),
+        ("x3d", "xs", 0.1, 5e-5, 35, 128, 300),
+        ("x3d", "m", 0.1, 5e-5, 35, 128, 300),
+        ("x3d", "l", 0.05, 5e-5, 35, 64, 256),
+    ],
+)
+def test_pyslowfasts_recipes(name, argument, rate, decay, warmup, batch, epochs):
+    """Its configs/Kinetics/*.yaml and config/defaults.py."""
+    recipe = load(next(path for path in CONFIGS if path.stem == name)).get_config(argument)
+    optimizer = recipe.optimizer
+    assert (recipe.batch_size, recipe.epochs) == (batch, epochs)
+    assert (optimizer.learning_rate, optimizer.momentum, optimizer.weight_decay) == (rate, 0.9, decay)
+    assert (optimizer.schedule, optimizer.warmup_epochs, optimizer.warmup_start) == ("cosine", warmup, 0.01)
+    assert (optimizer.name, optimizer.cosine_from_start, optimizer.nesterov) == ("sgd", True, True)
+    assert (optimizer.clip_norm, recipe.task.label_smoothing, recipe.model.dropout) == (0, 0, 0.5)
+    assert recipe.model.options["zero_init"]
+    recipe.model.options["depths"] = (1,)  # as good as all of them for what follows
+    model = make_model(recipe, 400)
+    shapes = jax.eval_shape(make_task(recipe, model).init, jax.random.key(0))
+    _, decays = group_factors({"params": shapes["params"]}, optimizer.rules)
+    flat = trees.flatten(decays)
+    assert {path for path, factor in flat.items() if not factor} == {path for path in flat if "norm" in path}
+    assert flat["params/head/classifier/bias"] == 1
+    assert model.head.classifier_std == 0.01
 
 
 def test_the_seeds_recipe():

@@ -72,6 +72,8 @@ class ConvNorm(nn.Module):
         groups: of the channels.
         activation: such as `nn.relu`; None where the residual is added first.
         dtype: compute type.
+        zero_init: start the norm's scale at zero: a block whose last one does so begins as its shortcut (arXiv
+            1706.02677, section 5.1).
     """
 
     features: int
@@ -80,6 +82,7 @@ class ConvNorm(nn.Module):
     groups: int = 1
     activation: Activation = None
     dtype: jnp.dtype = jnp.float32
+    zero_init: bool = False
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
@@ -87,7 +90,9 @@ class ConvNorm(nn.Module):
         if self.kernel_size[0] > 1:
             x = mask_frames(x, frame_mask)
         x = Conv(self.features, self.kernel_size, self.strides, groups=self.groups, dtype=self.dtype, name="conv")(x)
-        x = BatchNorm(dtype=self.dtype, name="norm")(x, train, fit_mask(frame_mask, x.shape[1]))
+        scale_init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
+        norm = BatchNorm(dtype=self.dtype, scale_init=scale_init, name="norm")
+        x = norm(x, train, fit_mask(frame_mask, x.shape[1]))
         return x if self.activation is None else self.activation(x)
 
 

@@ -4,8 +4,8 @@ Slow is a ResNet-50 over 8 distant frames whose last two stages alone look at ne
 convolutions; R3D-18 has 3x3x3 convolutions everywhere and halves time with height and width.
 
 Differs from the references: the head takes the mean over whatever grid it gets, where pytorchvideo's slides the window
-of the training crop, which weighs the middle of larger frames more; the last norm of a block starts at one, not zero.
-PySlowFast's slow network is the same.
+of the training crop, which weighs the middle of larger frames more; the last norm of a block starts at one, and only
+with `zero_init` at zero. PySlowFast's slow network is the same.
 
 Stem, body and head are modules of their own. The whole model, and its parts one after the other:
 
@@ -136,12 +136,14 @@ class Bottleneck(nn.Module):
         width: channels of the first two.
         strides: (t, h, w); the first convolution has the temporal one.
         temporal_kernel: frames that the first convolution sees.
+        zero_init: the last norm's scale starts at zero.
         dtype: compute type.
     """
 
     width: int
     strides: Strides = (1, 1, 1)
     temporal_kernel: int = 1
+    zero_init: bool = False
     dtype: jnp.dtype = jnp.float32
 
     expansion = 4
@@ -154,7 +156,7 @@ class Bottleneck(nn.Module):
         kernel = (self.temporal_kernel, 1, 1)
         y = unit(self.width, kernel, (t, 1, 1), activation=nn.relu, name="conv_a")(x, train, frame_mask)
         y = unit(self.width, (1, 3, 3), (1, h, w), activation=nn.relu, name="conv_b")(y, train, frame_mask)
-        y = unit(features, (1, 1, 1), name="conv_c")(y, train, frame_mask)
+        y = unit(features, (1, 1, 1), zero_init=self.zero_init, name="conv_c")(y, train, frame_mask)
         if x.shape != y.shape:
             x = unit(features, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
         return nn.relu(x + y)
@@ -239,6 +241,7 @@ def build_slow(
     width: int = 64,
     stem_kernel: int = 1,
     temporal_kernels: tuple[int, ...] = (1, 1, 3, 3),
+    zero_init: bool = False,
     dropout: float = 0.5,
     classifier_std: float = 0.01,
     mean: RGB = PYTORCHVIDEO_CLIP.mean,
@@ -257,6 +260,7 @@ def build_slow(
         width: channels of the stem and of the first stage's inner convolutions.
         stem_kernel: frames that the stem's convolution sees.
         temporal_kernels: frames that the first convolution of a block sees, for each stage.
+        zero_init: the scale of each block's last norm starts at zero; see `ConvNorm`.
         dropout: rate on the pooled feature in training.
         classifier_std: deviation of the classifier's initial kernel.
         mean: per-channel mean of RGB in [0, 1].
@@ -266,7 +270,7 @@ def build_slow(
         remat: recompute activations in the backward pass.
     """
     dtype, strides = jnp.dtype(dtype), ((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2))
-    stages = tuple({"temporal_kernel": kernel} for kernel in temporal_kernels)
+    stages = tuple({"temporal_kernel": kernel, "zero_init": zero_init} for kernel in temporal_kernels)
     return VideoModel(
         stem=Stem(width, stem_kernel, True, freeze_norms, dtype),
         body=Body(stage_blocks(Bottleneck, stages, dtype, remat), strides, tuple(depths), width, freeze_norms),

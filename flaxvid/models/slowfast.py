@@ -86,6 +86,7 @@ class Body(nn.Module):
         alpha: frames to one slow frame.
         beta: how many times fewer channels the fast pathway has.
         fusion_kernel: frames that the lateral convolutions see.
+        zero_init: the scale of each block's last norm starts at zero.
         freeze_norms: use the running statistics in training too.
         remat: recompute activations in the backward pass, block by block, to save memory.
         dtype: compute type.
@@ -96,6 +97,7 @@ class Body(nn.Module):
     alpha: int = 4
     beta: int = 8
     fusion_kernel: int = 7
+    zero_init: bool = False
     freeze_norms: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -118,8 +120,9 @@ class Body(nn.Module):
             width = self.width * 2**stage
             for index in range(depth):
                 strides, name = (1, 2, 2) if stage > 0 and index == 0 else (1, 1, 1), f"layer{stage + 1}_{index}"
-                slow_block = block(width, strides, SLOW_KERNELS[stage], self.dtype, name=f"slow_{name}")
-                fast_block = block(width // self.beta, strides, FAST_KERNELS[stage], self.dtype, name=f"fast_{name}")
+                how = {"strides": strides, "zero_init": self.zero_init, "dtype": self.dtype}
+                slow_block = block(width, temporal_kernel=SLOW_KERNELS[stage], **how, name=f"slow_{name}")
+                fast_block = block(width // self.beta, temporal_kernel=FAST_KERNELS[stage], **how, name=f"fast_{name}")
                 slow, fast = slow_block(slow, train, frame_mask), fast_block(fast, train, frame_mask)
         return slow, fast
 
@@ -134,6 +137,7 @@ def build(
     alpha: int = 4,
     beta: int = 8,
     fusion_kernel: int = 7,
+    zero_init: bool = False,
     dropout: float = 0.5,
     classifier_std: float = 0.01,
     mean: RGB = resnet3d.PYTORCHVIDEO_CLIP.mean,
@@ -153,6 +157,7 @@ def build(
         alpha: frames to one slow frame, a power of two.
         beta: how many times fewer channels the fast pathway has.
         fusion_kernel: frames that the lateral convolutions see, an odd number.
+        zero_init: the scale of each block's last norm starts at zero; see `ConvNorm`.
         dropout: rate on the pooled feature in training.
         classifier_std: deviation of the classifier's initial kernel.
         mean: per-channel mean of RGB in [0, 1].
@@ -169,7 +174,7 @@ def build(
     dtype, slow_dim = jnp.dtype(dtype), width * 2 ** (len(depths) - 1) * resnet3d.Bottleneck.expansion
     return VideoModel(
         stem=Stem(width, alpha, beta, freeze_norms, dtype),
-        body=Body(tuple(depths), width, alpha, beta, fusion_kernel, freeze_norms, remat, dtype),
+        body=Body(tuple(depths), width, alpha, beta, fusion_kernel, zero_init, freeze_norms, remat, dtype),
         head=PoolHead(num_classes, dropout, classifier_std),
         feature_dim=slow_dim + slow_dim // beta,
         clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),

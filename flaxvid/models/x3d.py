@@ -44,6 +44,7 @@ class Block(nn.Module):
         strides: (t, h, w) of the depthwise convolution.
         se: whether squeeze-and-excitation follows it, with a sixteenth of the channels inside.
         shortcut_norm: a strided shortcut has a norm even where the channels stay as many.
+        zero_init: the last norm's scale starts at zero.
         dtype: compute type.
     """
 
@@ -51,6 +52,7 @@ class Block(nn.Module):
     strides: Strides = (1, 1, 1)
     se: bool = False
     shortcut_norm: bool = False
+    zero_init: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -61,7 +63,7 @@ class Block(nn.Module):
         y = unit(inner, (3, 3, 3), self.strides, groups=inner, name="conv_b")(y, train, frame_mask)
         if self.se:
             y = SqueezeExcitation(near_eighth(inner / 16), dtype=self.dtype, name="se")(y, frame_mask)
-        y = unit(self.width, (1, 1, 1), name="conv_c")(nn.swish(y), train, frame_mask)
+        y = unit(self.width, (1, 1, 1), zero_init=self.zero_init, name="conv_c")(nn.swish(y), train, frame_mask)
         strided, widened = max(self.strides) > 1, x.shape[-1] != self.width
         if widened or (strided and self.shortcut_norm):
             x = unit(self.width, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
@@ -98,6 +100,7 @@ class Body(nn.Module):
         depths: blocks of each stage.
         width: channels of the first stage.
         shortcut_norm: see `Block`.
+        zero_init: see `Block`.
         freeze_norms: use the running statistics in training too.
         remat: recompute activations in the backward pass, block by block, to save memory.
         dtype: compute type.
@@ -106,6 +109,7 @@ class Body(nn.Module):
     depths: tuple[int, ...]
     width: int = 24
     shortcut_norm: bool = False
+    zero_init: bool = False
     freeze_norms: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -122,6 +126,7 @@ class Body(nn.Module):
                     strides=(1, 2, 2) if index == 0 else (1, 1, 1),
                     se=index % 2 == 0,
                     shortcut_norm=self.shortcut_norm,
+                    zero_init=self.zero_init,
                     dtype=self.dtype,
                     name=f"layer{stage + 1}_{index}",
                 )(x, train, frame_mask)
@@ -175,6 +180,7 @@ def build(
     width: int = 24,
     head_features: int = 2048,
     shortcut_norm: bool = False,
+    zero_init: bool = False,
     dropout: float = 0.5,
     classifier_std: float = 0.01,
     mean: RGB = PYTORCHVIDEO_CLIP.mean,
@@ -193,6 +199,7 @@ def build(
         width: channels of the stem and the first stage.
         head_features: channels of the feature before the classifier.
         shortcut_norm: the first stage's shortcut has a norm, 48 parameters more, as in PySlowFast's files.
+        zero_init: the scale of each block's last norm starts at zero; see `ConvNorm`.
         dropout: rate on the feature in training.
         classifier_std: deviation of the classifier's initial kernel.
         mean: per-channel mean of RGB in [0, 1].
@@ -204,7 +211,7 @@ def build(
     dtype, hidden = jnp.dtype(dtype), int(EXPANSION * width * 2 ** (len(depths) - 1))
     return VideoModel(
         stem=Stem(width, freeze_norms, dtype),
-        body=Body(tuple(depths), width, shortcut_norm, freeze_norms, remat, dtype),
+        body=Body(tuple(depths), width, shortcut_norm, zero_init, freeze_norms, remat, dtype),
         head=Head(num_classes, hidden, head_features, dropout, classifier_std, dtype),
         feature_dim=head_features,
         clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),

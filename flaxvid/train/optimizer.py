@@ -12,7 +12,7 @@ from flaxvid.train.recipe import OptimizerRecipe, Rules
 def make_schedule(recipe: OptimizerRecipe, epochs: int, steps_per_epoch: int) -> optax.Schedule:
     """Learning rate by step: linear warm-up, then "step", "cosine" or "constant" over what is left.
 
-    The milestones of "step" count from the start of training, warm-up included.
+    The milestones of "step" count from the start of training, warm-up included; a cosine does with `cosine_from_start`.
     """
     total = epochs * steps_per_epoch
     warmup = round(recipe.warmup_epochs * steps_per_epoch)
@@ -20,12 +20,15 @@ def make_schedule(recipe: OptimizerRecipe, epochs: int, steps_per_epoch: int) ->
         drops = {epoch * steps_per_epoch - warmup: 0.1 for epoch in recipe.milestones}
         main = optax.piecewise_constant_schedule(recipe.learning_rate, drops)
     elif recipe.schedule == "cosine":
-        main = optax.cosine_decay_schedule(recipe.learning_rate, max(1, total - warmup))
+        passed = warmup if recipe.cosine_from_start else 0
+        cosine = optax.cosine_decay_schedule(recipe.learning_rate, max(1, total - warmup + passed))
+        main = lambda step: cosine(step + passed)  # noqa: E731
     else:
         main = optax.constant_schedule(recipe.learning_rate)
     if not warmup:
         return main
-    return optax.join_schedules([optax.linear_schedule(0.0, recipe.learning_rate, warmup), main], [warmup])
+    peak = float(main(0)) if recipe.schedule == "cosine" else recipe.learning_rate
+    return optax.join_schedules([optax.linear_schedule(recipe.warmup_start, peak, warmup), main], [warmup])
 
 
 def group_factors(params: Any, rules: Rules) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -54,7 +57,7 @@ def make_optimizer(recipe: OptimizerRecipe, schedule: optax.Schedule) -> optax.G
 
     clip = optax.clip_by_global_norm(recipe.clip_norm) if recipe.clip_norm else optax.identity()
     if recipe.name == "sgd":
-        middle = (optax.stateless(decay), optax.trace(recipe.momentum))
+        middle = (optax.stateless(decay), optax.trace(recipe.momentum, recipe.nesterov))
     else:
         middle = (optax.scale_by_adam(), optax.stateless(decay))
     return optax.chain(clip, *middle, optax.stateless(scale), optax.scale_by_learning_rate(schedule))

@@ -3,7 +3,7 @@
 import dataclasses
 
 from flaxvid.data.motion import MotionConfig
-from flaxvid.train.recipe import FFN_RULES, DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe
+from flaxvid.train.recipe import FFN_RULES, NORM_RULES, DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe
 
 
 def _imagenet(frames: int) -> ModelRecipe:
@@ -113,6 +113,24 @@ def motion() -> Recipe:
         eval_batch_size=64,
         epochs=5,
         log_every=50,
+    )
+
+
+def pyslowfast(learning_rate: float, weight_decay: float, warmup_epochs: float) -> OptimizerRecipe:
+    """PySlowFast's optimizer: Nesterov's momentum, a cosine from epoch 0, decay on all but the norms, no clipping."""
+    return OptimizerRecipe(
+        "sgd",
+        learning_rate,
+        0.9,
+        weight_decay,
+        "cosine",
+        (),
+        warmup_epochs,
+        warmup_start=0.01,
+        cosine_from_start=True,
+        nesterov=True,
+        clip_norm=0.0,
+        rules=NORM_RULES,
     )
 
 

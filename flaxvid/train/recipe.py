@@ -7,16 +7,20 @@ from typing import Any
 
 Rules = tuple[tuple[str, float, float], ...]
 
-DECAY_RULES: Rules = ((r".*norm.*", 1.0, 0.0), (r".*/bias", 1.0, 0.0))
-"""No weight decay on normalisation layers and biases."""
+DECAY_RULES: Rules = ((r".*norm.*", 1.0, 0.0), (r".*/(bias|own|which)", 1.0, 0.0))
+"""No weight decay on normalisation layers, biases, and what TS-CVA knows of each camera: `which`, an embedding, and
+`own`, a projection that starts as the identity. Kernels and FFN's gains decay."""
+
+NORM_RULES: Rules = ((r".*norm.*", 1.0, 0.0),)
+"""No weight decay on normalisation layers alone, as in PySlowFast."""
 
 FFN_RULES: Rules = (
     (r"params/head/classifier\w*/kernel", 5.0, 1.0),
     (r"params/head/classifier\w*/bias", 10.0, 0.0),
-    (r".*norm.*", 1.0, 0.0),
+    (r".*norm.*|.*/(own|which)", 1.0, 0.0),
     (r".*/bias", 2.0, 0.0),
 )
-"""The parameter groups of TSM's and FFN's authors: a faster classifier, no decay on norms and biases."""
+"""The parameter groups of TSM's and FFN's authors: a faster classifier, and no decay where `DECAY_RULES` have none."""
 
 
 @dataclasses.dataclass
@@ -149,10 +153,14 @@ class OptimizerRecipe:
         weight_decay: added to the gradient (SGD) or to the step (AdamW).
         schedule: "step", "cosine" or "constant".
         milestones: epochs at which "step" multiplies the rate by 0.1.
-        warmup_epochs: of linear warm-up from zero; parts of an epoch are allowed.
+        warmup_epochs: of linear warm-up; parts of an epoch are allowed.
+        warmup_start: the rate that warm-up begins with.
+        cosine_from_start: the cosine begins at epoch 0, and warm-up rises to where it is by then, as in PySlowFast;
+            else it begins after the warm-up, at the peak.
+        nesterov: SGD's momentum looks ahead, as torch's `nesterov=True`.
         clip_norm: the largest global gradient norm; 0 clips nothing.
         accumulate: parts that a batch is computed in, one after the other, to save memory.
-        ema: decay of the moving average that is evaluated; 0 keeps none.
+        ema: decay of the moving average that is evaluated, after a warm-up; 0 keeps none.
         rules: parameter groups, `(path regex, learning-rate factor, weight-decay factor)`, the first match counts.
     """
 
@@ -163,6 +171,9 @@ class OptimizerRecipe:
     schedule: str = "step"
     milestones: tuple[int, ...] = (20, 40)
     warmup_epochs: float = 0.0
+    warmup_start: float = 0.0
+    cosine_from_start: bool = False
+    nesterov: bool = False
     clip_norm: float = 20.0
     accumulate: int = 1
     ema: float = 0.0

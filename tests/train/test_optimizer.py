@@ -1,4 +1,5 @@
 import math
+import re
 
 import chex
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
-from flaxvid.models.registry import create_tiny
+from flaxvid.models.registry import create_tiny, list_models
 from flaxvid.train.optimizer import group_factors, make_optimizer, make_schedule
 from flaxvid.train.recipe import DECAY_RULES, FFN_RULES, OptimizerRecipe
 from flaxvid.train.state import trainable
@@ -49,6 +50,8 @@ def run(recipe, steps=5, schedule=None):
         ("params_16f/body/layer1_0/downsample_norm/bias", (1, 0)),
         ("params_4f/body/layer1_0/conv1/gain", (1, 1)),
         ("params/body/attention/out/bias", (2, 0)),
+        ("params/body/fusion/own", (1, 0)),
+        ("params/body/fusion/which", (1, 0)),
     ],
 )
 def test_the_groups_of_the_ffn_recipe(path, factors):
@@ -66,30 +69,53 @@ def test_every_group_of_a_real_model():
     assert len(decayed) == 1 + 4 * 4 + 1 + 2 * 4  # stem, blocks with downsampling, classifier, gains
 
 
-def test_sgd_is_torchs_written_out():
-    """g = gradient + decay p; m = momentum m + g; p = p - rate factor m"""
-    recipe = OptimizerRecipe("sgd", 0.1, 0.9, 0.01, "constant", clip_norm=0.0, rules=FFN_RULES)
+@pytest.mark.parametrize("name", list_models())
+def test_only_kernels_and_gains_decay(name):
+    """Of every model: nothing with one axis, no embedding and no position, by either set of rules."""
+    flexible = FrameFlexible(create_tiny(name), (2, 4))
+    size = flexible.model.clip.image_size
+    video = flexible.model.for_views(jnp.zeros((1, 4, size, size, 3)))
+    shapes = trainable(jax.eval_shape(lambda key: flexible.init(key, video), jax.random.key(0)))
+    for rules in (DECAY_RULES, FFN_RULES):
+        _, decays = group_factors(shapes, rules)
+        kept = {path for path, factor in trees.flatten(decays).items() if not factor}
+        kernels = {path for path in trees.flatten(shapes) if path.endswith(("/kernel", "/gain"))}
+        assert kept == set(trees.flatten(shapes)) - kernels
+        paths = trees.flatten(shapes)
+        assert all(any(re.fullmatch(pattern, path) for path in paths) for pattern, *_ in rules)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_torchs_written_out(nesterov):
+    """g = gradient + decay p; m = momentum m + g; p = p - rate factor m, and with Nesterov (g + momentum m) for m"""
+    recipe = OptimizerRecipe("sgd", 0.1, 0.9, 0.01, "constant", nesterov=nesterov, clip_norm=0.0, rules=FFN_RULES)
     expected = {path: leaf.astype(np.float64) for path, leaf in trees.flatten(PARAMS).items()}
     momentum = dict.fromkeys(expected, 0.0)
     rates, decays = (trees.flatten(tree) for tree in group_factors(PARAMS, FFN_RULES))
     for step in range(5):
         for path, gradient in trees.flatten(gradients(step)).items():
-            momentum[path] = 0.9 * momentum[path] + gradient + 0.01 * decays[path] * expected[path]
-            expected[path] = expected[path] - 0.1 * rates[path] * momentum[path]
+            gradient = gradient + 0.01 * decays[path] * expected[path]
+            momentum[path] = 0.9 * momentum[path] + gradient
+            ahead = gradient + 0.9 * momentum[path] if nesterov else momentum[path]
+            expected[path] = expected[path] - 0.1 * rates[path] * ahead
     chex.assert_trees_all_close(trees.flatten(run(recipe)), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw"])
 def test_it_agrees_with_torch(name):
     torch = pytest.importorskip("torch")
-    recipe = OptimizerRecipe(name, 0.02, 0.9, 0.05, "constant", clip_norm=1.0, rules=FFN_RULES)
+    name, nesterov = ("sgd", True) if name == "nesterov" else (name, False)
+    recipe = OptimizerRecipe(name, 0.02, 0.9, 0.05, "constant", nesterov=nesterov, clip_norm=1.0, rules=FFN_RULES)
     rates, decays = (trees.flatten(tree) for tree in group_factors(PARAMS, FFN_RULES))
     tensors = {path: torch.tensor(leaf, requires_grad=True) for path, leaf in trees.flatten(PARAMS).items()}
     groups = [
         {"params": [tensor], "lr": 0.02 * rates[path], "weight_decay": 0.05 * decays[path]}
         for path, tensor in tensors.items()
     ]
-    optimizer = torch.optim.SGD(groups, 0.02, momentum=0.9) if name == "sgd" else torch.optim.AdamW(groups, 0.02)
+    if name == "sgd":
+        optimizer = torch.optim.SGD(groups, 0.02, momentum=0.9, nesterov=nesterov)
+    else:
+        optimizer = torch.optim.AdamW(groups, 0.02)
     for step in range(5):
         for path, gradient in trees.flatten(gradients(step)).items():
             tensors[path].grad = torch.tensor(gradient)
@@ -136,6 +162,27 @@ def test_cosine_schedule_ends_at_zero():
     recipe.warmup_epochs = 0.5  # five steps
     expected = [0, 0.04, 0.1, 0.05, 0]
     assert rates(recipe, 0, 2, 5, 5 + 495 / 2, 500) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_cosine_from_the_start_is_joined_by_its_warm_up():
+    """PySlowFast's: rise in a line from its own first rate to where the cosine of the whole run is by then."""
+    recipe = OptimizerRecipe(
+        learning_rate=0.1, schedule="cosine", warmup_epochs=34, warmup_start=0.01, cosine_from_start=True
+    )
+
+    def cosine(epoch):
+        return 0.1 * (1 + math.cos(math.pi * epoch / 196)) / 2
+
+    expected = [0.01, (0.01 + cosine(34)) / 2, cosine(34), cosine(98), cosine(190)]
+    assert expected[2] < 0.093
+    assert rates(recipe, 0, 170, 340, 980, 1900, epochs=196) == pytest.approx(expected, rel=1e-5)
+    recipe.warmup_epochs = 0
+    assert rates(recipe, 0, 980, epochs=196) == pytest.approx([0.1, 0.05])
+
+
+def test_warm_up_begins_where_it_is_told():
+    recipe = OptimizerRecipe(learning_rate=0.1, schedule="step", milestones=(4,), warmup_epochs=2, warmup_start=0.02)
+    assert rates(recipe, 0, 10, 20, 39, 40) == pytest.approx([0.02, 0.06, 0.1, 0.1, 0.01])
 
 
 def test_constant_schedule():
