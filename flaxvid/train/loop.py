@@ -29,10 +29,10 @@ from flaxvid.train.hosts import end_with_peers
 from flaxvid.train.interrupt import Interrupted, StopRequest
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
-from flaxvid.train.optimizer import make_optimizer, make_schedule
+from flaxvid.train.optimizer import check_rules, make_optimizer, make_schedule
 from flaxvid.train.recipe import Recipe, check
 from flaxvid.train.setup import clip_config, count_classes, load_start, make_model, make_task, open_data
-from flaxvid.train.state import TrainState, averaged, create_state
+from flaxvid.train.state import TrainState, averaged, create_state, trainable
 from flaxvid.train.step import TrainStep, make_train_step
 from flaxvid.train.trained import CLASSES_FILE
 from flaxvid.train.waiting import WaitingShare
@@ -63,8 +63,9 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     check(recipe)
     # A slip shows now, and not after the data set was made; of its tasks only those with weights are known yet.
     task = make_task(recipe, make_model(recipe, dict.fromkeys(recipe.task.task_weights, 1) or 1))
-    if recipe.freeze:
-        check_frozen(jax.eval_shape(task.init, jax.random.key(0)), recipe.freeze)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    check_frozen(shapes, recipe.freeze)
+    check_rules(trainable(shapes), recipe.optimizer.rules)
     for frames in (recipe.task.frames, recipe.eval_frames):
         clip_config(recipe, frames)
     enable_compilation_cache()

@@ -1,5 +1,6 @@
 """Optimizer and learning-rate schedule out of a recipe, from optax's parts."""
 
+import re
 from typing import Any
 
 import jax
@@ -7,6 +8,9 @@ import optax
 
 from flaxvid import trees
 from flaxvid.train.recipe import OptimizerRecipe, Rules
+
+SHOWN = 12
+"""Parameters that an error shows."""
 
 
 def make_schedule(recipe: OptimizerRecipe, epochs: int, steps_per_epoch: int) -> optax.Schedule:
@@ -27,8 +31,8 @@ def make_schedule(recipe: OptimizerRecipe, epochs: int, steps_per_epoch: int) ->
         main = optax.constant_schedule(recipe.learning_rate)
     if not warmup:
         return main
-    peak = float(main(0)) if recipe.schedule == "cosine" else recipe.learning_rate
-    return optax.join_schedules([optax.linear_schedule(recipe.warmup_start, peak, warmup), main], [warmup])
+    peak: Any = main(0) if recipe.schedule == "cosine" else recipe.learning_rate
+    return optax.join_schedules([optax.linear_schedule(recipe.warmup_start, float(peak), warmup), main], [warmup])
 
 
 def group_factors(params: Any, rules: Rules) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -38,6 +42,25 @@ def group_factors(params: Any, rules: Rules) -> tuple[dict[str, Any], dict[str, 
     rates = trees.map_paths(lambda _, pair: pair[0], factors)
     decays = trees.map_paths(lambda _, pair: pair[1], factors)
     return rates, decays
+
+
+def check_rules(params: Any, rules: Rules) -> None:
+    """Finds parameter groups that cannot be meant.
+
+    Args:
+        params: the ``params*`` collections, or their shapes; those that are frozen, too.
+        rules: of the recipe.
+
+    Raises:
+        ValueError: patterns that match no parameter; the message shows some that there are.
+    """
+    paths = list(trees.flatten(params))
+    if unused := [pattern for pattern, *_ in rules if not any(re.fullmatch(pattern, path) for path in paths)]:
+        shown = ", ".join(paths[:: max(1, len(paths) // SHOWN)][:SHOWN])
+        raise ValueError(
+            f"optimizer.rules: {', '.join(map(repr, unused))} matches no parameter as a whole path; there are {shown}, "
+            "...: correct the pattern or leave the rule out"
+        )
 
 
 def make_optimizer(recipe: OptimizerRecipe, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flaxvid.data.clips import Augmentation, ClipConfig
+from flaxvid.train.limits import find_problems
+
 Rules = tuple[tuple[str, float, float], ...]
 
 DECAY_RULES: Rules = ((r".*norm.*", 1.0, 0.0), (r".*/(bias|own|which)", 1.0, 0.0))
@@ -234,47 +237,38 @@ def read_recipe(workdir: Path) -> Recipe:
     return Recipe(**{name: parts[name](**value) if name in parts else value for name, value in saved.items()})
 
 
+def clip_config(recipe: Recipe, frames: tuple[int, ...]) -> ClipConfig:
+    """How clips of these frame counts are cut from the recipe's videos."""
+    data = recipe.data
+    return ClipConfig(
+        frames=tuple(frames),
+        image_size=recipe.model.image_size,
+        test_size=data.test_size or None,
+        scales=tuple(data.scales),
+        flip=data.flip,
+        short=data.short,  # pyright: ignore[reportArgumentType]
+        sampling=data.sampling,  # pyright: ignore[reportArgumentType]
+        interval=data.interval,
+        clips=data.eval_clips,
+        crops=data.eval_crops,
+        augmentation=Augmentation(
+            crop=data.crop,  # pyright: ignore[reportArgumentType]
+            area=tuple(data.area),  # pyright: ignore[reportArgumentType]
+            aspect=tuple(data.aspect),  # pyright: ignore[reportArgumentType]
+            colour_jitter=tuple(data.colour_jitter),  # pyright: ignore[reportArgumentType]
+            randaugment=data.randaugment,
+            magnitude=data.magnitude,
+        ),
+        repeats=data.repeats,
+        shuffle_frames=data.shuffle_frames,
+    )
+
+
 def check(recipe: Recipe) -> None:
     """Finds what is wrong with a recipe before any work is done.
 
     Raises:
         ValueError: every problem, a line each.
     """
-    data, task, optimizer = recipe.data, recipe.task, recipe.optimizer
-    rules = [
-        (task.name in ("ffn", "supervised"), f'task.name must be "ffn" or "supervised", got {task.name!r}'),
-        (task.name != "ffn" or len(task.frames) > 1, f"FFN needs two frame counts or more, got {task.frames}"),
-        (len(task.frames) > 0, "task.frames is empty: give the frame counts, such as (4, 8, 16)"),
-        (optimizer.name in ("sgd", "adamw"), f'optimizer.name must be "sgd" or "adamw", got {optimizer.name!r}'),
-        (
-            optimizer.schedule in ("step", "cosine", "constant"),
-            f'optimizer.schedule must be "step", "cosine" or "constant", got {optimizer.schedule!r}',
-        ),
-        (
-            recipe.model.inflate in ("", "mean", "centre"),
-            f'model.inflate must be "", "mean" or "centre", got {recipe.model.inflate!r}',
-        ),
-        (0 <= data.max_broken <= 1, f"data.max_broken must lie in [0, 1], got {data.max_broken}"),
-        (
-            data.repeats > 0 and recipe.batch_size % max(data.repeats, 1) == 0,
-            f"data.repeats={data.repeats} must divide batch_size={recipe.batch_size}",
-        ),
-        (recipe.epochs > 0 and recipe.batch_size > 0, "epochs and batch_size must be positive"),
-        (
-            min(recipe.keep, recipe.checkpoint_every, recipe.log_every) > 0,
-            f"keep={recipe.keep}, checkpoint_every={recipe.checkpoint_every} and log_every={recipe.log_every} must be "
-            "positive",
-        ),
-        (
-            optimizer.accumulate > 0 and recipe.batch_size % max(optimizer.accumulate, 1) == 0,
-            f"accumulate={optimizer.accumulate} must divide batch_size={recipe.batch_size}",
-        ),
-        (
-            min(task.task_weights.values(), default=0) >= 0,
-            f"task.task_weights must not be negative, got {task.task_weights}",
-        ),
-        (0 <= optimizer.ema < 1, f"optimizer.ema must lie in [0, 1), got {optimizer.ema}"),
-    ]
-    problems = [message for holds, message in rules if not holds]
-    if problems:
+    if problems := find_problems(recipe, clip_config):
         raise ValueError("the recipe cannot run:\n  " + "\n  ".join(problems))

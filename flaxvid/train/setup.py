@@ -10,7 +10,6 @@ from typing import Any
 import jax
 
 from flaxvid.adapt.surgery import FLAT_SIBLINGS, adopt, inflate, spread
-from flaxvid.data.clips import Augmentation, ClipConfig
 from flaxvid.data.scenes import open_scenes
 from flaxvid.data.sources import Source, open_source
 from flaxvid.frames import FrameFlexible
@@ -21,6 +20,7 @@ from flaxvid.tasks.mixing import Mixing
 from flaxvid.tasks.task import Supervised, Task, init_model
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, Recipe, read_recipe
+from flaxvid.train.recipe import clip_config as clip_config
 from flaxvid.train.state import averaged
 from flaxvid.types import Classes, by_task
 from flaxvid.weights.download import resolve_weights
@@ -47,33 +47,6 @@ def open_data(recipe: DataRecipe, split: str) -> Source:
         lists=recipe.lists or None,
         motion=MotionConfig(**recipe.motion) if recipe.name == "motion" else None,
         missing=recipe.missing,  # pyright: ignore[reportArgumentType]
-    )
-
-
-def clip_config(recipe: Recipe, frames: tuple[int, ...]) -> ClipConfig:
-    """How clips of these frame counts are cut from the recipe's videos."""
-    data = recipe.data
-    return ClipConfig(
-        frames=tuple(frames),
-        image_size=recipe.model.image_size,
-        test_size=data.test_size or None,
-        scales=tuple(data.scales),
-        flip=data.flip,
-        short=data.short,  # pyright: ignore[reportArgumentType]
-        sampling=data.sampling,  # pyright: ignore[reportArgumentType]
-        interval=data.interval,
-        clips=data.eval_clips,
-        crops=data.eval_crops,
-        augmentation=Augmentation(
-            crop=data.crop,  # pyright: ignore[reportArgumentType]
-            area=tuple(data.area),  # pyright: ignore[reportArgumentType]
-            aspect=tuple(data.aspect),  # pyright: ignore[reportArgumentType]
-            colour_jitter=tuple(data.colour_jitter),  # pyright: ignore[reportArgumentType]
-            randaugment=data.randaugment,
-            magnitude=data.magnitude,
-        ),
-        repeats=data.repeats,
-        shuffle_frames=data.shuffle_frames,
     )
 
 

@@ -14,13 +14,17 @@ from jax.sharding import Mesh
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny
 from flaxvid.tasks.frame_flexible import FrameFlexibleTask
+from flaxvid.tasks.mixing import Mixing
+from flaxvid.tasks.task import Supervised
 from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
 from flaxvid.train.state import create_state
 from flaxvid.train.step import make_train_step
 
-task = FrameFlexibleTask(FrameFlexible(create_tiny("tsm_resnet18", depths=(1,), dropout=0.2), (2, 4)))
+model = create_tiny("tsm_resnet18", depths=(1,), dropout=0.2)
+task = FrameFlexibleTask(FrameFlexible(model, (2, 4)))
+baseline = Supervised(model, (2, 4), mixing=Mixing(mixup=1.0, cutmix=1.0, erasing=0.5))
 optimizer = make_optimizer(OptimizerRecipe("sgd", 0.05, 0.9, 5e-4), optax.constant_schedule(0.05))
 key = jax.random.key(0)
 rng = np.random.default_rng(0)
@@ -33,10 +37,13 @@ batches = [
     for _ in range(3)
 ]
 
-def train(mesh, norm_groups=1):
+missing = [{**batch, "label": np.where(np.arange(16) % 5, batch["label"], -1)} for batch in batches]
+
+def train(mesh, norm_groups=1, task=task, batches=batches, **arguments):
     state = jax.device_put(create_state(task.init(key), optimizer), replicated(mesh))
     first = put_batch(batches[0], mesh)
-    step = make_train_step(task, optimizer, mesh, norm_groups=norm_groups).lower(state, first, key).compile()
+    step = make_train_step(task, optimizer, mesh, norm_groups=norm_groups, **arguments)
+    step = step.lower(state, first, key).compile()
     losses = []
     for batch in batches:
         state, metrics = step(state, put_batch(batch, mesh), key)
@@ -47,10 +54,12 @@ eight, eight_losses, program = train(make_mesh())
 one, one_losses, alone = train(Mesh(np.asarray(jax.devices()[:1]), ("data",)))
 grouped, grouped_losses, apart = train(make_mesh(), norm_groups=8)
 together, together_losses, _ = train(Mesh(np.asarray(jax.devices()[:1]), ("data",)), norm_groups=8)
-start = jax.device_get(create_state(task.init(key), optimizer))
+cut, cut_losses, _ = train(make_mesh(), task=baseline, batches=missing, accumulate=2)
+uncut, uncut_losses, _ = train(Mesh(np.asarray(jax.devices()[:1]), ("data",)), 1, baseline, missing, accumulate=2)
 kinds = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
 count = lambda text: {k: len(re.findall(rf" {k}(?:-start)?\\(", text)) for k in kinds.split("|")}
-def difference(these, those):
+def difference(these, those, task=task):
+    start = jax.device_get(create_state(task.init(key), optimizer))
     # By path: the largest difference, over the largest way moved since the start.
     leaves = zip(
         jax.tree_util.tree_leaves_with_path(these.variables),
@@ -73,6 +82,8 @@ print(json.dumps({
     "difference": difference(eight, one),
     "grouped_difference": difference(grouped, together),
     "collectives": [count(program), count(alone), count(apart)],
+    "cut_losses": [cut_losses, uncut_losses],
+    "cut_difference": difference(cut, uncut, baseline),
     "message": message,
 }))
 """
@@ -115,6 +126,13 @@ def test_statistics_of_groups_are_the_same_on_one_device_and_not_those_of_the_ba
     assert grouped == pytest.approx(together, rel=1e-5)
     assert {path: value for path, value in outcome["grouped_difference"].items() if value > 1e-3} == {}
     assert grouped != pytest.approx(outcome["losses"][0], rel=1e-4)
+
+
+def test_a_divided_and_mixed_batch_in_parts_is_the_same_on_eight_devices(outcome):
+    """Proportional sampling, mixup, cutmix, erasing, labels missing, two parts: three steps."""
+    cut, uncut = outcome["cut_losses"]
+    assert cut == pytest.approx(uncut, rel=1e-4)
+    assert {path: value for path, value in outcome["cut_difference"].items() if value > 1e-3} == {}
 
 
 def test_a_batch_size_that_does_not_divide_is_one_clear_error(outcome):

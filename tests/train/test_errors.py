@@ -71,6 +71,13 @@ def test_slips_show_before_the_data_set_is_made(tmp_path, monkeypatch):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_parameter_group_of_nothing_shows_what_there_is(recipe, tmp_path):
+    recipe.optimizer.rules = ((r".*norm.*", 1.0, 0.0), ("body/.*", 0.1, 1.0), ("params/hed/.*", 5.0, 1.0))
+    message = refused(recipe, tmp_path / "run")
+    assert message.startswith("optimizer.rules: 'body/.*', 'params/hed/.*' matches no parameter as a whole path; there")
+    assert "params/stem/conv1/kernel" in message
+
+
 def test_an_unknown_data_set_names_the_known_ones(recipe, tmp_path):
     recipe.data.name = "ucf100"
     assert "ucf101" in refused(recipe, tmp_path / "run")

@@ -51,6 +51,148 @@ def test_single_problems(recipe, message):
         check(recipe)
 
 
+def changed(**values):
+    """The default recipe with other values, ``optimizer__momentum=1.0``."""
+    recipe = Recipe()
+    for name, value in values.items():
+        owner, _, field = name.rpartition("__")
+        setattr(getattr(recipe, owner) if owner else recipe, field, value)
+    return recipe
+
+
+NAN, INF = float("nan"), float("inf")
+REFUSED = {
+    "epochs": (0, -1, 1.5, "abc", True, None),
+    "batch_size": (0, -8, "32"),
+    "eval_batch_size": (0, -1),
+    "norm_groups": (0, -1),
+    "seed": (-1, 0.5),
+    "keep": (0, -3),
+    "checkpoint_every": (0,),
+    "log_every": (0,),
+    "eval_every": (-1,),
+    "keep_every": (-1,),
+    "eval_frames": ((), (0, 4), (4, 4), (4, -8), (4.5,), "4"),
+    "freeze": (("body(",), (3,)),
+    "model__num_frames": (0, -4),
+    "model__image_size": (0, -1),
+    "model__dropout": (-0.1, 1.0, 1.5, NAN, "0.5"),
+    "model__dtype": ("float16", "float64", "half", ""),
+    "model__remat": ("no",),
+    "model__options": ({"classifier_std": NAN}, {"backbone_options": {"dropout": 1.0}}, 3),
+    "data__num_threads": (0, -1),
+    "data__num_workers": (-1,),
+    "data__fold": (-1,),
+    "data__test_size": (-1, 100),
+    "data__repeats": (0, -1, 3),
+    "data__max_broken": (-0.1, 1.1, NAN),
+    "data__interval": (0, -8),
+    "data__eval_clips": (0, -1),
+    "data__eval_crops": (0, 2, -3),
+    "data__scales": ((), (0.0,), (1.5,), (NAN,), ("1",)),
+    "data__area": ((0.5,), (0.5, 0.1), (0.0, 1.0), (0.1, 2.0)),
+    "data__aspect": ((2.0, 1.0), (-1.0, 1.0), (0.5, INF)),
+    "data__colour_jitter": ((0.1,), (0, 0, 0, 0.9), (-0.1, 0, 0, 0)),
+    "data__randaugment": (-1,),
+    "data__magnitude": (-1.0, 11.0, NAN),
+    "data__sampling": ("dence",),
+    "data__short": ("repaet",),
+    "data__crop": ("centre",),
+    "task__frames": ((), (0, 4), (4, 4), (-4, 8), (16,), ("4", "8")),
+    "task__weight": (-1.0, NAN, INF),
+    "task__alteration": ("norml",),
+    "task__label_smoothing": (-0.1, 1.0, 2.0, NAN),
+    "task__mixup": (-0.2, NAN),
+    "task__cutmix": (-1.0, INF),
+    "task__erasing": (-0.1, 1.5, NAN),
+    "task__task_weights": ({"actor": -1.0}, {"actor": NAN}, {"actor": "1"}),
+    "optimizer__learning_rate": (-0.1, NAN, INF, "0.1"),
+    "optimizer__momentum": (-0.9, 1.0, 1.1, NAN),
+    "optimizer__weight_decay": (-1e-4, NAN),
+    "optimizer__milestones": ((40, 20), (20, 20), (0, 10), (-5,), (10, 60), (1.5,)),
+    "optimizer__warmup_epochs": (-1.0, 50.5, NAN, INF),
+    "optimizer__clip_norm": (-1.0, NAN, INF),
+    "optimizer__accumulate": (0, -2, 3),
+    "optimizer__ema": (-0.1, 1.0, NAN),
+    "optimizer__cosine_from_start": (True,),
+    "optimizer__rules": (
+        ((".*norm.*", -1.0, 0.0),),
+        ((".*norm.*", 1.0, -1.0),),
+        ((".*norm.*", 1.0, NAN),),
+        (("norm(", 1.0, 0.0),),
+        ((".*norm.*", 1.0),),
+        ("norm",),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values])
+def test_values_that_invert_or_void_training_are_refused(name, value):
+    """One line for each, that names the field and shows what it is."""
+    with pytest.raises(ValueError, match="the recipe cannot run") as error:
+        check(changed(**{name: value}))
+    (line,) = str(error.value).splitlines()[1:]
+    assert name.rpartition("__")[2].removeprefix("eval_") in line.replace("FFN needs two frame counts", "frames")
+    assert isinstance(value, tuple | dict | bool) or str(value) in line
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"task__name": "supervised", "task__sampling": "mix"},
+        {"task__name": "supervised", "task__share": 0.0},
+        {"task__name": "supervised", "task__share": 1.1},
+        {"optimizer__nesterov": True, "optimizer__momentum": 0.0},
+        {"optimizer__nesterov": True, "optimizer__name": "adamw"},
+        {"optimizer__warmup_epochs": 2, "optimizer__warmup_start": 0.5},
+        {"task__mixup": 0.2, "batch_size": 1},
+        {"task__cutmix": 1.0, "batch_size": 8, "data__repeats": 8},
+        {"task__name": "supervised", "batch_size": 2},
+        {"task__name": "supervised", "task__share": 0.97},
+        {"task__name": "supervised", "batch_size": 16, "norm_groups": 8},
+        {"task__name": "supervised", "batch_size": 2, "task__sampling": "mixed"},
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(values):
+    with pytest.raises(ValueError, match="the recipe cannot run") as error:
+        check(changed(**values))
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": 1},  # the milestones that nobody gave may lie beyond it
+        {"optimizer__milestones": [20, 40], "task__frames": [4, 8]},  # as they come from a file
+        {"optimizer__milestones": ()},
+        {"optimizer__learning_rate": 0},
+        {"optimizer__warmup_epochs": 50},
+        {"optimizer__momentum": 0.0, "optimizer__clip_norm": 0},
+        {"model__dtype": "bfloat16"},
+        {"task__name": "supervised", "task__share": 1.0, "batch_size": 1},
+        {"task__name": "supervised", "batch_size": 32, "norm_groups": 8},
+        {"task__name": "supervised", "batch_size": 4, "optimizer__accumulate": 4},
+        {"task__mixup": 0.2, "batch_size": 8, "data__repeats": 4, "optimizer__accumulate": 8},
+    ],
+)
+def test_values_that_train_are_not(values):
+    check(changed(**values))
+
+
+def test_float16_says_what_to_take():
+    with pytest.raises(
+        ValueError, match=r'model.dtype must be "float32" or "bfloat16", got \'float16\': training in it '
+    ):
+        check(changed(model__dtype="float16"))
+
+
+def test_a_wrong_type_hides_no_other_problem():
+    with pytest.raises(ValueError, match="cannot run") as error:
+        check(changed(epochs="abc", optimizer__momentum=2.0, task__frames="4"))
+    fields = [line.split()[0] for line in str(error.value).splitlines()[1:]]
+    assert fields == ["epochs", "task.frames", "optimizer.momentum"]
+
+
 def test_a_recipe_is_text(tmp_path):
     text = to_json(Recipe())
     assert json.loads(text)["task"]["frames"] == [4, 8, 16]

@@ -1,0 +1,226 @@
+"""What a recipe's values may be: each of the wrong types, out of range, or at odds with another, in a line of its own.
+
+Rules that a part of the library has for itself (of clips, mixing, sampling) stand there and are only asked for here.
+"""
+
+import copy
+import dataclasses
+import math
+import operator
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from flaxvid.frames import FrameFlexible
+from flaxvid.tasks.mixing import Mixing
+from flaxvid.tasks.task import Supervised, rows_by_count
+
+CHOICES = {
+    "task.name": ("ffn", "supervised"),
+    "optimizer.name": ("sgd", "adamw"),
+    "optimizer.schedule": ("step", "cosine", "constant"),
+    "model.inflate": ("", "mean", "centre"),
+    "model.dtype": ("float32", "bfloat16"),
+}
+
+RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    (
+        "be positive",
+        lambda value: value > 0,
+        (
+            *("epochs", "batch_size", "eval_batch_size", "norm_groups", "keep", "checkpoint_every", "log_every"),
+            *("model.num_frames", "data.num_threads"),
+        ),
+    ),
+    (
+        "not be negative",
+        lambda value: value >= 0,
+        (
+            *("seed", "eval_every", "keep_every", "data.num_workers", "data.fold", "task.weight"),
+            *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm"),
+            *("optimizer.warmup_epochs", "optimizer.warmup_start"),
+        ),
+    ),
+    (
+        "lie in [0, 1)",
+        lambda value: 0 <= value < 1,
+        ("optimizer.momentum", "optimizer.ema", "model.dropout", "task.label_smoothing"),
+    ),
+    ("lie in [0, 1]", lambda value: 0 <= value <= 1, ("data.max_broken",)),
+)
+
+
+def find_problems(recipe: Any, clip_config: Callable[[Any, tuple[int, ...]], Any]) -> list[str]:
+    """All that is wrong with a recipe, as far as it shows without its data and its network; [] if nothing.
+
+    Args:
+        recipe: a `Recipe`, whose module knows this one.
+        clip_config: its rules for clips of given frame counts.
+    """
+    problems, recipe = _misfits(recipe)
+    problems += [
+        f"{name} must be {_either(choices)}, got {_value(recipe, name)!r}"
+        + (
+            ": training in it has no loss scaling, and small gradients would be rounded to zero"
+            * (name == "model.dtype")
+        )
+        for name, choices in CHOICES.items()
+        if _value(recipe, name) not in choices
+    ]
+    problems += [
+        f"{name} must {rule}, got {_value(recipe, name)}"
+        for rule, holds, names in RANGES
+        for name in names
+        if not holds(_value(recipe, name))
+    ]
+    problems += [message for rules in (_batches, _schedules, _groups) for message in rules(recipe)]
+    return [*dict.fromkeys([*problems, *_others_rules(recipe, clip_config)])]
+
+
+def _batches(recipe: Any) -> Iterator[str]:
+    """Batches, and what of them each part and each frame count gets."""
+    task, repeats, size = recipe.task, recipe.data.repeats, recipe.batch_size
+    if task.name == "ffn" and len(task.frames) == 1:
+        yield f"FFN needs two frame counts or more, got {task.frames}"
+    if not task.frames:
+        yield "task.frames is empty: give the frame counts, such as (4, 8, 16)"
+    for name, parts in (("data.repeats", repeats), ("optimizer.accumulate", recipe.optimizer.accumulate)):
+        if size % max(1, parts) or (parts < 1 and name != "data.repeats"):  # clips have that rule themselves
+            yield f"{name}={parts} must divide batch_size={size}"
+    videos = size // max(1, repeats) // jax.process_count()
+    if max(task.mixup, task.cutmix) > 0 and videos < 2 <= size:
+        yield (
+            f"task.mixup={task.mixup} and task.cutmix={task.cutmix} mix two videos, and with data.repeats={repeats} a "
+            f"batch_size of {size} has one (in each process): raise batch_size"
+        )
+    elif max(task.mixup, task.cutmix) > 0 and videos < 2:
+        yield f"task.mixup={task.mixup} and task.cutmix={task.cutmix} need two clips in a batch, got batch_size={size}"
+    if task.name == "supervised" and len(task.frames) > 1 and 0 < task.share < 1 and size > 0 < recipe.norm_groups:
+        rows = size // recipe.norm_groups
+        got = rows_by_count(tuple(sorted(task.frames)), task.share, rows)
+        if starved := sorted(count for count, own in got.items() if own.start == own.stop):
+            group = f"batch_size={size}" if recipe.norm_groups == 1 else f"each of norm_groups={recipe.norm_groups}"
+            yield (
+                f"task.share={task.share} of {group} leaves no clip for frames={tuple(starved)}: raise batch_size, or "
+                "change task.share"
+            )
+    if any(weight < 0 for weight in task.task_weights.values()):
+        yield f"task.task_weights must not be negative, got {task.task_weights}"
+
+
+def _schedules(recipe: Any) -> Iterator[str]:
+    """The learning rate over the epochs, and momentum."""
+    optimizer, epochs = recipe.optimizer, recipe.epochs
+    if epochs > 0 and optimizer.warmup_epochs > epochs:
+        yield f"optimizer.warmup_epochs={optimizer.warmup_epochs} is longer than the run, epochs={epochs}: shorten it"
+    if optimizer.warmup_epochs > 0 and optimizer.warmup_start > optimizer.learning_rate:
+        yield (
+            f"optimizer.warmup_start={optimizer.warmup_start} is above learning_rate={optimizer.learning_rate}: "
+            "lower it"
+        )
+    drops = tuple(optimizer.milestones)
+    if optimizer.schedule == "step":
+        if not all(after > before for before, after in zip((0, *drops), drops, strict=False)):
+            yield f"optimizer.milestones must be positive epochs in ascending order, got {drops}"
+        elif drops != type(optimizer).milestones and epochs > 0 and any(drop >= epochs for drop in drops):
+            yield f"optimizer.milestones={drops} are not all within the run, epochs={epochs}: leave out those beyond it"
+    if optimizer.cosine_from_start and optimizer.schedule != "cosine":
+        yield f'optimizer.cosine_from_start needs schedule="cosine", got {optimizer.schedule!r}: set it to False'
+    if optimizer.nesterov and not (optimizer.name == "sgd" and optimizer.momentum > 0):
+        yield (
+            f'optimizer.nesterov needs "sgd" with a momentum, got {optimizer.name!r} with {optimizer.momentum}: set it '
+            "to False"
+        )
+
+
+def _groups(recipe: Any) -> Iterator[str]:
+    """Patterns of parameters; whether they match any is known once the network is."""
+    for rule in recipe.optimizer.rules:
+        if min(rule[1:]) < 0:
+            yield f"optimizer.rules: factors of rate and decay must not be negative, got {tuple(rule)}"
+    patterns = [("optimizer.rules", rule[0]) for rule in recipe.optimizer.rules]
+    for name, pattern in (*patterns, *(("freeze", pattern) for pattern in recipe.freeze)):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"{name}: {pattern!r} is no regular expression ({error}): correct it"
+    nested = (recipe.model.options.get("backbone_options") or {}).get("dropout", 0.0)
+    if not (isinstance(nested, int | float) and 0 <= nested < 1):
+        yield f"model.options.backbone_options.dropout must lie in [0, 1), got {nested!r}"
+
+
+def _others_rules(recipe: Any, clip_config: Callable[[Any, tuple[int, ...]], Any]) -> Iterator[str]:
+    """What clips, tasks and mixing refuse themselves."""
+    task: Any = recipe.task
+    plain, anything = type(recipe)(), (1,)
+    asked = {
+        "data": lambda: clip_config(recipe, anything),
+        "eval_frames": lambda: clip_config(plain, recipe.eval_frames),
+        "task": lambda: Mixing(task.mixup, task.cutmix, task.erasing),
+    }
+    if task.frames:
+        asked["task.frames"] = lambda: clip_config(plain, task.frames)
+    model: Any = None  # their rules need none
+    if task.name == "ffn":
+        asked["task.alteration"] = lambda: FrameFlexible(model, anything, task.alteration)
+    if task.name == "supervised":
+        asked["task.sampling"] = lambda: Supervised(model, anything, sampling=task.sampling)
+        asked["task.share"] = lambda: Supervised(model, anything, share=task.share)
+    for name, ask in asked.items():
+        try:
+            ask()
+        except ValueError as error:
+            yield f"{name}: {error}"
+
+
+def _misfits(recipe: Any) -> tuple[list[str], Any]:
+    """Values that are of another type than their field, or NaN or infinite; and the recipe with defaults for them."""
+    problems, mended, plain = [], copy.deepcopy(recipe), type(recipe)()
+    for part in ("", "model", "data", "task", "optimizer"):
+        owner, default = (_value(mended, part), _value(plain, part)) if part else (mended, plain)
+        for name, hint in typing.get_type_hints(type(owner)).items():
+            if dataclasses.is_dataclass(hint):
+                continue
+            if wanted := _wrong(getattr(owner, name), hint):
+                problems.append(f"{part + '.' * bool(part)}{name} must be {wanted}, got {getattr(owner, name)!r}")
+                setattr(owner, name, getattr(default, name))
+    return problems, mended
+
+
+def _wrong(value: Any, hint: Any) -> str:
+    """What a value should be instead; "" where it is of the type."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        inner = parts if parts[-1] is not ... else (parts[0],) * (len(value) if isinstance(value, tuple | list) else 0)
+        if not isinstance(value, tuple | list) or len(value) != len(inner):
+            return f"a tuple of {len(parts)}" if parts[-1] is not ... else "a tuple"
+        return next((f"a tuple, each {wrong}" for wrong in map(_wrong, value, inner) if wrong), "")
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, Mapping):
+            return "a dict"
+        return next(
+            (f"a dict, each value {wrong}" for wrong in (_wrong(v, parts[1]) for v in value.values()) if wrong), ""
+        )
+    if hint is Any:
+        number = isinstance(value, float) and not math.isfinite(value)
+        nested = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+        return "finite" if number or any(_wrong(one, Any) for one in nested) else ""
+    if hint is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return "" if fits else "a finite number"
+    if hint is int:
+        return "" if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
+    names = {str: "text", bool: "True or False"}
+    return "" if isinstance(value, hint) else names[hint]
+
+
+def _value(recipe: Any, name: str) -> Any:
+    return operator.attrgetter(name)(recipe)
+
+
+def _either(choices: tuple[str, ...]) -> str:
+    quoted = [f'"{choice}"' for choice in choices]
+    return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
