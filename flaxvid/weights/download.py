@@ -67,6 +67,8 @@ def resolve_weights(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     near = difflib.get_close_matches(str(name_or_path), KNOWN, n=2, cutoff=0.6)
+    if path.is_dir():
+        raise FileNotFoundError(f"no weights file at {path}: it is a folder, pass the file in it")
     hint = f"did you mean {' or '.join(near)}?" if near else f"known names are {', '.join(KNOWN)}"
     raise FileNotFoundError(f"no weights file at {path}: {hint}")
 

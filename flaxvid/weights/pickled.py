@@ -15,7 +15,7 @@ _MOST_STEPS = 2_000_000
 """Opcodes of a pickle that are followed; a network of 500 tensors with its optimizer has 50,000."""
 
 _PLAIN = re.compile(
-    r"collections\.(OrderedDict|Counter)|_codecs\.encode|(__builtin__|builtins)\.(bytearray|set|complex)"
+    r"collections\.(OrderedDict|Counter)|_codecs\.encode|(__builtin__|builtins)\.(bytearray|set|frozenset|complex)"
     r"|torch\.(cuda\.|sparse\.|cuda\.sparse\.|storage\.)?[A-Za-z]\w*(Storage|Tensor)|torch\.(Tensor|Size|device)"
     r"|torch\.(b?float|u?int|q?u?int|complex|bits|bool|half|double|long|short|per_)\w*"
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2|torch\.serialization\._get_layout"
@@ -23,16 +23,17 @@ _PLAIN = re.compile(
 )
 """What a file of tensors may name: containers, and torch's tensors and their parts."""
 
-_VALUES = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
-    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
-)
+_VALUES = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
+    "BINBYTES8", "BYTEARRAY8",
+}  # fmt: skip
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Unreadable(ValueError):
-    """Why bytes are not read as weights, as the end of a sentence that begins with the file's name."""
+    """Why bytes are not read as weights: a sentence but for its subject, the file."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,9 +146,7 @@ def read_pickle(file: io.BytesIO) -> tuple[Any, list[Outside]]:
         elif name not in ("PROTO", "FRAME"):
             raise Unreadable(f"is not a file of plain tensors, got a pickle with {name}: save model.state_dict()")
         if steps > _MOST_STEPS:
-            raise Unreadable(
-                f"holds more than {_MOST_STEPS} things beside its tensors: save model.state_dict() alone"
-            )
+            raise Unreadable(f"holds more than {_MOST_STEPS} things beside its tensors: save model.state_dict() alone")
     raise EOFError("the pickle does not end")
 
 

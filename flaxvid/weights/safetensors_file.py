@@ -37,6 +37,8 @@ def read_safetensors(
     with safe_open(path, framework="numpy") as file:
         keys = [key for key in file.keys() if wanted(key)]  # noqa: SIM118
         json.loads(header, object_pairs_hook=_without_doubles)
+        if odd := [key for key in keys if not is_name(key)]:
+            raise Unreadable(f"must have names of tensors for keys, got {odd[0][:80]!r}: is it a file of weights?")
         odd = {key: kind for key in keys if (kind := file.get_slice(key).get_dtype()) not in _FLOATS}
         if odd:
             some = ", ".join(f"{key} as {kind}" for key, kind in list(odd.items())[:4])
@@ -44,6 +46,11 @@ def read_safetensors(
                 f"must hold float32, float16, bfloat16 or float64, got {some}: convert {len(odd)} tensors to float32"
             )
         return file.metadata() or {}, {key: file.get_tensor(key) for key in keys}
+
+
+def is_name(key: object) -> bool:
+    """Whether a key may be that of a tensor: messages show them and trees are as deep as they say."""
+    return isinstance(key, str) and key.isprintable() and len(key) < 1000
 
 
 def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:

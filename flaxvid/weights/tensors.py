@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flaxvid.weights.pickled import Call, OddKey, Unreadable
-from flaxvid.weights.safetensors_file import looks_like_safetensors, read_safetensors
+from flaxvid.weights.safetensors_file import is_name, looks_like_safetensors, read_safetensors
 from flaxvid.weights.torch_file import read_torch_file
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model")
@@ -156,7 +156,10 @@ def _weights(content: Any) -> dict[str, Any]:
             break
         mapping = mapping[inner]
     else:
-        raise Unreadable(f"has mappings in mappings, more than {_DEEPEST} deep: pass the one that holds the tensors")
+        raise Unreadable(
+            f"has mappings in mappings, more than {_DEEPEST} deep, or one that holds itself: pass the one that holds "
+            "the tensors"
+        )
     others = [key for key, item in mapping.items() if not (hasattr(item, "shape") or isinstance(item, Call))]
     if others or not mapping:
         got = ", ".join(_shown(key) for key in others[:10]) or "an empty mapping"
@@ -164,7 +167,7 @@ def _weights(content: Any) -> dict[str, Any]:
             f"must hold tensors by name, at the top or under {', '.join(_CONTAINERS)}, got {got}: pass the part of it "
             "that is the state_dict"
         )
-    if odd := [key for key in mapping if not (isinstance(key, str) and key.isprintable() and len(key) < 1000)]:
+    if odd := [key for key in mapping if not is_name(key)]:
         raise Unreadable(f"must have names of tensors for keys, got {_shown(odd[0])}: pass the state_dict")
     return {key: item for key, item in mapping.items() if not key.endswith(_COUNTER)}
 
