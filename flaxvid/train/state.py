@@ -57,4 +57,4 @@ def create_state(
     if ema:
         variables = {**variables, **{f"ema_{name}": tree for name, tree in variables.items()}}
     state = TrainState(jax.numpy.zeros((), "int32"), variables, optimizer.init(trainable(variables, freeze)))
-    return jax.tree.map(jax.numpy.copy, state)
+    return jax.device_put(state, may_alias=False)
