@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--num-classes", type=int, help="another number than the file's makes a fresh head")
     parser.add_argument("--frames", type=int, nargs="+", help="frame counts to make private copies for")
     parser.add_argument("--format", help="the reference whose keys the file has (default: detected)")
+    parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinite numbers")
     arguments = parser.parse_args()
     try:
         imported = import_torch(
@@ -36,6 +37,7 @@ def main() -> None:
             num_classes=arguments.num_classes,
             frames=arguments.frames,
             format=arguments.format,
+            allow_nonfinite=arguments.allow_nonfinite,
         )
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error

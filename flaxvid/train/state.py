@@ -48,10 +48,13 @@ def create_state(
     ema: bool = False,
     freeze: Sequence[str] = (),
 ) -> TrainState:
-    """The state before the first step; the optimizer keeps nothing for what is frozen."""
+    """The state before the first step; the optimizer keeps nothing for what is frozen.
+
+    Each leaf has memory of its own. A step gives the state's memory away (donation), but what variables are made of may
+    be in several places: backbones that start from one file, averages, an optimizer's copy of the parameters. JAX
+    refuses to give the same memory away twice on one device, and crashes on several. The caller's variables stay valid.
+    """
     if ema:
-        variables = {
-            **variables,
-            **{f"ema_{name}": jax.tree.map(jax.numpy.array, tree) for name, tree in variables.items()},
-        }
-    return TrainState(jax.numpy.zeros((), "int32"), variables, optimizer.init(trainable(variables, freeze)))
+        variables = {**variables, **{f"ema_{name}": tree for name, tree in variables.items()}}
+    state = TrainState(jax.numpy.zeros((), "int32"), variables, optimizer.init(trainable(variables, freeze)))
+    return jax.device_put(state, may_alias=False)

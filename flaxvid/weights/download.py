@@ -5,9 +5,16 @@ import difflib
 import hashlib
 import http.client
 import os
+import re
+import time
 import urllib.request
 import uuid
 from pathlib import Path
+
+_PATIENCE = 30.0
+"""Seconds without a byte, and those after which a transfer must have reached its slowest speed."""
+_SLOWEST = 1000
+"""Bytes a second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +26,12 @@ class KnownFile:
         sha256: in hex, or its first digits. torchvision publishes eight, in the file name: enough to
             catch a damaged or mixed-up file, too few against a forger, for whom there are HTTPS and the reader that
             runs no code.
+        largest: bytes that are fetched at most, whatever the server says or sends.
     """
 
     url: str
     sha256: str
+    largest: int = 2 << 30
 
     @property
     def file_name(self) -> str:
@@ -67,6 +76,8 @@ def resolve_weights(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     near = difflib.get_close_matches(str(name_or_path), KNOWN, n=2, cutoff=0.6)
+    if path.is_dir():
+        raise FileNotFoundError(f"no weights file at {path}: it is a folder, pass the file in it")
     hint = f"did you mean {' or '.join(near)}?" if near else f"known names are {', '.join(KNOWN)}"
     raise FileNotFoundError(f"no weights file at {path}: {hint}")
 
@@ -77,7 +88,7 @@ def download(known: KnownFile, destination: Path) -> Path:
     The file gets its name only when it is whole and right, so that a broken transfer is never taken for a file.
 
     Raises:
-        ConnectionError: no network, or the transfer broke off.
+        ConnectionError: no network, the transfer broke off or stands still, or the file is too large.
         ValueError: wrong SHA-256.
     """
     if destination.is_file():
@@ -89,7 +100,7 @@ def download(known: KnownFile, destination: Path) -> Path:
     destination.parent.mkdir(parents=True, exist_ok=True)
     part = destination.with_name(f"{destination.name}.{uuid.uuid4().hex}.part")
     try:
-        digest = _transfer(known.url, part)
+        digest = _transfer(known, part)
         _check_hash(known, digest, "try again, or report that the file has changed")
         os.replace(part, destination)
     except (OSError, http.client.HTTPException) as error:
@@ -101,20 +112,33 @@ def download(known: KnownFile, destination: Path) -> Path:
     return destination
 
 
-def _transfer(url: str, part: Path) -> str:
+def _transfer(known: KnownFile, part: Path) -> str:
     """Copies a URL into a file; its SHA-256 in hex."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    digest, received = hashlib.sha256(), 0
+    digest, received, began = hashlib.sha256(), 0, time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with urllib.request.urlopen(url, timeout=30) as response, part.open("wb") as file, Progress(*columns) as progress:
-        size = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
-        bar = progress.add_task(url.rpartition("/")[-1], total=size)
-        while chunk := response.read(1 << 20):
+    with (
+        urllib.request.urlopen(known.url, timeout=_PATIENCE) as response,
+        part.open("wb") as file,
+        Progress(*columns) as progress,
+    ):
+        if known.url.startswith("https:") and not response.url.startswith("https:"):
+            raise ConnectionError(f"led on to {response.url}, which anybody on the way may change")
+        announced = response.headers.get("Content-Length", "")
+        size = int(announced) if re.fullmatch(r"[0-9]{1,18}", announced) else None
+        if size is not None and size > known.largest:
+            raise ConnectionError(f"expected at most {known.largest} bytes, the server announces {size}")
+        bar = progress.add_task(known.file_name, total=size)
+        while chunk := response.read1(1 << 20):
             file.write(chunk)
             digest.update(chunk)
             received += len(chunk)
             progress.advance(bar, len(chunk))
+            if received > known.largest:
+                raise ConnectionError(f"expected at most {known.largest} bytes, and the server sends more")
+            if (passed := time.monotonic() - began) > _PATIENCE and received < _SLOWEST * passed:
+                raise ConnectionError(f"the transfer stands still: {received} bytes in {passed:.0f} s")
     if size is not None and received != size:
         raise ConnectionError(f"the transfer broke off after {received} of {size} bytes")
     return digest.hexdigest()

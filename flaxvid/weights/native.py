@@ -10,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxvid import trees
+from flaxvid.models.registry import create_model
 from flaxvid.types import Classes, Variables, by_task
+from flaxvid.weights.pickled import Unreadable
+from flaxvid.weights.safetensors_file import looks_like_safetensors, read_safetensors
+from flaxvid.weights.tensors import check_finite, one_error
 from flaxvid.writing import written_whole
 
 
@@ -49,35 +53,61 @@ def save_variables(path: str | Path, variables: Variables, info: WeightsInfo) ->
 
 
 def is_native(path: str | Path) -> bool:
-    """Whether a file was written by `save_variables`."""
-    from safetensors import safe_open
+    """Whether a file was written by `save_variables`.
 
-    if Path(path).suffix != ".safetensors":
-        return False
-    with safe_open(path, framework="numpy") as file:
-        return "flaxvid" in (file.metadata() or {})
+    Raises:
+        ValueError: a damaged .safetensors file.
+    """
+    with Path(path).open("rb") as file:
+        if not looks_like_safetensors(file.read(16)):
+            return False
+    with one_error(str(path)):
+        return "flaxvid" in read_safetensors(Path(path), lambda key: False)[0]
 
 
-def load_variables(path: str | Path) -> tuple[dict[str, Any], WeightsInfo]:
+def load_variables(path: str | Path, *, allow_nonfinite: bool = False) -> tuple[dict[str, Any], WeightsInfo]:
     """Reads what `save_variables` wrote.
+
+    Args:
+        path: of the file.
+        allow_nonfinite: takes NaN and infinite numbers, which are refused otherwise.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a .safetensors file of others (`load_torch` reads those).
+        ValueError: a .safetensors file of others (`load_torch` reads those), damaged, of a model that there is not, or
+            with numbers that are not finite.
     """
-    from safetensors import safe_open
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
-    with safe_open(path, framework="numpy") as file:
-        metadata = (file.metadata() or {}).get("flaxvid")
-        if metadata is None:
-            raise ValueError(f"{path} was not written by flaxvid: read a file with torch's keys by flaxvid.load_torch")
-        flat = {key: jnp.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
-    info = json.loads(metadata)
-    info["frames"] = info["frames"] and tuple(info["frames"])
-    if info["classes"] is not None:
-        classes = {task: tuple(names) for task, names in by_task(info["classes"]).items()}
-        info["classes"] = classes.get("", classes)
-    return trees.unflatten(flat), WeightsInfo(**info)
+    with one_error(str(path)):
+        metadata, flat = read_safetensors(path)
+        if "flaxvid" not in metadata:
+            raise Unreadable("was not written by flaxvid: read a file with torch's keys by flaxvid.load_torch")
+        info = _read_info(metadata["flaxvid"])
+        if not any(key.startswith("params/") for key in flat):
+            raise Unreadable("has no parameters: save the variables of a model")
+        if not allow_nonfinite:
+            check_finite(flat)
+        return trees.unflatten({key: jnp.asarray(leaf) for key, leaf in flat.items()}), info
+
+
+def _read_info(text: str) -> WeightsInfo:
+    """What the file says of itself, checked: it makes a model."""
+    fields: dict[str, Any] = {field.name: None for field in dataclasses.fields(WeightsInfo)} | {"overrides": {}}
+    facts = json.loads(text)
+    if not isinstance(facts, dict) or not set(facts) <= set(fields):
+        raise Unreadable(f"must say its {', '.join(fields)}, got {text[:80]!r}: write it by this version of flaxvid")
+    facts = fields | facts
+    frames, classes = facts["frames"], by_task(facts["classes"] or {})
+    if frames is not None and not (isinstance(frames, list) and all(type(n) is int and n > 0 for n in frames)):
+        raise Unreadable(f"must have frame counts such as [4, 8] or none, got {str(frames)[:80]}")
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in classes.values()):
+        raise Unreadable(f"must have lists of class names, got {str(facts['classes'])[:80]}")
+    try:
+        create_model(facts["model"], **facts["overrides"])
+    except Exception as error:  # of whatever kind a wrong option makes it
+        raise Unreadable(f"is of a model that flaxvid cannot make: {error}") from error
+    classes = {task: tuple(names) for task, names in classes.items()}
+    named = classes.get("", classes) if facts["classes"] else None
+    return WeightsInfo(facts["model"], facts["overrides"], tuple(frames) if frames else None, named)

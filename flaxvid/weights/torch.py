@@ -8,6 +8,7 @@ cannot disagree.
 
 import dataclasses
 import functools
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from flaxvid.models.spec import KeyTable
 from flaxvid.models.video_model import Video, VideoModel
 from flaxvid.types import Variables
 from flaxvid.weights.download import resolve_weights
-from flaxvid.weights.tensors import read_tensors, to_numpy, unwrapped
+from flaxvid.weights.tensors import read_tensors, unwrapped
 
 _LEAVES = {
     "kernel": "weight",
@@ -37,6 +38,7 @@ _LEAVES = {
     "var": "running_var",
 }
 _ANY_COUNT = 54321
+_MOST_COUNTS = 32
 _CLASSIFIER = "params/head/classifier"
 
 
@@ -80,6 +82,7 @@ def load_torch(
     format: str | None = None,
     key: Array | None = None,
     overrides: Mapping[str, Any] | None = None,
+    allow_nonfinite: bool = False,
 ) -> dict[str, Any]:
     """Variables for ``create_model(name)`` out of a PyTorch checkpoint, strictly, and without running code in the file.
 
@@ -93,16 +96,27 @@ def load_torch(
         format: the reference whose keys to expect, a key of the family's `TORCH_KEYS`; None detects it.
         key: for what the file does not hold: a fresh head, and the gains of `frames` (zero without a key).
         overrides: further options of `create_model` that change shapes, such as ``{"width": 32}``.
+        allow_nonfinite: takes NaN and infinite numbers, which are refused otherwise.
 
     Returns:
         Variables in float32.
 
     Raises:
         ValueError: tensors without a place, variables without a tensor and wrong shapes, all in one error; an unknown
-            name; a file that would run code; other frame counts than the file's.
+            name; a file that would run code, is damaged, or holds other than dense floats, NaN or infinite numbers;
+            other frame counts than the file's.
+        FileNotFoundError: no such file.
+        ImportError: a torch file, and torch is not installed.
     """
     return import_torch(
-        name, source, num_classes=num_classes, frames=frames, format=format, key=key, overrides=overrides
+        name,
+        source,
+        num_classes=num_classes,
+        frames=frames,
+        format=format,
+        key=key,
+        overrides=overrides,
+        allow_nonfinite=allow_nonfinite,
     ).variables
 
 
@@ -115,16 +129,19 @@ def import_torch(
     format: str | None = None,
     key: Array | None = None,
     overrides: Mapping[str, Any] | None = None,
+    allow_nonfinite: bool = False,
 ) -> Imported:
     """`load_torch` with an account of what was matched."""
     tables = _tables(name, format)
     label = "the state_dict" if isinstance(source, Mapping) else str(source)
-    tensors = read_tensors(source if isinstance(source, Mapping) else resolve_weights(source))
+    tensors = read_tensors(
+        source if isinstance(source, Mapping) else resolve_weights(source), allow_nonfinite=allow_nonfinite
+    )
     names = _by_unwrapped_key(tensors, label)
     found = {short: tuple(tensors[long].shape) for short, long in names.items()}
 
     classifiers = [_source_key(f"{_CLASSIFIER}/kernel", table) for table in tables.values()]
-    classes_in_file = next((found[short][0] for short in classifiers if short in found), None)
+    classes_in_file = next((found[short][0] for short in classifiers if math.prod(found.get(short) or (0,))), None)
     classes = classes_in_file if num_classes is None else num_classes
     model = create_model(name, **{**(overrides or {}), **({} if classes is None else {"num_classes": classes})})
     plan = min(_plans(model, tables, found, frames), key=lambda plan: len(found.keys() ^ set(plan.keys.values())))
@@ -142,7 +159,7 @@ def import_torch(
     keys = {path: short for path, short in plan.keys.items() if path not in fresh}
     _check(f"{label} does not fit {name} (read as {plan.format!r})", plan, keys, found, names)
 
-    flat = {path: jnp.asarray(_from_torch(path, to_numpy(tensors[names[short]]))) for path, short in keys.items()}
+    flat = {path: jnp.asarray(_from_torch(path, tensors[names[short]])) for path, short in keys.items()}
     if fresh:
         warnings.warn(
             f"{label} has a classifier of {classes_in_file or 'no'} classes, {name} needs {num_classes}: "
@@ -246,8 +263,10 @@ def _plans(
             yield plan(fmt, plain)
             continue
         some = next(path for path in trees.flatten(flexible((_ANY_COUNT,), "none")) if str(_ANY_COUNT) in path)
-        pattern = re.escape(_source_key(some, table)).replace(str(_ANY_COUNT), r"(\d+)")
+        pattern = re.escape(_source_key(some, table)).replace(str(_ANY_COUNT), r"(\d{1,5})")
         counts = sorted(int(match[1]) for match in (re.fullmatch(pattern, short) for short in found) if match)
+        if len(counts) > _MOST_COUNTS:
+            raise ValueError(f"expected {_MOST_COUNTS} frame counts or fewer in a file, got {counts[:4]} and so on")
         for alteration in ("normal", "none"):
             yield plan(fmt, flexible(tuple(counts or frames or (16,)), alteration), tuple(counts))
 

@@ -1,6 +1,10 @@
+import contextlib
 import hashlib
 import http.server
 import threading
+import time
+import urllib.parse
+import urllib.request
 
 import pytest
 
@@ -17,9 +21,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/missing"):
             self.send_error(404)
             return
+        if self.path.startswith("/to/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/to/"))
+            self.end_headers()
+            return
         self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
+        length = self.path.partition("?length=")[2] or str(len(CONTENT))
+        if length != "none":
+            self.send_header("Content-Length", length)
         self.end_headers()
+        if self.path.startswith("/endless"):
+            with contextlib.suppress(ConnectionError):
+                while not self.server.closing:
+                    self.wfile.write(CONTENT)
+            return
+        if self.path.startswith("/drip"):
+            with contextlib.suppress(ConnectionError):
+                while not self.server.closing:
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
+            return
         self.wfile.write(CONTENT[: len(CONTENT) // 2] if self.path.startswith("/broken") else CONTENT)
 
     def log_message(self, *arguments):
@@ -29,11 +51,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.requests = []
+    server.requests, server.closing = [], False
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
+    server.closing = True
     server.shutdown()
     server.server_close()
     thread.join()
@@ -100,3 +123,43 @@ def test_known_hashes_are_the_digits_in_torchvisions_file_names():
     for known in KNOWN.values():
         assert len(known.sha256) == 8
         assert known.file_name.endswith(f"-{known.sha256}.pth")
+
+
+@pytest.mark.parametrize("length", ["none", "abc", "-5", "1e6", "0x10", "9" * 40, "²"])
+def test_a_length_that_says_nothing_is_no_length(server, tmp_path, length):
+    """The hash decides; HTTP's own reader reads to the end of the connection, too."""
+    known = KnownFile(f"{server.url}/w.pth?length={urllib.parse.quote(length)}", SHA256)
+    assert download(known, tmp_path / "w.pth").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/w.pth?length=3000000", r"broke off after 2304000 of 3000000 bytes"),
+        ("/w.pth?length=99999999999", r"expected at most 4000000 bytes, the server announces 99999999999"),
+        ("/endless.pth?length=none", r"expected at most 4000000 bytes, and the server sends more"),
+        ("/endless.pth?length=abc", r"expected at most 4000000 bytes, and the server sends more"),
+        ("/drip.pth?length=none", r"the transfer stands still: \d+ bytes in 1 s"),
+        ("/to/file:///etc/hostname", r"file:///etc/hostname' is not allowed"),
+        ("/to//to/", r"infinite loop|302"),
+    ],
+)
+def test_what_a_server_sends_is_bounded(server, tmp_path, monkeypatch, path, message):
+    monkeypatch.setattr(download_file, "_PATIENCE", 1.0 if "drip" in path else 30.0)
+    with pytest.raises(ConnectionError, match=rf"(?s)could not fetch {server.url}.*{message}.* put it at .*w.pth"):
+        download(KnownFile(server.url + path, SHA256, largest=4_000_000), tmp_path / "w.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_length_too_small_is_found_by_the_hash(server, tmp_path):
+    with pytest.raises(ValueError, match="must have a SHA-256"):
+        download(KnownFile(f"{server.url}/w.pth?length=1000", SHA256), tmp_path / "w.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_asked_by_https_comes_by_https(server, tmp_path, monkeypatch):
+    """Such as a hotel's page for logging in."""
+    plain = urllib.request.urlopen
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: plain(f"{server.url}/w.pth", timeout=timeout))
+    with pytest.raises(ConnectionError, match=r"led on to http://127.0.0.1:.*put it at"):
+        download(KnownFile("https://example.org/w.pth", SHA256), tmp_path / "w.pth")
