@@ -88,12 +88,12 @@ class MPEG4:
     def add(self, packet: Packet) -> Picture:
         """The picture of the next packet in the order of decoding; strange ones take back what was said before."""
         head, _, body = bytes(packet).partition(b"\0\0\1\xb6")
-        if b"\0\0\1" in body or len(body) < 4:
+        parameters, _, group = head.partition(b"\0\0\1\xb3")  # a group's header says a time, no more
+        if b"\0\0\1" in body or b"\0\0\1" in group or len(body) < 4:
             raise StrangeError
         if not self.number:
-            self.first, self.bits = head, _time_bits(head if b"\0\0\1\x20" in head else self.extradata)
-        # A group's header (b3) holds a time only.
-        elif head not in (b"", self.first) and not (head.startswith(b"\0\0\1\xb3") and head.count(b"\0\0\1") == 1):
+            self.first, self.bits = parameters, _time_bits(parameters if b"\0\0\1\x20" in head else self.extradata)
+        elif parameters not in (b"", self.first):
             raise StrangeError
         bits = _Bits(body[:16])
         kind = bits.take(2)

@@ -39,7 +39,11 @@ X264 = (
 MPEG4 = ({}, {}, {"bf": "2"}, {"flags": "+ildct+ilme"}, {"flags": "+mv4+qpel"})
 # encoder: (options to choose from, pixel formats, containers)
 ENCODERS = {
-    "libx264": (X264, ("yuv420p", "yuv444p", "yuv420p10le"), ("mp4", "mp4", "mov", "mkv", "mkv", "avi", "ts", "flv", "h264")),
+    "libx264": (
+        X264,
+        ("yuv420p", "yuv444p", "yuv420p10le"),
+        ("mp4", "mp4", "mov", "mkv", "mkv", "avi", "ts", "flv", "h264"),
+    ),
     "mpeg4": (MPEG4, ("yuv420p",), ("avi", "avi", "mp4", "mkv", "mov", "ts", "m4v")),
     "libx265": (({"x265-params": "log-level=none:bframes=3"},), ("yuv420p", "yuv420p10le"), ("mp4", "mkv", "ts")),
     "libvpx": (
