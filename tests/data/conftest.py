@@ -1,3 +1,4 @@
+import importlib.util
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -42,6 +43,15 @@ def write_video():
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def streams():
+    """The module that writes random streams and decodes them in full."""
+    spec = importlib.util.spec_from_file_location("streams", Path(__file__).with_name("streams.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
