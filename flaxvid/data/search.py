@@ -93,7 +93,7 @@ def search(folder: Path) -> Found:
             path, link = f"{place}/{entry.name}" if place else entry.name, entry.is_symlink()
             if link and not os.path.exists(entry.path):
                 broken.append(path)
-            elif os.path.isdir(entry.path) if link else entry.is_dir():
+            elif _is_folder(entry):
                 (linked if link else waiting).append(path)
                 below = True
             elif not link and not entry.is_file():
@@ -120,6 +120,16 @@ def search(folder: Path) -> Found:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         notes.append(f"links that lead nowhere are left out: {', '.join(broken[:3])}{more}")
     return Found(tuple(videos), others, tuple(notes), frozenset(read))
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, links to folders too."""
+    return [entry.name for entry in _entries(str(folder)) if _is_folder(entry)]
+
+
+def videos_in(folder: Path) -> list[str]:
+    """Names of the video files in a folder itself, sorted."""
+    return [entry.name for entry in _entries(str(folder)) if entry.is_file() and is_video(entry.path)]
 
 
 def is_video(path: str) -> bool:
@@ -152,6 +162,10 @@ def _is_frame(name: str) -> bool:
 def _entries(folder: str) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return sorted((entry for entry in entries if not is_junk(entry.name)), key=lambda entry: entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # of a link in a circle is_dir raises
 
 
 def _identity(folder: str) -> tuple[int, int]:
