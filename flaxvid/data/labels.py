@@ -52,9 +52,9 @@ def read_labels(
 ) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
     """The classes of a column, and its labels in each list.
 
-    Cells that all are class names are read as such, also where the names are numbers. Numbers count from 0, or from 1
-    where 0 is in no list. Without given names the classes are those of the training list: its names in alphabetical
-    order, or the numbers up to its largest one.
+    Cells that all are class names are read as such, also where the names are numbers. Numbers count from 0; from 1
+    where the lists have 1, 2, ... and none has 0. Without given names the classes are those of the training list: its
+    names in alphabetical order, or the numbers up to its largest one.
 
     Args:
         columns: The same column of each list, that of "train" first if there is one.
@@ -124,7 +124,7 @@ def _numbered(
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """The labels of cells that are numbers, `values` in all lists, and the classes."""
     own = {values[cell] for cell in figures}
-    least, largest = min(values.values()), max(own)
+    largest = max(own)
     if not names and len(own) <= largest - min(own) and _are_folders(first):
         order = sorted(own)
         return {cell: order.index(value) for cell, value in values.items() if value in own}, tuple(map(str, order))
@@ -134,7 +134,8 @@ def _numbered(
             f"{first.at(cell)}: expected labels that count classes, below {MOST}, got {cell}: if they are codes, write "
             "class names instead, or a classes.txt with a name a line"
         )
-    low = int(least == 1 and (not names or max(values.values()) == len(names)))
+    every = set(values.values())
+    low = int(min(every) == 1 and (max(every) == len(names) if names else every == set(range(1, max(every) + 1))))
     classes = tuple(names) or tuple(map(str, range(low, largest + 1)))
     for cell in figures:
         if not 0 <= values[cell] - low < len(classes):

@@ -19,9 +19,9 @@ def list_source(root: Path, split: str, lists: str | Path | None = None, group: 
     Lines that begin with `# ` are comments. Lists are UTF-8, or have a mark that says UTF-16, or are in the encoding in
     which their videos exist.
 
-    Labels are class names, or numbers from 0, or from 1 where 0 is in no list. Names are those of a `classes.txt` with
-    one name a line; without it those of the training list, in alphabetical order. Cells of a number are one reading in
-    all lists: where all are class names, they are names.
+    Labels are class names, or numbers from 0; from 1 where the lists have 1, 2, ... and none has 0. Names are those of
+    a `classes.txt` with one name a line; without it those of the training list, in alphabetical order. All lists are
+    read in the same way: where every label is a class name, all are names, even if they are numbers.
 
     A heading such as `path,action,actor` has a task in each column, and labels are `{"action": 3, "actor": 0}`. A cell
     that is empty, -1 or NaN is no label, -1; a row with no label at all is left out.
@@ -70,8 +70,9 @@ def list_source(root: Path, split: str, lists: str | Path | None = None, group: 
         scenes = {part: _scenes(rows[part], group) for part in rows}
         notes += check_groups(scenes)
         if holding_out:
-            some = [[own[at] for at in keep] for own in (paths, together, scenes["train"])]
-            keep = [keep[at] for at in hold_out(some[0], some[1], wanted, some[2])]
+            own, scene = [together[at] for at in keep], [scenes["train"][at] for at in keep]
+            side = "test" if wanted == "test" else "train"
+            keep = [keep[at] for at in hold_out([paths[at] for at in keep], own, side, scene)]
     picked = {task: tuple(own[at] for at in keep) for task, own in joined.items()}
     several = "" not in picked
     return FileSource(

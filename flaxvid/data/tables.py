@@ -214,7 +214,7 @@ def _without_heading(
     if best.counted and any(path.lower().endswith(VIDEO_SUFFIXES) for path in paths):
         raise ValueError(
             f"{file}, line {lines[0][0]}: expected lines `path label`, got two numbers in {lines[0][1]!r}: is the "
-            "first the number of frames, or a label, too? Say it with the heading `path frames label` or `path first second`"
+            "first the number of frames, or a label, too? The heading `path frames label` or `path one two` says it"
         )
     return Table(file, [number for number, _ in lines], paths, {"": labels}, None, (), {})
 
