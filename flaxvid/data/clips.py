@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from flaxvid.data.decode import VideoError, decode
-from flaxvid.data.files import FlipLabels
+from flaxvid.data.files import NO_LABEL, FlipLabels
 from flaxvid.data.randaugment import jitter_colours, randaugment
 from flaxvid.data.sampling import dense_indices, even_indices, segment_indices
 from flaxvid.data.transforms import Crop, mirrored_labels, multiscale_crop, resized_crop, view_crops
@@ -225,10 +225,13 @@ def _draw(
 
 
 def mirror(label: Label, mirrored: FlipLabels) -> Label | None:
-    """The label of a mirrored video, None where it must not be mirrored; of several tasks all must allow it."""
+    """The label of a mirrored video, None where it must not be mirrored; of several tasks all must allow it.
+
+    A missing label stays missing.
+    """
     table: Any = mirrored
     if mirrored is None or not isinstance(label, Mapping):
-        return label if mirrored is None else table[label]
+        return label if mirrored is None or label == NO_LABEL else table[label]
     labels: Any = {task: mirror(own, table[task]) for task, own in label.items()}
     return None if None in labels.values() else labels
 

@@ -1,19 +1,22 @@
-"""A data set of files: videos, or folders of frames, under one root; and what reading lists of them has in common."""
+"""A data set of files: videos, or folders of frames, under one root."""
 
+import collections
 import functools
-import hashlib
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from flaxvid.data.search import VIDEO_SUFFIXES, find_videos, is_junk
 from flaxvid.data.transforms import mirrored_labels
 from flaxvid.types import Classes, by_task
 
-VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-HOLD_OUT = 0.2
-"""Part of each class that `held_out` keeps for the test."""
+__all__ = ["NO_LABEL", "VIDEO_SUFFIXES", "FileSource", "FlipLabels", "file_source", "find_videos", "flip_labels"]
+
+NO_LABEL = -1
+"""Where a video has several labels, one that is missing: it counts in no loss and no accuracy."""
 
 FlipLabels = tuple[int | None, ...] | Mapping[str, tuple[int | None, ...] | None] | None
 """What each label becomes in a mirror, None for one that must not be mirrored; by task where there are several; None if
@@ -38,9 +41,10 @@ class FileSource:
         name: The data set and split, for messages.
         root: What the paths are relative to.
         paths: One video each; they are the videos' ids, too.
-        labels: One a video; where there are several tasks, that for each task.
+        labels: One a video; where there are several tasks, that for each task, or `NO_LABEL`.
         classes: Class names, by label; where there are several tasks, those of each.
         layout: What the data set looks like on disk, for messages.
+        notes: What was left out, or looks odd, a sentence each: for whoever starts a run.
 
     Raises:
         ValueError: No videos, or a label outside the classes.
@@ -52,6 +56,7 @@ class FileSource:
     labels: tuple[int, ...] | Mapping[str, tuple[int, ...]]
     classes: Classes
     layout: str = ""
+    notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self):
         if not self.paths:
@@ -59,10 +64,11 @@ class FileSource:
                 f"{self.name}: expected videos, got an empty list: check the list, the root and the split; the layout "
                 f"is {self.layout}"
             )
+        least = NO_LABEL if isinstance(self.labels, Mapping) else 0
         for task, labels in by_task(self.labels).items():
             count = len(by_task(self.classes)[task])
             for path, label in zip(self.paths, labels, strict=True):
-                if not 0 <= label < count:
+                if not least <= label < count:
                     raise ValueError(
                         f"{self.name}: expected labels{' of ' * bool(task)}{task} from 0 to {count - 1} ({count} "
                         f"classes), got {label} for {path}: correct the list or the class names"
@@ -81,25 +87,81 @@ class FileSource:
         label = {task: own[index] for task, own in labels.items()} if isinstance(labels, Mapping) else labels[index]
         return {"video": os.path.join(self.root, path), "label": label, "id": path}
 
-    def check_files(self, *, some: bool = False) -> None:
-        """Looks whether all videos are there; with `some`, whether any are.
+    def located(self, *, some: bool = False) -> "FileSource":
+        """The same with the paths that the videos have on disk, where names differ in their suffix only.
 
+        A list may say `a.avi` where `a.mp4` lies, or a folder of frames `a`; names may differ in case, too, or in how
+        accents are written. Such a video is taken if there is only one that can be meant, and a note counts them.
         Lists each folder once, which on network disks is far faster than asking for every file.
 
+        Args:
+            some: Whether some may be missing; they stay in the source.
+
         Raises:
-            FileNotFoundError: They are not; with their number, the first few and the layout expected.
+            FileNotFoundError: Videos are missing; with their number, the first few and the layout expected.
         """
-        listing = functools.cache(
-            lambda folder: frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
-        )
-        parts = ((path, *os.path.split(os.path.join(self.root, path))) for path in self.paths)
-        missing = [path for path, folder, name in parts if name not in listing(folder)]
-        if len(missing) == len(self.paths) or (missing and not some):
+        disk = Disk(self.root)
+        wanted = set(self.paths)
+        paths, missing, other = [], [], []
+        for path in self.paths:
+            if not disk.has(path):
+                found = disk.alike(path)
+                if found is None or found in wanted:
+                    missing.append(path)
+                else:
+                    other.append((path, found))
+                    path = found
+            paths.append(path)
+        if len(missing) == len(paths) or (missing and not some):
             raise FileNotFoundError(
                 f"{self.name}: expected {len(self.paths)} videos under {self.root}, {len(missing)} are missing "
                 f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): check the root, fetch them, "
                 f"drop them from the list, or go without them by data.missing=keep; the layout is {self.layout}"
             )
+        if not other:
+            return self
+        if len(set(paths)) < len(wanted):
+            twice = next(path for path, count in collections.Counter(found for _, found in other).items() if count > 1)
+            names = ", ".join(path for path, found in other if found == twice)
+            raise ValueError(f"{self.name}: expected a video for each of {names}, got only {twice}: correct the list")
+        note = f"{len(other)} videos have another name on disk than listed, such as {other[0][1]} for {other[0][0]}"
+        return replace(self, paths=tuple(paths), notes=(*self.notes, note))
+
+
+class Disk:
+    """Which videos lie under a root; every folder is listed once, when it is asked for."""
+
+    def __init__(self, root: str):
+        self._root = root
+        self._names: dict[str, frozenset[str]] = {}
+        self._stems: dict[str, dict[str, list[str]]] = {}
+
+    def has(self, path: str) -> bool:
+        """Whether there is such a file or folder."""
+        folder, name = os.path.split(path)
+        if (names := self._names.get(folder)) is None:
+            full = os.path.join(self._root, folder)
+            names = self._names[folder] = frozenset(os.listdir(full) if os.path.isdir(full) else ())
+        return name in names
+
+    def alike(self, path: str) -> str | None:
+        """The only video in the same folder with the same name but for suffix, case and accents."""
+        folder, name = os.path.split(path)
+        if folder not in self._stems:
+            stems = self._stems[folder] = {}
+            for there in sorted(self._names[folder]):
+                if not is_junk(there):
+                    stems.setdefault(_stem(there), []).append(there)
+        same = [there for there in self._stems[folder].get(_stem(name), ()) if self._is_video(folder, there)]
+        return os.path.join(folder, same[0]) if len(same) == 1 else None
+
+    def _is_video(self, folder: str, name: str) -> bool:
+        return name.lower().endswith(VIDEO_SUFFIXES) or os.path.isdir(os.path.join(self._root, folder, name))
+
+
+def _stem(name: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    return unicodedata.normalize("NFC", stem if suffix.lower() in VIDEO_SUFFIXES else name).casefold()
 
 
 def file_source(
@@ -109,56 +171,3 @@ def file_source(
     rows = list(rows)
     paths, labels = tuple(path for path, _ in rows), tuple(label for _, label in rows)
     return FileSource(name, str(root), paths, labels, tuple(classes), layout)
-
-
-def find_videos(folder: Path) -> list[Path]:
-    """Video files below a folder, sorted; none where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-
-
-def held_out(videos: Sequence[Path], *, test: bool) -> list[Path]:
-    """The fifth of some videos that is kept for the test, or the others, chosen by a hash of the file names."""
-    ranked = sorted(videos, key=lambda path: hashlib.md5(path.name.encode(), usedforsecurity=False).digest())
-    count = max(1, round(HOLD_OUT * len(videos))) if len(videos) > 1 else 0
-    return sorted(ranked[:count] if test else ranked[count:])
-
-
-def open_list(path: Path, layout: str) -> TextIO:
-    """Opens a list file; where there is none, the error shows the layout expected."""
-    if not path.is_file():
-        raise FileNotFoundError(f"expected {layout}; got no file {path}")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def read_lines(path: Path, layout: str) -> list[str]:
-    """The lines of a list file that are not empty."""
-    with open_list(path, layout) as file:
-        return [line.strip() for line in file if line.strip()]
-
-
-def first_file(names: Sequence[str], places: Iterable[str | Path], layout: str) -> Path:
-    """The first file with one of the names (which may be patterns) in one of the places."""
-    for place in map(Path, places):
-        for name in names:
-            found = sorted(place.glob(name))
-            if found:
-                return found[0]
-    raise FileNotFoundError(f"expected {layout}; got no {' or '.join(names)}")
-
-
-def list_places(root: Path, lists: str | Path | None, *folders: str) -> list[Path]:
-    """Where list files may lie: where the user says, or else in the root and these folders of it."""
-    return [Path(lists).expanduser()] if lists else [root, *(root / folder for folder in folders)]
-
-
-def videos_folder(root: Path, *folders: str) -> Path:
-    """The folder of the videos: the first of these in the root that is there, or else the root itself."""
-    return next((root / folder for folder in folders if (root / folder).is_dir()), root)
-
-
-def check_split(name: str, split: str, splits: Sequence[str]) -> None:
-    """Refuses a split that the data set does not have."""
-    if split not in splits:
-        raise ValueError(f"{name}: expected split {' or '.join(splits)}, got {split!r}")

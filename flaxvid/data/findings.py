@@ -17,6 +17,10 @@ NEAR = 3.0
 """Root mean square difference of two signatures, in grey levels, up to which videos count as the same pictures."""
 
 
+SAME_FILE, TWO_LABELS, SAME_PICTURES = "same file", "same file, two labels", "same pictures"
+"""Kinds of videos that are there twice."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """What one video turned out to be.
@@ -58,7 +62,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """One video in two splits; `difference` in grey levels, 0 for the very same file."""
+    """One video twice: in two splits, or with two labels; `difference` in grey levels, 0 for the very same file."""
 
     splits: tuple[str, str]
     ids: tuple[str, str]
@@ -68,7 +72,7 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Report:
-    """All splits, and what is in two of them."""
+    """All splits, and what is in two of them or has two labels."""
 
     splits: Mapping[str, SplitReport]
     duplicates: tuple[Duplicate, ...]
@@ -98,8 +102,23 @@ def summarise(findings: Mapping[str, Sequence[Finding]]) -> Report:
             unreadable={row.id: row.reason for row in rows if row.problem == "unreadable"},
             short={row.id: row.frames for row in rows if row.problem == "short"},
         )
-    pairs = itertools.combinations(findings, 2)
-    return Report(splits, tuple(d for a, b in pairs for d in find_duplicates((a, b), findings[a], findings[b])))
+    twice = [duplicate for split, rows in findings.items() for duplicate in find_contradictions(split, rows)]
+    for a, b in itertools.combinations(findings, 2):
+        twice += find_duplicates((a, b), findings[a], findings[b])
+    return Report(splits, tuple(twice))
+
+
+def find_contradictions(split: str, rows: Sequence[Finding]) -> list[Duplicate]:
+    """The same files in one split under two labels; each once, with the first that has another label."""
+    first: dict[str, list[Finding]] = {}
+    found = []
+    for row in rows:
+        known = first.setdefault(row.digest, []) if row.digest else []
+        if other := next((one for one in known if one.label != row.label), None):
+            found.append(Duplicate((split, split), (other.id, row.id), TWO_LABELS))
+        if all(one.label != row.label for one in known):
+            known.append(row)
+    return found
 
 
 def find_duplicates(
@@ -115,11 +134,15 @@ def find_duplicates(
     known: dict[str, list[Finding]] = {}
     for row in second:
         known.setdefault(row.digest, []).append(row)
-    found = [Duplicate(splits, (a.id, b.id), "same file") for a in first for b in known.get(a.digest, ())]
+    found = [
+        Duplicate(splits, (a.id, b.id), SAME_FILE if a.label == b.label else TWO_LABELS)
+        for a in first
+        for b in known.get(a.digest, ())
+    ]
     a, b = (np.stack([np.frombuffer(bytes.fromhex(r.signature), np.uint8) for r in rows]) for rows in (first, second))
     for i, j, difference in near_pairs(a, b):
         if first[i].digest != second[j].digest:
-            found.append(Duplicate(splits, (first[i].id, second[j].id), "same pictures", round(difference, 2)))
+            found.append(Duplicate(splits, (first[i].id, second[j].id), SAME_PICTURES, round(difference, 2)))
     return tuple(found)
 
 
@@ -157,9 +180,9 @@ def show(report: Report, limit: int = 10) -> Group:
         _add(findings, limit, [(name, video, "missing") for video in split.missing])
         _add(findings, limit, [(name, *pair) for pair in split.unreadable.items()])
         _add(findings, limit, [(name, video, f"{frames} frames") for video, frames in split.short.items()])
-    for kind in ("same file", "same pictures"):
+    for kind in (TWO_LABELS, SAME_FILE, SAME_PICTURES):
         same = [duplicate for duplicate in report.duplicates if duplicate.kind == kind]
-        _add(findings, limit, [(" and ".join(pair.splits), "\n".join(pair.ids), kind) for pair in same])
+        _add(findings, limit, [(" and ".join(dict.fromkeys(pair.splits)), "\n".join(pair.ids), kind) for pair in same])
     return Group(overview, *([findings] if findings.row_count else []))
 
 

@@ -10,16 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from flaxvid.data.files import (
-    FileSource,
-    check_split,
-    file_source,
-    first_file,
-    list_places,
-    open_list,
-    read_lines,
-    videos_folder,
-)
+from flaxvid.data.files import FileSource, file_source
+from flaxvid.data.texts import check_split, first_file, list_places, read_lines, read_text, videos_folder
 
 
 def ucf101_source(root: Path, split: str, fold: int = 1, lists: str | Path | None = None) -> FileSource:
@@ -85,8 +77,7 @@ def kinetics_source(root: Path, split: str, lists: str | Path | None = None) -> 
     tables = {}
     for name, files in (("train", ["train.csv"]), (split, [f"{part}.csv" for part in parts])):
         path = first_file(files, places, layout)
-        with open_list(path, layout) as file:
-            tables[name] = list(csv.DictReader(file))
+        tables[name] = list(csv.DictReader(read_text(path, layout).splitlines()))
         missing = {"label", "youtube_id", "time_start", "time_end"} - (
             tables[name][0].keys() if tables[name] else set()
         )
@@ -197,11 +188,11 @@ def _entries(path: Path, layout: str, label: str, key: str = "id") -> list[dict[
 
 
 def _read_json(path: Path, layout: str, kind: type) -> Any:
-    with open_list(path, layout) as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path}: expected JSON, got broken text ({error}): fetch the file again") from error
+    text = read_text(path, layout)
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got broken text ({error}): fetch the file again") from error
     if not isinstance(content, kind):
         raise ValueError(f"{path}: expected a JSON {kind.__name__}, got a {type(content).__name__}: {layout}")
     return content

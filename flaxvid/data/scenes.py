@@ -81,6 +81,7 @@ def open_scenes(
     lists: str | Path | None = None,
     motion: "MotionConfig | None" = None,
     missing: Literal["error", "keep"] = "error",
+    group: str | None = None,
 ) -> Scenes:
     """Opens one split of a data set that has several views of each scene.
 
@@ -88,7 +89,7 @@ def open_scenes(
     have the same name: `videos/front/jump/a.mp4` and `videos/left/jump/a.mp4`. `motion` is drawn for each camera.
 
     Args:
-        name, split, fold, lists, missing: As in `open_source`; a scene is missing that one camera did not see.
+        name, split, fold, lists, missing, group: As in `open_source`; a scene is missing that one camera did not see.
         root: The folder of the views' folders.
         views: Which of them, or for `motion` which of its cameras "front", "left" and "right".
         motion: What `motion` is to look like; its camera is of no account.
@@ -113,5 +114,5 @@ def open_scenes(
             f"{name}: expected a folder for each view in {root}, got none for {', '.join(unknown)}: each view is a "
             "data set of its own, with the same file names"
         )
-    options = {"fold": fold, "lists": lists, "missing": missing}
+    options = {"fold": fold, "lists": lists, "missing": missing, "group": group}
     return Scenes({view: open_source(name, Path(root) / view, split, **options) for view in views})

@@ -1,16 +1,19 @@
 """Videos in ArrayRecord files as TFDS prepares them: reads such data sets and writes them, without TensorFlow."""
 
+import dataclasses
 import functools
 import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import fsdecode, fsencode
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flaxvid.data.decode import VideoError
 from flaxvid.data.files import FlipLabels, flip_labels
+from flaxvid.data.splits import choose_split, split_of
 from flaxvid.types import Classes, by_task
 from flaxvid.writing import written_whole
 
@@ -47,6 +50,7 @@ class TfdsSource:
     classes: Classes
     shards: tuple[Shard, ...]
     fields: Fields
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     @property
     def flip_labels(self) -> FlipLabels:
@@ -61,7 +65,7 @@ class TfdsSource:
         return ArrayRecordDataSource(shards)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {field: getattr(self, field) for field in ("name", "classes", "shards", "fields")}
+        return {field: getattr(self, field) for field in ("name", "classes", "shards", "fields", "notes")}
 
     def __len__(self) -> int:
         return sum(shard.take for shard in self.shards)
@@ -77,7 +81,7 @@ class TfdsSource:
             shard = next(shard for shard, end in zip(self.shards, ends, strict=True) if index < end)
             raise VideoError(f"{self.name}: record {index} is damaged; {_advice(shard.filename)} ({error})") from error
         labels = {name: int(features[name].int64_list.value[0]) for name in self.fields.labels}
-        identity = self.fields.id and features[self.fields.id].bytes_list.value[0].decode()
+        identity = self.fields.id and fsdecode(features[self.fields.id].bytes_list.value[0])
         return {
             "video": b"".join(features[self.fields.video].bytes_list.value),
             "label": labels if isinstance(self.classes, Mapping) else labels[self.fields.labels[0]],
@@ -90,7 +94,8 @@ def tfds_source(root: Path, split: str, dataset: str = "") -> TfdsSource:
 
     Args:
         root: TFDS's `data_dir`, or the folder of one data set.
-        split: A name of its splits, or a part of one as TFDS writes it (`train[:10%]`).
+        split: A name of its splits, or a part of one as TFDS writes it (`train[:10%]`); where there is no test, it is
+            the validation split.
         dataset: Its name, as in "ucf101/ucf101_1:2.0.0"; without a version the newest; "" where the root has only one.
     """
     folder = _find(root, dataset)
@@ -107,13 +112,18 @@ def tfds_source(root: Path, split: str, dataset: str = "") -> TfdsSource:
         )
     template = ShardedFileTemplate(epath.Path(folder), dataset_name=info.name, filetype_suffix="array_record")
     splits = SplitDict.from_proto(info.splits, template)
-    if split.partition("[")[0] not in splits:
-        raise ValueError(f"tfds: expected a split of {info.name} ({', '.join(splits)}), got {split!r}")
+    notes = ()
+    if split not in splits and split.partition("[")[0] not in splits:
+        there = {split_of(name) or name: name for name in splits}
+        if split != "test" or "validation" not in there:
+            raise ValueError(f"tfds: expected a split of {info.name} ({', '.join(splits)}), got {split!r}")
+        taken, notes = choose_split(split, there, f"tfds {info.name}")
+        split = there[taken]
     parts = splits[split].file_instructions
     shards = tuple(Shard(str(p.filename), p.skip, p.take, p.examples_in_shard) for p in parts)
     _check(shards)
     fields, classes = _fields(folder)
-    return TfdsSource(f"{info.name} {split}", classes, shards, fields)
+    return TfdsSource(f"{info.name} {split}", classes, shards, fields, notes)
 
 
 def shard_path(folder: Path, name: str, split: str, number: int) -> Path:
@@ -138,7 +148,7 @@ def shard_writer(classes: Classes) -> Callable[[Path, Iterable[Mapping[str, Any]
             writer = ArrayRecordWriter(str(beside), "group_size:1")
             for example in examples:
                 labels = {name or "label": label for name, label in by_task(example["label"]).items()}
-                stored = {"video": example["video"], **labels, "id": example["id"]}
+                stored = {"video": example["video"], **labels, "id": fsencode(example["id"])}
                 writer.write(serializer.serialize_example(features.encode_example(stored)))
             writer.close()
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
+from flaxvid.data.files import NO_LABEL
 from flaxvid.evaluate.metrics import (
     accuracies,
     accuracy_sums,
@@ -49,7 +50,7 @@ class Evaluation:
 
     Attributes:
         frames: the result at each frame count.
-        index: position in the source of each video that was evaluated.
+        index: position in the source of each video that was evaluated: that could be read, and has a label.
         label: its class.
         broken: positions in the source of the videos that could not be read; they count nowhere.
     """
@@ -99,7 +100,8 @@ def evaluate_videos(
         An evaluation; where labels and logits are those of several tasks, one for each of them.
 
     Raises:
-        ValueError: the video is not uint8, no batch, no video that could be read, or labels of other tasks.
+        ValueError: the video is not uint8, no batch, no video that could be read or has a label, or labels of other
+            tasks.
     """
     totals: dict[tuple[str, int], Any] = {}
     answers: list[Any] = []
@@ -113,7 +115,8 @@ def evaluate_videos(
                         f"expected labels of the network's task {task!r}, got those of {', '.join(map(repr, labels))}: "
                         "evaluate it on the data that it was trained for"
                     )
-                sums, guesses[task, count] = _judge(probabilities, labels[task], batch["mask"])
+                mask = batch["mask"] & (labels[task] != NO_LABEL)
+                sums, guesses[task, count] = _judge(probabilities, labels[task], mask)
                 key = task, count
                 totals[key] = jax.tree.map(jnp.add, totals[key], sums) if key in totals else sums
         answers.append({**{name: batch[name] for name in ("index", "label", "mask", "broken")}, "guesses": guesses})
@@ -124,12 +127,16 @@ def evaluate_videos(
     broken = tuple(sorted(int(position) for position in joined["broken"] if position >= 0))
     if broken and not joined["mask"].any():
         raise ValueError(f"none of {len(broken)} videos could be read: check the data set's root and its files")
-    keep = joined["mask"]
-    results = {key: _result(totals[key], *(leaf[keep] for leaf in joined["guesses"][key])) for key in totals}
-    evaluations = {
-        task: Evaluation({n: results[task, n] for n in variables}, joined["index"][keep], label[keep], broken)
-        for task, label in by_task(joined["label"]).items()
-    }
+    evaluations = {}
+    for task, label in by_task(joined["label"]).items():
+        keep = joined["mask"] & (label != NO_LABEL)
+        if not keep.any():
+            raise ValueError(
+                f"expected videos with a label{f' of {task}' * bool(task)}, got {joined['mask'].sum()} without one: "
+                "label some, or drop the column"
+            )
+        results = {n: _result(totals[task, n], *(g[keep] for g in joined["guesses"][task, n])) for n in variables}
+        evaluations[task] = Evaluation(results, joined["index"][keep], label[keep], broken)
     return evaluations if isinstance(joined["label"], Mapping) else evaluations[""]
 
 

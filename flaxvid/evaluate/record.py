@@ -54,7 +54,7 @@ def evaluation_record(
         "data": {
             "name": source.name,
             "videos": len(source),
-            "evaluated": len(first.index),
+            "evaluated": max(len(part.index) for part in tasks.values()),
             "missing": missing,
             "unreadable": len(faults) - missing,
             "faults": faults,

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from flaxvid.adapt.freezing import check_frozen
 from flaxvid.compress.cost import model_cost
+from flaxvid.data.account import describe_splits
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from flaxvid.data.sources import Source
@@ -74,6 +75,9 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     check_norm_groups(recipe.batch_size // recipe.optimizer.accumulate, recipe.norm_groups, mesh)
     check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
     source, eval_source = (open_data(recipe.data, split) for split in (recipe.data.train_split, recipe.data.eval_split))
+    account = describe_splits({recipe.data.train_split: source, recipe.data.eval_split: eval_source})
+    if account and jax.process_index() == 0:
+        print(account)
     count_steps(recipe, source)  # too few videos for a batch show now
     model = make_model(recipe, count_classes(source.classes))
     task, plain = make_task(recipe, model), load_start(recipe, model)

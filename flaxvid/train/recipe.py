@@ -82,6 +82,8 @@ class DataRecipe:
         num_workers: processes that decode; 0 decodes in this one.
         fold: which of the official splits ("ucf101", "hmdb51"), from 1; 0 for data sets that have no such splits.
         lists: folder of the list files, where it is not found by itself.
+        group: keeps the videos of one scene on the same side of a hold-out ("folder", "list"): a regular expression
+            with one group that finds the scene in their paths, or a column of the list; "" holds out single videos.
         motion: fields of `MotionConfig`, for "motion".
     """
 
@@ -112,6 +114,7 @@ class DataRecipe:
     num_workers: int = 0
     fold: int = 0
     lists: str = ""
+    group: str = ""
     motion: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

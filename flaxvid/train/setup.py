@@ -45,6 +45,7 @@ def open_data(recipe: DataRecipe, split: str) -> Source:
         split,
         fold=recipe.fold or None,
         lists=recipe.lists or None,
+        group=recipe.group or None,
         motion=MotionConfig(**recipe.motion) if recipe.name == "motion" else None,
         missing=recipe.missing,  # pyright: ignore[reportArgumentType]
     )

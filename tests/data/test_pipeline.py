@@ -13,7 +13,7 @@ import pytest
 from flaxvid.data.clips import Augmentation, ClipConfig
 from flaxvid.data.decode import VideoError
 from flaxvid.data.pipeline import eval_batches, steps_per_epoch, train_batches
-from flaxvid.data.sources import open_source
+from flaxvid.data.sources import FileSource, open_source
 
 CLIPS = ClipConfig(frames=(2, 4), image_size=24, test_size=28)
 
@@ -76,8 +76,8 @@ def test_one_flip_and_one_crop_for_all_frames_and_its_label(source):
 
 
 def test_no_flip_where_labels_forbid_it(tmp_path, write_video):
-    write_video(tmp_path / "train" / "look_left" / "a.mp4")
-    source = open_source("folder", tmp_path)
+    write_video(tmp_path / "a.mp4")
+    source = FileSource("one", str(tmp_path), ("a.mp4",), (0,), ("look_left",))
     assert source.flip_labels == (None,)
     for batch in take(train_batches(source, ClipConfig((2,), 32, scales=(1.0,)), 1), 8):
         assert batch["label"][0] == 0
@@ -184,8 +184,8 @@ def test_views(source, frame_numbers):
 
 
 def test_ten_crops_are_five_and_their_mirrors(tmp_path, write_video, source):
-    write_video(tmp_path / "run" / "a.mp4")
-    plain = open_source("folder", tmp_path)
+    write_video(tmp_path / "a.mp4")
+    plain = FileSource("one", str(tmp_path), ("a.mp4",), (0,), ("run",))
     video = next(iter(eval_batches(plain, ClipConfig((2,), 24, crops=10), 1)))["video"][2]
     chex.assert_shape(video, (1, 10, 2, 24, 24, 3))
     np.testing.assert_array_equal(video[:, 5:], video[:, :5, :, :, ::-1])

@@ -86,9 +86,9 @@ def test_list_with_commas(tmp_path):
 
 def test_missing_videos_may_be_kept(tmp_path):
     touch(tmp_path, "a.mp4")
-    write(tmp_path / "train.txt", "a.mp4 0", "b.mp4 0")
+    write(tmp_path / "train.txt", "a.mp4 0", "b.mp4 1")
     write(tmp_path / "test.txt", "b.mp4 0")
-    assert ids(open_source("list", tmp_path, missing="keep")) == [("a.mp4", 0), ("b.mp4", 0)]
+    assert ids(open_source("list", tmp_path, missing="keep")) == [("a.mp4", 0), ("b.mp4", 1)]
     with pytest.raises(FileNotFoundError, match=r"1 are missing \(b.mp4\): check .* the layout is .*test.txt"):
         open_source("list", tmp_path, "test", missing="keep")
     with pytest.raises(ValueError, match='expected missing="error" or "keep", got \'drop\''):

@@ -1,0 +1,74 @@
+"""What splits hold, in words: how many videos of each class, what was left out, and what looks odd."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flaxvid.data.files import NO_LABEL
+from flaxvid.types import by_task
+
+SHOWN = 20
+"""Classes that are listed one by one; of more only those that look odd."""
+
+
+def describe_splits(splits: Mapping[str, Any]) -> str:
+    """A block of text about sources: a table of classes and splits, and a line for each thing to know.
+
+    For whoever starts a run or prepares a data set; the library itself prints nothing of it. Sources whose labels are
+    not in memory, as those of TFDS, are not counted by class.
+
+    Args:
+        splits: Sources by the names of their splits.
+
+    Raises:
+        ValueError: All videos of "train" have the same label: there is nothing to learn.
+    """
+    first = {split: _first(source) for split, source in splits.items()}
+    lines = list(dict.fromkeys(note for source in first.values() for note in getattr(source, "notes", ())))
+    counted = {split: by_task(source.labels) for split, source in first.items() if hasattr(source, "labels")}
+    for task, classes in by_task(next(iter(first.values())).classes).items() if counted else ():
+        counts = {split: Counter(labels[task]) for split, labels in counted.items() if task in labels}
+        if len(counts.get("train", {0: 1, 1: 1}).keys() - {NO_LABEL}) < 2:
+            only = ", ".join(classes[label] for label in counts["train"] if label != NO_LABEL) or "no label"
+            raise ValueError(
+                f"{first['train'].name}: expected videos of two classes{f' of {task}' * bool(task)} or more, got all "
+                f"{len(first['train'])} of {only}: correct the list, or add videos"
+            )
+        lines = _table(task, classes, counts) + lines
+    return "\n".join(lines)
+
+
+def _first(source: Any) -> Any:
+    """The source of the first camera, where there are several."""
+    cameras = getattr(source, "cameras", None)
+    return next(iter(cameras.values())) if cameras else source
+
+
+def _table(task: str, classes: Sequence[str], counts: Mapping[str, Counter[int]]) -> list[str]:
+    rows = [(name, [own[label] for own in counts.values()]) for label, name in enumerate(classes)]
+    if missing := [own[NO_LABEL] for own in counts.values()] if any(own[NO_LABEL] for own in counts.values()) else []:
+        rows.append(("(no label)", missing))
+    odd = [row for row in rows if 0 in row[1]]
+    shown = rows if len(rows) <= SHOWN else odd[:SHOWN]
+    width = max([len(name) for name, _ in shown] + [len(task), 7])
+    lines = [f"{task or 'class':<{width}}" + "".join(f"{split:>12}" for split in counts)]
+    lines += [f"{name:<{width}}" + "".join(f"{count:>12}" for count in row) for name, row in shown]
+    if len(shown) < len(rows):
+        spans = []
+        names = {name for name, _ in shown}
+        for at, split in enumerate(counts):
+            own = [row[at] for name, row in rows if name not in names]
+            spans.append(f"{min(own)} to {max(own)} in {split}")
+        lines.append(f"{'... and ' if shown else ''}{len(rows) - len(shown)} classes of {', '.join(spans)}")
+    for at, split in enumerate(counts):
+        if empty := [name for name, row in rows[: len(classes)] if not row[at]]:
+            lines.append(f"classes without {split} videos{f' of {task}' * bool(task)}: {_some(empty)}")
+    if "train" in counts and len(counts) > 1:
+        single = [name for name, row in rows[: len(classes)] if sum(row) == 1]
+        if single:
+            lines.append(f"classes of one video, which cannot be tested: {_some(single)}")
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)})" if len(names) > SHOWN else "")

@@ -1,0 +1,150 @@
+"""Which videos are for training and which for the test: what splits are called, and what is held out where none are."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Literal
+
+HOLD_OUT = 0.2
+"""Part of the videos that is kept for the test."""
+
+SPLITS = ("train", "validation", "test")
+_SPLIT = re.compile(
+    r"(?:(train|training)|(val|valid|validate|validation)|(test|testing))"
+    r"(?:[ _-]?(?:set|data|split|list|videos?|rawframes|clips|files))*",
+    re.IGNORECASE,
+)
+_COUNTER = re.compile(r"(.*?)([ _.-]*)(c|clip|part|pt|seg|segment|shot|take|chunk|cut|piece|p)?[ _.-]?\(?\d+\)?")
+
+Side = Literal["train", "test", "all"]
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder or list is called after, in any case and spelling; None if after none."""
+    match = _SPLIT.fullmatch(name.strip())
+    return SPLITS[[part is not None for part in match.groups()].index(True)] if match else None
+
+
+def choose_split(asked: str, there: Collection[str], where: str) -> tuple[str, tuple[str, ...]]:
+    """Which of the splits that are there is the one asked for, and a sentence if it is another.
+
+    Args:
+        asked: In any spelling. Where there is no test, it is the validation split.
+        there: Names of `SPLITS`.
+        where: The data set, for messages.
+
+    Raises:
+        ValueError: It is not there.
+    """
+    wanted = split_of(asked) or asked
+    if wanted in there:
+        return wanted, ()
+    if wanted == "test" and "validation" in there:
+        return "validation", (f"{where} has no test split: its validation split is the test",)
+    raise ValueError(f"{where}: expected split {' or '.join(there)}, got {asked!r}: there is none")
+
+
+def group_rule(rule: str) -> Callable[[str], str]:
+    """The function from a video's path to its scene that a regular expression with one group says.
+
+    Raises:
+        ValueError: It is none, or, when called, it does not match.
+    """
+    try:
+        pattern = re.compile(rule)
+    except re.error as error:
+        raise ValueError(f"data.group: expected a regular expression, got {rule!r}: {error}") from error
+    if pattern.groups != 1:
+        raise ValueError(
+            f"data.group: expected a regular expression with one group, the scene, such as '_(g[0-9]+)_', got {rule!r} "
+            f"with {pattern.groups}"
+        )
+
+    def scene(path: str) -> str:
+        match = pattern.search(path)
+        if match is None or not match[1]:
+            raise ValueError(f"data.group: expected {rule!r} to match every path, got {path}: make it match all")
+        return match[1]
+
+    return scene
+
+
+def hold_out(
+    paths: Sequence[str], labels: Sequence[object], side: Side, groups: Sequence[str] | None = None
+) -> list[int]:
+    """Positions of the videos on one side of a hold-out, ascending.
+
+    Without groups it is a fifth of each class, chosen by a hash of the file names, so that a new video moves at most
+    one other. With groups whole ones are chosen in the same way, of each class, or of all where a group has videos of
+    several classes, so that no group is on both sides.
+
+    Args:
+        paths: Of the videos.
+        labels: Theirs; anything that can be told apart.
+        side: "test", "train", or "all".
+        groups: The scene of each.
+    """
+    if side == "all":
+        return list(range(len(paths)))
+    one_pool = groups is not None and len(set(zip(groups, labels, strict=True))) > len(set(groups))
+    pools: dict[object, dict[object, list[int]]] = {}
+    for position, label in enumerate(labels):
+        # Videos of one name in two folders are two.
+        unit = groups[position] if groups else (os.path.basename(paths[position]), position)
+        pools.setdefault("" if one_pool else label, {}).setdefault(unit, []).append(position)
+    test: list[int] = []
+    for units in pools.values():
+        ranked = sorted(units, key=lambda unit: _hash(unit if isinstance(unit, str) else unit[0]))  # pyright: ignore
+        wanted = len(test) + max(1, round(HOLD_OUT * sum(map(len, units.values()))))
+        for unit in ranked[:-1]:  # one stays for training
+            if len(test) < wanted:
+                test += units[unit]
+    return sorted(test) if side == "test" else sorted(set(range(len(paths))) - set(test))
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.md5(os.fsencode(text), usedforsecurity=False).digest()
+
+
+def warn_of_scenes(paths: Sequence[str], labels: Sequence[object], test: Collection[int]) -> tuple[str, ...]:
+    """A sentence if names show that a hold-out has parts of one scene on both sides: `v_g01_c01`, `v_g01_c02`.
+
+    A name that counts all videos of a class (`jump1`, `jump2`) says nothing, and the numbers of frames neither.
+    """
+    scenes: dict[tuple[object, str], list[int]] = {}
+    stems: dict[object, set[str]] = {}
+    told: set[tuple[object, str]] = set()
+    for position, (path, label) in enumerate(zip(paths, labels, strict=True)):
+        folder, name = os.path.split(path)
+        match = _COUNTER.fullmatch(os.path.splitext(name)[0].lower())
+        if match and (match[1] or match[3]) and (match[2] or match[3] or match[1][-1:].isalpha()):
+            scene = f"{folder}/{match[1]}"
+            scenes.setdefault((label, scene), []).append(position)
+            stems.setdefault(label, set()).add(scene)
+            if match[3] and match[3] not in ("clip", "c", "p") and match[1]:
+                told.add((label, scene))
+    both = [
+        (key, part)
+        for key, part in scenes.items()
+        if (len(stems[key[0]]) > 1 or key in told) and 0 < sum(position in test for position in part) < len(part)
+    ]
+    if not both:
+        return ()
+    (_, part), hit = both[0], sum(position in test for _, part in both for position in part)
+    pair = next(p for p in part if p in test), next(p for p in part if p not in test)
+    return (
+        f"{hit} of {len(test)} test videos look like parts of scenes that are in training, too (test "
+        f"{os.path.basename(paths[pair[0]])}, training {os.path.basename(paths[pair[1]])}): the test may be too easy; "
+        "keep scenes together by a rule such as --config.data.group='(.*)[_-][a-z]*[0-9]+'",
+    )
+
+
+def check_groups(groups: Mapping[str, Collection[str]]) -> tuple[str, ...]:
+    """A sentence if scenes are in several splits; groups are those of each split."""
+    train = set(groups.get("train", ()))
+    return tuple(
+        f"{len(both)} groups are in train and in {split}, such as {min(both)}: the test may be too easy"
+        for split, own in groups.items()
+        if split != "train" and (both := train & set(own))
+    )

@@ -1,0 +1,111 @@
+"""Text files that others wrote: found by their names, and read in the encoding that they are in."""
+
+import codecs
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_OLD = ("cp1252", "gb18030", "shift_jis", "big5", "euc_kr", "cp1251")
+
+
+def read_texts(path: Path, layout: str) -> dict[str, str]:
+    """What a text file may say, by encoding: one text where that is known, and otherwise one for each that fits.
+
+    It is known by a mark at its beginning, by zeros where UTF-16 has them, or by being UTF-8. Among the others is
+    "bytes", as names of files are that are no UTF-8.
+
+    Raises:
+        FileNotFoundError: No such file; the message shows the layout expected.
+        ValueError: Its mark does not fit it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"expected {layout}; got no file {path}")
+    data = path.read_bytes()
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            text = _decoded(data[3:] if encoding == "utf-8" else data, encoding)
+            if text is None:
+                raise ValueError(
+                    f"{path}: expected {encoding.upper()} as its first bytes say, got others: save it anew"
+                )
+            return {encoding: text}
+    if b"\0" in data:
+        wide = {e: t for e in ("utf-16-le", "utf-16-be") if (t := _decoded(data, e)) and "\0" not in t and "\n" in t}
+        if len(wide) == 1:
+            return wide
+        raise ValueError(
+            f"{path}: expected text, got zeros in line {data[: data.index(0)].count(10) + 1}: save it anew"
+        )
+    if (text := _decoded(data, "utf-8")) is not None:
+        return {"utf-8": text}
+    texts = {encoding: text for encoding in _OLD if (text := _decoded(data, encoding)) is not None}
+    return texts | {"bytes": data.decode("utf-8", "surrogateescape")}
+
+
+def read_text(path: Path, layout: str, encoding: str = "") -> str:
+    """A text file, in UTF-8 or with a mark that says what it is in; or, where it is no UTF-8, in `encoding`.
+
+    Raises:
+        FileNotFoundError: No such file; the message shows the layout expected.
+        ValueError: It is in another encoding; the message names the line.
+    """
+    texts = read_texts(path, layout)
+    if len(texts) > 1 and encoding not in texts:
+        raise unknown_encoding(path)
+    return texts.get(encoding) or next(iter(texts.values()))
+
+
+def unknown_encoding(path: Path) -> ValueError:
+    """The error of a file whose encoding cannot be known."""
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if _decoded(line, "utf-8") is None:
+            return ValueError(
+                f"{path}, line {number}: expected UTF-8, got {line[:80]!r} in an encoding that cannot be known: save "
+                f"the file as UTF-8, as `iconv -f ENCODING -t UTF-8` does"
+            )
+    return ValueError(f"{path}: expected UTF-8, got another encoding: save the file as UTF-8")
+
+
+def read_lines(path: Path, layout: str) -> list[str]:
+    """The lines of a list file that are not empty, stripped."""
+    return [line.strip() for line in re.split(r"\r\n|\r|\n", read_text(path, layout)) if line.strip()]
+
+
+def first_file(names: Sequence[str], places: Iterable[str | Path], layout: str) -> Path:
+    """The first file with one of the names (which may be patterns) in one of the places."""
+    for place in map(Path, places):
+        for name in names:
+            found = sorted(place.glob(name))
+            if found:
+                return found[0]
+    raise FileNotFoundError(f"expected {layout}; got no {' or '.join(names)}")
+
+
+def list_places(root: Path, lists: str | Path | None, *folders: str) -> list[Path]:
+    """Where list files may lie: where the user says, or else in the root and these folders of it."""
+    return [Path(lists).expanduser()] if lists else [root, *(root / folder for folder in folders)]
+
+
+def videos_folder(root: Path, *folders: str) -> Path:
+    """The folder of the videos: the first of these in the root that is there, or else the root itself."""
+    return next((root / folder for folder in folders if (root / folder).is_dir()), root)
+
+
+def check_split(name: str, split: str, splits: Sequence[str]) -> None:
+    """Refuses a split that the data set does not have."""
+    if split not in splits:
+        raise ValueError(f"{name}: expected split {' or '.join(splits)}, got {split!r}")
+
+
+def _decoded(data: bytes, encoding: str) -> str | None:
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return None
