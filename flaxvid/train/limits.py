@@ -5,11 +5,12 @@ Rules that a part of the library has for itself (of clips, mixing, sampling) sta
 
 import copy
 import dataclasses
+import functools
 import math
 import operator
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -61,20 +62,17 @@ def find_problems(recipe: Any, clip_config: Callable[[Any, tuple[int, ...]], Any
         clip_config: its rules for clips of given frame counts.
     """
     problems, recipe = _misfits(recipe)
+    half = {"float16": ": nothing scales the loss in it, and small gradients would be rounded to zero"}
     problems += [
-        f"{name} must be {_either(choices)}, got {_value(recipe, name)!r}"
-        + (
-            ": training in it has no loss scaling, and small gradients would be rounded to zero"
-            * (name == "model.dtype")
-        )
+        f"{name} must be {_either(choices)}, got {value!r}{half.get(value, '')}"
         for name, choices in CHOICES.items()
-        if _value(recipe, name) not in choices
+        if (value := _value(recipe, name)) not in choices
     ]
     problems += [
-        f"{name} must {rule}, got {_value(recipe, name)}"
+        f"{name} must {rule}, got {value}"
         for rule, holds, names in RANGES
         for name in names
-        if not holds(_value(recipe, name))
+        if not holds(value := _value(recipe, name))
     ]
     problems += [message for rules in (_batches, _schedules, _groups) for message in rules(recipe)]
     return [*dict.fromkeys([*problems, *_others_rules(recipe, clip_config)])]
@@ -90,6 +88,9 @@ def _batches(recipe: Any) -> Iterator[str]:
     for name, parts in (("data.repeats", repeats), ("optimizer.accumulate", recipe.optimizer.accumulate)):
         if size % max(1, parts) or (parts < 1 and name != "data.repeats"):  # clips have that rule themselves
             yield f"{name}={parts} must divide batch_size={size}"
+    rows = size // max(1, recipe.optimizer.accumulate)
+    if rows % max(1, recipe.norm_groups):
+        yield f"norm_groups={recipe.norm_groups} must divide the {rows} clips that are computed at once"
     videos = size // max(1, repeats) // jax.process_count()
     if max(task.mixup, task.cutmix) > 0 and videos < 2 <= size:
         yield (
@@ -99,8 +100,7 @@ def _batches(recipe: Any) -> Iterator[str]:
     elif max(task.mixup, task.cutmix) > 0 and videos < 2:
         yield f"task.mixup={task.mixup} and task.cutmix={task.cutmix} need two clips in a batch, got batch_size={size}"
     if task.name == "supervised" and len(task.frames) > 1 and 0 < task.share < 1 and size > 0 < recipe.norm_groups:
-        rows = size // recipe.norm_groups
-        got = rows_by_count(tuple(sorted(task.frames)), task.share, rows)
+        got = rows_by_count(tuple(sorted(task.frames)), task.share, size // recipe.norm_groups)
         if starved := sorted(count for count, own in got.items() if own.start == own.stop):
             group = f"batch_size={size}" if recipe.norm_groups == 1 else f"each of norm_groups={recipe.norm_groups}"
             yield (
@@ -147,33 +147,46 @@ def _groups(recipe: Any) -> Iterator[str]:
             re.compile(pattern)
         except re.error as error:
             yield f"{name}: {pattern!r} is no regular expression ({error}): correct it"
-    nested = (recipe.model.options.get("backbone_options") or {}).get("dropout", 0.0)
-    if not (isinstance(nested, int | float) and 0 <= nested < 1):
-        yield f"model.options.backbone_options.dropout must lie in [0, 1), got {nested!r}"
+    backbone = recipe.model.options.get("backbone_options")
+    dropout = backbone.get("dropout", 0.0) if isinstance(backbone, Mapping) else 0.0
+    if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+        yield f"model.options.backbone_options.dropout must lie in [0, 1), got {dropout!r}"
 
 
 def _others_rules(recipe: Any, clip_config: Callable[[Any, tuple[int, ...]], Any]) -> Iterator[str]:
-    """What clips, tasks and mixing refuse themselves."""
-    task: Any = recipe.task
-    plain, anything = type(recipe)(), (1,)
-    asked = {
-        "data": lambda: clip_config(recipe, anything),
-        "eval_frames": lambda: clip_config(plain, recipe.eval_frames),
-        "task": lambda: Mixing(task.mixup, task.cutmix, task.erasing),
-    }
-    if task.frames:
-        asked["task.frames"] = lambda: clip_config(plain, task.frames)
+    """What clips, tasks and mixing refuse themselves: they raise their first problem, so each value is asked alone."""
+    task, plain, anything = recipe.task, type(recipe)(), (1,)
+    alone = []
+    for field in dataclasses.fields(recipe.data):
+        one = copy.deepcopy(plain)
+        one.model.image_size = recipe.model.image_size
+        setattr(one.data, field.name, getattr(recipe.data, field.name))
+        alone.append(("data", functools.partial(clip_config, one, anything)))
+    together = [("data", functools.partial(clip_config, recipe, anything))]
+    yield from _refusals(alone) or _refusals(together)
     model: Any = None  # their rules need none
+    asked = [
+        ("task.frames", functools.partial(clip_config, plain, task.frames or anything)),
+        ("eval_frames", functools.partial(clip_config, plain, recipe.eval_frames)),
+        ("task", functools.partial(Mixing, task.mixup, task.cutmix, task.erasing)),
+    ]
     if task.name == "ffn":
-        asked["task.alteration"] = lambda: FrameFlexible(model, anything, task.alteration)
+        asked.append(("task", functools.partial(FrameFlexible, model, anything, task.alteration)))
     if task.name == "supervised":
-        asked["task.sampling"] = lambda: Supervised(model, anything, sampling=task.sampling)
-        asked["task.share"] = lambda: Supervised(model, anything, share=task.share)
-    for name, ask in asked.items():
+        asked.append(("task", functools.partial(Supervised, model, anything, sampling=task.sampling)))
+        asked.append(("task", functools.partial(Supervised, model, anything, share=task.share)))
+    yield from _refusals(asked)
+
+
+def _refusals(asked: Iterable[tuple[str, Callable[[], Any]]]) -> list[str]:
+    """What each of these raises, under its name."""
+    refusals = []
+    for name, ask in asked:
         try:
             ask()
         except ValueError as error:
-            yield f"{name}: {error}"
+            refusals.append(f"{name}: {error}")
+    return refusals
 
 
 def _misfits(recipe: Any) -> tuple[list[str], Any]:

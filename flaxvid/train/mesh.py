@@ -33,8 +33,8 @@ def check_batch_size(batch_size: int, mesh: Mesh, name: str = "batch_size", accu
 
 
 def check_norm_groups(rows: int, norm_groups: int, mesh: Mesh) -> None:
-    """Raises if groups of rows would be of unequal size, or would lie across devices in part."""
-    if norm_groups < 1 or rows % norm_groups or (norm_groups > 1 and norm_groups % mesh.size):
+    """Raises if groups of rows would lie across devices in part; `train.recipe.check` has seen that they are alike."""
+    if norm_groups > 1 and norm_groups % mesh.size:
         raise ValueError(
             f"norm_groups={norm_groups} must be 1 (statistics of the whole batch) or a multiple of the {mesh.size} "
             f"devices that divides the {rows} clips which are computed at once: use 1 or {mesh.size}"

@@ -146,6 +146,8 @@ def test_values_that_invert_or_void_training_are_refused(name, value):
         {"optimizer__nesterov": True, "optimizer__name": "adamw"},
         {"optimizer__warmup_epochs": 2, "optimizer__warmup_start": 0.5},
         {"task__mixup": 0.2, "batch_size": 1},
+        {"norm_groups": 3},
+        {"norm_groups": 16, "optimizer__accumulate": 4},
         {"task__cutmix": 1.0, "batch_size": 8, "data__repeats": 8},
         {"task__name": "supervised", "batch_size": 2},
         {"task__name": "supervised", "task__share": 0.97},
@@ -181,7 +183,7 @@ def test_values_that_train_are_not(values):
 
 def test_float16_says_what_to_take():
     with pytest.raises(
-        ValueError, match=r'model.dtype must be "float32" or "bfloat16", got \'float16\': training in it '
+        ValueError, match=r'model.dtype must be "float32" or "bfloat16", got \'float16\': nothing scales the loss'
     ):
         check(changed(model__dtype="float16"))
 
@@ -191,6 +193,12 @@ def test_a_wrong_type_hides_no_other_problem():
         check(changed(epochs="abc", optimizer__momentum=2.0, task__frames="4"))
     fields = [line.split()[0] for line in str(error.value).splitlines()[1:]]
     assert fields == ["epochs", "task.frames", "optimizer.momentum"]
+
+
+def test_all_problems_of_clips_are_said_at_once():
+    with pytest.raises(ValueError, match="cannot run") as error:
+        check(changed(data__interval=0, data__scales=(2.0,), data__eval_crops=2, data__magnitude=20.0))
+    assert len(str(error.value).splitlines()) == 5
 
 
 def test_a_recipe_is_text(tmp_path):
