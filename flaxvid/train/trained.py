@@ -16,7 +16,7 @@ from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, TaskRecipe, re
 from flaxvid.train.setup import count_classes, make_model, make_task, open_data
 from flaxvid.train.state import averaged
 from flaxvid.types import Classes, Variables, by_task
-from flaxvid.weights.native import is_native, load_variables
+from flaxvid.weights.native import check_fit, is_native, load_variables
 
 CLASSES_FILE = "classes.json"
 """In a run's folder: the class names in the order of the logits."""
@@ -98,9 +98,10 @@ def _from_file(path: Path, classes: Classes | None) -> Trained:
         TaskRecipe("ffn" if info.frames else "supervised", frames),
         eval_frames=frames,
     )
+    flexible = FrameFlexible(model, frames, private_norms="batch_stats" not in variables)
+    check_fit(path, variables, flexible, plain=not info.frames)
     if not info.frames:
         return Trained(model, lambda _: variables, frames, classes, recipe, None)
-    flexible = FrameFlexible(model, frames, private_norms="batch_stats" not in variables)
     return Trained(model, lambda n: flexible.select(variables, n), frames, classes, recipe, None)
 
 

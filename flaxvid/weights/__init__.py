@@ -1,1 +1,2 @@
-"""Weights in and out: PyTorch files (`torch`), known files by name (`download`), our own files (`native`)."""
+"""Weights in and out: PyTorch's keys (`torch`), the files of others (`tensors`), known files by name (`download`), our
+own files (`native`)."""

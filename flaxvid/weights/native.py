@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flaxvid import trees
+from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model
 from flaxvid.types import Classes, Variables, by_task
 from flaxvid.weights.pickled import Unreadable
@@ -90,6 +92,39 @@ def load_variables(path: str | Path, *, allow_nonfinite: bool = False) -> tuple[
         if not allow_nonfinite:
             check_finite(flat)
         return trees.unflatten({key: jnp.asarray(leaf) for key, leaf in flat.items()}), info
+
+
+def check_fit(path: str | Path, variables: Variables, flexible: FrameFlexible, *, plain: bool) -> None:
+    """Checks that a file's variables are those of the model that it names, by path and shape.
+
+    A layer notices a kernel of another shape, but not statistics that it can broadcast.
+
+    Args:
+        path: of the file.
+        variables: what is in it.
+        flexible: the model, and the frame counts that have variables of their own.
+        plain: whether the variables are ordinary ones of the model.
+
+    Raises:
+        ValueError: they are not.
+    """
+    model, size = flexible.model, flexible.model.clip.image_size
+    video = model.for_views(jnp.zeros((1, model.clip.num_frames, size, size, 3), jnp.uint8))
+    want = _shapes(lambda: model.init(jax.random.key(0), video))
+    with one_error(str(path)):
+        for count in flexible.frames:
+            have = _shapes(lambda n=count: variables if plain else flexible.select(variables, n))
+            wrong = [key for key in sorted(want.keys() | have.keys()) if want.get(key) != have.get(key)]
+            if wrong:
+                some = ", ".join(f"{key} (expected {want.get(key)}, got {have.get(key)})" for key in wrong[:4])
+                raise Unreadable(
+                    f"does not fit the model that it names: {len(wrong)} variables differ, such as {some}: write it "
+                    "anew with the options of its model"
+                )
+
+
+def _shapes(make: Callable[[], Variables]) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in trees.flatten(jax.eval_shape(make)).items()}
 
 
 def _read_info(text: str) -> WeightsInfo:

@@ -153,8 +153,8 @@ def read_pickle(file: io.BytesIO) -> tuple[Any, list[Outside]]:
 def _plain(name: str) -> str:
     if not _PLAIN.fullmatch(name):
         raise Unreadable(
-            f"is not a file of plain tensors, and reading it could run code, so it was not read (GLOBAL {name[:200]}). "
-            "If you trust it, load it with torch yourself and pass its state_dict"
+            "is not a file of plain tensors, and reading it could run code, so it was not read "
+            f"(GLOBAL {name[:200]!r}). If you trust it, load it with torch yourself and pass its state_dict"
         )
     return name
 

@@ -59,10 +59,11 @@ def read_tensors(source: str | Path | Mapping[str, Any], *, allow_nonfinite: boo
     with path.open("rb") as file, one_error(str(path)):
         head = file.read(512)
         file.seek(0)
-        if other := _other(head, path):
+        safetensors = looks_like_safetensors(head)
+        if not safetensors and (other := _other(head, path)):
             raise Unreadable(other)
         known = head[:2] in (b"PK", b"\x80\x02")
-        if looks_like_safetensors(head) or (path.suffix == ".safetensors" and not known):
+        if safetensors or (path.suffix == ".safetensors" and not known):
             tensors: Mapping[str, Any] = read_safetensors(path, lambda key: not key.endswith(_COUNTER))[1]
         else:
             try:

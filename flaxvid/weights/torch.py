@@ -144,7 +144,9 @@ def import_torch(
     classes_in_file = next((found[short][0] for short in classifiers if math.prod(found.get(short) or (0,))), None)
     classes = classes_in_file if num_classes is None else num_classes
     model = create_model(name, **{**(overrides or {}), **({} if classes is None else {"num_classes": classes})})
-    plan = min(_plans(model, tables, found, frames), key=lambda plan: len(found.keys() ^ set(plan.keys.values())))
+    plan = min(
+        _plans(label, model, tables, found, frames), key=lambda plan: len(found.keys() ^ set(plan.keys.values()))
+    )
     if plan.frames and frames is not None and tuple(sorted(set(frames))) != plan.frames:
         raise ValueError(
             f"{label} has variables for frames={plan.frames}, got frames={tuple(frames)}: leave frames out"
@@ -243,7 +245,11 @@ def _source_key(path: str, table: KeyTable) -> str:
 
 
 def _plans(
-    model: VideoModel, tables: Mapping[str, KeyTable], found: Mapping[str, Any], frames: Sequence[int] | None
+    label: str,
+    model: VideoModel,
+    tables: Mapping[str, KeyTable],
+    found: Mapping[str, Any],
+    frames: Sequence[int] | None,
 ) -> Iterator[_Plan]:
     """The readings that a checkpoint may have: each format as it is, or frame-flexible where its table is."""
     plain = jax.eval_shape(model.init, jax.random.PRNGKey(0), _blank(model))
@@ -266,7 +272,7 @@ def _plans(
         pattern = re.escape(_source_key(some, table)).replace(str(_ANY_COUNT), r"(\d{1,5})")
         counts = sorted(int(match[1]) for match in (re.fullmatch(pattern, short) for short in found) if match)
         if len(counts) > _MOST_COUNTS:
-            raise ValueError(f"expected {_MOST_COUNTS} frame counts or fewer in a file, got {counts[:4]} and so on")
+            raise ValueError(f"{label} has variables for {len(counts)} frame counts, expected {_MOST_COUNTS} or fewer")
         for alteration in ("normal", "none"):
             yield plan(fmt, flexible(tuple(counts or frames or (16,)), alteration), tuple(counts))
 

@@ -10,10 +10,9 @@ from typing import IO, Any
 
 from flaxvid.weights.pickled import Call, Named, Outside, Unreadable, read_pickle
 
-_MOST_PICKLED = 16 << 20
-"""Bytes of a pickle: all of a file but its tensors' numbers. A network of 500 tensors with its optimizer has 0.3 MB."""
-_MOST_DIRECTORY = 16 << 20
-"""Bytes of a zip archive's directory: 150,000 tensors."""
+_MOST_AROUND = 16 << 20
+"""Bytes of a pickle, or of an archive's directory: all of a file but its tensors' numbers. A network of 500 tensors
+with its optimizer has 0.3 MB."""
 _WRONG_TYPE = "must hold float32, float16, bfloat16 or float64, got {key} as {got}: convert it to float32"
 _LEGACY_MARK = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -84,12 +83,20 @@ def read_torch_file(file: IO[bytes], part: Callable[[Any], Mapping[str, Any]]) -
     return {key: flat[view.key].as_strided(view.size, view.stride, view.offset) for key, view in views.items()}
 
 
+class _Modest:
+    """A file that does not take more memory at once than it should on the word of an archive."""
+
+    def __init__(self, file: IO[bytes]):
+        self.seek, self.tell, self.seekable, self._read = file.seek, file.tell, file.seekable, file.read
+
+    def read(self, count: int = -1) -> bytes:
+        if count > _MOST_AROUND:
+            raise Unreadable(f"is damaged: its zip archive has a directory of {count} bytes: fetch it again")
+        return self._read(count)
+
+
 def _open_zip(file: IO[bytes], size: int) -> tuple[Any, Callable[[str, int, int], bytearray]]:
-    file.seek(max(0, size - (1 << 16) - 22))
-    tail = file.read()
-    if (directory := int.from_bytes(tail[(end := tail.rfind(b"PK\5\6")) + 12 : end + 16], "little")) > _MOST_DIRECTORY:
-        raise Unreadable(f"is damaged: its zip archive has a directory of {directory} bytes: fetch it again")
-    archive = zipfile.ZipFile(file)
+    archive = zipfile.ZipFile(_Modest(file))  # pyright: ignore[reportArgumentType]
     names = archive.namelist()
     pickles = [name for name in names if name.rpartition("/")[-1] == "data.pkl" and name.count("/") < 2]
     if any(name.endswith("/constants.pkl") for name in names):
@@ -97,34 +104,34 @@ def _open_zip(file: IO[bytes], size: int) -> tuple[Any, Callable[[str, int, int]
     if names and all(name.endswith(".npy") for name in names):
         raise Unreadable("is a NumPy archive: pass dict(numpy.load(path))")
     if len(pickles) != 1 or len(set(names)) < len(names):
-        raise Unreadable(f"is a zip archive, but none of torch (it holds {', '.join(names[:4])[:200]}): unpack it")
+        raise Unreadable(f"is a zip archive, but none of torch (it holds {str(names[:4])[:200]}): unpack it")
     folder = pickles[0].removesuffix("data.pkl")
 
     def read(name: str, most: int, *, exactly: bool = False) -> bytearray:
         info = archive.getinfo(folder + name)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise Unreadable(f"is compressed in a way that torch has not: unpack {name} and save the file again")
+            raise Unreadable(f"is compressed in a way that torch has not: unpack {name!r} and save the file again")
         if info.file_size > most or (exactly and info.file_size < most):
-            raise Unreadable(f"is damaged: expected {most} bytes of {name}, got {info.file_size}: fetch it again")
+            raise Unreadable(f"is damaged: expected {most} bytes of {name!r}, got {info.file_size}: fetch it again")
         found = bytearray()
         with archive.open(info) as member:  # its checksum is compared at its end
             while chunk := member.read(1 << 20):
                 found += chunk
         if len(found) != info.file_size:
             raise Unreadable(
-                f"was cut off: expected {info.file_size} bytes of {name}, got {len(found)}: fetch it again"
+                f"was cut off: expected {info.file_size} bytes of {name!r}, got {len(found)}: fetch it again"
             )
         return found
 
     if folder + "byteorder" in names and read("byteorder", 16) != b"little":
         raise Unreadable("was saved on a big-endian machine: load and save it with torch on a machine of today")
-    content, _ = read_pickle(io.BytesIO(read("data.pkl", _MOST_PICKLED)))
+    content, _ = read_pickle(io.BytesIO(read("data.pkl", _MOST_AROUND)))
     return content, lambda key, length, width: read(f"data/{key}", length * width, exactly=True)
 
 
 def _open_legacy(file: IO[bytes], size: int) -> tuple[Any, Callable[[str, int, int], bytearray]]:
     file.seek(0)
-    head = io.BytesIO(file.read(_MOST_PICKLED))
+    head = io.BytesIO(file.read(_MOST_AROUND))
     if read_pickle(head)[0] != _LEGACY_MARK or read_pickle(head)[0] != _LEGACY_PROTOCOL:
         raise Unreadable("is a pickle, but none of torch: pass a mapping of arrays, or save it with torch.save")
     if not read_pickle(head)[0]["little_endian"]:

@@ -33,3 +33,15 @@ def test_import_script(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match=r"error: .*does not fit tsm_resnet34"):
         run(monkeypatch, "tsm_resnet34", tmp_path / "in.safetensors", tmp_path / "none.safetensors")
     assert not (tmp_path / "none.safetensors").exists()
+
+
+def test_numbers_that_are_not_finite_are_taken_on_request(tmp_path, monkeypatch, capsys):
+    model = flaxvid.create_model("tsn_resnet18", num_classes=3)
+    shapes = jax.eval_shape(model.init, jax.random.PRNGKey(0), np.zeros((1, 1, 32, 32, 3), np.uint8))
+    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, np.inf, np.float32), shapes)
+    save_file(flaxvid.to_torch("tsn_resnet18", variables), tmp_path / "in.safetensors")
+    arguments = "tsn_resnet18", tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    with pytest.raises(SystemExit, match=r"error: .*in.safetensors has numbers that are NaN or infinite"):
+        run(monkeypatch, *arguments)
+    run(monkeypatch, *arguments, "--allow-nonfinite")
+    chex.assert_trees_all_equal(load_variables(arguments[2], allow_nonfinite=True)[0], variables)
