@@ -6,6 +6,7 @@ where frames are chosen by their count. Only the frames asked for are resized an
 """
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +25,6 @@ from flaxvid.data.images import IMAGE_SUFFIXES, list_images
 from flaxvid.data.sparse import InexactError, Survey, plan_runs, presentation, read_runs, survey
 from flaxvid.data.upright import orientation
 from flaxvid.data.video_file import (
-    MAX_PIXELS,
     Video,
     VideoError,
     best_stream,
@@ -37,6 +37,7 @@ from flaxvid.data.video_file import (
 __all__ = (
     "IMAGE_SUFFIXES",
     "MAX_BYTES",
+    "MAX_SIDE",
     "Video",
     "VideoError",
     "count_frames",
@@ -48,6 +49,8 @@ __all__ = (
 
 MAX_BYTES = 2**32
 """Bytes of a decoded clip, 4 GiB: more is an error before it is made."""
+MAX_SIDE = 2**14
+"""Pixels of a side of a resized picture; a short side of 2 pixels makes the other one as long as one likes."""
 
 Size = int | Callable[[int, int], tuple[int, int]] | None
 Indices = Sequence[int] | Int[np.ndarray, " t"]
@@ -249,10 +252,10 @@ class _Clip:
         elif self._size is not None:
             short = min(height, width)
             height, width = height * self._size // short, width * self._size // short
-        if height * width > MAX_PIXELS or height * width * 3 * len(self._inverse) > MAX_BYTES:
+        if max(height, width) > MAX_SIDE or height * width * 3 * len(self._inverse) > MAX_BYTES:
             raise VideoError(
-                f"{self._name}: expected a clip of at most {MAX_BYTES >> 30} GiB, got {len(self._inverse)} frames of "
-                f"{height} x {width}: take fewer frames, a smaller size, or drop it from the list"
+                f"{self._name}: expected at most {MAX_SIDE} pixels a side and {MAX_BYTES >> 30} GiB a clip, got "
+                f"{len(self._inverse)} frames of {height} x {width}: take fewer frames, a smaller size, or drop it"
             )
         self._pictures = np.empty((len(self.wanted), height, width, 3), np.uint8)
 
@@ -295,7 +298,7 @@ def _read(stream: VideoStream, packets: Iterable[Packet], name: str) -> Iterator
 
 
 def _is_folder(video: Video) -> TypeGuard[str | Path]:
-    return not isinstance(video, bytes) and Path(video).is_dir()
+    return not isinstance(video, bytes) and os.path.isdir(video)
 
 
 def _read_images(images: Sequence[Path], clip: _Clip) -> None:
