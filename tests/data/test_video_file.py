@@ -41,7 +41,17 @@ def test_a_text_opens_no_other_file(tmp_path, write_video, kind, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["12:30.mp4", "file:a.mp4", "concat:a.mp4|b.mp4", "http:a.mp4", "data:a.mp4", "pipe:0", "-", "a%03d.mp4", "[a]*.mp4"],
+    [
+        "12:30.mp4",
+        "file:a.mp4",
+        "concat:a.mp4|b.mp4",
+        "http:a.mp4",
+        "data:a.mp4",
+        "pipe:0",
+        "-",
+        "a%03d.mp4",
+        "[a]*.mp4",
+    ],
 )
 def test_any_name_is_a_files(tmp_path, write_video, frame_numbers, name, monkeypatch):
     write_video(tmp_path / "v.mp4").rename(tmp_path / name)
@@ -157,7 +167,9 @@ def test_a_codec_that_nobody_knows(tmp_path, write_video):
     """Protected videos (`encv`) and those of tomorrow."""
     content = write_video(tmp_path / "v.mp4").read_bytes()
     assert content.count(b"avc1") == 2  # a brand and the sample's description
-    with pytest.raises(VideoError, match="expected a video that can be decoded, got one that is cut off, or of an unkn"):
+    with pytest.raises(
+        VideoError, match="expected a video that can be decoded, got one that is cut off, or of an unkn"
+    ):
         decode(content.replace(b"avc1", b"xyz9"), [0])
     finding, _ = examine({"video": content.replace(b"avc1", b"encv"), "id": "v", "label": 0}, 1, None)
     assert finding.problem == "unreadable" or finding.frames == 20
