@@ -124,7 +124,11 @@ def _read_bytes(path: Path) -> bytes:
     """A file; or a folder's frames one after the other, which FFmpeg reads as a video."""
     if not path.is_dir():
         return path.read_bytes()
-    contents = [image.read_bytes() for image in list_images(path)]
-    if len({content.startswith(b"\x89PNG") for content in contents}) > 1:  # whatever they are named
+    images = {path: path.read_bytes() for path in list_images(path)}
+    kinds = {path.suffix.lower() == ".png" for path in images} | {
+        content.startswith(b"\x89PNG")
+        for content in images.values()  # whatever they are named
+    }
+    if len(kinds) > 1:
         raise VideoError(f"{path}: expected frames of one kind, got PNG and JPEG: encode them anew")
-    return b"".join(contents)
+    return b"".join(images.values())
