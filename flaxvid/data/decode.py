@@ -199,9 +199,12 @@ def count_packets(video: Video, *, name: str | None = None) -> tuple[int, int]:
         return 0, len(list_images(video, name))
     with open_video(video, name) as container:
         stream = best_stream(container, name)
-        found = len(survey(stream).times)
-        # The header of MP4 counts what its edit list leaves out, too.
-        return len(stream.index_entries) if container.format.name.startswith("mov") else stream.frames, found
+        times, kind = survey(stream).times, container.format.name
+        if kind.startswith("mov"):  # its header counts what its edit list leaves out, too
+            return len(stream.index_entries), len(times)
+        if kind == "avi":  # its header counts empty packets, which repeat a frame; times are numbers of packets
+            return stream.frames, max([len(times), *(start + 1 for start, _ in times if start is not None)])
+        return stream.frames, len(times)
 
 
 class _Clip:
