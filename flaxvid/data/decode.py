@@ -6,6 +6,7 @@ where frames are chosen by their count. Only the frames asked for are resized an
 """
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +25,6 @@ from flaxvid.data.images import IMAGE_SUFFIXES, list_images
 from flaxvid.data.sparse import InexactError, Survey, plan_runs, presentation, read_runs, survey
 from flaxvid.data.upright import orientation
 from flaxvid.data.video_file import (
-    MAX_PIXELS,
     Video,
     VideoError,
     best_stream,
@@ -37,6 +37,7 @@ from flaxvid.data.video_file import (
 __all__ = (
     "IMAGE_SUFFIXES",
     "MAX_BYTES",
+    "MAX_SIDE",
     "Video",
     "VideoError",
     "count_frames",
@@ -48,6 +49,8 @@ __all__ = (
 
 MAX_BYTES = 2**32
 """Bytes of a decoded clip, 4 GiB: more is an error before it is made."""
+MAX_SIDE = 2**14
+"""Pixels of a side of a resized picture; a short side of 2 pixels makes the other one as long as one likes."""
 
 Size = int | Callable[[int, int], tuple[int, int]] | None
 Indices = Sequence[int] | Int[np.ndarray, " t"]
@@ -196,9 +199,12 @@ def count_packets(video: Video, *, name: str | None = None) -> tuple[int, int]:
         return 0, len(list_images(video, name))
     with open_video(video, name) as container:
         stream = best_stream(container, name)
-        found = len(survey(stream).times)
-        # The header of MP4 counts what its edit list leaves out, too.
-        return len(stream.index_entries) if container.format.name.startswith("mov") else stream.frames, found
+        times, kind = survey(stream).times, container.format.name
+        if kind.startswith("mov"):  # its header counts what its edit list leaves out, too
+            return len(stream.index_entries), len(times)
+        if kind == "avi":  # its header counts empty packets, which repeat a frame; times are numbers of packets
+            return stream.frames, max([len(times), *(start + 1 for start, _ in times if start is not None)])
+        return stream.frames, len(times)
 
 
 class _Clip:
@@ -249,10 +255,10 @@ class _Clip:
         elif self._size is not None:
             short = min(height, width)
             height, width = height * self._size // short, width * self._size // short
-        if height * width > MAX_PIXELS or height * width * 3 * len(self._inverse) > MAX_BYTES:
+        if max(height, width) > MAX_SIDE or height * width * 3 * len(self._inverse) > MAX_BYTES:
             raise VideoError(
-                f"{self._name}: expected a clip of at most {MAX_BYTES >> 30} GiB, got {len(self._inverse)} frames of "
-                f"{height} x {width}: take fewer frames, a smaller size, or drop it from the list"
+                f"{self._name}: expected at most {MAX_SIDE} pixels a side and {MAX_BYTES >> 30} GiB a clip, got "
+                f"{len(self._inverse)} frames of {height} x {width}: take fewer frames, a smaller size, or drop it"
             )
         self._pictures = np.empty((len(self.wanted), height, width, 3), np.uint8)
 
@@ -295,7 +301,7 @@ def _read(stream: VideoStream, packets: Iterable[Packet], name: str) -> Iterator
 
 
 def _is_folder(video: Video) -> TypeGuard[str | Path]:
-    return not isinstance(video, bytes) and Path(video).is_dir()
+    return not isinstance(video, bytes) and os.path.isdir(video)
 
 
 def _read_images(images: Sequence[Path], clip: _Clip) -> None:

@@ -12,14 +12,15 @@ from typing import Any
 import av
 import numpy as np
 
-from flaxvid.data.decode import VideoError, count_packets, decode, open_video
+from flaxvid.data.decode import VideoError, count_frames, count_packets, decode, open_video
 from flaxvid.data.findings import Finding
 from flaxvid.data.images import list_images
 from flaxvid.data.video_file import best_stream
 
 _SIDE, _PICTURES = 8, 4  # of a signature
 _WHOLE = 0.9  # of the frames that the header promises; healthy files may lack a few
-_CHUNK = 512  # frames decoded at once when encoding anew: bounds the memory of a long video
+_CHUNK = 512  # frames decoded at once when encoding anew, or as many as have so many bytes: bounds the memory
+_CHUNK_BYTES = 2**28
 _FOLDER_RATE = 12  # frames a second of the data sets that are published as folders of frames
 
 
@@ -71,6 +72,8 @@ def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None)
         if count < min_frames:
             reason = f"{count} frames, fewer than {min_frames}"
             return dataclasses.replace(finding, problem="short", reason=reason), b""
+        if not isinstance(video, bytes) and os.path.isdir(video) and not encoding and count_frames(content) != count:
+            raise VideoError("expected images that make a video, got some of several pictures each: encode them anew")
         if encoding:
             content = encode(video, count, encoding, item["id"])
     except Exception as error:  # whatever a decoder makes of a broken file is a finding, not the end of the work
@@ -101,8 +104,9 @@ def encode(video: bytes | str | Path, count: int, encoding: Encoding, name: str)
         stream = container.add_stream("libx264", rate=_rate(video), options=options)
         stream.height, stream.width = shape = decode(video, [0], size=size, name=name).shape[1:3]
         stream.pix_fmt = "yuv420p"
-        for start in range(0, count, _CHUNK):
-            piece = range(start, min(start + _CHUNK, count))
+        chunk = max(1, min(_CHUNK, _CHUNK_BYTES // (3 * stream.height * stream.width)))
+        for start in range(0, count, chunk):
+            piece = range(start, min(start + chunk, count))
             for picture in decode(video, piece, size=lambda *_: shape, name=name):  # whatever sizes follow
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
@@ -120,7 +124,11 @@ def _read_bytes(path: Path) -> bytes:
     """A file; or a folder's frames one after the other, which FFmpeg reads as a video."""
     if not path.is_dir():
         return path.read_bytes()
-    images = list_images(path)
-    if len({image.suffix.lower() == ".png" for image in images}) > 1:
+    images = {path: path.read_bytes() for path in list_images(path)}
+    kinds = {path.suffix.lower() == ".png" for path in images} | {
+        content.startswith(b"\x89PNG")
+        for content in images.values()  # whatever they are named
+    }
+    if len(kinds) > 1:
         raise VideoError(f"{path}: expected frames of one kind, got PNG and JPEG: encode them anew")
-    return b"".join(image.read_bytes() for image in images)
+    return b"".join(images.values())

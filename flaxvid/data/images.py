@@ -20,8 +20,11 @@ def list_images(folder: str | Path, name: str = "") -> list[Path]:
         VideoError: there are none, or two have the same number (`1.jpg` and `01.png`).
     """
     name, found = name or printable(folder), {}
-    with os.scandir(folder) as entries:
-        files = sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
+    try:
+        with os.scandir(folder) as entries:
+            files = sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
+    except OSError as error:
+        raise VideoError(f"{name}: expected a folder of images, got one that cannot be read ({error})") from error
     for file in files:
         stem, suffix = os.path.splitext(file)
         if suffix.lower() not in IMAGE_SUFFIXES:

@@ -99,7 +99,7 @@ def _open_bytes(video: Video, name: str) -> Iterator[Any]:
         yield video
         return
     if isinstance(video, bytes):
-        yield io.BytesIO(video)
+        yield _Nameless(io.BytesIO(video))
         return
     try:
         # A pipe would stand still, and a device never end.
@@ -116,10 +116,17 @@ def _open_bytes(video: Video, name: str) -> Iterator[Any]:
 
 
 class _Nameless:
-    """A file without its name, of which FFmpeg would guess a format."""
+    """A file without its name, of which FFmpeg would guess a format; damaged ones seek to where there is nothing."""
 
-    def __init__(self, file: io.RawIOBase):
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+    def __init__(self, file: io.RawIOBase | io.BytesIO):
+        self._file, self.read, self.tell = file, file.read, file.tell
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """The new position; negative where there is none."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
 
 
 def best_stream(container: InputContainer, name: str) -> VideoStream:
@@ -144,6 +151,11 @@ def best_stream(container: InputContainer, name: str) -> VideoStream:
         got = ", ".join(sorted(kinds)) or "nothing"
         raise VideoError(f"{name}: expected a video stream, got {got}: drop the file from the list")
     stream: Any = best
+    if stream.width * stream.height > MAX_PIXELS:
+        raise VideoError(
+            f"{name}: expected frames of at most {MAX_PIXELS:,} pixels, got {stream.width} x {stream.height}: encode "
+            "it smaller, or drop it from the list"
+        )
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     stream.thread_type = "NONE"  # clips are decoded in parallel, frames within a clip are not
     return stream

@@ -88,17 +88,17 @@ def write_stream(folder: Path, seed: int) -> tuple[Path, str]:
         rate = 25
     path = folder / f"{seed}.{suffix}"
     steps = [encoder, pixel, suffix, str(options), f"{count} frames"]
-    times = np.arange(count) * 1000 // rate
+    ticks = np.arange(count)
     if rng.random() < 0.15 and encoder not in ("mpeg2video", "mpeg1video"):
-        times = np.cumsum(rng.choice((1, 1, 1, 20), count)) * (1000 // rate)
+        ticks = np.cumsum(rng.choice((1, 1, 1, 20), count))
         steps.append("variable rate")
-    encode(path, encoder, options, pixel, times, rng, rate)
+    encode(path, encoder, options, pixel, ticks, rng, rate)
     for change in rng.choice(CHANGES, rng.choice((0, 0, 1, 1, 2)), replace=False):
         steps.append(change(path, rng) or "")
     return path, ", ".join(filter(None, steps))
 
 
-def encode(path: Path, encoder: str, options: dict, pixel: str, times, rng: np.random.Generator, rate: int) -> None:
+def encode(path: Path, encoder: str, options: dict, pixel: str, ticks, rng: np.random.Generator, rate: int) -> None:
     """A texture on its way across the picture, with cuts."""
     height, width = (int(side) * 4 for side in rng.integers(8, 20, 2))
     if encoder in ("flv", "msmpeg4", "wmv2", "mpeg1video", "mpeg2video", "libx265"):  # which cannot make all sizes
@@ -115,13 +115,13 @@ def encode(path: Path, encoder: str, options: dict, pixel: str, times, rng: np.r
         stream.width, stream.height, stream.pix_fmt = width, height, str(pixel)
         stream.codec_context.thread_count = 1
         stream.codec_context.time_base = base
-        for i, time in enumerate(times):
+        for i, tick in enumerate(ticks.tolist()):
             texture = textures[i // 17 % 3, i % 100 :, i % 90 :][:height, :width]
             if pixel == "pal8":
                 frame = av.VideoFrame.from_ndarray((texture[..., 0].copy(), palette), "pal8")
             else:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(texture)).reformat(format=str(pixel))
-            frame.pts, frame.time_base = int(round(int(time) / 1000 / base)), base
+            frame.pts, frame.time_base = round(tick / rate / base), base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
@@ -237,7 +237,7 @@ def join(path: Path, rng: np.random.Generator) -> str | None:
             {".h264": "libx264", ".m4v": "mpeg4", ".ts": "libx264"}.get(path.suffix, "mpeg2video"),
             {},
             "yuv420p",
-            np.arange(9) * 40,
+            np.arange(9),
             rng,
             25,
         )

@@ -1,0 +1,116 @@
+"""What a few bytes claim costs neither memory nor time: it is an error before anything is made."""
+
+import io
+import resource
+import struct
+import time
+import zlib
+
+import av
+import numpy as np
+import pytest
+
+from flaxvid.data import decode as decoding
+from flaxvid.data.clips import ClipConfig, draw_clips, find_fault
+from flaxvid.data.decode import VideoError, count_frames, decode
+from flaxvid.data.examine import examine
+
+
+@pytest.fixture(autouse=True)
+def bounded():
+    """Fails where a test takes half a gigabyte, or ten seconds."""
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+    assert time.monotonic() - begin < 10
+
+
+def write(path, width, height, count=4):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for _ in range(count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8))))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(("width", "height"), [(8192, 2), (2, 8192)])
+def test_short_sides_that_make_long_ones(tmp_path, width, height):
+    path = write(tmp_path / "v.mp4", width, height)
+    assert path.stat().st_size < 3000
+    message = (
+        r"v\.mp4: expected at most 16384 pixels a side and 4 GiB a clip, got 1[26] frames of \d+ x \d+: take fewer"
+    )
+    for size in (64, 224, 256, lambda height, width: (height * 32, width * 32)):
+        with pytest.raises(VideoError, match=message):
+            decode(path, [0, 1, 2, 3] * 3, size=size)
+    item = {"video": str(path), "label": 0, "id": "v.mp4"}
+    with pytest.raises(VideoError, match=message):
+        draw_clips(item, ClipConfig((16,), 224, short="repeat"), None, np.random.default_rng(0))
+    assert decode(path, [0, 3], size=4).shape[0] == 2
+    assert decode(path, [0, 3]).shape == (2, height, width, 3)
+
+
+def test_clips_of_too_many_bytes(tmp_path, monkeypatch):
+    path = write(tmp_path / "v.mp4", 64, 48)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 4 * 64 * 48 * 3)
+    assert decode(path, [0, 1, 2, 3]).shape[0] == 4
+    for indices in ([0, 1, 2, 3, 3], lambda count: [0] * 5):
+        with pytest.raises(VideoError, match="got 5 frames of 48 x 64: take fewer frames, a smaller size, or drop it"):
+            decode(path, indices)
+
+
+def test_a_header_that_claims_four_billion_frames(tmp_path):
+    with av.open(str(tmp_path / "v.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(9):
+            container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(stream.encode())
+    content = bytearray((tmp_path / "v.avi").read_bytes())
+    for place in (content.index(b"avih") + 24, content.index(b"strh") + 40):
+        struct.pack_into("<I", content, place, 4_000_000_000)
+    with av.open(io.BytesIO(content)) as container:
+        assert container.streams.video[0].frames == 4_000_000_000
+    content = bytes(content)
+    assert count_frames(content) == 9
+    assert decode(content, range).shape == (9, 32, 32, 3)
+    item = {"video": content, "label": 0, "id": "v"}
+    assert find_fault(item, ClipConfig((4,), 32)) is None
+    assert examine(item, 1, None)[0].reason == "expected 4000000000 frames, got 9: cut off, fetch it again"
+
+
+@pytest.mark.parametrize("fixed", [0, 1, 5000])
+def test_a_table_that_claims_four_billion_samples(tmp_path, fixed):
+    content = bytearray(write(tmp_path / "v.mp4", 64, 48).read_bytes())
+    struct.pack_into(">II", content, content.index(b"stsz") + 8, fixed, 4_000_000_000 if fixed < 2 else 100_000_000)
+    with pytest.raises(VideoError):
+        decode(bytes(content), lambda count: [count - 1])
+
+
+def png(width, height):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packer, row = zlib.compressobj(9), bytes(1 + width // 8)
+    rows = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_pictures_of_a_billion_pixels(tmp_path):
+    (tmp_path / "1.png").write_bytes(png(32_000, 32_000))
+    for video in (tmp_path, tmp_path / "1.png", (tmp_path / "1.png").read_bytes()):
+        with pytest.raises(VideoError):
+            decode(video, [0], size=64)
+    with av.open(str(tmp_path / "v.gif"), "w") as container:
+        stream = container.add_stream("gif", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "rgb8"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame(32, 32, "rgb8")))
+        container.mux(stream.encode())
+    content = bytearray((tmp_path / "v.gif").read_bytes())
+    content[6:10] = b"\x40\x9c\x40\x9c"
+    with pytest.raises(VideoError):
+        decode(bytes(content), [0], size=64)
