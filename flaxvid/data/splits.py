@@ -10,10 +10,15 @@ HOLD_OUT = 0.2
 """Part of the videos that is kept for the test."""
 
 SPLITS = ("train", "validation", "test")
+WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What splits are called, by people and data sets."""
+
 _SPLIT = re.compile(
-    r"(?:(train|training)|(val|valid|validate|validation)|(test|testing))"
-    r"(?:[ _-]?(?:set|data|split|list|videos?|rawframes|clips|files))*",
-    re.IGNORECASE,
+    rf"({'|'.join(WORDS)})(?:[ _-]?(?:set|data|split|list|videos?|rawframes|clips|files))*", re.IGNORECASE
 )
 _COUNTER = re.compile(r"(.*?)([ _.-]*)(c|clip|part|pt|seg|segment|shot|take|chunk|cut|piece|p)?[ _.-]?\(?\d+\)?")
 
@@ -23,7 +28,7 @@ Side = Literal["train", "test", "all"]
 def split_of(name: str) -> str | None:
     """The split that a folder or list is called after, in any case and spelling; None if after none."""
     match = _SPLIT.fullmatch(name.strip())
-    return SPLITS[[part is not None for part in match.groups()].index(True)] if match else None
+    return WORDS[match[1].lower()] if match else None
 
 
 def choose_split(asked: str, there: Collection[str], where: str) -> tuple[str, tuple[str, ...]]:
