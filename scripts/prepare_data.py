@@ -3,10 +3,10 @@
     python scripts/prepare_data.py ucf101 /data/UCF101 /data/ucf101-256 --short-side 256
     python scripts/prepare_data.py folder /data/mine /data/mine-check --check-only
 
-Every frame of every video is decoded. The report names the videos that are missing, unreadable, too short, or in two
-splits (the same file, or the same pictures encoded anew); it is printed, and saved as OUTPUT/report.json. Bad videos
-are left out of the data set; duplicates stay in it. Stopped or killed, the same command goes on where it was; when bad
-videos have been repaired, it does their shards anew. Train from the result with
+Every frame of every video is decoded. The report names the videos that are missing, unreadable, too short, there twice
+with two labels, or in two splits (the same file, or the same pictures encoded anew); it is printed, and saved as
+OUTPUT/report.json. Bad videos are left out of the data set; duplicates stay in it. Stopped or killed, the same command
+goes on where it was; when bad videos have been repaired, it does their shards anew. Train from the result with
 
     --config.data.name=tfds --config.data.root=OUTPUT
 
@@ -19,6 +19,7 @@ import warnings
 
 from rich.console import Console
 
+from flaxvid.data.account import describe_splits
 from flaxvid.data.examine import Encoding
 from flaxvid.data.findings import show
 from flaxvid.data.prepare import Preparation, prepare
@@ -34,6 +35,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: those the data set has with labels")
     parser.add_argument("--fold", type=int, help="official split, from 1 (ucf101, hmdb51)")
     parser.add_argument("--lists", help="folder of the lists, where not found by itself")
+    parser.add_argument("--group", help="rule that keeps scenes together where a test is held out; see data.group")
     parser.add_argument("--check-only", action="store_true", help="report only, write no data set")
     parser.add_argument("--min-frames", type=int, default=1, help="fewer frames are too short (default: %(default)s)")
     parser.add_argument("--short-side", type=int, help="encode anew as h264 with this shorter side, pixels")
@@ -63,10 +65,12 @@ def main() -> int:
             shard_size=arguments.shard_size,
         )
         names = arguments.splits or (SOURCES[name].splits if name in SOURCES else ("train",))
-        options = {"fold": arguments.fold, "lists": arguments.lists}
+        options = {"fold": arguments.fold, "lists": arguments.lists, "group": arguments.group}
         splits = {
             split: open_source(arguments.data, arguments.root, split, **options, missing="keep") for split in names
         }
+        if account := describe_splits(splits):
+            console.print(account, highlight=False, markup=False, soft_wrap=True)
         report = prepare(splits, arguments.output, preparation, workers=arguments.workers)
     except (ValueError, OSError) as error:
         console.print(f"{type(error).__name__}: {error}", highlight=False, markup=False, soft_wrap=True)

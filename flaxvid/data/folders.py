@@ -42,16 +42,15 @@ def folder_source(root: Path, split: str, group: str | None = None) -> FileSourc
     _check_classes(root, classes, layout, fewest=1 if split == "all" else 2)
     rows = [(f"{name}/{path}", label) for label, name in enumerate(classes) for path in classes[name].videos]
     paths, labels = [path for path, _ in rows], [label for _, label in rows]
-    kept = hold_out(paths, labels, split, [*map(group_rule(group), paths)] if group else None)
-    if not kept:
+    test = hold_out(paths, labels, [*map(group_rule(group), paths)] if group else None)
+    if not test and split == "test":
         raise ValueError(
             f"folder: expected a class with two {'scenes' if group else 'videos'} or more, to hold one out for the "
             f"test, got one of each in {root}: add videos, or make {root}/train and {root}/test"
         )
-    notes = _notes(root, classes)
-    if not group:
-        notes += warn_of_scenes(paths, labels, set(hold_out(paths, labels, "test")))
-    return _source(f"folder {split}", root, [rows[position] for position in kept], tuple(classes), layout, notes)
+    notes = _notes(root, classes) if group else _notes(root, classes) + warn_of_scenes(paths, labels, test)
+    kept = [row for at, row in enumerate(rows) if split == "all" or (at in test) == (split == "test")]
+    return _source(f"folder {split}", root, kept, tuple(classes), layout, notes)
 
 
 def _from_splits(

@@ -102,9 +102,10 @@ def _index(
     if names and words:
         raise _unknown(first, words[0], names, "classes.txt", task)
     if names and len(figures) < len(known) and any(map(is_number, names)):
+        odd = next(cell for cell in figures if cell not in by_name)
         raise ValueError(
-            f"{first.at(figures[0])}: expected class names as in the other lines, got {figures[0]}, which may be a "
-            "number or a name, for some names are numbers: write names only"
+            f"{first.at(odd)}: expected class names as in the other lines, got the number {odd}, while some names are "
+            "numbers, too: write names only"
         )
     if not names and figures and words:
         odd, rule = (words[0], "numbers") if len(figures) >= len(words) else (figures[0], "class names")

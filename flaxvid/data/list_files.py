@@ -8,7 +8,7 @@ from typing import NamedTuple
 from flaxvid.data.files import Disk
 from flaxvid.data.labels import Column
 from flaxvid.data.search import is_junk
-from flaxvid.data.splits import SPLITS, split_of
+from flaxvid.data.splits import SPLITS, WORDS, split_of
 from flaxvid.data.tables import Table, read_table
 from flaxvid.data.texts import read_lines, read_texts, unknown_encoding
 
@@ -88,11 +88,11 @@ def _find_lists(place: Path, asked: str) -> list[tuple[str, Path]]:
             named.setdefault(split, []).append(path)
     lists = []
     for split, paths in named.items():
-        plain = [path for path in paths if len(path.stem) == min(len(other.stem) for other in paths)]
-        if len(plain) > 1 or (len(paths) > 1 and not plain[0].stem.isalpha()):
+        plain = [path for path in paths if path.stem.lower() in WORDS] or paths
+        if len(plain) > 1:
             raise ValueError(
                 f"list: expected one list of the {split} split in {place}, got "
-                f"{' and '.join(path.name for path in paths)}: move the others away"
+                f"{' and '.join(path.name for path in plain)}: move the others away"
             )
         lists.append((split, plain[0]))
     if lists or len(files) > _MANY:

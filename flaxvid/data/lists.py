@@ -71,8 +71,8 @@ def list_source(root: Path, split: str, lists: str | Path | None = None, group: 
         notes += check_groups(scenes)
         if holding_out:
             own, scene = [together[at] for at in keep], [scenes["train"][at] for at in keep]
-            side = "test" if wanted == "test" else "train"
-            keep = [keep[at] for at in hold_out([paths[at] for at in keep], own, side, scene)]
+            test = hold_out([paths[at] for at in keep], own, scene)
+            keep = [at for number, at in enumerate(keep) if (number in test) == (wanted == "test")]
     picked = {task: tuple(own[at] for at in keep) for task, own in joined.items()}
     several = "" not in picked
     return FileSource(

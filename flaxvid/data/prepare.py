@@ -31,6 +31,9 @@ from flaxvid.data.sources import Source
 from flaxvid.data.stored import shard_path, shard_writer, write_info
 from flaxvid.writing import take_lock, written_whole
 
+IN_FLIGHT = 2**29
+"""Bytes of videos that are in memory at a time, if no single one has more; workers have theirs besides."""
+
 VERSION = "1.0.0"  # raise it whenever the same videos would be stored or reported differently
 
 
@@ -120,19 +123,26 @@ def _work(splits: Mapping[str, Source], output: Path, preparation: Preparation, 
         task = progress.add_task("Checking videos", total=total, completed=total - len(jobs))
         items = (splits[split][index] for split, _, index in jobs)
         look = partial(examine, min_frames=preparation.min_frames, encoding=preparation.encoding)
-        results = _in_order(partial(submit, look), items, ahead=4 * workers)
+        results = _in_order(partial(submit, look), items, ahead=4 * workers, size=_size)
         bad = 0
-        for (split, number), group in itertools.groupby(zip(jobs, results, strict=True), key=lambda pair: pair[0][:2]):
-            rows, contents = [], []
+
+        def good(group: Iterable[Any], rows: list[Finding]) -> Iterator[dict[str, Any]]:
+            """The good videos one by one: a shard is never in memory as a whole. All findings go into `rows`."""
+            nonlocal bad
             for _, (finding, content) in group:
                 rows.append(finding)
-                contents.append(content)
                 bad += bool(finding.problem)
                 progress.update(task, advance=1, description=f"Checking videos ({bad} bad)" if bad else None)
+                if not finding.problem:
+                    yield {"video": content, "label": finding.label, "id": finding.id}
+
+        for (split, number), group in itertools.groupby(zip(jobs, results, strict=True), key=lambda pair: pair[0][:2]):
+            rows: list[Finding] = []
+            examples = good(group, rows)
             if write:
-                good = [(row, content) for row, content in zip(rows, contents, strict=True) if not row.problem]
-                examples = [{"video": content, "label": row.label, "id": row.id} for row, content in good]
                 write(shard_path(output, preparation.name, split, number), examples)
+            else:
+                deque(examples, maxlen=0)
             with written_whole(_part_file(output, split, number)) as path:
                 path.write_text(json.dumps([asdict(row) for row in rows]))
 
@@ -173,15 +183,37 @@ def _begin() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _in_order(submit: Callable[[Any], Future], items: Iterable[Any], ahead: int) -> Iterator[Any]:
-    """Results in the order of the items, with at most `ahead` under way: results are whole videos."""
-    pending: deque[Future] = deque()
+def _in_order(
+    submit: Callable[[Any], Future], items: Iterable[Any], ahead: int, size: Callable[[Any], int]
+) -> Iterator[Any]:
+    """Results in the order of the items, with at most `ahead` items and `IN_FLIGHT` bytes under way, or a single one.
+
+    Results are whole videos, and wait here for those before them.
+    """
+    pending: deque[tuple[int, Future]] = deque()
+    total = 0
     for item in items:
-        pending.append(submit(item))
-        if len(pending) >= ahead:
-            yield pending.popleft().result()
+        own = size(item)
+        while pending and (len(pending) >= ahead or total + own > IN_FLIGHT):
+            done, future = pending.popleft()
+            yield future.result()
+            del future  # and with it the video
+            total -= done
+        pending.append((own, submit(item)))
+        total += own
     while pending:
-        yield pending.popleft().result()
+        yield pending.popleft()[1].result()
+
+
+def _size(item: Mapping[str, Any]) -> int:
+    """Bytes of a video, which are in memory while it is under way; 0 if it is not there."""
+    video = item["video"]
+    if isinstance(video, bytes):
+        return len(video)
+    if os.path.isdir(video):
+        with os.scandir(video) as entries:
+            return sum(entry.stat().st_size for entry in entries if entry.is_file())
+    return os.path.getsize(video) if os.path.exists(video) else 0
 
 
 def _part_file(output: Path, split: str, number: int) -> Path:

@@ -113,7 +113,7 @@ def open_source(
             raise ValueError(f"{name}: expected no group, for its splits are given, got {group!r}: leave it out")
         given["group"] = group
     source = kind.open(None if root is None else Path(root).expanduser(), split, **given)
-    if isinstance(source, FileSource):
+    if isinstance(source, FileSource) and kind.open is not folder_source:  # whose files were just found
         source = source.located(some=missing == "keep")
     for task, classes in by_task(source.classes).items():
         if len(classes) < 2 and split != "all":

@@ -4,26 +4,29 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal
+from typing import Any
 
 HOLD_OUT = 0.2
 """Part of the videos that is kept for the test."""
 
 SPLITS = ("train", "validation", "test")
+WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What splits are called, by people and data sets."""
+
 _SPLIT = re.compile(
-    r"(?:(train|training)|(val|valid|validate|validation)|(test|testing))"
-    r"(?:[ _-]?(?:set|data|split|list|videos?|rawframes|clips|files))*",
-    re.IGNORECASE,
+    rf"({'|'.join(WORDS)})(?:[ _-]?(?:set|data|split|list|videos?|rawframes|clips|files))*", re.IGNORECASE
 )
 _COUNTER = re.compile(r"(.*?)([ _.-]*)(c|clip|part|pt|seg|segment|shot|take|chunk|cut|piece|p)?[ _.-]?\(?\d+\)?")
-
-Side = Literal["train", "test", "all"]
 
 
 def split_of(name: str) -> str | None:
     """The split that a folder or list is called after, in any case and spelling; None if after none."""
     match = _SPLIT.fullmatch(name.strip())
-    return SPLITS[[part is not None for part in match.groups()].index(True)] if match else None
+    return WORDS[match[1].lower()] if match else None
 
 
 def choose_split(asked: str, there: Collection[str], where: str) -> tuple[str, tuple[str, ...]]:
@@ -70,10 +73,8 @@ def group_rule(rule: str) -> Callable[[str], str]:
     return scene
 
 
-def hold_out(
-    paths: Sequence[str], labels: Sequence[object], side: Side, groups: Sequence[str] | None = None
-) -> list[int]:
-    """Positions of the videos on one side of a hold-out, ascending.
+def hold_out(paths: Sequence[str], labels: Sequence[object], groups: Sequence[str] | None = None) -> frozenset[int]:
+    """Positions of the videos that are held out for the test.
 
     Without groups it is a fifth of each class, chosen by a hash of the file names, so that a new video moves at most
     one other. With groups whole ones are chosen in the same way, of each class, or of all where a group has videos of
@@ -82,25 +83,22 @@ def hold_out(
     Args:
         paths: Of the videos.
         labels: Theirs; anything that can be told apart.
-        side: "test", "train", or "all".
         groups: The scene of each.
     """
-    if side == "all":
-        return list(range(len(paths)))
     one_pool = groups is not None and len(set(zip(groups, labels, strict=True))) > len(set(groups))
-    pools: dict[object, dict[object, list[int]]] = {}
+    pools: dict[object, dict[Any, list[int]]] = {}
     for position, label in enumerate(labels):
         # Videos of one name in two folders are two.
-        unit = groups[position] if groups else (os.path.basename(paths[position]), position)
+        unit = (groups[position], 0) if groups else (paths[position].rpartition("/")[2], position)
         pools.setdefault("" if one_pool else label, {}).setdefault(unit, []).append(position)
     test: list[int] = []
     for units in pools.values():
-        ranked = sorted(units, key=lambda unit: _hash(unit if isinstance(unit, str) else unit[0]))  # pyright: ignore
+        ranked = sorted(units, key=lambda unit: _hash(unit[0]))
         wanted = len(test) + max(1, round(HOLD_OUT * sum(map(len, units.values()))))
         for unit in ranked[:-1]:  # one stays for training
             if len(test) < wanted:
                 test += units[unit]
-    return sorted(test) if side == "test" else sorted(set(range(len(paths))) - set(test))
+    return frozenset(test)
 
 
 def _hash(text: str) -> bytes:

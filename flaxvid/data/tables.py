@@ -198,18 +198,21 @@ def _without_heading(
     def rank(reading: _Reading) -> tuple[int, bool, bool]:
         sample = reading.rows[::step]
         frames = reading.counted and not any(" " in path or path.lower().endswith(VIDEO_SUFFIXES) for path, _ in sample)
-        plain = all(is_number(label) or label in names for _, label in reading.rows)
+        plain = all(is_number(label) or label in names for label in {label for _, label in reading.rows})
         return sum(exists(path) for path, _ in sample), frames, plain
 
-    fits = [one for one in _readings(file, lines) if all(_is_label(label, names) for _, label in one.rows)]
-    if not fits:
+    def fits(reading: _Reading) -> bool:
+        return all(_is_label(label, names) for label in {label for _, label in reading.rows})
+
+    readings = [reading for reading in _readings(file, lines) if fits(reading)]
+    if not readings:
         at, line = _misfit(lines, names)
         advice = "name the columns in a heading; " if len(line.split(",")) > 2 or len(line.split()) > 2 else ""
         raise ValueError(
             f"{file}, line {lines[at][0]}: expected lines `path label` or `path,label`, got {line!r} as entry "
             f"{at + 1}: {advice}{layout}"
         )
-    best = max(fits, key=rank)
+    best = max(readings, key=rank)
     paths, labels = [path for path, _ in best.rows], [label for _, label in best.rows]
     if best.counted and any(path.lower().endswith(VIDEO_SUFFIXES) for path in paths):
         raise ValueError(

@@ -37,12 +37,12 @@ def read_texts(path: Path, layout: str) -> dict[str, str]:
                 )
             return {encoding: text}
     if b"\0" in data:
-        wide = {e: t for e in ("utf-16-le", "utf-16-be") if (t := _decoded(data, e)) and "\0" not in t and "\n" in t}
+        wide = {e: text for e in ("utf-16-le", "utf-16-be") if (text := _decoded(data, e)) and "\0" not in text}
+        wide = {e: text for e, text in wide.items() if "\n" in text or "\r" in text}
         if len(wide) == 1:
             return wide
-        raise ValueError(
-            f"{path}: expected text, got zeros in line {data[: data.index(0)].count(10) + 1}: save it anew"
-        )
+        line = data[: data.index(0)].count(10) + 1
+        raise ValueError(f"{path}, line {line}: expected text, got zeros: save it anew as UTF-8")
     if (text := _decoded(data, "utf-8")) is not None:
         return {"utf-8": text}
     texts = {encoding: text for encoding in _OLD if (text := _decoded(data, encoding)) is not None}

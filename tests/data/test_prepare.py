@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
+from flaxvid.data import prepare as prepare_module
 from flaxvid.data.decode import decode
 from flaxvid.data.examine import Encoding
 from flaxvid.data.prepare import Preparation, prepare
@@ -32,6 +33,11 @@ def nasty(tmp_path, write_video):
     (root / "train.txt").write_text("\n".join(train))
     (root / "test.txt").write_text("test.mp4 1\nshort.mp4 0\ncopy.mp4 1\n")
     return root
+
+
+def padding(number, size=0):
+    """A box that players pass over, to make an MP4 another file, or larger."""
+    return (size + 12).to_bytes(4, "big") + b"free" + number.to_bytes(4, "big") + bytes(size)
 
 
 def sources(root):
@@ -128,8 +134,8 @@ def running(pid):
 def test_killed_and_run_again(tmp_path, write_video):
     root, count = tmp_path / "videos", 30
     one = write_video(root / "0.mp4", frames=30, height=96, width=96, noise=True).read_bytes()
-    for i in range(count):
-        (root / f"{i}.mp4").write_bytes(one)
+    for i in range(count):  # one file under two labels would be a finding
+        (root / f"{i}.mp4").write_bytes(one + padding(i))
     (root / "train.txt").write_text("".join(f"{i}.mp4 {i % 2}\n" for i in range(count)))
     options = ("--splits", "train", "--short-side", 64, "--shard-size", 2, "--workers", 1)
     arguments = ("list", root, tmp_path / "out", *options)
@@ -173,3 +179,66 @@ def test_script(nasty, tmp_path):
     assert wrong.stderr.count("\n") == 1
     assert "classInd.txt" in wrong.stderr
     assert not os.path.exists(tmp_path / "no")
+
+
+def test_one_file_under_two_labels(tmp_path, write_video):
+    root = tmp_path / "videos"
+    for i in range(4):
+        write_video(root / f"{i}.mp4", frames=4 + i, noise=True)
+    for copy in ("copy", "again"):
+        (root / f"{copy}.mp4").write_bytes((root / "1.mp4").read_bytes())
+    (root / "train.txt").write_text("0.mp4 0\n1.mp4 1\ncopy.mp4 0\n2.mp4 1\n")
+    (root / "test.txt").write_text("3.mp4 0\nagain.mp4 0\n")
+    report = prepare(sources(root), tmp_path / "out", Preparation(store=False), workers=1)
+    assert [(pair.splits, pair.ids, pair.kind) for pair in report.duplicates] == [
+        (("train", "train"), ("1.mp4", "copy.mp4"), "same file, two labels"),
+        (("train", "test"), ("1.mp4", "again.mp4"), "same file, two labels"),
+        (("train", "test"), ("copy.mp4", "again.mp4"), "same file"),
+    ]
+    assert not report.clean
+    arguments = ("list", root, tmp_path / "shown", "--check-only", "--workers", 1)
+    found = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert "two labels" in found.stdout
+    assert [line.split() for line in found.stderr.splitlines()[:3]] == [
+        ["class", "train", "test"],
+        ["0", "2", "2"],
+        ["1", "2", "0"],
+    ]
+    assert "classes without test videos: 1" in found.stderr
+
+
+@pytest.mark.parametrize("shard_size", [3, 256])
+def test_large_videos_are_few_in_memory(tmp_path, write_video, monkeypatch, shard_size):
+    """Bytes that were read and not yet written, counted as the work goes on."""
+    root, size, count = tmp_path / "videos", 2**20, 12
+    one = write_video(root / "0.mp4", frames=2).read_bytes()
+    for i in range(count):
+        (root / f"{i}.mp4").write_bytes(one + padding(i, size))
+    (root / "train.txt").write_text("".join(f"{i}.mp4 {i % 2}\n" for i in range(count)))
+    monkeypatch.setattr("flaxvid.data.prepare.IN_FLIGHT", 3 * size)
+    flight = {"submitted": 0, "written": 0, "most": 0}
+    writer = prepare_module.shard_writer
+
+    def counting_writer(classes):
+        write = writer(classes)
+
+        def counted(examples):
+            for example in examples:
+                flight["most"] = max(flight["most"], flight["submitted"] - flight["written"])
+                yield example
+                flight["written"] += len(example["video"])
+
+        return lambda path, examples: write(path, counted(examples))
+
+    def counting_size(item):
+        flight["submitted"] += os.path.getsize(item["video"])
+        return os.path.getsize(item["video"])
+
+    monkeypatch.setattr(prepare_module, "shard_writer", counting_writer)
+    monkeypatch.setattr(prepare_module, "_size", counting_size)
+    splits = {"train": open_source("list", root)}
+    prepare(splits, tmp_path / "out", Preparation(shard_size=shard_size), workers=1)
+    stored = open_source("tfds", tmp_path / "out")
+    assert [len(stored[i]["video"]) for i in range(count)] == [len(one) + size + 12] * count
+    assert 2 * size < flight["most"] <= 5 * size  # three under way, one that is written, one that waits to be sent
