@@ -130,7 +130,7 @@ def folder_source(root: Path, split: str) -> FileSource:
 
     Without split folders a fifth of each class, chosen by a hash of the file names, is "test" and the rest "train", so
     that a new video moves at most one other. Classes are the folders' names, sorted; with split folders those of
-    `train`.
+    `train`. The split "all" is every video.
     """
     layout = f"{root}/<class>/<video>.mp4, or {root}/train/<class>/<video>.mp4 and {root}/test/<class>/..."
     if not root.is_dir():
@@ -139,10 +139,15 @@ def folder_source(root: Path, split: str) -> FileSource:
     train = root / "train" if has_splits else root
     classes = sorted(path.name for path in train.iterdir() if path.is_dir() and not path.name.startswith("."))
     if has_splits:
-        videos = {name: find_videos(root / split / name) for name in classes}
-        strange = {path.name for path in (root / split).glob("*/")} - set(classes) if split != "train" else set()
+        folders = sorted(path.name for path in root.glob("*/")) if split == "all" else [split]
+        videos = {name: [path for part in folders for path in find_videos(root / part / name)] for name in classes}
+        strange = (
+            {path.name for path in (root / split).glob("*/")} - set(classes) if split not in ("train", "all") else set()
+        )
         if strange:
             raise ValueError(f"folder: expected in {root / split} the classes of {train}, got also {sorted(strange)}")
+    elif split == "all":
+        videos = {name: find_videos(root / name) for name in classes}
     else:
         if split not in ("train", "test"):
             raise ValueError(f"folder: expected split train or test without split folders, got {split!r}: use {layout}")
