@@ -1,5 +1,9 @@
-"""A page that lays runs side by side: accuracy, cost, curves, and the settings in which they differ."""
+"""A page that lays runs side by side: accuracy, cost, curves, and the settings in which they differ.
 
+Only accuracies on the same videos stand in one table; those on others have a section of their own.
+"""
+
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,9 +11,11 @@ from flaxvid.report.html import cards, document, image, quiet, scroll, table
 from flaxvid.report.page import flatten
 from flaxvid.report.plots import accuracy_plot, cost_plot, metric_plot
 from flaxvid.report.run import Run, read_run
-from flaxvid.report.tables import seed_statistics
+from flaxvid.report.tables import describe_data, seed_statistics
 from flaxvid.writing import written_whole
 
+HEADING = "<h2>Accuracy at each frame count</h2>"
+UNKNOWN = {"name": "videos of which no record says which", "videos": 0}
 LONG = 80
 """Characters of a setting that the table of differences shows."""
 
@@ -26,7 +32,7 @@ def write_comparison(folders: Sequence[str | Path], path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as page:
-        page.write_text(render_comparison(name_runs(folders)), encoding="utf-8")
+        page.write_text(render_comparison(name_runs(folders)), encoding="utf-8", errors="backslashreplace")
     return path
 
 
@@ -41,20 +47,62 @@ def name_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
 
 def render_comparison(runs: Mapping[str, Run]) -> str:
     """Renders runs as HTML; what some of them lack is left out for these."""
-    parts = {f"{name} {task}".rstrip(): part for name, run in runs.items() for task, part in run.by_task().items()}
-    return document(f"{len(runs)} runs compared", [_cards(parts), _accuracy(parts), _curves(runs), _settings(runs)])
+    groups = group_by_data(runs)
+    sections = [_accuracy(name, parts, alone=len(groups) == 1) for name, parts in groups.items()]
+    if not sections:
+        sections = [HEADING + quiet("None of them is evaluated yet.")]
+    return document(f"{len(runs)} runs compared", [_cards(groups), *sections, _curves(runs), _settings(runs)])
 
 
-def _cards(runs: Mapping[str, Run]) -> str:
-    best = {name: max(run.any_frame, key=lambda row: row["top1"]) for name, run in runs.items() if run.any_frame}
-    return cards([(f"{100 * row['top1']:.2f} %", f"{name}, at {row['frames']} frames") for name, row in best.items()])
+def group_by_data(runs: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
+    """What was evaluated on the same videos, by what they are called; the most runs first, no run twice in a group.
+
+    Records with a digest are of the same videos if it is the same. Older ones say less: they belong together if data
+    set, root, split and number of videos are the same in the recipes, and to a digest that only such a recipe has.
+    """
+    records = [(name, record) for name, run in runs.items() for record in (run, *run.others) if record.any_frame]
+    known: dict[str, set[str]] = {}
+    for _, run in records:
+        if "digest" in run.data and run.recipe:
+            known.setdefault(_described(run), set()).add(run.data["digest"])
+    groups: dict[str, dict[str, Run]] = {}
+    for name, run in records:
+        text = _described(run)
+        same = known.get(text, set()) if run.recipe else set()
+        key = run.data.get("digest") or (next(iter(same)) if len(same) == 1 else text)
+        parts = run.by_task().items()
+        groups.setdefault(key, {}).update({f"{name} {task}".rstrip(): part for task, part in parts})
+    ordered = sorted(groups.values(), key=len, reverse=True)
+    titles = [describe_data(next((run.data for run in group.values() if run.data), UNKNOWN)) for group in ordered]
+    return {
+        title if titles.count(title) == 1 else f"{title} ({number})": group
+        for number, (title, group) in enumerate(zip(titles, ordered, strict=True), start=1)
+    }
 
 
-def _accuracy(runs: Mapping[str, Run]) -> str:
-    heading = "<h2>Accuracy at each frame count</h2>"
-    evaluated = {name: run for name, run in runs.items() if run.any_frame}
-    if not evaluated:
-        return heading + quiet("None of them is evaluated yet.")
+def _described(run: Run) -> str:
+    """The videos of a record without a digest, as far as its recipe or itself tells."""
+    data = run.recipe.get("data")
+    if isinstance(data, Mapping):
+        named = {key: data.get(key) for key in ("name", "root", "eval_split", "views", "fold", "lists", "motion")}
+        return f"{named} {run.any_frame[0]['clips']}"
+    return describe_data(run.data) if run.data else ""
+
+
+def _cards(groups: Mapping[str, Mapping[str, Run]]) -> str:
+    pairs = []
+    for data, runs in groups.items():
+        where = f", on {data}" if len(groups) > 1 else ""
+        for name, run in runs.items():
+            row = max(run.any_frame, key=lambda row: row["top1"])
+            pairs.append((f"{100 * row['top1']:.2f} %", f"{name}, at {row['frames']} frames{where}"))
+    return cards(pairs)
+
+
+def _accuracy(data: str, evaluated: Mapping[str, Run], alone: bool) -> str:
+    heading = HEADING if alone else f"<h2>Accuracy on {html.escape(data)}</h2>"
+    if not alone:
+        heading += quiet("Other videos than those of the other sections: figures are to be compared within this one.")
     scores = {name: seed_statistics([run]) for name, run in evaluated.items()}
     frames = sorted({n for by_frames in scores.values() for n in by_frames})
     best = {n: max(by_frames[n][0] for by_frames in scores.values() if n in by_frames) for n in frames}
@@ -78,7 +126,7 @@ def _accuracy(runs: Mapping[str, Run]) -> str:
             cost_plot(evaluated, "gflops", "GFLOPs a clip"), "Top-1 accuracy against cost; frame counts at the points"
         ),
     ]
-    timed = {name: evaluation_rows(run) for name, run in runs.items() if run.evaluation}
+    timed = {name: evaluation_rows(run) for name, run in evaluated.items() if run.evaluation}
     timed = {name: run for name, run in timed.items() if any("milliseconds" in row for row in run.any_frame)}
     if timed:
         plots.append(
