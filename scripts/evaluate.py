@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from flaxvid.compress.cost import model_cost
-from flaxvid.data.class_names import list_names, relabel
+from flaxvid.data.class_names import are_numbers, list_names, relabel
 from flaxvid.data.clips import ClipConfig
 from flaxvid.data.pipeline import eval_batches
 from flaxvid.data.sources import Source
@@ -112,16 +112,19 @@ def run(arguments: argparse.Namespace) -> None:
         ours = trained.recipe.data
         same = ("name", "fold", "lists", "views", "motion")
         own = data_origin(data) == data_origin(ours) and all(getattr(data, key) == getattr(ours, key) for key in same)
-        own = own and not arguments.limit
-        path = write_record(place_record(folder, record["data"], own or not trained.folder), record, evaluation, source)
+        own = (own and not arguments.limit) or folder != trained.folder
+        path = write_record(place_record(folder, record["data"], own), record, evaluation, source)
         print(f"{path}\n{write_page(folder)}")
 
 
 def results_folder(trained: Trained, output: Path | None) -> Path | None:
     """Where results go, if anywhere; what is damaged there, or another run's, shows before the work."""
-    folder = output or trained.folder
-    if output and (output / "recipe.json").exists() and not (trained.folder and output.samefile(trained.folder)):
+    if not output or (trained.folder and output.exists() and output.samefile(trained.folder)):
+        folder = trained.folder
+    elif (output / "recipe.json").exists():
         raise ValueError(f"expected a folder for the results, got that of another run, {output}: give --output another")
+    else:
+        folder = output
     if folder:
         with contextlib.suppress(FileNotFoundError):
             read_run(folder)
@@ -162,20 +165,19 @@ def open_videos(
     recipe = data_recipe(trained.recipe.data, arguments)
     source = open_data(recipe, recipe.eval_split)
     if not by_number:
-        source = relabel(
-            source,
-            trained.classes,
-            "the network",
-            'call them the same, or say which is which by --rename MAP.json, {"the data\'s name": "the network\'s"}; '
-            "the data of a list has the names of its classes.txt, a network with no names those of --classes",
-            renames,
+        advice = (
+            "leave out videos of classes that it never saw, and for classes of another name give --rename MAP.json, "
+            '{"the data\'s name": "the network\'s", ...}'
         )
+        if all(map(are_numbers, by_task(trained.classes).values())):
+            advice += ", or the network's names by --classes FILE"
+        source = relabel(source, trained.classes, "the network", advice, renames)
     elif renames:
         raise ValueError("expected --rename with the network's class names, got none of them: give --classes, too")
     elif count_classes(trained.classes) != count_classes(source.classes):
         names = [name for task in by_task(source.classes).values() for name in task]
         raise ValueError(
-            f"expected videos of the network's {count_classes(trained.classes)} classes, whose names are not known, "
+            f"expected videos of the network's {count_classes(trained.classes)} classes (their names are not known), "
             f"got {count_classes(source.classes)} classes in {source.name} ({list_names(names)}): give their names, "
             "in the order of the logits, by --classes FILE"
         )

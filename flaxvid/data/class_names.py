@@ -151,7 +151,7 @@ def _difference(
     task: str, known: Sequence[str], names: Sequence[str], unknown: Sequence[str], owner: str, where: str
 ) -> str:
     folded = {_folded(name): name for name in known}
-    meant = [f"{folded[_folded(name)]} for {name}" for name in unknown if _folded(name) in folded]
+    meant = [f"{folded[_folded(name)]!r} for {name!r}" for name in unknown if _folded(name) in folded]
     text = (
         f"expected classes of {owner}{f' for {task}' * bool(task)} ({list_names(known)}), got "
         + ("none of them" if len(unknown) == len(names) else f"also {list_names(unknown)}")
@@ -159,7 +159,10 @@ def _difference(
     )
     if meant:
         return f"{text}; did you mean {list_names(meant)}? Names are not guessed"
-    return f"{text}; numbers are no names" if are_numbers(known) != are_numbers(names) else text
+    if are_numbers(known) != are_numbers(names):
+        numbered = "a list has its names in classes.txt" if are_numbers(names) else f"{owner} has only those"
+        return f"{text}; numbers are no names, and {numbered}"
+    return text
 
 
 def _rename(names: Sequence[str], renames: Mapping[str, str], where: str) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from flaxvid.report.tables import describe_data, seed_statistics
 from flaxvid.writing import written_whole
 
 HEADING = "<h2>Accuracy at each frame count</h2>"
-UNKNOWN = {"name": "videos of which no record says which", "videos": 0}
 LONG = 80
 """Characters of a setting that the table of differences shows."""
 
@@ -55,48 +54,51 @@ def render_comparison(runs: Mapping[str, Run]) -> str:
 
 
 def group_by_data(runs: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
-    """What was evaluated on the same videos, by what they are called; the most runs first, no run twice in a group.
+    """The records of the same videos, by what these are called: each run's own, and others that several runs have.
 
     Records with a digest are of the same videos if it is the same. Older ones say less: they belong together if data
     set, root, split and number of videos are the same in the recipes, and to a digest that only such a recipe has.
     """
     records = [(name, record) for name, run in runs.items() for record in (run, *run.others) if record.any_frame]
-    known: dict[str, set[str]] = {}
-    for _, run in records:
-        if "digest" in run.data and run.recipe:
-            known.setdefault(_described(run), set()).add(run.data["digest"])
-    groups: dict[str, dict[str, Run]] = {}
-    for name, run in records:
-        text = _described(run)
-        same = known.get(text, set()) if run.recipe else set()
-        key = run.data.get("digest") or (next(iter(same)) if len(same) == 1 else text)
-        parts = run.by_task().items()
-        groups.setdefault(key, {}).update({f"{name} {task}".rstrip(): part for task, part in parts})
-    ordered = sorted(groups.values(), key=len, reverse=True)
-    titles = [describe_data(next((run.data for run in group.values() if run.data), UNKNOWN)) for group in ordered]
-    return {
-        title if titles.count(title) == 1 else f"{title} ({number})": group
-        for number, (title, group) in enumerate(zip(titles, ordered, strict=True), start=1)
-    }
+    digests: dict[str, set[str]] = {}
+    for _, record in records:
+        if record.recipe and "digest" in record.data:
+            digests.setdefault(_described(record), set()).add(record.data["digest"])
+    groups: dict[str, list[tuple[str, Run]]] = {}
+    for name, record in records:
+        text = _described(record)
+        same = digests.get(text, set())
+        key = record.data.get("digest") or (next(iter(same)) if len(same) == 1 else text)
+        groups.setdefault(key, []).append((name, record))
+    titled: dict[str, dict[str, Run]] = {}
+    for group in sorted(groups.values(), key=len, reverse=True):
+        if len({name for name, _ in group}) > 1 or any(record is runs[name] for name, record in group):
+            title = next((describe_data(record.data) for _, record in group if record.data), _described(group[0][1]))
+            title += f" ({len(titled) + 1})" * (title in titled)
+            titled[title] = {
+                f"{name} {task}".rstrip(): part for name, record in group for task, part in record.by_task().items()
+            }
+    return titled
 
 
 def _described(run: Run) -> str:
     """The videos of a record without a digest, as far as its recipe or itself tells."""
     data = run.recipe.get("data")
     if isinstance(data, Mapping):
-        named = {key: data.get(key) for key in ("name", "root", "eval_split", "views", "fold", "lists", "motion")}
-        return f"{named} {run.any_frame[0]['clips']}"
-    return describe_data(run.data) if run.data else ""
+        rest = ", ".join(f"{key} {data[key]}" for key in ("fold", "lists", "views", "motion") if data.get(key))
+        named = {"name": data.get("name"), "root": data.get("root"), "split": data.get("eval_split")}
+        return describe_data({**named, "videos": run.any_frame[0]["clips"]}) + f", {rest}" * bool(rest)
+    return describe_data(run.data) if run.data else "videos that no record names"
 
 
 def _cards(groups: Mapping[str, Mapping[str, Run]]) -> str:
-    pairs = []
-    for data, runs in groups.items():
-        where = f", on {data}" if len(groups) > 1 else ""
+    best = []
+    for runs in groups.values():
         for name, run in runs.items():
             row = max(run.any_frame, key=lambda row: row["top1"])
-            pairs.append((f"{100 * row['top1']:.2f} %", f"{name}, at {row['frames']} frames{where}"))
-    return cards(pairs)
+            where = f" on {run.data['name']}" if len(groups) > 1 and run.data else ""
+            best.append((f"{100 * row['top1']:.2f} %", f"{name}, at {row['frames']} frames{where}"))
+    return cards(best)
 
 
 def _accuracy(data: str, evaluated: Mapping[str, Run], alone: bool) -> str:
@@ -106,20 +108,19 @@ def _accuracy(data: str, evaluated: Mapping[str, Run], alone: bool) -> str:
     scores = {name: seed_statistics([run]) for name, run in evaluated.items()}
     frames = sorted({n for by_frames in scores.values() for n in by_frames})
     best = {n: max(by_frames[n][0] for by_frames in scores.values() if n in by_frames) for n in frames}
-    rows = [
-        (
-            name,
-            *(f"{by_frames[n][0]:.2f}{' *' * (by_frames[n][0] == best[n])}" if n in by_frames else "–" for n in frames),
-        )
-        for name, by_frames in scores.items()
-    ]
+    several = len(scores) > 1
+
+    def cell(by_frames: Mapping[int, tuple[float, float, int]], n: int) -> str:
+        if n not in by_frames:
+            return "–"
+        return f"{by_frames[n][0]:.2f}" + " *" * (several and by_frames[n][0] == best[n])
+
+    rows = [(name, *(cell(by_frames, n) for n in frames)) for name, by_frames in scores.items()]
     header = ("top-1 (%)", *(f"{n} frames" for n in frames))
     videos = {row["clips"] for run in evaluated.values() for row in run.any_frame}
-    note = "* the best at this frame count." + (
-        ""
-        if len(videos) == 1
-        else f" Not on the same videos: {' and '.join(f'{n:,}' for n in sorted(videos))} of them."
-    )
+    note = "* the best at this frame count." * several
+    if len(videos) > 1:
+        note += f" Not on the same videos: {' and '.join(f'{n:,}' for n in sorted(videos))} of them."
     plots = [
         image(accuracy_plot({name: [run] for name, run in evaluated.items()}), "Top-1 accuracy against frames"),
         image(

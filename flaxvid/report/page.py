@@ -29,7 +29,7 @@ def render_page(run: Run) -> str:
     """Renders a run as HTML: headline numbers, any-frame table and plot, evaluation, clips, curves, recipe."""
     sections = [_cards(run), _any_frame(run)]
     for record in (run, *run.others):
-        data = "" if record is run else str(record.data["name"])
+        data = "" if record is run else describe_data(record.data)
         for task, part in record.by_task().items() if record.evaluation else ():
             sections += [evaluation_section(part, task, data), clips_section(part, task, data)]
     return document(str(run.recipe.get("name") or run.name), [*sections, _curves(run), _recipe(run)])

@@ -221,9 +221,8 @@ def _fit_head(weights: str, variables: Variables, names: Classes, classes: Class
     for task, wanted in by_task(classes).items():
         head = f"the head{f' of {task}' if task else ''}"
         if task not in old:
-            print(
-                f"{weights}: {head} starts anew: it is of {', '.join(filter(None, old)) or 'one task without a name'}"
-            )
+            tasks = ", ".join(filter(None, old)) or "one only, without a name"
+            print(f"{weights}: {head} starts anew: the tasks there are {tasks}")
             continue
         order = find_classes(wanted, old[task])
         same = len(wanted) == len(old[task]) and None not in order

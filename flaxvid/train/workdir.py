@@ -33,8 +33,8 @@ def read_classes(workdir: Path) -> Classes | None:
         return as_classes(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
     except ValueError as error:  # no UTF-8 and no JSON are such, too
         raise ValueError(
-            f"expected class names in {file}, got a damaged file ({error}): write them anew, a list in the order of "
-            "the logits"
+            f"expected class names in {file}, got a damaged file ({error}): restore it, a list in the order of the "
+            "logits"
         ) from error
 
 
@@ -97,10 +97,9 @@ def claim_classes(classes: Classes, workdir: Path) -> None:
     elif (saved := read_classes(workdir)) is None:
         print(f"{workdir} has no {CLASSES_FILE}: its classes are taken to be those that the data has now")
     elif lines := differences(saved, classes):
-        text = "\n  ".join(lines)
         raise ValueError(
-            f"{workdir} holds a run on other classes than the data has now:\n  {text}\ngive the data its old class "
-            "names and their order back, or give --workdir another folder"
+            f"expected the classes that the run in {workdir} was trained on, got others: {'; '.join(lines)}: give the "
+            "data its class names and their order back, or give --workdir another folder"
         )
 
 
