@@ -109,10 +109,9 @@ def run(arguments: argparse.Namespace) -> None:
     for fault in record["data"]["faults"]:
         print(f"  {'missing' if fault['missing'] else 'unreadable'}: {fault['reason']}")
     if folder:
-        ours = trained.recipe.data
-        same = ("name", "fold", "lists", "views", "motion")
-        own = data_origin(data) == data_origin(ours) and all(getattr(data, key) == getattr(ours, key) for key in same)
-        own = (own and not arguments.limit) or folder != trained.folder
+        ours = dataclasses.replace(trained.recipe.data, missing="keep")
+        same = dataclasses.replace(data, root=ours.root) == ours and data_origin(data) == data_origin(ours)
+        own = (same and not arguments.limit) or folder != trained.folder
         path = write_record(place_record(folder, record["data"], own), record, evaluation, source)
         print(f"{path}\n{write_page(folder)}")
 

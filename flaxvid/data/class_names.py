@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flaxvid.data.files import FlipLabels, flip_labels
+from flaxvid.data.files import FileSource, FlipLabels, flip_labels
 from flaxvid.data.sources import Source
 from flaxvid.types import Classes, by_task
 
@@ -17,7 +17,7 @@ SHOWN = 20
 
 @dataclasses.dataclass(frozen=True)
 class Relabelled:
-    """A source whose labels count other classes, those of a network that it is shown to.
+    """A source whose labels count other classes than its own, those of a network that it is shown to.
 
     Attributes:
         source: with its own labels; further tasks that it has are left out.
@@ -49,10 +49,8 @@ class Relabelled:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.source[index]
-        labels = by_task(item["label"])
-        # A label below 0 is none: of several tasks one may be unknown.
-        label = {task: own[labels[task]] if labels[task] >= 0 else labels[task] for task, own in self.numbers.items()}
-        return {**item, "label": label if isinstance(self.classes, Mapping) else label[""]}
+        labels = {task: _renumber(by_task(item["label"])[task], own) for task, own in self.numbers.items()}
+        return {**item, "label": labels if isinstance(self.classes, Mapping) else labels[""]}
 
 
 def relabel(
@@ -97,7 +95,16 @@ def relabel(
     if wrong:
         raise ValueError(f"{'; '.join(wrong)}: {advice}")
     same = known.keys() == own.keys() and all(numbers[task] == tuple(range(len(known[task]))) for task in known)
-    return source if same else Relabelled(source, classes, numbers)
+    if same:
+        return source
+    if isinstance(source, FileSource):  # it stays one: its labels are in memory, to be counted
+        labels = {
+            task: tuple(_renumber(label, numbers[task]) for label in by_task(source.labels)[task]) for task in known
+        }
+        return dataclasses.replace(
+            source, labels=labels if isinstance(classes, Mapping) else labels[""], classes=classes
+        )
+    return Relabelled(source, classes, numbers)
 
 
 def find_classes(names: Sequence[str], known: Sequence[str]) -> tuple[int | None, ...]:
@@ -145,6 +152,10 @@ def as_classes(value: Any) -> Classes:
         if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError("expected class names as a list of texts, or such a list for each task")
     return {task: tuple(names) for task, names in value.items()} if isinstance(value, Mapping) else tuple(value)
+
+
+def _renumber(label: int, numbers: Sequence[int]) -> int:
+    return numbers[label] if label >= 0 else label  # below 0 it is none: of several tasks one may be unknown
 
 
 def _difference(

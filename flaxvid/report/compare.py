@@ -85,7 +85,7 @@ def _described(run: Run) -> str:
     """The videos of a record without a digest, as far as its recipe or itself tells."""
     data = run.recipe.get("data")
     if isinstance(data, Mapping):
-        rest = ", ".join(f"{key} {data[key]}" for key in ("fold", "lists", "views", "motion") if data.get(key))
+        rest = ", ".join(f"{key} {data[key]}" for key in ("fold", "lists", "group", "views", "motion") if data.get(key))
         named = {"name": data.get("name"), "root": data.get("root"), "split": data.get("eval_split")}
         return describe_data({**named, "videos": run.any_frame[0]["clips"]}) + f", {rest}" * bool(rest)
     return describe_data(run.data) if run.data else "videos that no record names"

@@ -76,7 +76,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line.decode("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if torn and number == len(lines):
                 break
             raise ValueError(f"expected a JSON object in line {number} of {path}, got {line[:60]!r}") from error
@@ -89,7 +89,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def _read(path: Path, empty: Any) -> Any:
     try:
         value = json.loads(path.read_bytes().decode("utf-8")) if path.exists() else empty
-    except ValueError as error:  # no UTF-8 is one, too
+    except (ValueError, RecursionError) as error:  # no UTF-8 is a ValueError, too
         raise ValueError(f"expected JSON in {path}, got: {error}; move the file away or restore it") from error
     _check(path, value, type(empty))
     return value

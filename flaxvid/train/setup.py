@@ -225,7 +225,7 @@ def _fit_head(weights: str, variables: Variables, names: Classes, classes: Class
             print(f"{weights}: {head} starts anew: the tasks there are {tasks}")
             continue
         order = find_classes(wanted, old[task])
-        same = len(wanted) == len(old[task]) and None not in order
+        same = set(order) == set(range(len(old[task]))) and len(wanted) == len(old[task])
         columns[task] = order if same else None
         if not same:
             print(
