@@ -2,39 +2,46 @@
 
     python scripts/evaluate.py runs/ffn-motion
     python scripts/evaluate.py runs/ffn-ssv2 --frames 4 8 16 --protocol accurate
-    python scripts/evaluate.py runs/ffn-folder --root other_videos --split test
+    python scripts/evaluate.py runs/ffn-folder --root other_videos --split all
     python scripts/evaluate.py tsm.safetensors --data ucf101 --root UCF-101 --frames 8
 
 Without --protocol views are the recipe's own. Protocols are those of TSM's authors: efficient (1 clip, centre crop),
-accurate (2 clips x 3 crops at full resolution), dense (10 clips of 64 frames x 3 crops at full resolution). Prints a
-table, and writes evaluation.json, film strips and the page index.html into the run's folder; for a weights file into
---output, if given.
+accurate (2 clips x 3 crops at full resolution), dense (10 clips of 64 frames x 3 crops at full resolution).
+
+Labels are matched to the network's classes by name, whatever their order; the data may lack some, and has none that the
+network does not know. Where names differ, --rename gives the network's name for the data's. Prints a table, and writes
+evaluation.json, film strips and the page index.html into the run's folder; for a weights file into --output, if given.
+Records of other videos than the run's own go into evaluations/NAME beside them.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from flaxvid.compress.cost import model_cost
+from flaxvid.data.class_names import are_numbers, list_names, relabel
 from flaxvid.data.clips import ClipConfig
 from flaxvid.data.pipeline import eval_batches
 from flaxvid.data.sources import Source
 from flaxvid.data.subset import Subset
 from flaxvid.evaluate.any_frame import clip_milliseconds
 from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, join
-from flaxvid.evaluate.record import evaluation_record, write_record
+from flaxvid.evaluate.record import evaluation_record, place_record, write_record
 from flaxvid.evaluate.views import PROTOCOLS, describe_views
 from flaxvid.report.page import write_page
+from flaxvid.report.run import read_run
 from flaxvid.report.tables import evaluation_notes, evaluation_table
 from flaxvid.train.loop import enable_compilation_cache
 from flaxvid.train.mesh import make_mesh, put_batch
 from flaxvid.train.recipe import DataRecipe
-from flaxvid.train.setup import clip_config, count_classes, open_data
+from flaxvid.train.setup import clip_config, count_classes, data_origin, open_data
 from flaxvid.train.trained import Trained, load_trained
 from flaxvid.types import by_task
 
@@ -50,13 +57,16 @@ def main() -> None:
     parser.add_argument("--data", help="another data set than the run's: motion, folder, list, ucf101, ...")
     parser.add_argument("--root", help="its folder")
     parser.add_argument("--views", nargs="+", metavar="VIEW", help="only these cameras: the others are missing")
-    parser.add_argument("--split", help="its split (default: the recipe's eval_split)")
+    parser.add_argument("--split", help="its split (default: the recipe's eval_split); all of a labelled folder: all")
     parser.add_argument("--fold", type=int, help="which of its official splits")
     parser.add_argument("--lists", help="the folder of its lists")
     parser.add_argument("--limit", type=int, metavar="N", help="only N videos, drawn by chance but always the same")
     parser.add_argument("--batch-size", type=int, metavar="N", help="clips in a step (default: the recipe's)")
     parser.add_argument("--threads", type=int, metavar="N", help="that decode (default: the recipe's)")
     parser.add_argument("--classes", type=Path, help="class names, one a line, where the run does not know them")
+    parser.add_argument(
+        "--rename", type=Path, metavar="MAP.json", help='{"a class of the data": "the network\'s name for it", ...}'
+    )
     parser.add_argument("--output", type=Path, help="another folder for the results")
     arguments = parser.parse_args()
     try:
@@ -70,7 +80,9 @@ def run(arguments: argparse.Namespace) -> None:
     enable_compilation_cache()
     names = arguments.classes.read_text().splitlines() if arguments.classes else None
     trained = load_trained(arguments.run, names)
-    source = open_videos(trained, arguments)
+    folder = results_folder(trained, arguments.output)
+    renames = read_renames(arguments.rename) if arguments.rename else {}
+    source = open_videos(trained, arguments, renames, by_number=not trained.named)
     frames = tuple(dict.fromkeys(arguments.frames or trained.recipe.eval_frames))
     passes = (clip_config(trained.recipe, frames),)
     if arguments.protocol:
@@ -90,34 +102,83 @@ def run(arguments: argparse.Namespace) -> None:
         }
     name = (arguments.protocol or "the recipe's") + " with other numbers" * bool(given)
     facts = {"name": name, "views": describe_views(passes[0]), "size": size}
-    record = evaluation_record(evaluation, source, clips=passes[0], protocol=facts, costs=costs)
+    data = data_recipe(trained.recipe.data, arguments)
+    origin = data_origin(data) | ({} if trained.named else {"by_number": True})
+    record = evaluation_record(evaluation, source, clips=passes[0], protocol=facts, costs=costs, origin=origin)
     print(evaluation_table(record), *evaluation_notes(record), sep="\n")
     for fault in record["data"]["faults"]:
         print(f"  {'missing' if fault['missing'] else 'unreadable'}: {fault['reason']}")
-    if folder := arguments.output or trained.folder:
-        path = write_record(folder, record, evaluation, source)
+    if folder:
+        ours = dataclasses.replace(trained.recipe.data, missing="keep")
+        same = dataclasses.replace(data, root=ours.root) == ours and data_origin(data) == data_origin(ours)
+        own = (same and not arguments.limit) or folder != trained.folder
+        path = write_record(place_record(folder, record["data"], own), record, evaluation, source)
         print(f"{path}\n{write_page(folder)}")
 
 
-def open_videos(trained: Trained, arguments: argparse.Namespace) -> Source:
-    """The run's data set, or the one asked for; its classes must be the network's."""
-    recipe = trained.recipe.data
+def results_folder(trained: Trained, output: Path | None) -> Path | None:
+    """Where results go, if anywhere; what is damaged there, or another run's, shows before the work."""
+    if not output or (trained.folder and output.exists() and output.samefile(trained.folder)):
+        folder = trained.folder
+    elif (output / "recipe.json").exists():
+        raise ValueError(f"expected a folder for the results, got that of another run, {output}: give --output another")
+    else:
+        folder = output
+    if folder:
+        with contextlib.suppress(FileNotFoundError):
+            read_run(folder)
+    return folder
+
+
+def read_renames(path: Path) -> dict[str, dict[str, str]]:
+    """Names of the network by those of the data, for each task; "" is an only one."""
+    try:
+        names = json.loads(path.read_bytes().decode("utf-8-sig"))
+        tasks = names if names and all(isinstance(value, Mapping) for value in names.values()) else {"": names}
+        wrong = [name for task in tasks.values() for name in task.values() if not isinstance(name, str)]
+    except (ValueError, AttributeError) as error:
+        wrong = [error]
+    if wrong:
+        raise ValueError(f'expected {{"their name": "the network\'s", ...}} as JSON in {path}, got {wrong[0]}')
+    return tasks
+
+
+def data_recipe(recipe: DataRecipe, arguments: argparse.Namespace) -> DataRecipe:
+    """The run's data set, or the one asked for; missing videos are kept, for they are counted and named."""
     if arguments.data and arguments.data != recipe.name:
         recipe = DataRecipe(arguments.data, test_size=recipe.test_size, short=recipe.short, views=recipe.views)
     if not recipe.name:
         raise ValueError("a weights file does not say which videos: add --data NAME --root FOLDER")
     names = ("root", "fold", "lists", "views")
     given = {name: value for name in names if (value := getattr(arguments, name))}
-    recipe = dataclasses.replace(recipe, **given, missing="keep")  # they are counted and named
-    source = open_data(recipe, arguments.split or recipe.eval_split)
-    wanted, there = count_classes(trained.classes), count_classes(source.classes)
-    if wanted != there:
-        some = [
-            [name for names in by_task(c).values() for name in names][:3] for c in (trained.classes, source.classes)
-        ]
+    return dataclasses.replace(recipe, **given, eval_split=arguments.split or recipe.eval_split, missing="keep")
+
+
+def open_videos(
+    trained: Trained,
+    arguments: argparse.Namespace,
+    renames: Mapping[str, Mapping[str, str]] | None = None,
+    by_number: bool = False,
+) -> Source:
+    """The videos, their labels counting the network's classes: by name, or where it has none by number."""
+    recipe = data_recipe(trained.recipe.data, arguments)
+    source = open_data(recipe, recipe.eval_split)
+    if not by_number:
+        advice = (
+            "leave out videos of classes that it never saw, and for classes of another name give --rename MAP.json, "
+            '{"the data\'s name": "the network\'s", ...}'
+        )
+        if all(map(are_numbers, by_task(trained.classes).values())):
+            advice += ", or the network's names by --classes FILE"
+        source = relabel(source, trained.classes, "the network", advice, renames)
+    elif renames:
+        raise ValueError("expected --rename with the network's class names, got none of them: give --classes, too")
+    elif count_classes(trained.classes) != count_classes(source.classes):
+        names = [name for task in by_task(source.classes).values() for name in task]
         raise ValueError(
-            f"expected videos of the network's {wanted} classes ({', '.join(some[0])}, ...), "
-            f"got {there} classes in {source.name} ({', '.join(some[1])}, ...)"
+            f"expected videos of the network's {count_classes(trained.classes)} classes (their names are not known), "
+            f"got {count_classes(source.classes)} classes in {source.name} ({list_names(names)}): give their names, "
+            "in the order of the logits, by --classes FILE"
         )
     return Subset(source, arguments.limit) if arguments.limit else source
 

@@ -1,10 +1,11 @@
 """Changing parts of trained variables: another head, a third dimension, several views."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from flaxvid import trees
@@ -32,6 +33,36 @@ RESNET_NAMES: KeyTable = (
 
 RULES = ("mean", "centre")
 _NEW = re.compile(r"params/head/.*|\w+/body/.*/(se|\w+_temporal)/.*")  # what no image network has, or of other classes
+
+
+CLASSIFIER = re.compile(r"params/head/classifier(?:_(\w+))?/\w+")
+"""Parameters of a head with a number for each class on their last axis; the group is the task's name."""
+
+
+def arrange_head(trained: Variables, columns: Mapping[str, Sequence[int] | None]) -> dict[str, Any]:
+    """Trained variables whose classifiers count the classes in another order; those of other classes are left out.
+
+    `adopt` and `inflate` initialise what is left out.
+
+    Args:
+        trained: ordinary variables.
+        columns: for each task ("" where there is only one) the trained number of each class wanted, or None where the
+            classes are others. A classifier whose task is not there stays as it is.
+
+    Raises:
+        ValueError: the trained classifier has not as many classes.
+    """
+    variables = trees.flatten(trained)
+    for path in list(variables):
+        match = CLASSIFIER.fullmatch(path)
+        if not match or (task := match[1] or "") not in columns:
+            continue
+        leaf, order = variables.pop(path), columns[task]
+        if order is not None:
+            if len(order) != leaf.shape[-1]:
+                raise ValueError(f"expected {path} of {len(order)} classes, as it has names, got {leaf.shape[-1]}")
+            variables[path] = leaf[..., np.asarray(order)]
+    return trees.unflatten(variables)
 
 
 def adopt(template: Variables, trained: Variables) -> tuple[dict[str, Any], list[str]]:

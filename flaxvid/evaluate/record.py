@@ -1,7 +1,13 @@
-"""What an evaluation leaves in a run's folder: evaluation.json, and film strips of some videos with their answers."""
+"""What an evaluation leaves in a run's folder: evaluation.json, and film strips of some videos with their answers.
 
+The run's own record, of its own test videos, lies in the folder itself; those of other data sets each in a folder of
+their own, evaluations/<data set>, so that none takes the place of another.
+"""
+
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +23,7 @@ from flaxvid.data.decode import decode
 from flaxvid.data.sampling import segment_indices
 from flaxvid.data.sources import Source
 from flaxvid.evaluate.evaluator import Evaluation, Evaluations, Result, score_rows
+from flaxvid.report.records import read_evaluation
 from flaxvid.types import by_task
 from flaxvid.writing import written_whole
 
@@ -34,6 +41,7 @@ def evaluation_record(
     clips: ClipConfig,
     protocol: Mapping[str, Any],
     costs: Mapping[int, Mapping[str, float]],
+    origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What is known after an evaluation, as JSON values; see `flaxvid.report.run.Run.evaluation` for the keys.
 
@@ -43,6 +51,7 @@ def evaluation_record(
         clips: how their clips were cut, of any pass; tells what is wrong with those that could not be read.
         protocol: how they were evaluated: its "name", "views" and "size".
         costs: "gflops" of a clip at each frame count, and "milliseconds" where they were measured.
+        origin: where the videos come from: "root" and "split", and "by_number" where labels are compared by number.
     """
     tasks: dict[str, Evaluation] = by_task(evaluation)
     first, classes = next(iter(tasks.values())), source.classes
@@ -53,7 +62,9 @@ def evaluation_record(
         "protocol": dict(protocol),
         "data": {
             "name": source.name,
+            **(origin or {}),
             "videos": len(source),
+            "digest": digest_videos(source),
             "evaluated": max(len(part.index) for part in tasks.values()),
             "missing": missing,
             "unreadable": len(faults) - missing,
@@ -82,7 +93,9 @@ def evaluation_record(
 
 
 def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluations, source: Source) -> Path:
-    """Writes the record as evaluation.json and a strip for each of its examples; replaces an earlier evaluation.
+    """Writes the record as evaluation.json and a strip for each of its examples; replaces what lies there.
+
+    Take the folder of `place_record`, or a record of other videos is lost.
 
     Returns:
         The path of evaluation.json.
@@ -100,6 +113,58 @@ def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluat
     with written_whole(folder / "evaluation.json") as path:
         path.write_text(json.dumps(record))
     return folder / "evaluation.json"
+
+
+def digest_videos(source: Source) -> str:
+    """Tells which videos a source has, wherever they lie: of their ids, their labels by name, and their sizes.
+
+    The sizes tell copies of other quality apart, which have the same names.
+    """
+    classes = by_task(source.classes)
+    rows = []
+    for position in range(len(source)):
+        try:
+            item = source[position]
+        except UNREADABLE:
+            rows.append(f"{position}")
+            continue
+        labels = {
+            task: classes[task][label] if label >= 0 else None for task, label in sorted(by_task(item["label"]).items())
+        }
+        sizes = {view: _size(video) for view, video in sorted(by_task(item["video"]).items())}
+        rows.append(json.dumps([str(item["id"]), labels, sizes]))
+    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()[:16]
+
+
+def _size(video: bytes | str | Path) -> int | None:
+    """Bytes of a video, or files of a folder of frames; None where there is nothing."""
+    if isinstance(video, bytes):
+        return len(video)
+    try:
+        return len(os.listdir(video)) if os.path.isdir(video) else os.path.getsize(video)
+    except OSError:
+        return None
+
+
+def place_record(folder: str | Path, data: Mapping[str, Any], own: bool) -> Path:
+    """Where in a run's folder a record belongs: there itself, if it is of the run's own videos, or evaluations/NAME.
+
+    Args:
+        folder: of the run.
+        data: the record's "data".
+        own: whether the videos come from where the run's test videos do; decides as long as the folder has no record
+            that says which they are.
+
+    Raises:
+        ValueError: the folder's own record is damaged.
+    """
+    previous = read_evaluation(Path(folder) / "evaluation.json").get("data")
+    if previous and "digest" in previous:
+        own = previous["digest"] == data["digest"]
+    elif previous:  # of an older version
+        own = own and all(previous[key] == data[key] for key in ("name", "videos"))
+    name = re.sub(r"\W+", "-", data["name"]).strip("-")
+    return Path(folder) if own else Path(folder) / "evaluations" / f"{name}-{data['digest'][:8]}"
 
 
 def choose_examples(evaluation: Evaluation) -> list[int]:

@@ -1,5 +1,9 @@
-"""A page that lays runs side by side: accuracy, cost, curves, and the settings in which they differ."""
+"""A page that lays runs side by side: accuracy, cost, curves, and the settings in which they differ.
 
+Only accuracies on the same videos stand in one table; those on others have a section of their own.
+"""
+
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,9 +11,10 @@ from flaxvid.report.html import cards, document, image, quiet, scroll, table
 from flaxvid.report.page import flatten
 from flaxvid.report.plots import accuracy_plot, cost_plot, metric_plot
 from flaxvid.report.run import Run, read_run
-from flaxvid.report.tables import seed_statistics
+from flaxvid.report.tables import describe_data, seed_statistics
 from flaxvid.writing import written_whole
 
+HEADING = "<h2>Accuracy at each frame count</h2>"
 LONG = 80
 """Characters of a setting that the table of differences shows."""
 
@@ -26,7 +31,7 @@ def write_comparison(folders: Sequence[str | Path], path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as page:
-        page.write_text(render_comparison(name_runs(folders)), encoding="utf-8")
+        page.write_text(render_comparison(name_runs(folders)), encoding="utf-8", errors="backslashreplace")
     return path
 
 
@@ -41,44 +46,88 @@ def name_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
 
 def render_comparison(runs: Mapping[str, Run]) -> str:
     """Renders runs as HTML; what some of them lack is left out for these."""
-    parts = {f"{name} {task}".rstrip(): part for name, run in runs.items() for task, part in run.by_task().items()}
-    return document(f"{len(runs)} runs compared", [_cards(parts), _accuracy(parts), _curves(runs), _settings(runs)])
+    groups = group_by_data(runs)
+    sections = [_accuracy(name, parts, alone=len(groups) == 1) for name, parts in groups.items()]
+    if not sections:
+        sections = [HEADING + quiet("None of them is evaluated yet.")]
+    return document(f"{len(runs)} runs compared", [_cards(groups), *sections, _curves(runs), _settings(runs)])
 
 
-def _cards(runs: Mapping[str, Run]) -> str:
-    best = {name: max(run.any_frame, key=lambda row: row["top1"]) for name, run in runs.items() if run.any_frame}
-    return cards([(f"{100 * row['top1']:.2f} %", f"{name}, at {row['frames']} frames") for name, row in best.items()])
+def group_by_data(runs: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
+    """The records of the same videos, by what these are called: each run's own, and others that several runs have.
+
+    Records with a digest are of the same videos if it is the same. Older ones say less: they belong together if data
+    set, root, split and number of videos are the same in the recipes, and to a digest that only such a recipe has.
+    """
+    records = [(name, record) for name, run in runs.items() for record in (run, *run.others) if record.any_frame]
+    digests: dict[str, set[str]] = {}
+    for _, record in records:
+        if record.recipe and "digest" in record.data:
+            digests.setdefault(_described(record), set()).add(record.data["digest"])
+    groups: dict[str, list[tuple[str, Run]]] = {}
+    for name, record in records:
+        text = _described(record)
+        same = digests.get(text, set())
+        key = record.data.get("digest") or (next(iter(same)) if len(same) == 1 else text)
+        groups.setdefault(key, []).append((name, record))
+    titled: dict[str, dict[str, Run]] = {}
+    for group in sorted(groups.values(), key=len, reverse=True):
+        if len({name for name, _ in group}) > 1 or any(record is runs[name] for name, record in group):
+            title = next((describe_data(record.data) for _, record in group if record.data), _described(group[0][1]))
+            title += f" ({len(titled) + 1})" * (title in titled)
+            titled[title] = {
+                f"{name} {task}".rstrip(): part for name, record in group for task, part in record.by_task().items()
+            }
+    return titled
 
 
-def _accuracy(runs: Mapping[str, Run]) -> str:
-    heading = "<h2>Accuracy at each frame count</h2>"
-    evaluated = {name: run for name, run in runs.items() if run.any_frame}
-    if not evaluated:
-        return heading + quiet("None of them is evaluated yet.")
+def _described(run: Run) -> str:
+    """The videos of a record without a digest, as far as its recipe or itself tells."""
+    data = run.recipe.get("data")
+    if isinstance(data, Mapping):
+        rest = ", ".join(f"{key} {data[key]}" for key in ("fold", "lists", "group", "views", "motion") if data.get(key))
+        named = {"name": data.get("name"), "root": data.get("root"), "split": data.get("eval_split")}
+        return describe_data({**named, "videos": run.any_frame[0]["clips"]}) + f", {rest}" * bool(rest)
+    return describe_data(run.data) if run.data else "videos that no record names"
+
+
+def _cards(groups: Mapping[str, Mapping[str, Run]]) -> str:
+    best = []
+    for runs in groups.values():
+        for name, run in runs.items():
+            row = max(run.any_frame, key=lambda row: row["top1"])
+            where = f" on {run.data['name']}" if len(groups) > 1 and run.data else ""
+            best.append((f"{100 * row['top1']:.2f} %", f"{name}, at {row['frames']} frames{where}"))
+    return cards(best)
+
+
+def _accuracy(data: str, evaluated: Mapping[str, Run], alone: bool) -> str:
+    heading = HEADING if alone else f"<h2>Accuracy on {html.escape(data)}</h2>"
+    if not alone:
+        heading += quiet("Other videos than those of the other sections: figures are to be compared within this one.")
     scores = {name: seed_statistics([run]) for name, run in evaluated.items()}
     frames = sorted({n for by_frames in scores.values() for n in by_frames})
     best = {n: max(by_frames[n][0] for by_frames in scores.values() if n in by_frames) for n in frames}
-    rows = [
-        (
-            name,
-            *(f"{by_frames[n][0]:.2f}{' *' * (by_frames[n][0] == best[n])}" if n in by_frames else "–" for n in frames),
-        )
-        for name, by_frames in scores.items()
-    ]
+    several = len(scores) > 1
+
+    def cell(by_frames: Mapping[int, tuple[float, float, int]], n: int) -> str:
+        if n not in by_frames:
+            return "–"
+        return f"{by_frames[n][0]:.2f}" + " *" * (several and by_frames[n][0] == best[n])
+
+    rows = [(name, *(cell(by_frames, n) for n in frames)) for name, by_frames in scores.items()]
     header = ("top-1 (%)", *(f"{n} frames" for n in frames))
     videos = {row["clips"] for run in evaluated.values() for row in run.any_frame}
-    note = "* the best at this frame count." + (
-        ""
-        if len(videos) == 1
-        else f" Not on the same videos: {' and '.join(f'{n:,}' for n in sorted(videos))} of them."
-    )
+    note = "* the best at this frame count." * several
+    if len(videos) > 1:
+        note += f" Not on the same videos: {' and '.join(f'{n:,}' for n in sorted(videos))} of them."
     plots = [
         image(accuracy_plot({name: [run] for name, run in evaluated.items()}), "Top-1 accuracy against frames"),
         image(
             cost_plot(evaluated, "gflops", "GFLOPs a clip"), "Top-1 accuracy against cost; frame counts at the points"
         ),
     ]
-    timed = {name: evaluation_rows(run) for name, run in runs.items() if run.evaluation}
+    timed = {name: evaluation_rows(run) for name, run in evaluated.items() if run.evaluation}
     timed = {name: run for name, run in timed.items() if any("milliseconds" in row for row in run.any_frame)}
     if timed:
         plots.append(

@@ -14,8 +14,14 @@ CONFUSED = 10
 """Pairs of classes that the table of confusions shows."""
 
 
-def evaluation_section(run: Run, task: str = "") -> str:
-    """Scores and costs at each frame count, what they were taken on, calibration, confusion; of one task."""
+def evaluation_section(run: Run, task: str = "", data: str = "") -> str:
+    """Scores and costs at each frame count, what they were taken on, calibration, confusion; of one task.
+
+    Args:
+        run: with an evaluation.
+        task: its name, where there are several.
+        data: the data set's name, where it is not the run's own.
+    """
     evaluation = run.evaluation
     last = evaluation["frames"][-1]
     header = [f"{name} (%)" if i in (1, 2, 3, 4) else name for i, name in enumerate(EVALUATION_HEADER)]
@@ -25,14 +31,15 @@ def evaluation_section(run: Run, task: str = "") -> str:
         image(reliability_plot(evaluation), "Accuracy against confidence; the larger a mark the more videos"),
         image(confusion_plot(evaluation), f"Confusion at {last['frames']} frames, shares of each true class"),
     ]
+    of = _of(task, data)
     return (
-        f"<h2>Evaluation{_of(task)}</h2>{rows}{notes}{_faults(evaluation)}"
-        f'<h2>Calibration and confusion{_of(task)}</h2><div class="plots">{"".join(plots)}</div>{_confused(evaluation)}'
+        f"<h2>Evaluation{of}</h2>{rows}{notes}{_faults(evaluation)}"
+        f'<h2>Calibration and confusion{of}</h2><div class="plots">{"".join(plots)}</div>{_confused(evaluation)}'
     )
 
 
-def clips_section(run: Run, task: str = "") -> str:
-    """Film strips of some videos, the right answers apart from the wrong ones; of one task."""
+def clips_section(run: Run, task: str = "", data: str = "") -> str:
+    """Film strips of some videos, the right answers apart from the wrong ones; arguments as above."""
     evaluation = run.evaluation
     last = str(evaluation["frames"][-1]["frames"])
     right = [clip for clip in evaluation["examples"] if clip["guesses"][last][0] == clip["label"]]
@@ -42,11 +49,11 @@ def clips_section(run: Run, task: str = "") -> str:
         for title, clips in ((f"Right at {last} frames", right), (f"Wrong at {last} frames, the surest first", wrong))
         if clips
     ]
-    return f"<h2>Clips and answers{_of(task)}</h2>" + "".join(parts)
+    return f"<h2>Clips and answers{_of(task, data)}</h2>" + "".join(parts)
 
 
-def _of(task: str) -> str:
-    return f": {html.escape(task)}" if task else ""
+def _of(task: str, data: str) -> str:
+    return html.escape(f" on other videos, {data}" * bool(data) + f": {task}" * bool(task))
 
 
 def _clip(run: Run, clip: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from flaxvid.report.evaluation import clips_section, evaluation_section
 from flaxvid.report.html import cards, document, image, quiet, scroll, table
 from flaxvid.report.plots import accuracy_plot, training_plots
 from flaxvid.report.run import Run, read_run
-from flaxvid.report.tables import any_frame_cells
+from flaxvid.report.tables import any_frame_cells, describe_data
 from flaxvid.writing import written_whole
 
 
@@ -21,16 +21,17 @@ def write_page(folder: str | Path) -> Path:
     """
     path = Path(folder) / "index.html"
     with written_whole(path) as page:
-        page.write_text(render_page(read_run(folder)), encoding="utf-8")
+        page.write_text(render_page(read_run(folder)), encoding="utf-8", errors="backslashreplace")  # odd file names
     return path
 
 
 def render_page(run: Run) -> str:
     """Renders a run as HTML: headline numbers, any-frame table and plot, evaluation, clips, curves, recipe."""
     sections = [_cards(run), _any_frame(run)]
-    if run.evaluation:
-        for task, part in run.by_task().items():
-            sections += [evaluation_section(part, task), clips_section(part, task)]
+    for record in (run, *run.others):
+        data = "" if record is run else describe_data(record.data)
+        for task, part in record.by_task().items() if record.evaluation else ():
+            sections += [evaluation_section(part, task, data), clips_section(part, task, data)]
     return document(str(run.recipe.get("name") or run.name), [*sections, _curves(run), _recipe(run)])
 
 
@@ -62,7 +63,8 @@ def _any_frame(run: Run) -> str:
         + scroll(table([any_frame_cells(row) for row in part.any_frame], header))
         for task, part in parts.items()
     )
-    note = quiet("One set of weights. GFLOPs are multiply-adds counted once.")
+    data = f" On {describe_data(run.data)}." if "digest" in run.data else ""
+    note = quiet(f"One set of weights. GFLOPs are multiply-adds counted once.{data}")
     lines = {task or run.name: [part] for task, part in parts.items()}
     plot = image(accuracy_plot(lines), "Top-1 accuracy against frames")
     return f'{heading}<div class="plots"><div>{rows}{note}</div>{plot}</div>'

@@ -1,7 +1,6 @@
 """What a run leaves in its folder, read without knowing anything else of the library."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from flaxvid.report.records import read_evaluation, read_lines, read_object, read_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +22,14 @@ class Run:
         metrics: the objects of metrics.jsonl by step: {"step", "epoch", "time", "train/loss", "eval/top1_4", ...}.
         any_frame: rows of any_frame.json, {"frames", "top1", "top5", "gflops", "clips"}, accuracies in [0, 1], and
             "task" where there are several; those of the evaluation where training has left none.
-        evaluation: evaluation.json: "protocol", "data", "device", "classes"; "frames", rows like those above with
+        evaluation: evaluation.json, of the run's own test videos; "data" says which: "name", "root", "split", "videos",
+            "digest", ... Older versions wrote no root, split and digest, and the record may be of other videos.
+            Besides there are "protocol", "device", "classes"; "frames", rows like those above with
             "mean_class", "calibration_error", "milliseconds", "confusion" as [label, guess, videos] and "reliability";
             "examples", videos with their "label", "guesses" and "strip". {} if there is none. Of several tasks,
             "classes" are by task, and rows and examples have a "task".
         folder: where it lies; the strips are read from there.
+        others: evaluations of other data sets, each a run that has only that.
     """
 
     name: str
@@ -34,6 +38,12 @@ class Run:
     any_frame: tuple[Mapping[str, Any], ...] = ()
     evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     folder: Path = Path()
+    others: tuple["Run", ...] = ()
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """Which videos it was evaluated on, as far as its record says."""
+        return self.evaluation.get("data", {})
 
     def series(self, key: str) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """The steps and values at which a metric was written; NaN where it was not finite."""
@@ -65,10 +75,16 @@ def read_run(folder: str | Path) -> Run:
     names = ("recipe.json", "metrics.jsonl", "any_frame.json", "evaluation.json")
     if not any((folder / name).exists() for name in names):
         raise FileNotFoundError(f"expected a run's folder with {', '.join(names)}, got none of them in {folder}")
-    recipe, evaluation = _read_json(folder / "recipe.json", {}), _read_json(folder / "evaluation.json", {})
-    any_frame = _read_json(folder / "any_frame.json", []) or evaluation.get("frames", [])
+    recipe, evaluation = read_object(folder / "recipe.json"), read_evaluation(folder / "evaluation.json")
+    any_frame = read_rows(folder / "any_frame.json") or evaluation.get("frames", [])
     rows = tuple(sorted(any_frame, key=lambda row: (row.get("task", ""), row["frames"])))
-    return Run(folder.resolve().name, recipe, read_metrics(folder / "metrics.jsonl"), rows, evaluation, folder)
+    others = [read_run(path.parent) for path in sorted(folder.glob("evaluations/*/evaluation.json"))]
+    name = folder.resolve().name
+    if evaluation and "digest" not in evaluation["data"] and evaluation["frames"][0]["clips"] != rows[0]["clips"]:
+        # Older versions let an evaluation of other videos take the place of the run's own.
+        others.insert(0, Run(name, any_frame=tuple(evaluation["frames"]), evaluation=evaluation, folder=folder))
+        evaluation = {}
+    return Run(name, recipe, read_metrics(folder / "metrics.jsonl"), rows, evaluation, folder, tuple(others))
 
 
 def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:
@@ -77,24 +93,8 @@ def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:
     Raises:
         ValueError: any other line is no JSON.
     """
-    path = Path(path)
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"expected a JSON object in line {number} of {path}, got {line[:60]!r}") from error
-    return tuple(rows)
+    return tuple(read_lines(Path(path)))
 
 
 def _of_task(rows: Iterable[Mapping[str, Any]], task: str) -> list[dict[str, Any]]:
     return [{key: row[key] for key in row if key != "task"} for row in rows if row.get("task", "") == task]
-
-
-def _read_json(path: Path, default: Any) -> Any:
-    try:
-        return json.loads(path.read_text()) if path.exists() else default
-    except json.JSONDecodeError as error:
-        raise ValueError(f"expected JSON in {path}, got: {error}") from error

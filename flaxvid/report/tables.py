@@ -8,6 +8,8 @@ import numpy as np
 from flaxvid.report.run import Run
 
 STYLES = ("markdown", "text")
+NAMED = 10
+"""Class names that a note lists."""
 
 
 def any_frame_table(run: Run, style: str = "markdown") -> str:
@@ -50,12 +52,14 @@ def evaluation_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def evaluation_notes(evaluation: Mapping[str, Any]) -> list[str]:
-    """What has to be known to compare the figures of evaluation.json with others: videos, views, how time was taken."""
+    """What has to be known to compare figures of evaluation.json: which videos, classes, views, how time was taken."""
     data, protocol = evaluation["data"], evaluation["protocol"]
     size = protocol["size"]
     notes = [
         f"Videos: {data['evaluated']:,} of {data['videos']:,} of {data['name']} evaluated, "
         f"{data['missing']:,} missing, {data['unreadable']:,} unreadable.",
+        *([f"Data: {describe_data(data)}."] if "digest" in data else []),
+        *_class_notes(evaluation),
         f"Views: {protocol['name']}: {protocol['views']}, {size} x {size} pixels; a video's answer is the mean of its "
         "views' probabilities.",
     ]
@@ -64,6 +68,32 @@ def evaluation_notes(evaluation: Mapping[str, Any]) -> list[str]:
             f"Milliseconds: {evaluation['device']}; one clip, batch 1, from host memory to logits, decoding not "
             "included; median of several runs after a first one."
         )
+    return notes
+
+
+def describe_data(data: Mapping[str, Any]) -> str:
+    """Which videos a record is of, in words; those of older versions say only their data set's name."""
+    place = f" in {data['root']}" if data.get("root") else ""
+    split = f", split {data['split']}" if data.get("split") else ""
+    digest = f", digest {data['digest']}" if "digest" in data else ""
+    return f"{data['name']}{place}{split}, {data['videos']:,} videos{digest}"
+
+
+def _class_notes(evaluation: Mapping[str, Any]) -> list[str]:
+    """Which classes the videos are of, where not of all; and that labels were compared by number, where they were."""
+    notes = []
+    if evaluation["data"].get("by_number"):
+        notes.append("Labels: compared by number, for the names of the network's classes are not known.")
+    for row in {row.get("task", ""): row for row in evaluation["frames"]}.values():
+        classes, task = evaluation["classes"], row.get("task", "")
+        names = classes[task] if isinstance(classes, Mapping) else classes
+        there = sorted({label for label, _, _ in row["confusion"]})
+        if len(there) < len(names):
+            some = ", ".join(names[label] for label in there[:NAMED]) + ", ..." * (len(there) > NAMED)
+            notes.append(
+                f"Classes{f' of {task}' * bool(task)}: videos of {len(there)} of the network's {len(names)} ({some}); "
+                "an answer may be any of them all."
+            )
     return notes
 
 

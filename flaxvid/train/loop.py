@@ -16,6 +16,7 @@ from flaxvid.adapt.freezing import check_frozen
 from flaxvid.compress.cost import model_cost
 from flaxvid.data.account import describe_splits
 from flaxvid.data.broken import Tally
+from flaxvid.data.class_names import relabel
 from flaxvid.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from flaxvid.data.sources import Source
 from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, score_rows
@@ -32,12 +33,11 @@ from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import check_rules, make_optimizer, make_schedule
 from flaxvid.train.recipe import Recipe, check
-from flaxvid.train.setup import clip_config, count_classes, load_start, make_model, make_task, open_data
+from flaxvid.train.setup import clip_config, count_classes, data_origin, load_start, make_model, make_task, open_data
 from flaxvid.train.state import TrainState, averaged, create_state, trainable
 from flaxvid.train.step import TrainStep, make_train_step
-from flaxvid.train.trained import CLASSES_FILE
 from flaxvid.train.waiting import WaitingShare
-from flaxvid.train.workdir import claim_workdir, lock_workdir
+from flaxvid.train.workdir import claim_classes, claim_workdir, lock_workdir
 from flaxvid.types import Variables
 from flaxvid.writing import written_whole
 
@@ -75,19 +75,20 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     check_norm_groups(recipe.batch_size // recipe.optimizer.accumulate, recipe.norm_groups, mesh)
     check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
     source, eval_source = (open_data(recipe.data, split) for split in (recipe.data.train_split, recipe.data.eval_split))
+    eval_source = relabel(eval_source, source.classes, source.name, "give it training videos, or correct its labels")
     account = describe_splits({recipe.data.train_split: source, recipe.data.eval_split: eval_source})
     if account and jax.process_index() == 0:
         print(account)
     count_steps(recipe, source)  # too few videos for a batch show now
     model = make_model(recipe, count_classes(source.classes))
-    task, plain = make_task(recipe, model), load_start(recipe, model)
+    task, plain = make_task(recipe, model), load_start(recipe, model, source.classes)
     with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         claim_workdir(recipe, workdir)
+        claim_classes(source.classes, workdir)
         if (workdir / "any_frame.json").exists():
             finished = read_run(workdir)
             print(f"{workdir} is finished:\n{any_frame_table(finished)}")
             return [dict(row) for row in finished.any_frame]
-        (workdir / CLASSES_FILE).write_text(json.dumps(source.classes))
         with end_with_peers():
             evaluation = train(recipe, workdir, task, plain, source, eval_source, mesh)
         size = model.clip.image_size
@@ -96,7 +97,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         if jax.process_index() == 0:
             clips = clip_config(recipe, recipe.eval_frames)
             facts = {"name": "the recipe's", "views": describe_views(clips), "size": size}
-            record = evaluation_record(evaluation, eval_source, clips=clips, protocol=facts, costs=costs)
+            origin = data_origin(recipe.data)
+            record = evaluation_record(evaluation, eval_source, clips=clips, protocol=facts, costs=costs, origin=origin)
             write_record(workdir, record, evaluation, eval_source)
             with written_whole(workdir / "any_frame.json") as path:
                 path.write_text(json.dumps(rows, indent=1))

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from flaxvid.adapt.surgery import FLAT_SIBLINGS, adopt, inflate, spread
+from flaxvid.adapt.surgery import CLASSIFIER, FLAT_SIBLINGS, adopt, arrange_head, inflate, spread
+from flaxvid.data.class_names import are_numbers, find_classes, list_names
 from flaxvid.data.scenes import open_scenes
 from flaxvid.data.sources import Source, open_source
 from flaxvid.frames import FrameFlexible
@@ -22,10 +23,11 @@ from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, Recipe, read_recipe
 from flaxvid.train.recipe import clip_config as clip_config
 from flaxvid.train.state import averaged
-from flaxvid.types import Classes, by_task
+from flaxvid.train.workdir import read_classes, run_folder
+from flaxvid.types import Classes, Variables, by_task
 from flaxvid.weights.download import resolve_weights
 from flaxvid.weights.native import is_native, load_variables
-from flaxvid.weights.torch import load_torch
+from flaxvid.weights.torch import import_torch
 
 
 def open_data(recipe: DataRecipe, split: str) -> Source:
@@ -49,6 +51,12 @@ def open_data(recipe: DataRecipe, split: str) -> Source:
         motion=MotionConfig(**recipe.motion) if recipe.name == "motion" else None,
         missing=recipe.missing,  # pyright: ignore[reportArgumentType]
     )
+
+
+def data_origin(recipe: DataRecipe) -> dict[str, Any]:
+    """Where the test videos come from, for the record of an evaluation."""
+    root = str(Path(recipe.root).expanduser().resolve()) if recipe.root else ""
+    return {"root": root, "split": recipe.eval_split}
 
 
 def count_classes(classes: Classes) -> int | dict[str, int]:
@@ -106,13 +114,22 @@ def make_task(recipe: Recipe, model: VideoModel) -> Task:
     )
 
 
-def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
+def load_start(recipe: Recipe, model: VideoModel, classes: Classes | None = None) -> dict[str, Any] | None:
     """Ordinary variables to start from; None from scratch.
 
     `recipe.model.weights` is a run's folder, a .safetensors file of ours, a torch file, or a known name. Of
     frame-flexible weights the longest frame count's are taken. With `recipe.model.inflate` they are a 2-D network's. Of
-    a network of several views they may be its backbone's. A head of another number of classes starts anew, as a fusion
-    does that the weights have not, and that is said.
+    a network of several views they may be its backbone's. A fusion that the weights have not starts anew, and that is
+    said.
+
+    A head is kept if its classes have the same names, its columns in the order of `classes`; otherwise it starts anew,
+    be their number equal or not, and why is said. Where a file has no names, as torch's, or `classes` is None, an equal
+    number has to do.
+
+    Args:
+        recipe: says which weights.
+        model: the network that starts from them.
+        classes: what it is to tell apart, in the order of its logits.
 
     Raises:
         ValueError: the weights do not fit the network.
@@ -123,29 +140,36 @@ def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
         return None
     if model.views and not _knows_views(weights):
         single = _of_backbone(recipe)
-        plain = load_start(single, make_model(single, model.head.num_classes))  # pyright: ignore[reportAttributeAccessIssue]
+        backbone = make_model(single, model.head.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
+        plain = load_start(single, backbone, classes)
         print(f"{weights}: for the backbone, {single.model.name}, of {', '.join(model.views)}; a fusion starts anew")
         return spread(init_model(model, key), plain or {}, model.views)
+    names, started = None, []
     if Path(weights).is_dir():
         variables = averaged(restore_variables(weights))
+        names = read_classes(run_folder(Path(weights)) or Path(weights))
     elif is_native(path := resolve_weights(weights)):
-        variables, _ = load_variables(path)
+        variables, info = load_variables(path)
+        names = info.classes
     elif rule:
         if recipe.model.name not in FLAT_SIBLINGS:
             raise ValueError(
                 f"model.inflate: 2-D files are for {', '.join(FLAT_SIBLINGS)}, got {recipe.model.name}: leave it empty"
             )
         shape = {name: value for name, value in recipe.model.options.items() if name in ("width", "depths")}
-        variables = load_torch(FLAT_SIBLINGS[recipe.model.name], path, overrides=shape)
+        variables = import_torch(FLAT_SIBLINGS[recipe.model.name], path, overrides=shape).variables
     else:
         named = dataclasses.asdict(recipe.model)
         overrides = {name: named[name] for name in ("num_frames", "image_size")} | named["options"]
-        classes = model.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
-        variables = load_torch(recipe.model.name, path, num_classes=classes, key=key, overrides=overrides)
+        number = model.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
+        imported = import_torch(recipe.model.name, path, num_classes=number, key=key, overrides=overrides)
+        variables, started = imported.variables, list(imported.fresh)
     counts = tuple(int(name.removeprefix("params_")[:-1]) for name in variables if name.startswith("params_"))
     if counts:
         flexible = FrameFlexible(model, counts, private_norms="batch_stats" not in variables)
         variables = flexible.select(variables, max(counts))
+    if names and classes:
+        variables = _fit_head(weights, variables, names, classes)
     template = init_model(model, key)
     if rule:
         adopted, account = inflate(template, variables, rule)
@@ -154,11 +178,39 @@ def load_start(recipe: Recipe, model: VideoModel) -> dict[str, Any] | None:
             f"{weights}: {len(fates['inflated'])} kernels inflated, {len(fates['taken'])} variables taken as they are, "
             f"{len(fates['fresh'])} start anew ({', '.join(fates['fresh'])})"
         )
-        return adopted
-    adopted, fresh = adopt(template, variables)
-    if fresh:
-        print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")
+        started += fates["fresh"]
+    else:
+        adopted, fresh = adopt(template, variables)
+        if fresh and not (names and classes):
+            print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")
+        started += fresh
+    if classes and not names and not any(map(CLASSIFIER.fullmatch, started)):
+        print(f"{weights}: does not name its classes; the head is kept, since their number is the data's")
     return adopted
+
+
+def _fit_head(weights: str, variables: Variables, names: Classes, classes: Classes) -> dict[str, Any]:
+    """Trained variables with the columns of the head in the order of the data's classes, without those of others."""
+    old, columns = by_task(names), {}
+    for task, wanted in by_task(classes).items():
+        head = f"the head{f' of {task}' if task else ''}"
+        if task not in old:
+            tasks = ", ".join(filter(None, old)) or "one only, without a name"
+            print(f"{weights}: {head} starts anew: the tasks there are {tasks}")
+            continue
+        order = find_classes(wanted, old[task])
+        same = set(order) == set(range(len(old[task]))) and len(wanted) == len(old[task])
+        columns[task] = order if same else None
+        if not same:
+            print(
+                f"{weights}: {head} starts anew: its classes are {list_names(old[task])}, the data's are "
+                f"{list_names(wanted)}"
+            )
+        elif order != tuple(range(len(order))):
+            print(f"{weights}: {head} is kept, its classes put into the data's order")
+        elif are_numbers(wanted):
+            print(f"{weights}: {head} is kept; its classes and the data's are known by number only")
+    return arrange_head(variables, columns)
 
 
 def _knows_views(weights: str) -> bool:

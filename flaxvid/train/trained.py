@@ -1,13 +1,14 @@
 """A trained network as evaluation and prediction take it: from a run's folder, or from a weights file of ours."""
 
 import dataclasses
-import json
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flaxvid import trees
+from flaxvid.data.class_names import as_classes
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model
 from flaxvid.models.video_model import VideoModel
@@ -15,11 +16,9 @@ from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, TaskRecipe, read_recipe
 from flaxvid.train.setup import count_classes, make_model, make_task, open_data
 from flaxvid.train.state import averaged
+from flaxvid.train.workdir import CLASSES_FILE, read_classes, run_folder
 from flaxvid.types import Classes, Variables, by_task
 from flaxvid.weights.native import check_fit, is_native, load_variables
-
-CLASSES_FILE = "classes.json"
-"""In a run's folder: the class names in the order of the logits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Trained:
         classes: class names in the order of the logits; of several tasks those of each.
         recipe: of the run; of a weights file one that says what the file does, with no data set.
         folder: of the run; None for a weights file.
+        named: False where nobody knows the classes' names and `classes` only numbers them.
     """
 
     model: VideoModel
@@ -41,6 +41,7 @@ class Trained:
     classes: Classes
     recipe: Recipe
     folder: Path | None
+    named: bool = True
 
 
 def load_trained(path: str | Path, classes: Classes | None = None) -> Trained:
@@ -60,15 +61,17 @@ def load_trained(path: str | Path, classes: Classes | None = None) -> Trained:
 
 
 def _from_folder(path: Path, classes: Classes | None) -> Trained:
-    folder = next((place for place in (path, *path.absolute().parents[:2]) if (place / "recipe.json").exists()), None)
+    folder = run_folder(path)
     if folder is None:
         raise FileNotFoundError(
             f"expected a run's folder with recipe.json, or a .safetensors file, got {path}: train a run first"
         )
     recipe, variables = read_recipe(folder), averaged(restore_variables(path))
-    if classes is None and (folder / CLASSES_FILE).exists():
-        classes = json.loads((folder / CLASSES_FILE).read_text())
+    classes = read_classes(folder) if classes is None else classes
     if classes is None:
+        warnings.warn(
+            f"{folder} has no {CLASSES_FILE}: its class names are taken from its data set as it is now", stacklevel=3
+        )
         try:
             classes = open_data(recipe.data, recipe.data.eval_split).classes
         except OSError as error:
@@ -88,8 +91,8 @@ def _from_file(path: Path, classes: Classes | None) -> Trained:
             "one with scripts/import_torch.py"
         )
     variables, info = load_variables(path)
-    classes = classes or info.classes or _numbered(_num_classes(variables))
-    classes = _checked(classes, variables, path)
+    known = classes or info.classes
+    classes = _checked(known or _numbered(_num_classes(variables)), variables, path)
     model = create_model(info.model, **{**info.overrides, "num_classes": count_classes(classes)})
     frames = tuple(info.frames or (model.clip.num_frames,))
     recipe = Recipe(
@@ -101,8 +104,8 @@ def _from_file(path: Path, classes: Classes | None) -> Trained:
     flexible = FrameFlexible(model, frames, private_norms="batch_stats" not in variables)
     check_fit(path, variables, flexible, plain=not info.frames)
     if not info.frames:
-        return Trained(model, lambda _: variables, frames, classes, recipe, None)
-    return Trained(model, lambda n: flexible.select(variables, n), frames, classes, recipe, None)
+        return Trained(model, lambda _: variables, frames, classes, recipe, None, bool(known))
+    return Trained(model, lambda n: flexible.select(variables, n), frames, classes, recipe, None, bool(known))
 
 
 def _num_classes(variables: Variables) -> int | dict[str, int]:
@@ -120,8 +123,7 @@ def _numbered(counts: int | dict[str, int]) -> Classes:
 
 def _checked(classes: Any, variables: Variables, path: Path) -> Classes:
     """Class names as tuples, as many as the network has."""
-    several = isinstance(classes, Mapping)
-    classes = {task: tuple(names) for task, names in classes.items()} if several else tuple(classes)
+    classes = as_classes(classes)
     if count_classes(classes) != _num_classes(variables):
         some = [name for names in by_task(classes).values() for name in names][:3]
         raise ValueError(

@@ -8,8 +8,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flaxvid.data.class_names import as_classes, differences
 from flaxvid.train.recipe import Recipe, read_recipe, to_json
+from flaxvid.types import Classes
 from flaxvid.writing import take_lock, written_whole
+
+CLASSES_FILE = "classes.json"
+"""In a run's folder: the class names in the order of the logits."""
+
+
+def run_folder(path: Path) -> Path | None:
+    """The folder of the run that a path is, or that it is a checkpoint of; None where it is neither."""
+    return next((place for place in (path, *path.absolute().parents[:2]) if (place / "recipe.json").exists()), None)
+
+
+def read_classes(workdir: Path) -> Classes | None:
+    """The class names of a run's folder; None where an older version wrote none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = workdir / CLASSES_FILE
+    try:
+        return as_classes(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+    except ValueError as error:  # no UTF-8 and no JSON are such, too
+        raise ValueError(
+            f"expected class names in {file}, got a damaged file ({error}): restore it, a list in the order of the "
+            "logits"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -43,8 +69,7 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
         ValueError: the folder belongs to another recipe; the message names the fields that differ.
     """
     text, file = to_json(recipe), workdir / "recipe.json"
-    saved = any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
-    if not (file.exists() and (saved or (workdir / "any_frame.json").exists())):
+    if not (file.exists() and _has_results(workdir)):
         workdir.mkdir(parents=True, exist_ok=True)
         with written_whole(file) as path:
             path.write_text(text)
@@ -56,6 +81,31 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
             f"{workdir} holds a run of another recipe:\n  {differences}\ngive --workdir another folder, "
             "or delete this one"
         )
+
+
+def claim_classes(classes: Classes, workdir: Path) -> None:
+    """Writes classes.json into a new work folder, or checks that an old one was trained on the same classes.
+
+    Its network answers by number: after class folders were renamed, added or removed, the same number is another class.
+
+    Raises:
+        ValueError: the data's classes are others now, or in another order; the message names them.
+    """
+    if not _has_results(workdir):
+        with written_whole(workdir / CLASSES_FILE) as path:
+            path.write_text(json.dumps(classes))
+    elif (saved := read_classes(workdir)) is None:
+        print(f"{workdir} has no {CLASSES_FILE}: its classes are taken to be those that the data has now")
+    elif lines := differences(saved, classes):
+        raise ValueError(
+            f"expected the classes that the run in {workdir} was trained on, got others: {'; '.join(lines)}: give the "
+            "data its class names and their order back, or give --workdir another folder"
+        )
+
+
+def _has_results(workdir: Path) -> bool:
+    saved = any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
+    return saved or (workdir / "any_frame.json").exists()
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

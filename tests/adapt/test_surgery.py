@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from flaxvid import trees
-from flaxvid.adapt.surgery import adopt, inflate, spread
+from flaxvid.adapt.surgery import adopt, arrange_head, inflate, spread
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny
 from flaxvid.tasks.task import init_model
@@ -46,6 +46,21 @@ def test_other_classifiers_than_the_checkpoints(make):
     variables, fresh = adopt(make(0, num_classes={"action": 5, "actor": 2}), make(1))
     assert len(fresh) == 4
     assert set(variables["params"]["head"]) == {"classifier_action", "classifier_actor"}
+
+
+def test_a_head_is_arranged_by_task(make):
+    trained = make(1, num_classes={"action": 3, "actor": 2, "place": 2})
+    variables = arrange_head(trained, {"action": (2, 0, 1), "actor": None, "": (1, 0), "other": (0,)})
+    head, old = variables["params"]["head"], trained["params"]["head"]
+    for leaf in ("kernel", "bias"):
+        np.testing.assert_array_equal(head["classifier_action"][leaf], old["classifier_action"][leaf][..., [2, 0, 1]])
+    assert set(head) == {"classifier_action", "classifier_place"}
+    chex.assert_trees_all_equal(head["classifier_place"], old["classifier_place"])
+    chex.assert_trees_all_equal(variables["params"]["body"], trained["params"]["body"])
+    _, fresh = adopt(make(0, num_classes={"action": 3, "actor": 2, "place": 2}), variables)
+    assert sorted(fresh) == ["params/head/classifier_actor/bias", "params/head/classifier_actor/kernel"]
+    with pytest.raises(ValueError, match=r"expected params/head/classifier_action/\w+ of 2 classes, .* got 3"):
+        arrange_head(trained, {"action": (0, 1)})
 
 
 @pytest.mark.parametrize("overrides", [{"width": 16}, {"depths": (1, 1)}])

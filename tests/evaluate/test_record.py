@@ -7,7 +7,15 @@ from matplotlib.image import imread
 from flaxvid.data.clips import ClipConfig
 from flaxvid.data.sources import FileSource
 from flaxvid.evaluate.evaluator import Evaluation, Result, join
-from flaxvid.evaluate.record import choose_examples, evaluation_record, film_strip, find_fault, write_record
+from flaxvid.evaluate.record import (
+    choose_examples,
+    digest_videos,
+    evaluation_record,
+    film_strip,
+    find_fault,
+    place_record,
+    write_record,
+)
 
 CLIPS = ClipConfig((2,), 32)
 
@@ -84,3 +92,47 @@ def test_passes_join_only_over_the_same_videos(evaluation):
     assert list(join([evaluation, other]).frames) == [4, 8, 16]
     with pytest.raises(ValueError, match="got 2 at 4, 8 frames; 0 at 16 frames"):
         join([evaluation, Evaluation(other.frames, other.index, other.label, ())])
+
+
+def test_a_digest_knows_ids_labels_and_sizes_and_neither_place_nor_order(tmp_path):
+    def files(root, contents, classes=("a", "b")):
+        (tmp_path / root).mkdir()
+        for name, (content, _) in contents.items():
+            (tmp_path / root / name).write_bytes(content)
+        labels = tuple(classes.index(label) for _, label in contents.values())
+        return digest_videos(FileSource(root, str(tmp_path / root), tuple(contents), labels, classes))
+
+    own = {"x.mp4": (b"123", "a"), "y.mp4": (b"4", "b")}
+    digest = files("own", own)
+    assert files("moved", dict(reversed(own.items())), ("b", "a")) == digest
+    others = {
+        "renamed": {"z.mp4": own["x.mp4"], "y.mp4": own["y.mp4"]},
+        "relabelled": {**own, "x.mp4": (b"123", "b")},
+        "recoded": {**own, "x.mp4": (b"1234", "a")},
+        "fewer": {"x.mp4": own["x.mp4"]},
+    }
+    assert len({digest, *(files(name, contents) for name, contents in others.items())}) == 5
+    assert files("other names", own, ("a", "b", "c")) == digest  # what the network could answer is another matter
+
+
+def test_each_set_of_videos_has_its_place(tmp_path):
+    data = {"name": "folder test, 3 of 6", "videos": 3, "digest": "0123456789abcdef"}
+    other = tmp_path / "evaluations" / "folder-test-3-of-6-01234567"
+    assert place_record(tmp_path, data, own=True) == tmp_path
+    assert place_record(tmp_path, data, own=False) == other
+
+
+@pytest.mark.parametrize(("digest", "own", "expected"), [
+    ("0123456789abcdef", False, True), ("another", True, False), (None, True, True), (None, False, False),
+])  # fmt: skip
+def test_a_record_gives_way_only_to_one_of_its_own_videos(evaluation, source, tmp_path, digest, own, expected):
+    facts = {"name": "efficient", "views": "1 clip x 1 crop", "size": 32}
+    record = evaluation_record(
+        evaluation, source, clips=CLIPS, protocol=facts, costs={n: {"gflops": 1.0} for n in (4, 8)}
+    )
+    data = {**record["data"], "digest": "0123456789abcdef"}
+    del record["data"]["digest"]  # as older versions wrote it
+    record["data"] |= {"digest": digest} if digest else {}
+    (tmp_path / "evaluation.json").write_text(json.dumps(record))
+    assert (place_record(tmp_path, data, own) == tmp_path) == expected
+    assert place_record(tmp_path, {**data, "videos": 7, "digest": "x"}, own) != tmp_path

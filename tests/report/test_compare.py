@@ -31,7 +31,8 @@ def test_runs_are_laid_side_by_side(trained, evaluated, tmp_path, parse_page):
         assert expected in page.text
     assert "momentum" in page.text  # the run without a recipe has none
     assert "script" not in page.tags
-    assert len(page.sources) == 4  # accuracy against frames, GFLOPs and milliseconds, and the loss
+    # Accuracy against frames and GFLOPs of both kinds of videos, milliseconds of one, and the loss.
+    assert len(page.sources) == 6
     assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
     page = parse_page(render_comparison(name_runs(trained)))
     assert "momentum" not in page.text
@@ -40,7 +41,7 @@ def test_runs_are_laid_side_by_side(trained, evaluated, tmp_path, parse_page):
         del row["milliseconds"]
     (evaluated / "evaluation.json").write_text(json.dumps(untimed))
     page = parse_page(render_comparison(name_runs([*trained, evaluated])))
-    assert len(page.sources) == 3
+    assert len(page.sources) == 5
 
 
 def test_runs_that_have_only_begun_can_be_compared(tmp_path, parse_page):

@@ -149,3 +149,30 @@ def test_slips_show_before_anything_is_written(recipe, tmp_path, changes, messag
     with pytest.raises(ValueError, match=message):
         flaxvid.run(dataclasses.replace(recipe, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_each_task_of_other_data_is_matched_by_its_name(run, videos, monkeypatch, capsys, tmp_path):
+    folder, _ = run
+    own = (folder / "evaluation.json").read_bytes()
+
+    def evaluate(*lines):
+        (tmp_path / "test.csv").write_text("\n".join(lines))
+        script("evaluate.py", monkeypatch, folder, "--root", videos, "--lists", tmp_path, "--frames", 4)
+        return capsys.readouterr().out
+
+    out = evaluate("path,place,actor,action", "1.mp4,0,1,jump", "2.mp4,1,1,sit")  # columns in another order, one more
+    assert "Classes of action: videos of 2 of the network's 3 (jump, sit)" in out
+    assert "Classes of actor: videos of 1 of the network's 2 (1)" in out
+    (other,) = read_run(folder).others
+    confusions = {row["task"]: row["confusion"] for row in other.evaluation["frames"]}
+    assert {label for label, _, _ in confusions["action"]} == {0, 2}
+    assert {label for label, _, _ in confusions["actor"]} == {1}
+    assert (folder / "evaluation.json").read_bytes() == own
+    with pytest.raises(SystemExit, match=r"network for action \(jump, run, sit\), got also hop in list test"):
+        evaluate("path,action,actor", "1.mp4,hop,0", "2.mp4,sit,1")
+    with pytest.raises(SystemExit, match=r"the network's tasks action, actor, got tasks action, who"):
+        evaluate("path,action,who", "1.mp4,jump,0", "2.mp4,sit,1")
+    (tmp_path / "test.csv").unlink()
+    (tmp_path / "test.txt").write_text("1.mp4 0\n2.mp4 1\n")
+    with pytest.raises(SystemExit, match="got one task without a name in list test"):
+        script("evaluate.py", monkeypatch, folder, "--root", videos, "--lists", tmp_path, "--frames", 4)

@@ -1,0 +1,143 @@
+"""Reading a run's JSON files: what is damaged is one line that names the file."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+NUMBER = (int, float)
+ROW = {"frames": int, "top1": NUMBER, "top5": NUMBER, "gflops": NUMBER, "clips": int}
+COUNTS = dict.fromkeys(("videos", "evaluated", "missing", "unreadable"), int)
+SCORES = {
+    **ROW,
+    **dict.fromkeys(("mean_class", "calibration_error"), NUMBER),
+    "confusion": [[int]],
+    "reliability": dict.fromkeys(("count", "confidence", "accuracy"), list),
+}
+EVALUATION = {
+    "protocol": {"name": str, "views": str, "size": int},
+    "data": {"name": str, **COUNTS, "faults": [{"id": str, "missing": bool}]},
+    "device": str,
+    "classes": (list, dict),
+    "frames": [SCORES],
+    "examples": [{"id": str, "label": int, "guesses": dict}],
+}
+"""What is read of any_frame.json and evaluation.json: the type of each value, a list's of each of its entries."""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; {} where there is no file.
+
+    Raises:
+        ValueError: it is no UTF-8, no JSON or no object.
+    """
+    return _read(path, {})
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads any_frame.json; [] where there is no file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    rows = _read(path, [])
+    _check(path, rows, [ROW])
+    return rows
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Reads evaluation.json; {} where there is no file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    record = _read(path, {})
+    if record:
+        _check(path, record, EVALUATION)
+        try:
+            fault = next(_outside(record), None)
+        except (TypeError, ValueError) as error:
+            fault = f"expected [label, guess, videos] and [guess, confidence], got something else ({error})"
+        if fault:
+            raise _damaged(path, fault)
+    return record
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl, without a last line that a killed process left half written; [] where there is no file.
+
+    Raises:
+        ValueError: any other line is no JSON object with a step.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    lines = data.splitlines()
+    torn = data.startswith(b"{", data.rfind(b"\n") + 1)  # no end of a line after it
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            if torn and number == len(lines):
+                break
+            raise ValueError(f"expected a JSON object in line {number} of {path}, got {line[:60]!r}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), NUMBER):
+            raise ValueError(f"expected a JSON object with a step in line {number} of {path}, got {line[:60]!r}")
+        rows.append(row)
+    return rows
+
+
+def _read(path: Path, empty: Any) -> Any:
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8")) if path.exists() else empty
+    except (ValueError, RecursionError) as error:  # no UTF-8 is a ValueError, too
+        raise ValueError(f"expected JSON in {path}, got: {error}; move the file away or restore it") from error
+    _check(path, value, type(empty))
+    return value
+
+
+def _check(path: Path, value: Any, wanted: Any) -> None:
+    if fault := next(_faults(value, wanted, ""), None):
+        raise _damaged(path, fault)
+
+
+def _damaged(path: Path, fault: str) -> ValueError:
+    return ValueError(f"{path} is damaged: {fault}; move the file away or restore it")
+
+
+def _faults(value: Any, wanted: Any, where: str) -> Iterator[str]:
+    """What is not as `wanted`, a type, or a list or dict of such."""
+    kinds = wanted if isinstance(wanted, tuple) else (type(wanted) if isinstance(wanted, list | dict) else wanted,)
+    if type(value) not in kinds:
+        names = " or ".join(kind.__name__ for kind in kinds)
+        yield f"expected {names}{f' as {where}' * bool(where)}, got {type(value).__name__}"
+    elif isinstance(wanted, list):
+        for number, entry in enumerate(value):
+            yield from _faults(entry, wanted[0], f"{where}[{number}]")
+    elif isinstance(wanted, dict):
+        for key, inner in wanted.items():
+            name = f"{where}.{key}".lstrip(".")
+            if key in value:
+                yield from _faults(value[key], inner, name)
+            else:
+                yield f"expected {name}, got none"
+
+
+def _outside(record: Mapping[str, Any]) -> Iterator[str]:
+    """Numbers that are no class, and counts that have no row."""
+    classes, counts = record["classes"], {str(row["frames"]) for row in record["frames"]}
+    if not counts:
+        yield "expected a row for each frame count, got none"
+    for key in ("frames", "examples"):
+        for entry in record[key]:
+            task = entry.get("task", "")
+            names = classes.get(task) if isinstance(classes, dict) else classes
+            if key == "frames":
+                numbers = [number for label, guess, _ in entry["confusion"] for number in (label, guess)]
+            else:
+                numbers = [entry["label"], *(guess for guess, _ in entry["guesses"].values())]
+                if missing := counts - entry["guesses"].keys():
+                    yield f"expected guesses at {', '.join(sorted(missing))} frames of {entry['id']}, got none"
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                yield f"expected class names{f' of {task}' * bool(task)}, got none"
+            elif wrong := [number for number in numbers if not 0 <= number < len(names)]:
+                yield f"expected numbers of {len(names)} classes in {key}, got {wrong[0]}"
