@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from flaxvid.writing import read_json
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -65,9 +67,12 @@ def read_run(folder: str | Path) -> Run:
     names = ("recipe.json", "metrics.jsonl", "any_frame.json", "evaluation.json")
     if not any((folder / name).exists() for name in names):
         raise FileNotFoundError(f"expected a run's folder with {', '.join(names)}, got none of them in {folder}")
-    recipe, evaluation = _read_json(folder / "recipe.json", {}), _read_json(folder / "evaluation.json", {})
-    any_frame = _read_json(folder / "any_frame.json", []) or evaluation.get("frames", [])
-    rows = tuple(sorted(any_frame, key=lambda row: (row.get("task", ""), row["frames"])))
+    recipe, evaluation = (_read(folder / f"{name}.json", dict) for name in ("recipe", "evaluation"))
+    any_frame = _read(folder / "any_frame.json", list) or evaluation.get("frames", [])
+    try:
+        rows = tuple(sorted(any_frame, key=lambda row: (row.get("task", ""), row["frames"])))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"expected rows with their frames in {folder / 'any_frame.json'}, got {error!r}") from error
     return Run(folder.resolve().name, recipe, read_metrics(folder / "metrics.jsonl"), rows, evaluation, folder)
 
 
@@ -75,17 +80,22 @@ def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:
     """Reads metrics.jsonl, without a last line that a killed process left half written.
 
     Raises:
-        ValueError: any other line is no JSON.
+        ValueError: any other line is no JSON object with a step.
     """
     path = Path(path)
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"expected a JSON object in line {number} of {path}, got {line[:60]!r}") from error
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int | float):
+            rows.append(row)
+        elif number < len(lines):
+            raise ValueError(
+                f"expected a JSON object with its step in line {number} of {path}, got {line[:60]!r}: remove that line"
+            )
     return tuple(rows)
 
 
@@ -93,8 +103,5 @@ def _of_task(rows: Iterable[Mapping[str, Any]], task: str) -> list[dict[str, Any
     return [{key: row[key] for key in row if key != "task"} for row in rows if row.get("task", "") == task]
 
 
-def _read_json(path: Path, default: Any) -> Any:
-    try:
-        return json.loads(path.read_text()) if path.exists() else default
-    except json.JSONDecodeError as error:
-        raise ValueError(f"expected JSON in {path}, got: {error}") from error
+def _read(path: Path, kind: type) -> Any:
+    return read_json(path, kind) if path.exists() else kind()

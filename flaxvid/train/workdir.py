@@ -3,8 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ from flaxvid.writing import take_lock, written_whole
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir: Path) -> Iterator[None]:
+def lock_workdir(workdir: Path) -> Iterator[Callable[[], None]]:
     """Keeps other runs out of a work folder, which is made if need be; the system frees it however this one ends.
 
+    Gives a function that makes sure that the folder is still there: it raises FileNotFoundError once it was deleted or
+    moved, where writing on would leave half a folder.
+
     Raises:
-        ValueError: a run is at work there; the message names its process.
+        ValueError: a run is at work there, and the message names its process; or the folder's name is none that files
+            can be written under.
     """
+    _check_name(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("a+") as file:
         if not take_lock(file):
@@ -30,7 +36,31 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+
+        def check_there() -> None:
+            try:
+                there = os.path.samestat(os.fstat(file.fileno()), (workdir / ".lock").stat())
+            except FileNotFoundError:
+                there = False
+            if not there:
+                raise FileNotFoundError(
+                    f"{workdir} was deleted or moved while the run was at work, which ends here: move it back and give "
+                    "the same command again to go on, or begin anew"
+                )
+
+        yield check_there
+
+
+def _check_name(workdir: Path) -> None:
+    if re.match(r"\w+:/", str(workdir)):
+        raise ValueError(
+            f"expected a work folder on a disk, got the address {workdir}: mount it, and give --workdir that folder"
+        )
+    try:
+        str(workdir.absolute()).encode()
+    except UnicodeEncodeError as error:
+        name = str(workdir.absolute()).encode(errors="surrogateescape")
+        raise ValueError(f"expected a work folder with a name in UTF-8, got {name!r}: rename it") from error
 
 
 def claim_workdir(recipe: Recipe, workdir: Path) -> None:
@@ -52,10 +82,7 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
     mine, theirs = json.loads(text), json.loads(to_json(read_recipe(workdir)))  # fields younger than it at defaults
     if mine != theirs:
         differences = "\n  ".join(_differences(theirs, mine))
-        raise ValueError(
-            f"{workdir} holds a run of another recipe:\n  {differences}\ngive --workdir another folder, "
-            "or delete this one"
-        )
+        raise ValueError(f"{workdir} holds a run of another recipe:\n  {differences}\ngive --workdir another folder")
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
