@@ -8,11 +8,14 @@ import dataclasses
 import pkgutil
 import re
 import sys
+import threading
 import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from flaxvid.train.interrupt import Interrupted, end, end_when_told
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: FILE or FILE:ARGUMENT.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config>-<argument>.")
@@ -24,9 +27,11 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, fro
 
 def main(_argv: list[str]) -> None:
     """Runs the recipe; what the user can mend is one line, not a traceback."""
-    logging.set_verbosity(logging.ERROR)  # Orbax reports every step of every save, Grain what its profiler lacks
-    from flaxvid.train.hosts import connect, give_up
-    from flaxvid.train.interrupt import Interrupted
+    # Orbax reports every step of every save, Grain what its profiler lacks. What goes wrong in a thread of theirs is
+    # raised here, too: it is said once, last, and not under a page of each thread's own.
+    logging.set_verbosity(logging.FATAL)
+    threading.excepthook = sys.unraisablehook = lambda _: None
+    from flaxvid.train.hosts import connect, leave
     from flaxvid.train.loop import run
 
     file, _colon, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
@@ -37,10 +42,9 @@ def main(_argv: list[str]) -> None:
             connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         run(recipe, workdir)
     except (ValueError, OSError, FloatingPointError) as error:
-        give_up(f"{type(error).__name__}: {error}")
+        end(f"{type(error).__name__}: {error}", 1)
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.code)
+        leave(str(stop), stop.code)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -76,5 +80,6 @@ def parse(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    end_when_told("the same command goes on after the last checkpoint")
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse)

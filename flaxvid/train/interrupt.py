@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -116,7 +117,7 @@ def _listen(heard: int, advice: str) -> None:
         told = True
 
 
-def end(message: str, code: int) -> None:
+def end(message: str, code: int) -> NoReturn:
     """Ends this process now, with a last line: no thread, no half-dead library gets another word in."""
     flush = threading.Thread(target=sys.stdout.flush, daemon=True)
     flush.start()

@@ -1,5 +1,6 @@
 """What a run says while it trains: a progress bar or plain lines, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import json
 import math
 import time
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.summary import scalar
 
 from flaxvid.report.run import read_metrics
@@ -80,8 +81,10 @@ class RunLogger:
         if self._bar:
             self._bar.stop()
         if self._writes:
-            self._file.close()
-            self._tensorboard.close()
+            for file in (self._file, self._tensorboard):
+                # Of a full disk, the first error names the file.
+                with contextlib.suppress(OSError) if any(error) else named_in_errors(self.workdir):
+                    file.close()
 
     def update(self, step: int, clips: int) -> None:
         """Notes that `step` updates are done, the last with `clips` clips (of all processes); waits for no device."""

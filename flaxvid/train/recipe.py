@@ -228,7 +228,7 @@ def read_recipe(workdir: Path) -> Recipe:
     return _from_json(Recipe, read_json(file, dict), str(file))
 
 
-def _from_json(kind: Any, saved: dict[str, Any], where: str) -> Any:
+def _from_json(kind: Any, saved: Any, where: str) -> Any:
     """A dataclass of the fields of a JSON object."""
     hints = get_type_hints(kind)
     values = {}
@@ -239,7 +239,7 @@ def _from_json(kind: Any, saved: dict[str, Any], where: str) -> Any:
         expected = dict if nested else get_origin(hints[name]) or hints[name]
         # JSON has no tuples, and its numbers and truths stand for each other in configs.
         fits = {dict: dict, tuple: list, str: str}.get(expected, (int, float))
-        if value is not None and not isinstance(value, fits):
+        if not isinstance(value, fits) and (nested or value is not None):
             raise ValueError(
                 f"{where}: expected {name} of {kind.__name__} to be like {expected.__name__}, got {value!r:.60}: put a "
                 "whole copy there"
