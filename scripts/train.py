@@ -12,10 +12,13 @@ import threading
 import traceback
 from pathlib import Path
 
+from flaxvid.train.interrupt import Interrupted, end, end_when_told
+
+if __name__ == "__main__":
+    end_when_told("the same command goes on after the last checkpoint")  # before the imports, which take seconds
+
 from absl import app, flags, logging
 from ml_collections import config_flags
-
-from flaxvid.train.interrupt import Interrupted, end, end_when_told
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: FILE or FILE:ARGUMENT.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config>-<argument>.")
@@ -80,6 +83,5 @@ def parse(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    end_when_told("the same command goes on after the last checkpoint")
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse)

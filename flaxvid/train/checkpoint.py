@@ -211,8 +211,13 @@ class Checkpoints:
 
     def _check_writable(self) -> None:
         """Raises at once what Orbax would wait five minutes for."""
-        if jax.process_index() == 0:
+        if jax.process_index() > 0:
+            return
+        try:
             tempfile.TemporaryFile(dir=self.directory).close()
+        except OSError as error:
+            place = str(self.directory)
+            raise OSError(error.errno, f"no checkpoint can be written ({error.strerror})", place) from error
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
@@ -223,13 +228,16 @@ class Checkpoints:
             full = any(sign.lower() in f"{error} {error.__cause__}".lower() for sign in _FULL)
             if not full and jax.process_count() > 1:  # it may be another process that is lost
                 raise
+            if not full:
+                raise OSError(
+                    f"the checkpoint was not saved in {self.directory} ({_first_line(error)}): mend that and give the "
+                    "same command again"
+                ) from error
             steps = _steps(self.directory)
-            on = f"the same command again, it {f'goes on after step {steps[-1]}' if steps else 'begins anew'}"
-            if full:
-                text = f"the disk of {self.directory} is full and the checkpoint was not saved: make room and give {on}"
-                raise OSError(errno.ENOSPC, text) from error
             raise OSError(
-                f"the checkpoint was not saved in {self.directory} ({_first_line(error)}): mend that and give {on}"
+                errno.ENOSPC,
+                f"the disk of {self.directory} is full and the checkpoint was not saved: make room and give the same "
+                f"command again, it {f'goes on after step {steps[-1]}' if steps else 'begins anew'}",
             ) from error
 
 
