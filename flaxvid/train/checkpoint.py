@@ -12,7 +12,6 @@ import errno
 import json
 import math
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from grain.checkpoint import CheckpointRestore, CheckpointSave
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from flaxvid.train.workdir import plainly_named
 from flaxvid.types import Variables
 from flaxvid.writing import written_whole
 
@@ -75,7 +75,7 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=_score, cleanup_tmp_directories=True
         )
         with self._disk(), contextlib.ExitStack() as stack:
-            self._manager = ocp.CheckpointManager(stack.enter_context(_plainly_named(self.directory)), options=options)
+            self._manager = ocp.CheckpointManager(stack.enter_context(plainly_named(self.directory)), options=options)
             self._name = stack.pop_all()
 
     def __enter__(self) -> "Checkpoints":
@@ -253,12 +253,16 @@ def restore_variables(path: str | Path, step: int | None = None) -> dict[str, An
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged.
     """
     folder = Path(path).absolute()
     if not (folder / "variables").exists():
         folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
         folder = folder / str(_existing_step(folder, step))
-    return _read_numpy(folder / "variables")
+    try:
+        return _read_numpy(folder / "variables")
+    except Exception as error:
+        raise ValueError(f"{folder} cannot be read: {_fault(error)}: give the folder of another step") from error
 
 
 def _steps(directory: Path) -> list[int]:
@@ -315,43 +319,23 @@ def _damage(folder: Path) -> str:
             if (folder / item).exists():
                 _read_numpy(folder / item)
     except Exception as error:  # what libraries raise on broken files is no promise of theirs
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING):
-            raise
-        return f"{type(error).__name__}: {_first_line(error)}"
+        return _fault(error)
     return ""
+
+
+def _fault(error: Exception) -> str:
+    """What a reading error says of the file, in a line; one that says nothing of it is raised again."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING):
+        raise error
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")[:200]
 
 
-@contextlib.contextmanager
-def _plainly_named(folder: Path) -> Iterator[Path]:
-    """The same folder by a name that Orbax and TensorStore take as it is.
-
-    Orbax takes `[x]`, `*` and `?` for a pattern, and `gs:/` or a disk that is mounted as `/s3` for an address;
-    TensorStore takes a backslash for a slash, and knows no names but UTF-8. Without a word they would write elsewhere,
-    or nothing that can be read.
-    """
-    folder = folder.resolve()
-    name = str(folder)
-    if not re.search(r"[*?\[\\]|/(gs|s3|az|hf):?/", name) and name == name.encode(errors="ignore").decode():
-        yield folder
-        return
-    if not Path("/proc/self/fd").exists():
-        raise ValueError(
-            f"expected a folder whose path has no *, ?, [, backslash, gs: or s3:, got {name!r}: rename it, or give "
-            "--workdir another one"
-        )
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        yield Path(f"/proc/self/fd/{opened}")
-    finally:
-        os.close(opened)
-
-
 def _read_numpy(folder: Path) -> Any:
-    with _plainly_named(folder) as plain:
+    with plainly_named(folder) as plain:
         handler, saved = ocp.PyTreeCheckpointHandler(), epath.Path(plain)
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(saved).tree)
         return handler.restore(saved, args=ocp.args.PyTreeRestore(restore_args=as_numpy))

@@ -4,6 +4,7 @@ While a run holds something that is not saved, `StopRequest` notes the signal an
 `end_when_told` ends a script at once, in one line. Importing this module is quick: scripts call it before the rest.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -92,27 +93,28 @@ def end_when_told(advice: str) -> None:
     heard, tell = os.pipe()
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(BlockingIOError):  # heard already, unless an event loop took the wake-up for itself
+            os.write(tell, bytes([number]))
+
     for number in SIGNALS:
-        signal.signal(number, _leave)
+        signal.signal(number, leave)
     # Every thread and process that starts from here on inherits that both are blocked; only the thread below is not.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     # The process that tidies up after a sudden end would say so, in several lines.
     sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
-    threading.Thread(target=_listen, args=(heard, advice), daemon=True).start()
+    threading.Thread(target=_listen, args=(heard, leave, advice), daemon=True).start()
 
 
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    """Stands for signals that `_listen` ends the process for."""
-
-
-def _listen(heard: int, advice: str) -> None:
+def _listen(heard: int, leave: object, advice: str) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     told = False
     while True:
         number = os.read(heard, 1)[0]
         if number not in SIGNALS:
             continue
-        if signal.getsignal(number) is _leave or (told and number == signal.SIGINT):
+        if signal.getsignal(number) is leave or (told and number == signal.SIGINT):
             end(f"stopped as told ({signal.Signals(number).name}): {advice}", 128 + number)
         told = True
 

@@ -35,7 +35,7 @@ from flaxvid.train.setup import clip_config, count_classes, load_start, make_mod
 from flaxvid.train.state import create_state
 from flaxvid.train.step import TrainStep, make_train_step
 from flaxvid.train.trained import CLASSES_FILE
-from flaxvid.train.workdir import claim_workdir, lock_workdir
+from flaxvid.train.workdir import check_name, claim_workdir, lock_workdir
 from flaxvid.types import Variables
 from flaxvid.writing import written_whole
 
@@ -60,6 +60,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         Interrupted: the run was told to stop (SIGTERM, Ctrl-C), and saved.
     """
     check(recipe)
+    check_name(Path(workdir))
     # A slip shows now, and not after the data set was made; of its tasks only those with weights are known yet.
     task = make_task(recipe, make_model(recipe, dict.fromkeys(recipe.task.task_weights, 1) or 1))
     if recipe.freeze:

@@ -21,10 +21,8 @@ def lock_workdir(workdir: Path) -> Iterator[Callable[[], None]]:
     moved, where writing on would leave half a folder.
 
     Raises:
-        ValueError: a run is at work there, and the message names its process; or the folder's name is none that files
-            can be written under.
+        ValueError: a run is at work there; the message names its process.
     """
-    _check_name(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("a+") as file:
         if not take_lock(file):
@@ -51,7 +49,12 @@ def lock_workdir(workdir: Path) -> Iterator[Callable[[], None]]:
         yield check_there
 
 
-def _check_name(workdir: Path) -> None:
+def check_name(workdir: Path) -> None:
+    """Refuses a work folder that is an address, or whose name cannot be written down.
+
+    Raises:
+        ValueError: it is one.
+    """
     if re.match(r"\w+:/", str(workdir)):
         raise ValueError(
             f"expected a work folder on a disk, got the address {workdir}: mount it, and give --workdir that folder"
@@ -61,6 +64,31 @@ def _check_name(workdir: Path) -> None:
     except UnicodeEncodeError as error:
         name = str(workdir.absolute()).encode(errors="surrogateescape")
         raise ValueError(f"expected a work folder with a name in UTF-8, got {name!r}: rename it") from error
+
+
+@contextlib.contextmanager
+def plainly_named(folder: Path) -> Iterator[Path]:
+    """The same folder by a name that Orbax and TensorStore take as it is.
+
+    Orbax takes `[x]`, `*` and `?` for a pattern, and `gs:/` or a disk that is mounted as `/s3` for an address;
+    TensorStore takes a backslash for a slash, and knows no names but UTF-8. Without a word they would write elsewhere,
+    or nothing that can be read.
+    """
+    folder = folder.resolve()
+    name = str(folder)
+    if not re.search(r"[*?\[\\]|/(gs|s3|az|hf):?/", name) and name == name.encode(errors="ignore").decode():
+        yield folder
+        return
+    if not Path("/proc/self/fd").exists():
+        raise ValueError(
+            f"expected a folder whose path has no *, ?, [, backslash, gs: or s3:, got {name!r}: rename it, or give "
+            "--workdir another one"
+        )
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        yield Path(f"/proc/self/fd/{opened}")
+    finally:
+        os.close(opened)
 
 
 def claim_workdir(recipe: Recipe, workdir: Path) -> None:

@@ -213,6 +213,9 @@ def test_no_readable_checkpoint_is_said(two_steps, tmp_path):
             file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"no checkpoint in .* can be read .the first, of step 8: "):
         Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match=r"/8 cannot be read: .* give the folder of another step") as error:
+        restore_variables(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture

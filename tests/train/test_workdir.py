@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import flaxvid
 from flaxvid.train.recipe import ModelRecipe, Recipe, TaskRecipe
-from flaxvid.train.workdir import claim_workdir, lock_workdir
+from flaxvid.train.workdir import check_name, claim_workdir, lock_workdir
 
 
 def test_a_work_folder_is_claimed_once_something_was_saved(tmp_path):
@@ -112,6 +113,7 @@ def test_a_folder_that_went_away_is_an_error_and_stays_away(tmp_path, change):
 )
 def test_a_name_that_no_disk_has_is_refused_at_the_start(tmp_path, monkeypatch, name, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        lock_workdir(Path(name)).__enter__()
+    for refuse in (lambda: check_name(Path(name)), lambda: flaxvid.run(Recipe(), name)):
+        with pytest.raises(ValueError, match=message):
+            refuse()
     assert not list(tmp_path.iterdir())
