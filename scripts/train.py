@@ -15,7 +15,8 @@ from pathlib import Path
 from flaxvid.train.interrupt import Interrupted, end, end_when_told
 
 if __name__ == "__main__":
-    end_when_told("the same command goes on after the last checkpoint")  # before the imports, which take seconds
+    # Before the imports, which take seconds.
+    end_when_told("the same command goes on after the last checkpoint, or begins anew")
 
 from absl import app, flags, logging
 from ml_collections import config_flags

@@ -195,7 +195,8 @@ def test_a_run_that_is_told_to_stop_goes_on_bit_for_bit(data, whole, tmp_path, n
     )
     if not after:  # as nothing was unsaved
         assert moment != "loop"
-        assert shown == [f"stopped as told ({number.name}): the same command goes on after the last checkpoint"]
+        advice = "the same command goes on after the last checkpoint, or begins anew"
+        assert shown == [f"stopped as told ({number.name}): {advice}"]
     expected = {"loop": [int(after[1])] if after else [], "evaluation": [TESTED], "after": [TESTED, STEPS]}
     saved = saved_steps(run.work) if run.work.exists() else []
     assert saved == expected.get(moment, [])
