@@ -22,6 +22,11 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from flaxvid.train.interrupt import end_when_told
+
+if __name__ == "__main__":
+    end_when_told("the same command begins anew")  # before the imports, which take seconds
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 

@@ -19,6 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flaxvid.train.interrupt import end_when_told
+
+if __name__ == "__main__":
+    end_when_told("the answers so far stand")  # before the imports, which take seconds
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -10,12 +10,18 @@ goes on where it was; when bad videos have been repaired, it does their shards a
 
     --config.data.name=tfds --config.data.root=OUTPUT
 
-exit code: 0 all good; 1 done, but the report has findings; 2 not done (one line says why); 130 stopped by Ctrl-C.
+exit code: 0 all good; 1 done, but the report has findings; 2 not done (one line says why); 130 or 143 stopped
+by Ctrl-C or SIGTERM.
 """
 
 import argparse
 import sys
 import warnings
+
+from flaxvid.train.interrupt import end_when_told
+
+if __name__ == "__main__":
+    end_when_told("the same command goes on")  # before the imports, which take seconds
 
 from rich.console import Console
 
@@ -75,9 +81,6 @@ def main() -> int:
     except (ValueError, OSError) as error:
         console.print(f"{type(error).__name__}: {error}", highlight=False, markup=False, soft_wrap=True)
         return 2
-    except KeyboardInterrupt:
-        console.print("Stopped: run the same command to go on.")
-        return 130
     Console().print(show(report))
     if not arguments.check_only:
         output = arguments.output

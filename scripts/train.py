@@ -8,8 +8,15 @@ import dataclasses
 import pkgutil
 import re
 import sys
+import threading
 import traceback
 from pathlib import Path
+
+from flaxvid.train.interrupt import Interrupted, end, end_when_told
+
+if __name__ == "__main__":
+    # Before the imports, which take seconds.
+    end_when_told("the same command goes on after the last checkpoint, or begins anew")
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -24,9 +31,11 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, fro
 
 def main(_argv: list[str]) -> None:
     """Runs the recipe; what the user can mend is one line, not a traceback."""
-    logging.set_verbosity(logging.ERROR)  # Orbax reports every step of every save, Grain what its profiler lacks
-    from flaxvid.train.hosts import connect, give_up
-    from flaxvid.train.interrupt import Interrupted
+    # Orbax reports every step of every save, Grain what its profiler lacks. What goes wrong in a thread of theirs is
+    # raised here, too: it is said once, last, and not under a page of each thread's own.
+    logging.set_verbosity(logging.FATAL)
+    threading.excepthook = sys.unraisablehook = lambda _: None
+    from flaxvid.train.hosts import connect, leave
     from flaxvid.train.loop import run
 
     file, _colon, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
@@ -37,10 +46,9 @@ def main(_argv: list[str]) -> None:
             connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         run(recipe, workdir)
     except (ValueError, OSError, FloatingPointError) as error:
-        give_up(f"{type(error).__name__}: {error}")
+        end(f"{type(error).__name__}: {error}", 1)
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.code)
+        leave(str(stop), stop.code)
 
 
 def parse(argv: list[str]) -> list[str]:

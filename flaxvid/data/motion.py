@@ -4,12 +4,10 @@ import contextlib
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from flaxvid.data.motion_render import (
     render_view,
 )
 from flaxvid.data.transforms import mirrored_labels
+from flaxvid.data.workers import processes
 from flaxvid.writing import take_lock
 
 VERSION = "1.0.0"  # raise it whenever a clip would come out differently
@@ -166,11 +165,8 @@ def _mapper(workers: int) -> Iterator[Any]:
     if workers == 1:
         yield lambda make, count: map(make, range(count))
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield lambda make, count: pool.map(make, range(count), chunksize=16)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    with processes(workers) as pool:
+        yield lambda make, count: pool.map(make, range(count), chunksize=16)
 
 
 class MotionSource:

@@ -7,9 +7,6 @@ could not be read, -1 where all is well. Labels of several tasks are `{task: int
 broken videos.
 """
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +18,7 @@ from absl import flags
 from flaxvid.data.clips import UNREADABLE, ClipConfig, cut_views, draw_clips
 from flaxvid.data.decode import VideoError
 from flaxvid.data.sources import Source
+from flaxvid.data.workers import WorkerKilled, begin_worker, started_deaf
 from flaxvid.types import Batch
 
 ATTEMPTS = 100
@@ -72,6 +70,24 @@ def train_batches(
         .random_map(_TrainClips(source, clips))[shard_index::shard_count]
     )
     return iter(_batched(elements, videos, num_threads, num_workers, _mix_repeats))
+
+
+def next_batch(data: grain.DatasetIterator) -> Batch:
+    """The next batch of `train_batches`; the first one starts the worker processes, where there are any.
+
+    Raises:
+        WorkerKilled: one of them was killed; the iterator's state is that after the batch before.
+    """
+    try:
+        with started_deaf():
+            return next(data)
+    except RuntimeError as error:
+        if "process was terminated" not in str(error):
+            raise
+        raise WorkerKilled(
+            "a worker process that decodes was killed, mostly by the system for lack of memory: the same command goes "
+            "on; lower data.num_workers if it happens again"
+        ) from error
 
 
 def eval_batches(
@@ -128,14 +144,7 @@ def _batched(
     if not flags.FLAGS.is_parsed():  # Grain sends the flags to its workers and may not where nobody parsed any
         flags.FLAGS.mark_as_parsed()
     options = grain.multiprocessing.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
-    return batches.mp_prefetch(options, worker_init_fn=_end_with_parent)
-
-
-def _end_with_parent(worker: int, workers: int) -> None:
-    """A worker whose parent was killed would wait for it for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    return batches.mp_prefetch(options, worker_init_fn=begin_worker)
 
 
 @dataclass(frozen=True)

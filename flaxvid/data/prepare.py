@@ -9,14 +9,10 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +25,7 @@ from flaxvid.data.examine import Encoding, examine, stamp
 from flaxvid.data.findings import Finding, Report, summarise
 from flaxvid.data.sources import Source
 from flaxvid.data.stored import shard_path, shard_writer, write_info
+from flaxvid.data.workers import processes
 from flaxvid.writing import take_lock, written_whole
 
 IN_FLIGHT = 2**29
@@ -118,12 +115,12 @@ def _work(splits: Mapping[str, Source], output: Path, preparation: Preparation, 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
         Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress,
-        _processes(workers) as submit,
+        processes(workers) as pool,
     ):
         task = progress.add_task("Checking videos", total=total, completed=total - len(jobs))
         items = (splits[split][index] for split, _, index in jobs)
         look = partial(examine, min_frames=preparation.min_frames, encoding=preparation.encoding)
-        results = _in_order(partial(submit, look), items, ahead=4 * workers, size=_size)
+        results = _in_order(partial(pool.submit, look), items, ahead=4 * workers, size=_size)
         bad = 0
 
         def good(group: Iterable[Any], rows: list[Finding]) -> Iterator[dict[str, Any]]:
@@ -153,34 +150,6 @@ def _is_done(part: Path, source: Source, indices: range) -> bool:
         return False
     bad = [(index, row) for index, row in zip(indices, _read(part), strict=True) if row.problem]
     return all(stamp(source[index]["video"]) == row.stamp for index, row in bad)
-
-
-@contextlib.contextmanager
-def _processes(workers: int) -> Iterator[Callable[..., Future]]:
-    """A function that runs another in one of some spawned processes."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
-    try:
-        yield pool.submit
-    except BrokenProcessPool as error:
-        raise OSError(
-            "a process that decodes was killed, by the system for lack of memory or by a fault of the decoder: run the "
-            "same command again, with fewer workers, to go on"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin() -> None:
-    """Leaves Ctrl-C to the main process, and ends with it however it ends: waiting workers would never notice."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _in_order(
@@ -250,7 +219,7 @@ def _claimed(output: Path, splits: Mapping[str, Source], preparation: Preparatio
             if other:
                 raise ValueError(
                     f"expected in {output} the same videos and options as before, got a different {', '.join(other)}: "
-                    "choose another folder, or delete this one"
+                    "choose another folder"
                 )
         with written_whole(record) as path:
             path.write_text(json.dumps(marks, indent=1))

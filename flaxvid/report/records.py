@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flaxvid.writing import read_json
+
 NUMBER = (int, float)
 ROW = {"frames": int, "top1": NUMBER, "top5": NUMBER, "gflops": NUMBER, "clips": int}
 COUNTS = dict.fromkeys(("videos", "evaluated", "missing", "unreadable"), int)
@@ -31,7 +33,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is no UTF-8, no JSON or no object.
     """
-    return _read(path, {})
+    return read_json(path, dict) if path.exists() else {}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -40,7 +42,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: it is damaged.
     """
-    rows = _read(path, [])
+    rows = read_json(path, list) if path.exists() else []
     _check(path, rows, [ROW])
     return rows
 
@@ -51,7 +53,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged.
     """
-    record = _read(path, {})
+    record = read_object(path)
     if record:
         _check(path, record, EVALUATION)
         try:
@@ -84,15 +86,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"expected a JSON object with a step in line {number} of {path}, got {line[:60]!r}")
         rows.append(row)
     return rows
-
-
-def _read(path: Path, empty: Any) -> Any:
-    try:
-        value = json.loads(path.read_bytes().decode("utf-8")) if path.exists() else empty
-    except (ValueError, RecursionError) as error:  # no UTF-8 is a ValueError, too
-        raise ValueError(f"expected JSON in {path}, got: {error}; move the file away or restore it") from error
-    _check(path, value, type(empty))
-    return value
 
 
 def _check(path: Path, value: Any, wanted: Any) -> None:

@@ -91,7 +91,7 @@ def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:
     """Reads metrics.jsonl, without a last line that a killed process left half written.
 
     Raises:
-        ValueError: any other line is no JSON.
+        ValueError: any other line is no JSON object with a step.
     """
     return tuple(read_lines(Path(path)))
 

@@ -2,8 +2,8 @@
 
 The latest stay, the best one and those of every so many steps.
 
-A step's folder holds the items `variables`, `training`, `data` and `extra`. Variables stand apart so that evaluation
-and export read them without knowing the optimizer that made them.
+A step's folder holds the items `variables`, `training`, `data`, `extra` and `metrics`, its score. Variables stand apart
+so that evaluation and export read them without knowing the optimizer that made them.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import errno
 import json
 import math
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,10 +26,15 @@ from grain.checkpoint import CheckpointRestore, CheckpointSave
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from flaxvid.train.workdir import plainly_named
 from flaxvid.types import Variables
+from flaxvid.writing import written_whole
 
 State = TypeVar("State")
 _SHOWN = 12
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "RESOURCE_EXHAUSTED")
+_PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors that keep a file from being read now, and say nothing of what is in it."""
 
 
 class Checkpoints:
@@ -38,8 +43,10 @@ class Checkpoints:
     Saving is asynchronous: `save` returns when device memory was copied and the position in the data taken, so the
     next step may donate its state. Every process must call every method.
 
-    A checkpoint that was damaged later (a disk that lost power, a copy that was cut short) is put aside as
-    `damaged-<step>`, with a message, and the one before it is the latest.
+    The first checkpoint that an object saves is read back whole once it is on disk, at the next `save` or `wait`: that
+    the disk, or the folder's name, loses data must not show only on resume. A checkpoint that was damaged later (a disk
+    that lost power, a copy that was cut short) is put aside as `damaged-<step>`, with a message, and the one before it
+    is the latest; nothing is deleted.
 
     Args:
         directory: where the steps' folders go, `<run>/checkpoints`.
@@ -48,12 +55,16 @@ class Checkpoints:
 
     Raises:
         ValueError: there are checkpoints, and none of them can be read.
+        OSError: the folder cannot be written, or a checkpoint not be read just now.
     """
 
     def __init__(self, directory: str | Path, keep: int | None = 3, keep_every: int | None = None):
         if keep is not None and keep < 1:
             raise ValueError(f"expected keep >= 1 checkpoints or None for all, got keep={keep}")
         self.directory = Path(directory).absolute()
+        self._proving, self._unproven = False, None
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._check_writable()
         if jax.process_index() == 0:
             _put_damaged_aside(self.directory)
         if jax.process_count() > 1:
@@ -63,8 +74,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=_score, cleanup_tmp_directories=True
         )
-        with self._disk():
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        with self._disk(), contextlib.ExitStack() as stack:
+            self._manager = ocp.CheckpointManager(stack.enter_context(plainly_named(self.directory)), options=options)
+            self._name = stack.pop_all()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -77,9 +89,23 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """The step with the highest score; None if none was saved with one."""
+        """The step with the highest score; None if none has one."""
         step = self._manager.best_step()
-        return None if step is None or _score(self._manager.metrics(step)) == -math.inf else step
+        return step if step is not None and self.has_score(step) else None
+
+    def has_score(self, step: int) -> bool:
+        """Whether a saved step has a score."""
+        return _score(self._manager.metrics(step) or {}) > -math.inf
+
+    def set_score(self, step: int, score: float) -> None:
+        """Gives a saved step the score of an evaluation, the higher the better: the best step stays."""
+        self.wait()
+        if jax.process_index() == 0:
+            with written_whole(self.directory / str(step) / "metrics" / "metrics") as path:
+                path.write_text(json.dumps({"score": score}))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("the score is written")
+        self._manager.reload()
 
     def save(
         self,
@@ -96,11 +122,11 @@ class Checkpoints:
             state: a dataclass pytree such as TrainState, with `variables` among its fields.
             data: the training data's iterator, to resume in the middle of an epoch.
             extra: anything JSON, such as the recipe.
-            score: of an evaluation, the higher the better: the best step stays.
+            score: of an evaluation, if it came before; see `set_score`.
 
         Raises:
-            OSError: the disk is full; the checkpoints before stand. Later calls raise it too, for saving goes on in the
-                background.
+            OSError: the disk is full or cannot be written, or the first checkpoint cannot be read back; the checkpoints
+                before stand. Later calls raise it too, for saving goes on in the background.
             ValueError: the folder holds a later step, which a resume would prefer to this one.
         """
         latest = self.latest_step()
@@ -121,8 +147,12 @@ class Checkpoints:
         if data is not None:
             items["data"] = CheckpointSave(data)
         metrics = {"score": -math.inf if score is None else score}
+        self.wait()
+        self._check_writable()
         with self._disk():
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+        if not self._proving:
+            self._proving, self._unproven = True, step
 
     def restore(
         self, state: State, data: grain.DatasetIterator | None = None, step: int | None = None
@@ -167,20 +197,42 @@ class Checkpoints:
         """Returns when every started save is on disk; raises what went wrong in the background."""
         with self._disk():
             self._manager.wait_until_finished()
+        step, self._unproven = self._unproven, None
+        if step is not None and jax.process_index() == 0 and (problem := _damage(self.directory / str(step))):
+            raise OSError(
+                f"the checkpoint of step {step} was saved in {self.directory} and cannot be read back ({problem}): "
+                "give --workdir a folder on another disk"
+            )
 
     def close(self) -> None:
         """Waits and frees the background threads."""
-        with self._disk():
+        with self._name, self._disk():
             self._manager.close()
+
+    def _check_writable(self) -> None:
+        """Raises at once what Orbax would wait five minutes for."""
+        if jax.process_index() > 0:
+            return
+        try:
+            tempfile.TemporaryFile(dir=self.directory).close()
+        except OSError as error:
+            place = str(self.directory)
+            raise OSError(error.errno, f"no checkpoint can be written ({error.strerror})", place) from error
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
-        """Says a full disk in words, whichever library met it."""
+        """Says in a line what keeps a checkpoint from the disk, whichever library met it."""
         try:
             yield
         except Exception as error:
-            if os.strerror(errno.ENOSPC).lower() not in f"{error} {error.__cause__}".lower():
+            full = any(sign.lower() in f"{error} {error.__cause__}".lower() for sign in _FULL)
+            if not full and jax.process_count() > 1:  # it may be another process that is lost
                 raise
+            if not full:
+                raise OSError(
+                    f"the checkpoint was not saved in {self.directory} ({_first_line(error)}): mend that and give the "
+                    "same command again"
+                ) from error
             steps = _steps(self.directory)
             raise OSError(
                 errno.ENOSPC,
@@ -201,12 +253,16 @@ def restore_variables(path: str | Path, step: int | None = None) -> dict[str, An
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged.
     """
     folder = Path(path).absolute()
     if not (folder / "variables").exists():
         folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
         folder = folder / str(_existing_step(folder, step))
-    return _read_numpy(folder / "variables")
+    try:
+        return _read_numpy(folder / "variables")
+    except Exception as error:
+        raise ValueError(f"{folder} cannot be read: {_fault(error)}: give the folder of another step") from error
 
 
 def _steps(directory: Path) -> list[int]:
@@ -224,26 +280,29 @@ def _existing_step(directory: Path, step: int | None) -> int:
 
 
 def _score(metrics: Any) -> float:
-    return metrics["score"]
+    return metrics.get("score", -math.inf)
 
 
 def _put_damaged_aside(directory: Path) -> None:
     """Reads checkpoints from the newest to one that is whole; of those before it, only what Orbax will read at once."""
-    steps, whole = _steps(directory), None
-    for step in reversed(steps):
+    damaged, whole = {}, None
+    for step in reversed(_steps(directory)):
         folder = directory / str(step)
-        problem = _damage(folder / "metrics" if whole else folder)
-        if not problem:
+        if problem := _damage(folder / "metrics" if whole else folder):
+            damaged[step] = problem
+        else:
             whole = whole or step
-            continue
-        if step == steps[0] and not whole:
-            raise ValueError(
-                f"no checkpoint in {directory} can be read (the first, of step {step}: {problem}): delete the work "
-                "folder to begin again, or give another one"
-            )
+    if damaged and not whole:
+        step, problem = damaged.popitem()
+        raise ValueError(
+            f"no checkpoint in {directory} can be read (the first, of step {step}: {problem}): they were left as they "
+            "are; give --workdir another folder to begin again"
+        )
+    for step, problem in damaged.items():
         aside = directory / f"damaged-{step}"
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}-again")
+        (directory / str(step)).rename(aside)
         print(f"the checkpoint of step {step} is damaged ({problem}): put aside as {aside}, the one before it is used")
 
 
@@ -260,14 +319,26 @@ def _damage(folder: Path) -> str:
             if (folder / item).exists():
                 _read_numpy(folder / item)
     except Exception as error:  # what libraries raise on broken files is no promise of theirs
-        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
+        return _fault(error)
     return ""
 
 
+def _fault(error: Exception) -> str:
+    """What a reading error says of the file, in a line; one that says nothing of it is raised again."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING):
+        raise error
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")[:200]
+
+
 def _read_numpy(folder: Path) -> Any:
-    handler, saved = ocp.PyTreeCheckpointHandler(), epath.Path(folder)
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(saved).tree)
-    return handler.restore(saved, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    with plainly_named(folder) as plain:
+        handler, saved = ocp.PyTreeCheckpointHandler(), epath.Path(plain)
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(saved).tree)
+        return handler.restore(saved, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def _split(state: Any) -> tuple[Variables, dict[str, Any]]:

@@ -1,12 +1,13 @@
 """Several processes, on one machine or many: how they find each other, and what happens when one is lost."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
 import jax
+
+from flaxvid.train.interrupt import end
 
 PATIENCE = 10
 """Seconds that a process may be silent before the others end; a lost connection ends them sooner."""
@@ -54,12 +55,12 @@ def connect(coordinator: str = "", num_processes: int = 0, process_id: int = -1)
         raise ConnectionError(f"the {num_processes or ''} processes did not find each other: {error}") from error
 
 
-def give_up(message: str) -> NoReturn:
-    """Ends this process with an error message, and at once where others would wait for it."""
-    if jax.distributed.is_initialized():
-        print(message, file=sys.stderr, flush=True)
-        os._exit(1)
-    sys.exit(message)
+def leave(message: str, code: int) -> NoReturn:
+    """Ends this process with a last line; with its peers where it has any, for they take one that is gone for lost."""
+    if jax.process_count() == 1:
+        end(message, code)
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 @contextlib.contextmanager
@@ -75,11 +76,9 @@ def end_with_peers() -> Iterator[None]:
         signs = ("gloo", "nccl", "coordination", "socket closed", "connection closed", "connection reset")
         if jax.process_count() == 1 or not any(sign in str(error).lower() for sign in signs):
             raise
-        print(
+        end(
             f"process {jax.process_index()} of {jax.process_count()} ends, for another one is lost (its own log says "
             f"why; here: {str(error).splitlines()[0][:200]}). Start all of them again with the same command: they go "
             "on after the last checkpoint",
-            file=sys.stderr,
-            flush=True,
+            LOST_PEER,
         )
-        os._exit(LOST_PEER)

@@ -1,11 +1,18 @@
-"""Being told to stop: by a scheduler (SIGTERM) or by hand (Ctrl-C)."""
+"""Being told to stop: by a scheduler (SIGTERM) or by hand (Ctrl-C).
 
+While a run holds something that is not saved, `StopRequest` notes the signal and the run saves first. At any other time
+`end_when_told` ends a script at once, in one line. Importing this module is quick: scripts call it before the rest.
+"""
+
+import contextlib
+import os
 import signal
+import sys
 import threading
 from types import FrameType
+from typing import NoReturn
 
-import jax
-from jax.experimental import multihost_utils
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
@@ -21,10 +28,11 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Notes SIGTERM and the first Ctrl-C instead of dying of them; a second Ctrl-C ends at once.
+    """Notes SIGTERM and the first Ctrl-C instead of dying of them, from `hold` to `release`.
 
-    With several processes it is enough that one of them gets SIGTERM: JAX tells the others and agrees with them on a
-    step. Signals belong to the main thread; in others nothing is noted.
+    Outside of that, signals do what they did before. A second Ctrl-C ends at once. With several processes it is enough
+    that one of them gets SIGTERM: JAX tells the others and agrees with them on a step. Signals belong to the main
+    thread; in others nothing is noted.
     """
 
     def __init__(self):
@@ -32,23 +40,90 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        # With several processes SIGTERM is JAX's own: a handler here would hide it from the coordination service.
-        wanted = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in wanted}
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        self._before = {}
+
+    def hold(self) -> None:
+        """From here on there is something to save."""
+        import jax
+
+        # With several processes SIGTERM is JAX's own: a handler here would hide it from the coordination service.
+        if not self._before and jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
 
     def reached(self, step: int) -> bool:
         """Whether to save after this step and stop; every process calls it after every step."""
+        import jax
+        from jax.experimental import multihost_utils
+
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.signal = signal.SIGTERM
         return self.signal is not None
+
+    def release(self, saved: str) -> None:
+        """Everything is saved, as `saved` says.
+
+        Raises:
+            Interrupted: the run was told to stop meanwhile.
+        """
+        self.__exit__()
+        if self.signal is not None:
+            raise Interrupted(f"stopped as told, {saved}: the same command goes on", self.signal)
+
+
+def end_when_told(advice: str) -> None:
+    """SIGTERM and Ctrl-C end this script at once from here on, in one line, unless a `StopRequest` holds them back.
+
+    A thread of its own waits for them: Python's handlers wait for the main thread, which may compile for minutes, and
+    what they raise is lost in a call-back. Worker processes hear neither signal, even while they start; they end with
+    this process.
+
+    Args:
+        advice: what to do next, the end of the line.
+    """
+    heard, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(BlockingIOError):  # heard already, unless an event loop took the wake-up for itself
+            os.write(tell, bytes([number]))
+
+    for number in SIGNALS:
+        signal.signal(number, leave)
+    # Every thread and process that starts from here on inherits that both are blocked; only the thread below is not.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    # The process that tidies up after a sudden end would say so, in several lines.
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+    threading.Thread(target=_listen, args=(heard, leave, advice), daemon=True).start()
+
+
+def _listen(heard: int, leave: object, advice: str) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    told = False
+    while True:
+        number = os.read(heard, 1)[0]
+        if number not in SIGNALS:
+            continue
+        if signal.getsignal(number) is leave or (told and number == signal.SIGINT):
+            end(f"stopped as told ({signal.Signals(number).name}): {advice}", 128 + number)
+        told = True
+
+
+def end(message: str, code: int) -> NoReturn:
+    """Ends this process now, with a last line: no thread, no half-dead library gets another word in."""
+    flush = threading.Thread(target=sys.stdout.flush, daemon=True)
+    flush.start()
+    flush.join(1)  # whoever reads the output may have stopped to
+    shown = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""  # a progress bar hides the cursor
+    os.write(2, f"{shown}{message}\n".encode(errors="backslashreplace"))
+    os._exit(code)

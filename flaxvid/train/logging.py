@@ -1,5 +1,6 @@
 """What a run says while it trains: a progress bar or plain lines, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import json
 import math
 import time
@@ -12,11 +13,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.summary import scalar
 
 from flaxvid.report.run import read_metrics
 from flaxvid.types import Variables
-from flaxvid.writing import written_whole
+from flaxvid.writing import named_in_errors, written_whole
 
 
 class RunLogger:
@@ -30,6 +33,7 @@ class RunLogger:
         total_steps: of the whole run.
         step: the step that training resumes from. Lines beyond it, of updates that are done again, are dropped from
             metrics.jsonl; step 0 begins the file anew.
+        evaluated: whether the evaluation of `step`, if there was any, stands; if not, its line is dropped, too.
         interval: seconds between plain lines.
         console: where to print; None is stdout.
     """
@@ -39,6 +43,7 @@ class RunLogger:
         workdir: str | Path,
         total_steps: int,
         step: int = 0,
+        evaluated: bool = True,
         interval: float = 10.0,
         console: Console | None = None,
     ):
@@ -46,6 +51,7 @@ class RunLogger:
             raise ValueError(f"expected a step in [0, {total_steps}], got step={step}: is total_steps of another run?")
         self.workdir, self.total_steps = Path(workdir), total_steps
         self._first_step = self._step = step
+        self._evaluated = evaluated
         self._interval, self._last_line = interval, -math.inf
         self._started = self._mark = time.monotonic()
         self._clips = 0
@@ -56,10 +62,14 @@ class RunLogger:
     def __enter__(self) -> "RunLogger":
         if self._writes:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            path = self.workdir / "metrics.jsonl"
-            _drop_after(path, self._first_step)
-            self._file = path.open("a")
-            self._tensorboard = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=self._first_step + 1)
+            self._path, folder = self.workdir / "metrics.jsonl", self.workdir / "tensorboard"
+            _drop_after(self._path, self._first_step, self._evaluated)
+            self._file = self._path.open("a")
+            folder.mkdir(exist_ok=True)
+            # No SummaryWriter: when a disk is full its thread dies, and the run waits for it for ever.
+            self._tensorboard = EventsWriter(str(folder / "events"))
+            purge = SessionLog(status=SessionLog.START)  # hides what an earlier process logged from this step on
+            self._tensorboard.write_event(Event(step=self._first_step + 1, wall_time=time.time(), session_log=purge))
             if self._console.is_terminal:
                 self._bar = _progress(self._console)
                 self._task = self._bar.add_task("", total=self.total_steps, completed=self._first_step)
@@ -71,8 +81,10 @@ class RunLogger:
         if self._bar:
             self._bar.stop()
         if self._writes:
-            self._file.close()
-            self._tensorboard.close()
+            for file in (self._file, self._tensorboard):
+                # Of a full disk, the first error names the file.
+                with contextlib.suppress(OSError) if any(error) else named_in_errors(self.workdir):
+                    file.close()
 
     def update(self, step: int, clips: int) -> None:
         """Notes that `step` updates are done, the last with `clips` clips (of all processes); waits for no device."""
@@ -120,12 +132,15 @@ class RunLogger:
 
     def _record(self, step: int, values: Mapping[str, float], epoch: float | None) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        row = {"step": step} | ({} if epoch is None else {"epoch": epoch}) | {"time": time.time()} | finite
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
-        self._tensorboard.flush()
+        now = time.time()
+        row = {"step": step} | ({} if epoch is None else {"epoch": epoch}) | {"time": now} | finite
+        with named_in_errors(self._path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        with named_in_errors(self.workdir / "tensorboard"):
+            for name, value in values.items():
+                self._tensorboard.write_event(Event(step=step, wall_time=now, summary=scalar(name, value)))
+            self._tensorboard.flush()
 
     def _show(self, step: int, values: Mapping[str, float], epoch: float | None, now: float) -> None:
         evaluation = not any(name.startswith("train/") for name in values)
@@ -191,8 +206,10 @@ def _scalar(name: str, value: Any) -> float:
     return float(np.reshape(value, ()))
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _drop_after(path: Path, step: int, evaluated: bool) -> None:
     """Drops what lies beyond `step` and a half-written last line, in one step that cannot itself be cut short."""
-    rows = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+    kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+    if not evaluated:
+        kept = [row for row in kept if row["step"] < step or any(name.startswith("train/") for name in row)]
     with written_whole(path) as replacement:
-        replacement.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        replacement.write_text("".join(json.dumps(row) + "\n" for row in kept))

@@ -4,12 +4,11 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from flaxvid.adapt.freezing import check_frozen
@@ -17,27 +16,27 @@ from flaxvid.compress.cost import model_cost
 from flaxvid.data.account import describe_splits
 from flaxvid.data.broken import Tally
 from flaxvid.data.class_names import relabel
-from flaxvid.data.pipeline import eval_batches, steps_per_epoch, train_batches
+from flaxvid.data.pipeline import steps_per_epoch, train_batches
 from flaxvid.data.sources import Source
-from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, score_rows
+from flaxvid.evaluate.evaluator import Evaluations, score_rows
 from flaxvid.evaluate.record import evaluation_record, write_record
 from flaxvid.evaluate.views import describe_views
 from flaxvid.report.page import write_page
 from flaxvid.report.run import read_run
 from flaxvid.report.tables import any_frame_table
-from flaxvid.tasks.task import Metrics, Task
+from flaxvid.tasks.task import Task
 from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.hosts import end_with_peers
-from flaxvid.train.interrupt import Interrupted, StopRequest
+from flaxvid.train.interrupt import StopRequest
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import check_rules, make_optimizer, make_schedule
 from flaxvid.train.recipe import Recipe, check
+from flaxvid.train.session import Session
 from flaxvid.train.setup import clip_config, count_classes, data_origin, load_start, make_model, make_task, open_data
-from flaxvid.train.state import TrainState, averaged, create_state, trainable
+from flaxvid.train.state import create_state, trainable
 from flaxvid.train.step import TrainStep, make_train_step
-from flaxvid.train.waiting import WaitingShare
-from flaxvid.train.workdir import claim_classes, claim_workdir, lock_workdir
+from flaxvid.train.workdir import check_name, claim_classes, claim_workdir, lock_workdir
 from flaxvid.types import Variables
 from flaxvid.writing import written_whole
 
@@ -62,6 +61,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         Interrupted: the run was told to stop (SIGTERM, Ctrl-C), and saved.
     """
     check(recipe)
+    check_name(Path(workdir))
     # A slip shows now, and not after the data set was made; of its tasks only those with weights are known yet.
     task = make_task(recipe, make_model(recipe, dict.fromkeys(recipe.task.task_weights, 1) or 1))
     shapes = jax.eval_shape(task.init, jax.random.key(0))
@@ -82,7 +82,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     count_steps(recipe, source)  # too few videos for a batch show now
     model = make_model(recipe, count_classes(source.classes))
     task, plain = make_task(recipe, model), load_start(recipe, model, source.classes)
-    with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+    with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext(lambda: None) as check_there:
         claim_workdir(recipe, workdir)
         claim_classes(source.classes, workdir)
         if (workdir / "any_frame.json").exists():
@@ -90,7 +90,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
             print(f"{workdir} is finished:\n{any_frame_table(finished)}")
             return [dict(row) for row in finished.any_frame]
         with end_with_peers():
-            evaluation = train(recipe, workdir, task, plain, source, eval_source, mesh)
+            evaluation = train(recipe, workdir, task, plain, source, eval_source, mesh, check_there)
+        check_there()
         size = model.clip.image_size
         costs = {n: {"gflops": model_cost(model, (1, n, size, size, 3)).gflops} for n in recipe.eval_frames}
         rows = [{**row, **costs[row["frames"]]} for row in score_rows(evaluation)]
@@ -114,6 +115,7 @@ def train(
     source: Source,
     eval_source: Source,
     mesh: Mesh,
+    check_there: Callable[[], None],
 ) -> Evaluations:
     """Trains from the newest whole checkpoint of `workdir`, else from `plain`, else from scratch; tests at the end."""
     hosts, epoch_steps = jax.process_count(), count_steps(recipe, source)
@@ -134,122 +136,53 @@ def train(
         num_threads=recipe.data.num_threads,
         num_workers=recipe.data.num_workers,
     )
-    keep_every = recipe.keep_every * epoch_steps or None
-    with Checkpoints(workdir / "checkpoints", recipe.keep, keep_every) as checkpoints:
+    jitted = make_train_step(
+        task,
+        optimizer,
+        mesh,
+        accumulate=recipe.optimizer.accumulate,
+        ema=recipe.optimizer.ema,
+        norm_groups=recipe.norm_groups,
+        freeze=recipe.freeze,
+    )
+    keep_every, total = recipe.keep_every * epoch_steps or None, recipe.epochs * epoch_steps
+    with contextlib.ExitStack() as opened:
+        checkpoints = opened.enter_context(Checkpoints(workdir / "checkpoints", recipe.keep, keep_every))
         if checkpoints.latest_step() is not None:
             state, _ = checkpoints.restore(state, data)
-        start, total = int(state.step), recipe.epochs * epoch_steps
-        with RunLogger(workdir, total, start) as log:
-            log.print(parameter_table(state.variables))
-            log.print(
-                f"{source.name}: {len(source)} training and {len(eval_source)} test videos, "
-                f"{count_classes(source.classes)} classes; {recipe.epochs} epochs of {epoch_steps} steps on "
-                f"{mesh.size} {jax.default_backend()} device(s)" + (f"; going on after step {start}" if start else "")
-            )
-            train_step: TrainStep | None = None
-            recent: list[tuple[int, Metrics, np.ndarray]] = []
-            waiting = WaitingShare()
-            with StopRequest() as stop:
-                for step in range(start + 1, total + 1):
-                    clips = next(data)
-                    for reason in tally.add(clips):
-                        log.print(f"replaced by another video: {reason}")
-                    batch = put_batch(clips, mesh)
-                    waiting.arrived()
-                    if train_step is None:
-                        jitted = make_train_step(
-                            task,
-                            optimizer,
-                            mesh,
-                            accumulate=recipe.optimizer.accumulate,
-                            ema=recipe.optimizer.ema,
-                            norm_groups=recipe.norm_groups,
-                            freeze=recipe.freeze,
-                        )
-                        train_step = compile_step(jitted, (state, batch, step_key), log)
-                    state, metrics = train_step(state, batch, step_key)
-                    waiting.sent(metrics)
-                    recent.append((step, metrics, clips["index"]))
-                    log.update(step, recipe.batch_size)
-                    epoch, stopping = step / epoch_steps, stop.reached(step)
-                    due = not stopping and recipe.eval_every and step % (recipe.eval_every * epoch_steps) == 0
-                    save = stopping or due or step == total or step % (recipe.checkpoint_every * epoch_steps) == 0
-                    if save or step % recipe.log_every == 0:
-                        means = mean_metrics(recent, source, checkpoints)
-                        log.write(step, {**means, "train/waiting_for_data": waiting.take()}, epoch)
-                        recent.clear()
-                    score = None
-                    if due:
-                        top1 = top1_metrics(test(recipe, task, state, eval_source, task.frames, mesh))
-                        score = float(np.mean(list(top1.values())))
-                        log.write(step, top1, epoch)
-                    if save:
-                        checkpoints.save(step, state, data, score=score)
-                    if stopping:
-                        checkpoints.wait()
-                        raise Interrupted(
-                            f"stopped as told, after step {step} of {total}, which is saved in "
-                            f"{checkpoints.directory}: the same command goes on",
-                            stop.signal,
-                        )
-            if tally.broken:
-                log.print(f"{len(tally.broken)} broken videos were replaced, of {len(tally.seen)} in training")
-            log.print(f"testing on {len(eval_source)} videos at {', '.join(map(str, recipe.eval_frames))} frames")
-            evaluation = test(recipe, task, state, eval_source, recipe.eval_frames, mesh)
-            log.write(total, top1_metrics(evaluation), recipe.epochs)
-    return evaluation
-
-
-def top1_metrics(evaluation: Evaluations) -> dict[str, float]:
-    """``{"eval/top1_4": 0.61, ...}``, of several tasks ``{"eval/action_top1_4": ...}``."""
-    rows = score_rows(evaluation)
-    return {f"eval/{row['task'] + '_' if 'task' in row else ''}top1_{row['frames']}": row["top1"] for row in rows}
+        start = int(state.step)
+        tested = 0 < start < total and checkpoints.has_score(start)
+        log = opened.enter_context(RunLogger(workdir, total, start, tested))
+        stop = opened.enter_context(StopRequest())
+        places = source, eval_source, mesh, data, checkpoints, log
+        session = Session(recipe, task, *places, stop, tally, check_there, epoch_steps, start)
+        log.print(parameter_table(state.variables))
+        log.print(
+            f"{source.name}: {len(source)} training and {len(eval_source)} test videos, "
+            f"{count_classes(source.classes)} classes; {recipe.epochs} epochs of {epoch_steps} steps on "
+            f"{mesh.size} {jax.default_backend()} device(s)" + (f"; going on after step {start}" if start else "")
+        )
+        session.make_up(state, tested)
+        train_step: TrainStep | None = None
+        for step in range(start + 1, total + 1):
+            clips = session.next_clips(step, state)
+            batch = put_batch(clips, mesh)
+            session.waiting.arrived()
+            train_step = train_step or compile_step(jitted, (state, batch, step_key), log)
+            stop.hold()
+            state, metrics = train_step(state, batch, step_key)
+            session.finish(step, state, metrics, clips)
+        data.close()  # its processes are not needed for the test
+        if tally.broken:
+            log.print(f"{len(tally.broken)} broken videos were replaced, of {len(tally.seen)} in training")
+        log.print(f"testing on {len(eval_source)} videos at {', '.join(map(str, recipe.eval_frames))} frames")
+        return session.test(total, state, recipe.eval_frames)
 
 
 def count_steps(recipe: Recipe, source: Source) -> int:
     """Steps of one pass over the training videos."""
     hosts = jax.process_count()
     return steps_per_epoch(source, recipe.batch_size // hosts // recipe.data.repeats, hosts)
-
-
-def mean_metrics(
-    recent: Sequence[tuple[int, Metrics, np.ndarray]], source: Source, checkpoints: Checkpoints
-) -> dict[str, np.floating]:
-    """Means over steps, given as (step, metrics, positions of its clips in the source).
-
-    Raises:
-        FloatingPointError: a step's loss or gradient is not finite; the message names step and clips.
-    """
-    steps = jax.device_get([metrics for _, metrics, _ in recent])
-    for (step, _, clips), values in zip(recent, steps, strict=True):
-        wrong = [name for name in ("loss", "gradient_norm") if not np.isfinite(values[name])]
-        if wrong:
-            saved = checkpoints.latest_step()
-            where = f"the checkpoint of step {saved} is from before" if saved else "nothing was saved yet"
-            raise FloatingPointError(
-                f"the {wrong[0].replace('_', ' ')} is {values[wrong[0]]} at step {step}, of the clips "
-                f"{', '.join(str(source[i]['id']) for i in np.asarray(clips))}: lower the learning rate or clip the "
-                f"gradient; {where} ({checkpoints.directory})"
-            )
-    return {f"train/{name}": np.mean([values[name] for values in steps]) for name in steps[0]}
-
-
-def test(
-    recipe: Recipe, task: Task, state: TrainState, source: Source, frames: tuple[int, ...], mesh: Mesh
-) -> Evaluations:
-    """Evaluates a source at each of `frames`, with the moving averages where there are any."""
-    variables = averaged(state.variables)
-    hosts = jax.process_count()
-    batches = eval_batches(
-        source,
-        clip_config(recipe, frames),
-        recipe.eval_batch_size // hosts,
-        shard_index=jax.process_index(),
-        shard_count=hosts,
-        num_threads=recipe.data.num_threads,
-    )
-    plain = {count: task.select(variables, count) for count in frames}
-    return evaluate_videos(task.model, plain, batches, put=lambda batch: put_batch(batch, mesh))
 
 
 def compile_step(jitted: Any, arguments: tuple[Any, ...], log: RunLogger) -> TrainStep:

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from flaxvid.data.clips import Augmentation, ClipConfig
 from flaxvid.train.limits import find_problems
+from flaxvid.writing import read_json
 
 Rules = tuple[tuple[str, float, float], ...]
 
@@ -234,10 +235,33 @@ def to_json(recipe: Recipe) -> str:
 
 
 def read_recipe(workdir: Path) -> Recipe:
-    """The recipe of a run's folder."""
-    saved = json.loads((workdir / "recipe.json").read_text())
-    parts = {"model": ModelRecipe, "data": DataRecipe, "task": TaskRecipe, "optimizer": OptimizerRecipe}
-    return Recipe(**{name: parts[name](**value) if name in parts else value for name, value in saved.items()})
+    """The recipe of a run's folder; fields that are younger than it have their defaults.
+
+    Raises:
+        ValueError: recipe.json is damaged, or has fields or values that no recipe of this version has.
+    """
+    file = workdir / "recipe.json"
+    return _from_json(Recipe, read_json(file, dict), str(file))
+
+
+def _from_json(kind: Any, saved: Any, where: str) -> Any:
+    """A dataclass of the fields of a JSON object."""
+    hints = get_type_hints(kind)
+    values = {}
+    for name, value in saved.items():
+        if name not in hints:
+            raise ValueError(f"{where}: {kind.__name__} has no field {name!r}: was it written by a newer version?")
+        nested = dataclasses.is_dataclass(hints[name])
+        expected = dict if nested else get_origin(hints[name]) or hints[name]
+        # JSON has no tuples, and its numbers and truths stand for each other in configs.
+        fits = {dict: dict, tuple: list, str: str}.get(expected, (int, float))
+        if not isinstance(value, fits) and (nested or value is not None):
+            raise ValueError(
+                f"{where}: expected {name} of {kind.__name__} to be like {expected.__name__}, got {value!r:.60}: put a "
+                "whole copy there"
+            )
+        values[name] = _from_json(hints[name], value, where) if nested else value
+    return kind(**values)
 
 
 def clip_config(recipe: Recipe, frames: tuple[int, ...]) -> ClipConfig:

@@ -3,8 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,11 @@ def read_classes(workdir: Path) -> Classes | None:
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir: Path) -> Iterator[None]:
+def lock_workdir(workdir: Path) -> Iterator[Callable[[], None]]:
     """Keeps other runs out of a work folder, which is made if need be; the system frees it however this one ends.
+
+    Gives a function that makes sure that the folder is still there: it raises FileNotFoundError once it was deleted or
+    moved, where writing on would leave half a folder.
 
     Raises:
         ValueError: a run is at work there; the message names its process.
@@ -56,7 +60,61 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+
+        def check_there() -> None:
+            try:
+                there = os.path.samestat(os.fstat(file.fileno()), (workdir / ".lock").stat())
+            except FileNotFoundError:
+                there = False
+            if not there:
+                raise FileNotFoundError(
+                    f"{workdir} was deleted or moved while the run was at work, which ends here: move it back and give "
+                    "the same command again to go on, or begin anew"
+                )
+
+        yield check_there
+
+
+def check_name(workdir: Path) -> None:
+    """Refuses a work folder that is an address, or whose name cannot be written down.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if re.match(r"\w+:/", str(workdir)):
+        raise ValueError(
+            f"expected a work folder on a disk, got the address {workdir}: mount it, and give --workdir that folder"
+        )
+    try:
+        str(workdir.absolute()).encode()
+    except UnicodeEncodeError as error:
+        name = str(workdir.absolute()).encode(errors="surrogateescape")
+        raise ValueError(f"expected a work folder with a name in UTF-8, got {name!r}: rename it") from error
+
+
+@contextlib.contextmanager
+def plainly_named(folder: Path) -> Iterator[Path]:
+    """The same folder by a name that Orbax and TensorStore take as it is.
+
+    Orbax takes `[x]`, `*` and `?` for a pattern, and `gs:/` or a disk that is mounted as `/s3` for an address;
+    TensorStore takes a backslash for a slash, and knows no names but UTF-8. Without a word they would write elsewhere,
+    or nothing that can be read.
+    """
+    folder = folder.resolve()
+    name = str(folder)
+    if not re.search(r"[*?\[\\]|/(gs|s3|az|hf):?/", name) and name == name.encode(errors="ignore").decode():
+        yield folder
+        return
+    if not Path("/proc/self/fd").exists():
+        raise ValueError(
+            f"expected a folder whose path has no *, ?, [, backslash, gs: or s3:, got {name!r}: rename it, or give "
+            "--workdir another one"
+        )
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        yield Path(f"/proc/self/fd/{opened}")
+    finally:
+        os.close(opened)
 
 
 def claim_workdir(recipe: Recipe, workdir: Path) -> None:
@@ -77,10 +135,7 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
     mine, theirs = json.loads(text), json.loads(to_json(read_recipe(workdir)))  # fields younger than it at defaults
     if mine != theirs:
         differences = "\n  ".join(_differences(theirs, mine))
-        raise ValueError(
-            f"{workdir} holds a run of another recipe:\n  {differences}\ngive --workdir another folder, "
-            "or delete this one"
-        )
+        raise ValueError(f"{workdir} holds a run of another recipe:\n  {differences}\ngive --workdir another folder")
 
 
 def claim_classes(classes: Classes, workdir: Path) -> None:

@@ -1,6 +1,8 @@
 import errno
 import shutil
+import string
 import subprocess
+import time
 from typing import Any
 
 import flax
@@ -11,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from flaxvid.train import checkpoint
 from flaxvid.train.checkpoint import Checkpoints, restore_variables
 
 
@@ -210,6 +213,9 @@ def test_no_readable_checkpoint_is_said(two_steps, tmp_path):
             file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"no checkpoint in .* can be read .the first, of step 8: "):
         Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match=r"/8 cannot be read: .* give the folder of another step") as error:
+        restore_variables(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture
@@ -240,3 +246,120 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stands(small_disk):
     with Checkpoints(small_disk / "checkpoints") as again:
         restored, _ = again.restore(jax.eval_shape(make_state))
     assert_same(restored, small)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tsm [lr=0.01]",
+        "[!a]",
+        "a*b",
+        "a?b",
+        "**",
+        "a\\b",
+        "a\\",
+        "gs:/bucket",
+        "s3/x",
+        "caf\udce9",
+        "naïve é 映 ~",
+        "".join(sorted(set(string.punctuation) - set("/"))),
+        "new\nline",
+        "link/../up",
+    ],
+)
+def test_whatever_the_folder_is_called_what_is_saved_comes_back(tmp_path, name):
+    """Orbax and TensorStore take some names for patterns and addresses; others of such a pattern stay out of it."""
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "down")
+    states = {1: make_state(seed=1), 2: make_state(seed=2)}
+    with Checkpoints(tmp_path / "aXb") as neighbour:
+        neighbour.save(2, make_state(width=5))
+    with Checkpoints(tmp_path / name) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(step, state)
+    found = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("variables")}
+    top = "deep" if name.startswith("link") else name.split("/")[0]
+    assert found == {"aXb", top}
+    assert_same(restore_variables(tmp_path / name), states[2].variables)
+    with Checkpoints(tmp_path / name) as checkpoints:
+        assert_same(checkpoints.restore(jax.eval_shape(make_state))[0], states[2])
+        assert_same(checkpoints.restore(jax.eval_shape(make_state), step=1)[0], states[1])
+
+
+def test_the_score_may_come_after_the_save(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step, score in {1: 0.1, 2: 0.9, 3: None, 4: 0.3}.items():
+            checkpoints.save(step, make_state())
+            assert not checkpoints.has_score(step)
+            if score is not None:
+                checkpoints.set_score(step, score)
+                assert checkpoints.has_score(step)
+        assert checkpoints.best_step() == 2
+        checkpoints.save(5, make_state())
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 5]
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.best_step() == 2
+        assert not checkpoints.has_score(5)
+
+
+def test_a_disk_that_loses_data_shows_at_the_second_save(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state())
+        checkpoints._manager.wait_until_finished()
+        shutil.rmtree(tmp_path / "1" / "variables" / "d")
+        with pytest.raises(OSError, match=r"step 1 was saved in .* and cannot be read back \("):
+            checkpoints.save(2, make_state())
+    assert (tmp_path / "1").exists()
+
+
+def test_a_damaged_checkpoint_pushes_no_other_aside(two_steps, tmp_path, capsys):
+    shutil.copytree(two_steps[0], tmp_path / "run")
+    (tmp_path / "run" / "damaged-8").mkdir()
+    (tmp_path / "run" / "damaged-8" / "mine").touch()
+    (tmp_path / "run" / "8" / "metrics" / "metrics").write_text("{")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest_step() == 7
+    assert (tmp_path / "run" / "damaged-8" / "mine").exists()
+    assert (tmp_path / "run" / "damaged-8-again" / "variables").exists()
+
+
+def test_what_cannot_be_read_just_now_is_not_called_damaged(two_steps, tmp_path, monkeypatch):
+    shutil.copytree(two_steps[0], tmp_path / "run")
+
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(checkpoint, "_read_numpy", refuse)
+    with pytest.raises(PermissionError):
+        Checkpoints(tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["7", "8"]
+
+
+def test_where_nothing_is_whole_nothing_is_touched(two_steps, tmp_path):
+    shutil.copytree(two_steps[0], tmp_path / "run")
+    for step in "78":
+        (tmp_path / "run" / step / "extra" / "metadata").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"the first, of step 7: .*they were left as they are") as error:
+        Checkpoints(tmp_path / "run")
+    assert "delete" not in str(error.value)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["7", "8"]
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(two_steps, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(two_steps[0], folder)
+    for command in (["mount", "--bind", folder, folder], ["mount", "-o", "remount,bind,ro", folder]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no right to mount a folder that is read-only: {done.stderr.strip()}")
+    began = time.monotonic()
+    try:
+        with pytest.raises(OSError, match=r"no checkpoint can be written .Read-only file system.") as error:
+            Checkpoints(folder)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    assert error.value.errno == errno.EROFS
+    assert time.monotonic() - began < 10
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="File exists"):
+        Checkpoints(tmp_path / "file")

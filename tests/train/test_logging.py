@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,37 @@ def test_resume_drops_what_is_done_again_and_a_torn_line(tmp_path):
     with RunLogger(tmp_path, 10, console=plain()):
         pass
     assert read_metrics(tmp_path / "metrics.jsonl") == ()
+
+
+def test_an_evaluation_that_is_made_again_leaves_no_second_line(tmp_path):
+    with RunLogger(tmp_path, 10, console=plain()) as log:
+        for step in (1, 2):
+            log.write(step, {"train/loss": step})
+            log.write(step, {"eval/top1_4": step})
+    with RunLogger(tmp_path, 10, step=2, evaluated=False, console=plain()):
+        pass
+    names = [(row["step"], *[name for name in row if "/" in name]) for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert names == [(1, "train/loss"), (1, "eval/top1_4"), (2, "train/loss")]
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_no_hang(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"no right to mount a small file system: {mount.stderr.strip()}")
+
+    def fill():
+        with RunLogger(folder, 10**6, console=plain()) as log:
+            for step in range(10**6):
+                log.write(step, {"train/loss": 1.0})
+
+    try:
+        with pytest.raises(OSError, match="No space left") as full:
+            fill()
+        assert str(folder) in str(full.value)
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_rates_leave_out_compilation_and_evaluation(tmp_path, clock):

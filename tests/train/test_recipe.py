@@ -10,6 +10,7 @@ from flaxvid.train.recipe import (
     Recipe,
     TaskRecipe,
     check,
+    read_recipe,
     to_json,
 )
 from flaxvid.train.setup import make_model, make_task
@@ -227,3 +228,30 @@ def test_a_recipe_makes_its_model_and_task():
 def test_options_do_not_repeat_fields(options):
     with pytest.raises(ValueError, match=f"model.options repeats {next(iter(options))}"):
         make_model(Recipe(model=ModelRecipe(options=options)), 5)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe\xff", "got a damaged file"),
+        (b"", "got a damaged file"),
+        (b'{"epochs": 5', "got a damaged file"),
+        (b"[" * 100_000, "got a damaged file"),
+        (b"[]", r"expected a JSON object in .*, got '\[\]'"),
+        (b"null", "got 'None'"),
+        (b'{"epoch": 5}', "Recipe has no field 'epoch': was it written by a newer version"),
+        (b'{"model": {"nam": "x"}}', "ModelRecipe has no field 'nam'"),
+        (b'{"model": []}', r"expected model of Recipe to be like dict, got \[\]"),
+        (b'{"model": null}', "expected model of Recipe to be like dict, got None"),
+        (b'{"epochs": "5"}', "expected epochs of Recipe to be like int, got '5'"),
+        (b'{"freeze": "stem"}', "expected freeze of Recipe to be like tuple, got 'stem'"),
+        (b'{"data": {"root": 3}}', "expected root of DataRecipe to be like str, got 3"),
+    ],
+)
+def test_a_damaged_recipe_names_its_file_in_one_line(tmp_path, content, message):
+    file = tmp_path / "recipe.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_recipe(tmp_path)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)

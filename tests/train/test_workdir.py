@@ -2,13 +2,16 @@ import contextlib
 import errno
 import fcntl
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import flaxvid
 from flaxvid.train.recipe import ModelRecipe, Recipe, TaskRecipe
-from flaxvid.train.workdir import claim_workdir, lock_workdir
+from flaxvid.train.workdir import check_name, claim_workdir, lock_workdir
 
 
 def test_a_work_folder_is_claimed_once_something_was_saved(tmp_path):
@@ -29,6 +32,7 @@ def test_a_work_folder_is_claimed_once_something_was_saved(tmp_path):
         "model.options.width: None there, 8 here",
     }
     assert expected <= lines
+    assert "delete" not in str(error.value)
     assert json.loads((folder / "recipe.json").read_text())["seed"] == 2
 
 
@@ -83,3 +87,33 @@ def test_a_disk_that_knows_no_locks_is_no_obstacle(monkeypatch, tmp_path, number
     expected = contextlib.nullcontext() if known else pytest.raises(OSError, match="no lock")
     with expected, lock_workdir(tmp_path):
         assert (tmp_path / ".lock").read_text().startswith("process ")
+
+
+@pytest.mark.parametrize("change", ["deleted", "moved", "replaced"])
+def test_a_folder_that_went_away_is_an_error_and_stays_away(tmp_path, change):
+    folder = tmp_path / "run"
+    with lock_workdir(folder) as check_there:
+        check_there()
+        folder.rename(tmp_path / "elsewhere")
+        if change == "deleted":
+            shutil.rmtree(tmp_path / "elsewhere")
+        if change == "replaced":
+            folder.mkdir()
+            (folder / ".lock").touch()
+        with pytest.raises(FileNotFoundError, match="run was deleted or moved while the run was at work"):
+            check_there()
+        if change == "moved":
+            (tmp_path / "elsewhere").rename(folder)
+            check_there()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("gs://bucket/run", "on a disk, got the address gs:/bucket/run"), ("run-\udcff", r"UTF-8, got b'.*run-\\xff'")],
+)
+def test_a_name_that_no_disk_has_is_refused_at_the_start(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    for refuse in (lambda: check_name(Path(name)), lambda: flaxvid.run(Recipe(), name)):
+        with pytest.raises(ValueError, match=message):
+            refuse()
+    assert not list(tmp_path.iterdir())
