@@ -16,8 +16,9 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.format import Flags
 from av.video.reformatter import VideoReformatter
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from flaxvid.data.sparse import InexactError, Packet, plan_runs, read_packets, read_runs
 
@@ -94,6 +95,38 @@ def count_frames(video: Video, *, name: str | None = None) -> int:
         return len(_images(video, name))
     with open_video(video, name) as container:
         return _count(container, _packets(container), name)
+
+
+def frame_times(video: Video, *, name: str | None = None) -> Float[np.ndarray, " t1"]:
+    """When the frames of a video are shown, in seconds from the first of them: one time more than there are frames.
+
+    Frame i is shown from the i-th time to the one after it. The frames are those of `decode`, in its order. The last
+    time is the last frame's end: by its own duration, else by the median of the others.
+
+    Raises:
+        VideoError: As of `count_frames`; or the file has no times, as a folder of images and a bare stream have none.
+    """
+    name = name or _name(video)
+    missing = f"{name}: expected a video whose frames have times, got none: take it as one clip, without a window"
+    if _is_folder(video):
+        raise VideoError(missing)
+    with open_video(video, name) as container:
+        if Flags(container.format.flags) & (Flags.no_timestamps | Flags.no_file):
+            raise VideoError(missing)
+        frames = [(frame.pts, frame.duration) for _, frame in _read(container, None, name)]
+        stream = container.streams.video[0]
+        if not frames:
+            raise VideoError(f"{name}: expected frames, got none that decode: fetch the file again or drop it")
+        if None in (times := [time for time, _ in frames]) or stream.time_base is None:
+            raise VideoError(missing)
+        # A damaged file's times may step back: then its frames are shown in their order all the same.
+        shown = np.maximum.accumulate(np.asarray(times, np.float64)) * float(stream.time_base)
+        steps = np.diff(shown)
+        rate = stream.average_rate or stream.guessed_rate
+        last = frames[-1][1] * float(stream.time_base) or (np.median(steps) if steps.size else rate and 1 / float(rate))
+        if not last:
+            raise VideoError(missing)
+        return np.append(shown, shown[-1] + float(last)) - shown[0]
 
 
 def _count(container: InputContainer, packets: Sequence[Packet], name: str) -> int:

@@ -1,11 +1,12 @@
 import ctypes
 import gc
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 
-from flaxvid.data.decode import VideoError, count_frames, decode
+from flaxvid.data.decode import VideoError, count_frames, decode, frame_times
 
 
 def test_frames_asked_for_in_the_order_asked(tmp_path, write_video, frame_numbers):
@@ -77,6 +78,38 @@ def test_a_header_that_counts_its_first_fragment_only(tmp_path, write_video, fra
         assert container.streams.video[0].frames == 5
     assert count_frames(path) == 20
     np.testing.assert_array_equal(frame_numbers(decode(path, lambda count: [count - 1, 7])), [19, 7])
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_times_of_frames_at_a_variable_rate(tmp_path, suffix):
+    path, times = tmp_path / f"a.{suffix}", [200, 240, 280, 320, 1320, 2320, 2340]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"bf": "2", "b-adapt": "0"})
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        for i, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 30 * i, np.uint8)).reformat(format="yuv420p")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    found = frame_times(path)
+    assert count_frames(path) == len(found) - 1 == len(times)
+    np.testing.assert_allclose(found[:-1], (np.array(times) - 200) / 1000, atol=0.002)
+    assert 0 < found[-1] - found[-2] <= 1
+    np.testing.assert_array_equal(frame_times(path.read_bytes()), found)
+
+
+def test_images_and_bare_streams_have_no_times(tmp_path):
+    with av.open(str(tmp_path / "a.h264"), "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(stream.encode())
+    av.VideoFrame(16, 16, "rgb24").save(str(tmp_path / "1.png"))
+    for video in (tmp_path, tmp_path / "1.png", (tmp_path / "1.png").read_bytes(), tmp_path / "a.h264"):
+        with pytest.raises(VideoError, match="expected a video whose frames have times, got none: take it as one clip"):
+            frame_times(video)
 
 
 def test_titles_in_any_encoding(tmp_path, write_video):
