@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from flaxvid.data.search import VIDEO_SUFFIXES, find_videos
 from flaxvid.data.transforms import mirrored_labels
 from flaxvid.types import Classes, by_task
 
-VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+__all__ = ["VIDEO_SUFFIXES", "FileSource", "find_videos"]
+
 HOLD_OUT = 0.2
 """Part of each class that `held_out` keeps for the test."""
 
@@ -109,13 +111,6 @@ def file_source(
     rows = list(rows)
     paths, labels = tuple(path for path, _ in rows), tuple(label for _, label in rows)
     return FileSource(name, str(root), paths, labels, tuple(classes), layout)
-
-
-def find_videos(folder: Path) -> list[Path]:
-    """Video files below a folder, sorted; none where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
 
 
 def held_out(videos: Sequence[Path], *, test: bool) -> list[Path]:
