@@ -7,7 +7,7 @@ Frames are read on from the start, or where key frames are close from the key fr
 import functools
 import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -80,6 +80,39 @@ def decode(
             promised, count = count, _decodable(start, name)
             if count >= promised:
                 raise VideoError(f"{name}: its frames cannot be told apart: fetch it again, or drop it from the list")
+
+
+def decode_on(
+    video: bytes | str | Path, positions: Iterable[int], *, size: Size = None, name: str | None = None
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Decodes chosen frames of an encoded video one after the other, in one pass over it: memory holds one of them.
+
+    For more frames than `decode` could hold. The pictures are the same.
+
+    Args:
+        video: Bytes or a path.
+        positions: Ascending and distinct; each is asked for when the frame before it was taken.
+        size: As of `decode`.
+        name: As of `decode`.
+
+    Yields:
+        Pictures; fewer than positions where the video ends before.
+
+    Raises:
+        VideoError: While iterating: as of `decode`.
+    """
+    name = name or _name(video)
+    with open_video(video, name) as container:
+        for _, picture in _upright(_chosen(_read(container, None, name), positions), size):
+            yield picture
+
+
+def _chosen(frames: Frames, positions: Iterable[int]) -> Frames:
+    for wanted in positions:
+        frame = next((frame for position, frame in frames if position == wanted), None)
+        if frame is None:
+            return
+        yield wanted, frame
 
 
 def count_frames(video: Video, *, name: str | None = None) -> int:
@@ -162,13 +195,18 @@ def _pictures(start: Start, packets: Sequence[Packet], wanted: list[int], size: 
 
 
 def _convert(frames: Frames, wanted: list[int], size: Size) -> Pictures:
-    """Pictures of the frames at the wanted positions, upright and resized; the first of them decides how."""
-    scaler, painter, positions = VideoReformatter(), VideoReformatter(), set(wanted)
-    pictures, height, width, turns = {}, 0, 0, 0
+    """Pictures of the frames at the wanted positions; fewer where the video ends before."""
+    positions = set(wanted)
+    pictures = dict(_upright(((position, frame) for position, frame in frames if position in positions), size))
+    return [pictures[position] for position in wanted if position in pictures]
+
+
+def _upright(frames: Frames, size: Size) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
+    """Pictures of frames, upright and resized; the first of them decides how."""
+    scaler, painter = VideoReformatter(), VideoReformatter()
+    height, width, turns = 0, 0, 0
     for position, frame in frames:
-        if position not in positions:
-            continue
-        if not pictures:  # a stream may change its size midway
+        if not height:  # a stream may change its size midway
             turns = round(frame.rotation / 90) % 4
             height, width = _stored_size(frame, size, sideways=turns % 2 == 1)
         # One thread: clips are read in parallel, and for small frames more threads cost more than they save. Scaling
@@ -176,8 +214,7 @@ def _convert(frames: Frames, wanted: list[int], size: Size) -> Pictures:
         if frame.format.name.startswith("yuv4") and (frame.height, frame.width) != (height, width):
             frame = scaler.reformat(frame, width, height, "yuv422p", interpolation="BILINEAR", threads=1)
         picture = painter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
-        pictures[position] = np.rot90(picture.to_ndarray(), turns)
-    return [pictures[position] for position in wanted if position in pictures]
+        yield position, np.rot90(picture.to_ndarray(), turns)
 
 
 def _stored_size(frame: av.VideoFrame, size: Size, sideways: bool) -> tuple[int, int]:

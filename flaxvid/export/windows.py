@@ -1,0 +1,97 @@
+"""Windows in time: what is seen of a long video from second to second, by one pass over it."""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from flaxvid.data.clips import ClipConfig
+from flaxvid.data.decode import VideoError, decode_on, frame_times
+from flaxvid.data.sampling import dense_indices, even_indices, segment_indices
+from flaxvid.data.transforms import Crop, view_crops
+
+SHORTEST = 0.001
+"""Seconds of a window; many files know no shorter times."""
+_EDGE = 1e-6  # seconds by which a time may miss a multiple of the window, as 3 * 0.1 misses 0.3
+_END = 2e-3  # seconds by which a file's end may be late: Matroska rounds the last frame's time and its duration
+
+
+def cut_windows(
+    video: bytes | str | Path, seconds: float, clips: ClipConfig
+) -> Iterator[tuple[float, float, UInt8[np.ndarray, "n s s 3"]]]:
+    """Goes through a video window by window; memory holds the clip of one.
+
+    Windows begin at 0, `seconds`, 2 * `seconds`, ... from the first frame on, and the last ends with the video. A
+    window's frames are those whose times lie in it; where none does, as in a pause of a screen recording, it is the
+    frame that is shown then. One with fewer frames than the clip repeats them, or is an error, as `clips.short` says.
+
+    Args:
+        video: an encoded file's bytes or path.
+        seconds: of a window.
+        clips: how each window is seen, as a video of its own with one view; it has one frame count.
+
+    Yields:
+        Where the window begins and ends, in seconds, and its clip; the same array again while its frames are the same.
+
+    Raises:
+        VideoError: the video cannot be read, or its frames have no times; or a window is too short.
+        ValueError: the window is.
+    """
+    if not seconds >= SHORTEST:
+        raise ValueError(f"expected a window of more than 0 seconds, {SHORTEST} at least, got {seconds}")
+    crop = Crop(0, 0, 0, 0)
+
+    def resized(height: int, width: int) -> tuple[int, int]:
+        nonlocal crop
+        short_side = clips.test_size or round(clips.image_size * 256 / 224)
+        (crop,) = view_crops(height, width, clips.image_size, short_side, crops=1)
+        return crop.height, crop.width
+
+    name = f"video of {len(video)} bytes" if isinstance(video, bytes) else str(video)
+    edges = frame_times(video, name=name)
+    wanted: deque[int] = deque()
+    pictures: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+    before, clip = None, np.empty(0, np.uint8)
+    with closing(decode_on(video, iter(wanted.popleft, None), size=resized, name=name)) as decoded:
+        for start, end, frames in _windows(edges, seconds):
+            positions = frames.start + _positions(len(frames), clips, name)
+            if before is None or not np.array_equal(positions, before):
+                distinct = np.unique(positions).tolist()
+                new = [position for position in distinct if position not in pictures]
+                wanted.extend(new)
+                pictures |= zip(new, islice(decoded, len(new)), strict=False)
+                if new and new[-1] not in pictures:
+                    raise VideoError(f"{name}: expected {len(edges) - 1} frames, got fewer: it changed meanwhile")
+                pictures = {position: pictures[position] for position in distinct}
+                clip = crop.cut(np.stack([pictures[position] for position in positions]), clips.image_size)
+                before = positions
+            yield start, end, clip
+
+
+def _windows(edges: Float[np.ndarray, " t1"], seconds: float) -> Iterator[tuple[float, float, range]]:
+    """Where each window begins and ends, and its frames."""
+    times, total = edges[:-1], float(edges[-1])
+    count = max(1, ceil((total - _END) / seconds))
+    for number in range(count):
+        last = number == count - 1
+        start, end = number * seconds, total if last else (number + 1) * seconds
+        first = int(np.searchsorted(times, start - _EDGE))
+        stop = len(times) if last else int(np.searchsorted(times, end - _EDGE))
+        yield start, end, range(first, stop) if first < stop else range(first - 1, first)
+
+
+def _positions(length: int, clips: ClipConfig, name: str) -> Int[np.ndarray, " n"]:
+    (n,) = clips.frames
+    try:
+        if clips.sampling == "even":
+            return even_indices(length, n, short=clips.short)[0]
+        if clips.sampling == "dense":
+            return dense_indices(length, n, interval=clips.interval, short=clips.short)[0]
+        return segment_indices(length, n, short=clips.short)[0]
+    except ValueError as error:
+        raise VideoError(f"{name}: {error}") from error
