@@ -56,11 +56,11 @@ def cut_windows(
     edges = frame_times(video, name=name)
     wanted: deque[int] = deque()
     pictures: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
-    before, clip = None, np.empty(0, np.uint8)
+    before, clip = range(0), np.empty(0, np.uint8)
     with closing(decode_on(video, iter(wanted.popleft, None), size=resized, name=name)) as decoded:
         for start, end, frames in _windows(edges, seconds):
-            positions = frames.start + _positions(len(frames), clips, name)
-            if before is None or not np.array_equal(positions, before):
+            if frames != before:
+                before, positions = frames, frames.start + _positions(len(frames), clips, name)
                 distinct = np.unique(positions).tolist()
                 new = [position for position in distinct if position not in pictures]
                 wanted.extend(new)
@@ -69,13 +69,13 @@ def cut_windows(
                     raise VideoError(f"{name}: expected {len(edges) - 1} frames, got fewer: it changed meanwhile")
                 pictures = {position: pictures[position] for position in distinct}
                 clip = crop.cut(np.stack([pictures[position] for position in positions]), clips.image_size)
-                before = positions
             yield start, end, clip
 
 
 def _windows(edges: Float[np.ndarray, " t1"], seconds: float) -> Iterator[tuple[float, float, range]]:
     """Where each window begins and ends, and its frames."""
     times, total = edges[:-1], float(edges[-1])
+    seconds = min(seconds, total)
     count = max(1, ceil((total - _END) / seconds))
     for number in range(count):
         last = number == count - 1

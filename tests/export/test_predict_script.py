@@ -57,7 +57,8 @@ def test_json_lines_by_windows(predict, videos):
 
 def test_clock_times(predict, videos):
     _, out, _ = predict(videos / "a.mp4", "--window", 3)
-    assert "0:00:00.0 - 0:00:04.0" in out
+    assert "0:00:00.0 - 0:00:03.0" in out
+    assert "0:00:03.0 - 0:00:04.0" in out
 
 
 def test_a_budget_picks_the_frame_count(predict, videos):
