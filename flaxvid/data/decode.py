@@ -7,7 +7,7 @@ Frames are read on from the start, or where key frames are close from the key fr
 import functools
 import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -84,7 +84,7 @@ def decode(
 
 def decode_on(
     video: bytes | str | Path, positions: Iterable[int], *, size: Size = None, name: str | None = None
-) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+) -> Generator[UInt8[np.ndarray, "h w 3"], None, None]:
     """Decodes chosen frames of an encoded video one after the other, in one pass over it: memory holds one of them.
 
     For more frames than `decode` could hold. The pictures are the same.

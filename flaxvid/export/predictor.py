@@ -100,7 +100,8 @@ class Predictor:
             return
         if isinstance(video, Mapping):
             raise ValueError("expected one video to go through by a window, got several cameras: take the scene whole")
-        seen, answer = None, None
+        seen: Any = None
+        answer: Any = None
         for start, end, clip in cut_windows(video, window, clips):
             if clip is not seen:  # a picture that is shown for long is looked at once
                 seen, answer = clip, self._answer(clip[None])
