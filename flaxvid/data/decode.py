@@ -1,133 +1,151 @@
 """Video files to uint8 frames, with PyAV.
 
-Only the frames asked for are resized and converted, by two reformatters a clip, and decoding stops at the last of them.
-Frames are read on from the start, or where key frames are close from the key frames before those asked for.
+The full decode in the order of presentation is the truth. Where the bits of a stream prove that some frames can be had
+without the others, only those are decoded (`sparse`); every other video is decoded from its beginning, and to its end
+where frames are chosen by their count. Only the frames asked for are resized and converted, by two reformatters a clip.
 """
 
-import functools
-import io
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.error import FFmpegError
 from av.format import Flags
+from av.packet import Packet
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 from jaxtyping import Float, Int, UInt8
 
-from flaxvid.data.sparse import InexactError, Packet, plan_runs, read_packets, read_runs
+from flaxvid.data.images import IMAGE_SUFFIXES, list_images
+from flaxvid.data.sparse import InexactError, Survey, plan_runs, presentation, read_runs, survey
+from flaxvid.data.upright import orientation
+from flaxvid.data.video_file import (
+    MAX_PIXELS,
+    Video,
+    VideoError,
+    best_stream,
+    open_video,
+    printable,
+    read_packets,
+    video_name,
+)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+__all__ = (
+    "IMAGE_SUFFIXES",
+    "MAX_BYTES",
+    "Video",
+    "VideoError",
+    "count_frames",
+    "count_packets",
+    "decode",
+    "frame_times",
+    "open_video",
+)
 
-_READING: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-"""A title that is no UTF-8 is no reason to refuse a video; PyAV 19 sees to that by itself."""
-
-Video = bytes | str | Path
-"""An encoded file's bytes, its path, or the path of a folder of numbered images."""
+MAX_BYTES = 2**32
+"""Bytes of a decoded clip, 4 GiB: more is an error before it is made."""
 
 Size = int | Callable[[int, int], tuple[int, int]] | None
 Indices = Sequence[int] | Int[np.ndarray, " t"]
+Choice = Indices | Callable[[int], Indices]
 Frames = Iterator[tuple[int, av.VideoFrame]]
 """Frames and their positions."""
-Pictures = list[UInt8[np.ndarray, "h w 3"]]
-Start = Callable[[], AbstractContextManager[InputContainer]]
-
-
-class VideoError(ValueError):
-    """A video that cannot be read as asked; the message names it and says what to do."""
 
 
 def decode(
-    video: Video,
-    indices: Indices | Callable[[int], Indices],
-    *,
-    size: Size = None,
-    name: str | None = None,
+    video: Video, indices: Choice, *, size: Size = None, name: str | None = None
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """Decodes chosen frames of a video as RGB, turned upright as its rotation metadata says.
+    """Decodes chosen frames of a video as RGB, turned and mirrored upright as its metadata says.
 
     Args:
         video: Bytes or a path.
         indices: Positions in presentation order, in any order, repeats allowed; or a function from the frame count to
-            such positions, which spares opening the file twice. The function is called a second time where the header
-            turns out to promise more frames than there are.
+            such positions, which spares opening the file twice. The function is called a second time where there turn
+            out to be more frames than packets, or fewer.
         size: Resize bilinearly (area-weighted when shrinking) to this short side, or to what a function makes of the
             upright height and width, in pixels; None keeps the size. Part of the colour conversion, hence nearly free.
+            The first frame decides where others have another size.
         name: What errors call the video; by default its path.
 
     Raises:
-        VideoError: Missing, empty or corrupt file, no video stream, or an index outside the video.
+        VideoError: Missing, empty or corrupt file, no video stream, an index outside the video, or a clip of more than
+            `MAX_BYTES`.
     """
-    name = name or _name(video)
+    name = name or video_name(video)
     if _is_folder(video):
-        images = _images(video, name)
-        wanted, inverse = _positions(indices, len(images), name)
-        return np.stack(_convert(_read_images(images, wanted), wanted, size))[inverse]
+        images = list_images(video, name)
+        clip = _Clip(indices, len(images), size, name)
+        _read_images(images, clip)
+        return clip.video()
     with open_video(video, name) as container:
-        packets = _packets(container)
-        count = _count(container, packets, name)
-        start = functools.partial(_from_start, container, packets, video, name)
-        while True:
-            wanted, inverse = _positions(indices, count, name)
-            pictures = _pictures(start, packets, wanted, size, name)
-            if len(pictures) == len(wanted):
-                return np.stack(pictures)[inverse]
-            promised, count = count, _decodable(start, name)
-            if count >= promised:
-                raise VideoError(f"{name}: its frames cannot be told apart: fetch it again, or drop it from the list")
+        stream = best_stream(container, name)
+        known = survey(stream)
+        if known.pictures:
+            with suppress(InexactError):
+                return _decode_sparse(video, stream, known, indices, size, name)
+            known = known._replace(packets=None)  # the decoder was used
+        return _decode_all(video, stream, known, indices, size, name)
 
 
-def decode_on(
-    video: bytes | str | Path, positions: Iterable[int], *, size: Size = None, name: str | None = None
-) -> Generator[UInt8[np.ndarray, "h w 3"], None, None]:
-    """Decodes chosen frames of an encoded video one after the other, in one pass over it: memory holds one of them.
-
-    For more frames than `decode` could hold. The pictures are the same.
-
-    Args:
-        video: Bytes or a path.
-        positions: Ascending and distinct; each is asked for when the frame before it was taken.
-        size: As of `decode`.
-        name: As of `decode`.
-
-    Yields:
-        Pictures; fewer than positions where the video ends before.
-
-    Raises:
-        VideoError: While iterating: as of `decode`.
-    """
-    name = name or _name(video)
-    with open_video(video, name) as container:
-        for _, picture in _upright(_chosen(_read(container, None, name), positions), size):
-            yield picture
+def _decode_sparse(
+    video: Video, stream: VideoStream, known: Survey, indices: Choice, size: Size, name: str
+) -> UInt8[np.ndarray, "t h w 3"]:
+    pictures: Any = known.pictures
+    clip, order = _Clip(indices, len(pictures), size, name), presentation(pictures)
+    positions = {order[position]: position for position in clip.wanted}
+    with _packets(video, stream, known, name) as (stream, packets):
+        for number, frame in read_runs(stream, packets, pictures, plan_runs(pictures, positions)):
+            if number in positions:
+                clip.add(positions[number], frame)
+    return clip.video()
 
 
-def _chosen(frames: Frames, positions: Iterable[int]) -> Frames:
-    for wanted in positions:
-        frame = next((frame for position, frame in frames if position == wanted), None)
-        if frame is None:
-            return
-        yield wanted, frame
+def _decode_all(
+    video: Video, stream: VideoStream, known: Survey, indices: Choice, size: Size, name: str
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """Takes the packets for frames, and looks whether that was right."""
+    count, is_sure = known.count, False
+    while True:
+        try:
+            clip = _Clip(indices, count, size, name)
+        except VideoError:
+            if is_sure:
+                raise
+            clip = None
+        stops, total = is_sure or not callable(indices), 0
+        with _packets(video, stream, known, name) as (stream, packets):
+            for frame in _read(stream, packets, name):
+                total += 1
+                if clip is not None:
+                    clip.add(total - 1, frame)
+                    if stops and clip.is_full:
+                        return clip.video()
+        if clip is not None and clip.is_full and total == count:
+            return clip.video()
+        if not total:
+            raise VideoError(f"{name}: expected frames, got none that decode: fetch the file again or drop it")
+        if is_sure:
+            raise VideoError(f"{name}: its frames cannot be told apart: fetch it again, or drop it from the list")
+        count, is_sure, known = total, True, known._replace(packets=None)
 
 
 def count_frames(video: Video, *, name: str | None = None) -> int:
-    """Counts the frames of a video without decoding it, by its header and its packets.
-
-    The count may be too high where a file was cut off; `decode` finds out and copes.
+    """Counts the frames of a video: by its bits where they prove it, otherwise by decoding it.
 
     Raises:
         VideoError: Missing, empty or corrupt file, no video stream, or no frames in it.
     """
-    name = name or _name(video)
+    name = name or video_name(video)
     if _is_folder(video):
-        return len(_images(video, name))
+        return len(list_images(video, name))
     with open_video(video, name) as container:
-        return _count(container, _packets(container), name)
+        stream = best_stream(container, name)
+        known = survey(stream)
+        return len(known.pictures) if known.pictures else len(_times(video, stream, known, name))
 
 
 def frame_times(video: Video, *, name: str | None = None) -> Float[np.ndarray, " t1"]:
@@ -139,115 +157,136 @@ def frame_times(video: Video, *, name: str | None = None) -> Float[np.ndarray, "
     Raises:
         VideoError: As of `count_frames`; or the file has no times, as a folder of images and a bare stream have none.
     """
-    name = name or _name(video)
+    name = name or video_name(video)
     missing = f"{name}: expected a video whose frames have times, got none: take it as one clip, without a window"
     if _is_folder(video):
         raise VideoError(missing)
     with open_video(video, name) as container:
-        if Flags(container.format.flags) & (Flags.no_timestamps | Flags.no_file):
+        stream = best_stream(container, name)
+        kind = container.format  # of bare streams FFmpeg makes the times up
+        if kind.name.endswith("_pipe") or Flags.no_timestamps in Flags(kind.flags) or stream.time_base is None:
             raise VideoError(missing)
-        frames = [(frame.pts, frame.duration) for _, frame in _read(container, None, name)]
-        stream = container.streams.video[0]
-        if not frames:
-            raise VideoError(f"{name}: expected frames, got none that decode: fetch the file again or drop it")
-        if None in (times := [time for time, _ in frames]) or stream.time_base is None:
+        known = survey(stream)
+        pictures = known.pictures
+        times = [known.times[i] for i in presentation(pictures)] if pictures else _times(video, stream, known, name)
+        if None in (starts := [start for start, _ in times]):
             raise VideoError(missing)
-        # A damaged file's times may step back: then its frames are shown in their order all the same.
-        shown = np.maximum.accumulate(np.asarray(times, np.float64)) * float(stream.time_base)
-        steps = np.diff(shown)
-        rate = stream.average_rate or stream.guessed_rate
-        last = frames[-1][1] * float(stream.time_base) or (np.median(steps) if steps.size else rate and 1 / float(rate))
-        if not last:
+        # Where times step back, frames are shown in their order all the same.
+        shown = np.maximum.accumulate(np.asarray(starts, np.float64)) * float(stream.time_base)
+        rate, own = stream.average_rate or stream.guessed_rate, (times[-1][1] or 0) * float(stream.time_base)
+        last = own if own > 0 else np.median(np.diff(shown)) if len(shown) > 1 else 1 / float(rate) if rate else 0.0
+        if last <= 0:
             raise VideoError(missing)
-        return np.append(shown, shown[-1] + float(last)) - shown[0]
+        return np.append(shown, shown[-1] + last) - shown[0]
 
 
-def _count(container: InputContainer, packets: Sequence[Packet], name: str) -> int:
-    # The header of a file written in fragments counts those of the first only.
-    if not (count := max(container.streams.video[0].frames, len(packets))):
-        raise VideoError(f"{name}: expected frames, got a video stream without any: fetch it again or drop it")
-    return count
+def _times(video: Video, stream: VideoStream, known: Survey, name: str) -> Sequence[tuple[int | None, int | None]]:
+    """When each frame of a full decode begins, and how long it is shown."""
+    with _packets(video, stream, known, name) as (stream, packets):
+        times = [(frame.pts, frame.duration) for frame in _read(stream, packets, name)]
+    if not times:
+        raise VideoError(f"{name}: expected frames, got none that decode: fetch the file again or drop it")
+    return times
 
 
-def _positions(
-    indices: Indices | Callable[[int], Indices], count: int, name: str
-) -> tuple[list[int], Int[np.ndarray, " t"]]:
-    """The positions asked for, ascending and distinct, and which of them each index is."""
-    try:
-        wanted = np.asarray(indices(count) if callable(indices) else indices, np.int64)
-    except ValueError as error:  # of a sampling rule: it does not know the video's name
-        raise VideoError(f"{name}: {error}") from error
-    if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= count:
-        span = f"{wanted.min()} to {wanted.max()}" if wanted.size else "none at all"
-        raise VideoError(f"{name}: expected frame indices within its {count} frames, got {span}: choose others")
-    unique, inverse = np.unique(wanted, return_inverse=True)
-    return unique.tolist(), inverse
+def count_packets(video: Video, *, name: str | None = None) -> tuple[int, int]:
+    """How many packets a file's header or index promises, 0 where it promises none, and how many there are."""
+    name = name or video_name(video)
+    if _is_folder(video):
+        return 0, len(list_images(video, name))
+    with open_video(video, name) as container:
+        stream = best_stream(container, name)
+        found = len(survey(stream).times)
+        # The header of MP4 counts what its edit list leaves out, too.
+        return len(stream.index_entries) if container.format.name.startswith("mov") else stream.frames, found
 
 
-def _pictures(start: Start, packets: Sequence[Packet], wanted: list[int], size: Size, name: str) -> Pictures:
-    """The frames at the wanted positions; fewer where the video ends before the last of them."""
-    with start() as container:
-        if runs := plan_runs(container, packets, wanted):
-            with suppress(InexactError):
-                return _convert(read_runs(container, packets, runs, wanted), wanted, size)
-    with start() as container:
-        return _convert(_read(container, wanted[-1] + 1, name), wanted, size)
+class _Clip:
+    """The frames that were asked for, upright and resized, as they come; the first of them decides the size."""
 
+    def __init__(self, indices: Choice, count: int, size: Size, name: str):
+        try:
+            chosen = np.asarray(indices(count) if callable(indices) else indices, np.int64)
+        except ValueError as error:  # of a sampling rule: it does not know the video's name
+            raise VideoError(f"{name}: {error}") from error
+        if chosen.size == 0 or chosen.min() < 0 or chosen.max() >= count:
+            span = f"{chosen.min()} to {chosen.max()}" if chosen.size else "none at all"
+            raise VideoError(f"{name}: expected frame indices within its {count} frames, got {span}: choose others")
+        unique, self._inverse = np.unique(chosen, return_inverse=True)
+        self.wanted: list[int] = unique.tolist()
+        self._slots = {position: slot for slot, position in enumerate(self.wanted)}
+        self._size, self._name = size, name
+        self._pictures: np.ndarray = np.empty((0, 0, 0, 3), np.uint8)
+        self._scaler, self._painter, self._tiny = VideoReformatter(), VideoReformatter(), VideoReformatter()
 
-def _convert(frames: Frames, wanted: list[int], size: Size) -> Pictures:
-    """Pictures of the frames at the wanted positions; fewer where the video ends before."""
-    positions = set(wanted)
-    pictures = dict(_upright(((position, frame) for position, frame in frames if position in positions), size))
-    return [pictures[position] for position in wanted if position in pictures]
+    @property
+    def is_full(self) -> bool:
+        """Whether all frames came."""
+        return not self._slots
 
-
-def _upright(frames: Frames, size: Size) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
-    """Pictures of frames, upright and resized; the first of them decides how."""
-    scaler, painter = VideoReformatter(), VideoReformatter()
-    height, width, turns = 0, 0, 0
-    for position, frame in frames:
-        if not height:  # a stream may change its size midway
-            turns = round(frame.rotation / 90) % 4
-            height, width = _stored_size(frame, size, sideways=turns % 2 == 1)
+    def add(self, position: int, frame: av.VideoFrame) -> None:
+        """Takes the frame at a position, if it was asked for and has not come yet."""
+        slot = self._slots.pop(position, None)
+        if slot is None:
+            return
+        upright = orientation(frame, self._tiny)
+        if not self._pictures.size:
+            self._make(*((frame.width, frame.height) if upright.transpose else (frame.height, frame.width)))
+        height, width = self._pictures.shape[1:3]
+        if upright.transpose:
+            height, width = width, height
         # One thread: clips are read in parallel, and for small frames more threads cost more than they save. Scaling
         # first and then converting takes FFmpeg a third of the time of both at once.
         if frame.format.name.startswith("yuv4") and (frame.height, frame.width) != (height, width):
-            frame = scaler.reformat(frame, width, height, "yuv422p", interpolation="BILINEAR", threads=1)
-        picture = painter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
-        yield position, np.rot90(picture.to_ndarray(), turns)
+            frame = self._scaler.reformat(frame, width, height, "yuv422p", interpolation="BILINEAR", threads=1)
+        picture = self._painter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
+        self._pictures[slot] = upright.turn(picture.to_ndarray())
+
+    def _make(self, height: int, width: int) -> None:
+        """Memory for all pictures, of which the first is upright of so many pixels."""
+        if callable(self._size):
+            height, width = self._size(height, width)
+        elif self._size is not None:
+            short = min(height, width)
+            height, width = height * self._size // short, width * self._size // short
+        if height * width > MAX_PIXELS or height * width * 3 * len(self._inverse) > MAX_BYTES:
+            raise VideoError(
+                f"{self._name}: expected a clip of at most {MAX_BYTES >> 30} GiB, got {len(self._inverse)} frames of "
+                f"{height} x {width}: take fewer frames, a smaller size, or drop it from the list"
+            )
+        self._pictures = np.empty((len(self.wanted), height, width, 3), np.uint8)
+
+    def video(self) -> UInt8[np.ndarray, "t h w 3"]:
+        """All frames in the order in which they were asked for."""
+        if np.array_equal(self._inverse, np.arange(len(self.wanted))):
+            return self._pictures
+        return self._pictures[self._inverse]
 
 
-def _stored_size(frame: av.VideoFrame, size: Size, sideways: bool) -> tuple[int, int]:
-    """Height and width to convert to, before the picture is turned upright."""
-    height, width = frame.height, frame.width
-    if size is None:
-        return height, width
-    if sideways:
-        height, width = width, height
-    if callable(size):
-        height, width = size(height, width)
-    else:
-        short = min(height, width)
-        height, width = height * size // short, width * size // short
-    return (width, height) if sideways else (height, width)
+@contextmanager
+def _packets(
+    video: Video, stream: VideoStream, known: Survey, name: str
+) -> Iterator[tuple[VideoStream, Iterable[Packet]]]:
+    """A stream of which nothing was decoded yet, and its packets.
+
+    The file is opened anew unless the packets were kept: rewound, it would lack what comes once, such as a palette.
+    """
+    if known.packets is not None:
+        yield stream, known.packets
+        return
+    with open_video(video, name) as container:
+        fresh = best_stream(container, name)
+        yield fresh, read_packets(fresh)
 
 
-def _decodable(start: Start, name: str) -> int:
-    with start() as container:
-        count = sum(1 for _ in _read(container, None, name))
-    if not count:
-        raise VideoError(f"{name}: expected frames, got none that decode: fetch the file again or drop it")
-    return count
-
-
-def _read(container: InputContainer, stop: int | None, name: str) -> Frames:
-    """The first `stop` frames, or all."""
-    stream, count = container.streams.video[0], 0
+def _read(stream: VideoStream, packets: Iterable[Packet], name: str) -> Iterator[av.VideoFrame]:
+    """All frames."""
+    count = 0
     try:
-        packets = itertools.chain((packet for _, packet in read_packets(container)), (None,))
-        for frame in itertools.islice((frame for packet in packets for frame in stream.decode(packet)), stop):
-            yield count, frame
-            count += 1
+        for packet in itertools.chain(packets, (None,)):
+            for frame in stream.decode(packet):
+                yield frame
+                count += 1
     except (FFmpegError, OSError) as error:
         raise VideoError(
             f"{name}: expected {stream.frames or 'more'} frames, got {count} and then broken data ({error}): "
@@ -255,78 +294,16 @@ def _read(container: InputContainer, stop: int | None, name: str) -> Frames:
         ) from error
 
 
-def _packets(container: InputContainer) -> list[Packet]:
-    packets: list[Packet] = []
-    with suppress(FFmpegError, OSError):  # said when a frame is wanted that lies beyond
-        packets.extend(packet for packet, _ in read_packets(container))
-    return packets
-
-
 def _is_folder(video: Video) -> TypeGuard[str | Path]:
     return not isinstance(video, bytes) and Path(video).is_dir()
 
 
-def _images(folder: str | Path, name: str) -> list[Path]:
-    images = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
-        raise VideoError(f"{name}: expected a video or a folder of {'/'.join(IMAGE_SUFFIXES)} frames, got neither")
-    return images
-
-
-def _read_images(images: Sequence[Path], wanted: list[int]) -> Frames:
-    for position in wanted:
-        with open_video(images[position], str(images[position])) as container:
-            frames = [frame for _, frame in _read(container, 1, str(images[position]))]
-        if not frames:
-            raise VideoError(f"{images[position]}: expected an image, got none: fetch it again or drop the video")
-        yield position, frames[0]
-
-
-@contextmanager
-def _from_start(
-    container: InputContainer, packets: Sequence[Packet], video: Video, name: str
-) -> Iterator[InputContainer]:
-    """The container before its first packet: rewound, which takes no time, or opened anew where that fails."""
-    rewound = False
-    with suppress(FFmpegError, OSError):
-        container.seek(0)
-        rewound = [packet for packet, _ in itertools.islice(read_packets(container), 1)] == packets[:1]
-        container.seek(0)
-    if rewound:
-        yield container
-    else:
-        with open_video(video, name) as other:
-            yield other
-
-
-@contextmanager
-def open_video(video: Video, name: str = "") -> Iterator[InputContainer]:
-    """PyAV's container of an encoded file, which has a video stream; whatever is wrong with it is a `VideoError`.
-
-    Args:
-        video: the file's bytes or path.
-        name: what errors call it.
-    """
-    name = name or _name(video)
-    try:
-        container = av.open(io.BytesIO(video) if isinstance(video, bytes) else str(video), mode="r", **_READING)
-    except FileNotFoundError as error:
-        raise VideoError(f"{name}: no such file: check the data set's root and list") from error
-    except (FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{name}: expected a video, got an empty or damaged file or one of a format that FFmpeg does not know "
-            f"({error}): fetch it again or drop it from the list"
-        ) from error
-    with container:
-        if not container.streams.video:
-            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-            raise VideoError(f"{name}: expected a video stream, got {kinds}: drop the file from the list")
-        container.streams.video[0].thread_type = "NONE"  # clips are decoded in parallel, frames within a clip are not
-        try:
-            yield container
-        except FFmpegError as error:
-            raise VideoError(f"{name}: broken data ({error}): fetch the file again or drop it from the list") from error
-
-
-def _name(video: Video) -> str:
-    return f"video of {len(video)} bytes" if isinstance(video, bytes) else str(video)
+def _read_images(images: Sequence[Path], clip: _Clip) -> None:
+    for position in clip.wanted:
+        name = printable(images[position])
+        with open_video(images[position], name) as container:
+            stream = best_stream(container, name)
+            frame = next(_read(stream, read_packets(stream), name), None)
+            if frame is None:
+                raise VideoError(f"{name}: expected an image, got none: fetch it again or drop the video")
+            clip.add(position, frame)

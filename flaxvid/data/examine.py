@@ -12,8 +12,10 @@ from typing import Any
 import av
 import numpy as np
 
-from flaxvid.data.decode import IMAGE_SUFFIXES, VideoError, decode, open_video
+from flaxvid.data.decode import VideoError, count_packets, decode, open_video
 from flaxvid.data.findings import Finding
+from flaxvid.data.images import list_images
+from flaxvid.data.video_file import best_stream
 
 _SIDE, _PICTURES = 8, 4  # of a signature
 _WHOLE = 0.9  # of the frames that the header promises; healthy files may lack a few
@@ -58,16 +60,11 @@ def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None)
     try:
         content = video if isinstance(video, bytes) else _read_bytes(Path(video))
         finding = dataclasses.replace(finding, digest=hashlib.sha256(content).hexdigest())
-        promised: list[int] = []  # by the header; where that is wrong, decode asks again
-        small = decode(
-            video,
-            lambda count: promised.append(count) or range(count),
-            size=lambda height, width: (_SIDE, _SIDE),
-            name=item["id"],
-        )
+        small = decode(video, range, size=lambda height, width: (_SIDE, _SIDE), name=item["id"])
         count = len(small)
-        if count < _WHOLE * promised[0]:
-            raise VideoError(f"expected {promised[0]} frames, got {count}: cut off, fetch it again")
+        promised, found = count_packets(video, name=item["id"])
+        if found < _WHOLE * promised:
+            raise VideoError(f"expected {promised} frames, got {count}: cut off, fetch it again")
         chosen = small[[(2 * i + 1) * count // (2 * _PICTURES) for i in range(_PICTURES)]]
         signature = np.rint(chosen.mean(axis=-1)).astype(np.uint8).tobytes().hex()
         finding = dataclasses.replace(finding, frames=count, signature=signature)
@@ -116,14 +113,14 @@ def _rate(video: bytes | str | Path) -> Any:
     if not isinstance(video, bytes) and Path(video).is_dir():
         return _FOLDER_RATE
     with open_video(video) as container:
-        return container.streams.video[0].average_rate or 25
+        return best_stream(container, str(video)[:100]).average_rate or 25
 
 
 def _read_bytes(path: Path) -> bytes:
     """A file; or a folder's frames one after the other, which FFmpeg reads as a video."""
     if not path.is_dir():
         return path.read_bytes()
-    images = sorted(image for image in path.iterdir() if image.suffix.lower() in IMAGE_SUFFIXES)
+    images = list_images(path)
     if len({image.suffix.lower() == ".png" for image in images}) > 1:
         raise VideoError(f"{path}: expected frames of one kind, got PNG and JPEG: encode them anew")
     return b"".join(image.read_bytes() for image in images)

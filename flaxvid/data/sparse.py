@@ -1,132 +1,118 @@
-"""Some frames of a video without all those before them: what lies between them and their key frames is not decoded, and
-what no other frame refers to is passed over.
+"""Some frames of a video without all those before them, where the bits of the stream prove that they are the same.
 
-Packets are read on and left out, which is exact where seeking is not: a packet's time tells which frame it holds.
+Decoded are the first packet, for it may say what none repeats, and for each frame that is wanted those from the start
+before it on that others need; `bitstream` says which these are.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import av
-from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
+from av.video.stream import VideoStream
 
-CODECS = ("av1", "h264", "hevc", "mjpeg", "mpeg4", "vp9")
-"""Those whose packets hold one frame each; VP8's, for one, may hold a frame that is never shown."""
-FORMATS = ("avi", "matroska", "mov")
-"""Files that keep a time for every packet; AVI does not, but of MPEG-4 FFmpeg's parser can tell."""
-SKIPPING = ("h264", "mpeg4")
-"""Codecs whose decoders pass over frames that no other refers to; HEVC's marks hold within a temporal layer only."""
-WORTHWHILE = 0.8
-"""The part of the packets up to the last frame above which leaving the others out does not pay."""
-NOT_CODED = 20
-"""MPEG-4 packets with less than so many bytes may stand for no frame at all."""
+from flaxvid.data.bitstream import Picture, StrangeError, prover
+from flaxvid.data.video_file import read_packets
+
+KEPT = 2**25
+"""Bytes of packets that are kept from the first reading for the decoding; of larger videos they are read again."""
 
 
 class InexactError(Exception):
-    """The frames that came were not those expected: read the video from its beginning."""
+    """The frames that came were not those expected: decode the whole video."""
 
 
-class Packet(NamedTuple):
-    """What is known of a packet without decoding it; `time` is when its frame is shown."""
+class Survey(NamedTuple):
+    """What is known of a video before anything of it is decoded.
 
-    time: int | None
-    size: int
-    is_key: bool
-    is_discard: bool
-
-
-def read_packets(container: InputContainer) -> Iterator[tuple[Packet, av.Packet]]:
-    """The packets of the first video stream in the order of decoding, without empty ones."""
-    packets: Any = container.demux(video=0)
-    with closing(packets):  # left half way, PyAV's generators leak unless closed
-        for packet in packets:
-            if packet.size:
-                yield Packet(packet.pts, packet.size, packet.is_keyframe, packet.is_discard), packet
-
-
-def plan_runs(container: InputContainer, packets: Sequence[Packet], wanted: Sequence[int]) -> list[range] | None:
-    """Which packets to decode for chosen frames: runs that begin with a key frame and end with a frame that is wanted.
-
-    Args:
-        container: Only its kind matters.
-        packets: All of its first video stream.
-        wanted: Positions in presentation order.
-
-    Returns:
-        None where this would not be exact, or would not be faster than to decode all of them up to the last.
+    Attributes:
+        packets: All packets, if they are few.
+        count: Packets that are to be shown, mostly the number of frames.
+        pictures: The one picture of each packet, if that is proven; then all of them are shown.
+        times: When each packet is shown, and how long, in the stream's time base.
     """
-    codec = container.streams.video[0].codec_context.codec.canonical_name
-    kind = container.format.name.split(",")[0]
-    if codec not in CODECS or kind not in FORMATS or (kind == "avi" and codec not in ("mjpeg", "mpeg4")):
-        return None
-    keys = [number for number, packet in enumerate(packets) if packet.is_key]
-    times = [packet.time for packet in packets if packet.time is not None and not packet.is_discard]
-    if not keys or keys[0] > 0 or len({*times}) < len(packets) or wanted[-1] >= len(times):
-        return None
-    if codec == "mpeg4" and min(packet.size for packet in packets) < NOT_CODED:
-        return None
-    order = sorted(range(len(times)), key=times.__getitem__)
-    stops: dict[int, int] = {}
-    for number in (order[position] for position in wanted):
-        # A frame shown before the key frame that it follows in the file may need the key frame before that one.
-        before = (keys[i] for i in reversed(range(bisect_right(keys, number))))
-        start = next((key for key in before if times[key] <= times[number]), 0)
-        stops[start] = max(number + 1, stops.get(start, 0))
-    runs: list[range] = []
-    for start, stop in sorted(stops.items()):
-        if runs and start <= runs[-1].stop:
-            runs[-1] = range(runs[-1].start, max(stop, runs[-1].stop))
-        else:
-            runs.append(range(start, stop))
-    return runs if codec in SKIPPING or sum(map(len, runs)) <= WORTHWHILE * runs[-1].stop else None
+
+    packets: list[Packet] | None
+    count: int
+    pictures: list[Picture] | None
+    times: list[tuple[int | None, int | None]]
+
+
+def survey(stream: VideoStream) -> Survey:
+    """Reads all packets of a stream, and the headers in them."""
+    reader, packets, kept = prover(stream), [], 0
+    pictures, times, hidden = [], [], 0
+    try:
+        for packet in read_packets(stream):
+            times.append((packet.pts, packet.duration))
+            hidden += packet.is_discard
+            if (kept := kept + packet.size) <= KEPT:
+                packets.append(packet)
+            else:
+                packets.clear()
+            if reader is None:
+                continue
+            try:
+                # Side data are new parameters or palettes; what is hidden or damaged shifts all positions.
+                if packet.is_discard or packet.is_corrupt or any(True for _ in packet.iter_sidedata()):
+                    raise StrangeError
+                pictures.append(reader.add(packet))
+            except StrangeError:
+                reader = None
+    except (FFmpegError, OSError):  # said when a frame is wanted that lies beyond
+        reader, kept = None, KEPT + 1
+    proven = reader is not None and len({picture.order for picture in pictures}) == len(times) > 0
+    return Survey(packets if kept <= KEPT else None, len(times) - hidden, pictures if proven else None, times)
+
+
+def presentation(pictures: Sequence[Picture]) -> list[int]:
+    """The packets' numbers in the order in which their pictures are shown."""
+    return sorted(range(len(pictures)), key=lambda number: pictures[number].order)
+
+
+def plan_runs(pictures: Sequence[Picture], wanted: Iterable[int]) -> list[list[int]]:
+    """Which packets to decode for those that are wanted: runs, each of which needs nothing of the one before."""
+    starts = [number for number, picture in enumerate(pictures) if picture.is_start]
+    chosen = set(wanted)
+    stops = {0: 1}
+    for number in sorted(chosen):
+        stops[starts[bisect_right(starts, number) - 1]] = number + 1
+    return [
+        [number for number in range(start, stop) if pictures[number].is_needed or number in chosen]
+        for start, stop in sorted(stops.items())
+    ]
 
 
 def read_runs(
-    container: InputContainer, packets: Sequence[Packet], runs: Sequence[range], wanted: Sequence[int]
+    stream: VideoStream, packets: Iterable[Packet], pictures: Sequence[Picture], runs: Sequence[Sequence[int]]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decodes runs of packets: pairs of a wanted position and its frame.
+    """Decodes runs of packets: pairs of a packet's number and its frame.
 
     Raises:
         InexactError: While iterating, to the very end: what came before is then not to be trusted either.
     """
-    times = [packet.time or 0 for packet in packets]
-    ordered = sorted(times)
-    positions = {ordered[position]: position for position in wanted}
-    ends = {run.stop: run for run in runs}
-    inside = {number for run in runs for number in run}
-    decoder = container.streams.video[0].codec_context
-    skips = decoder.codec.canonical_name in SKIPPING
-    shown: set[int] = set()
-    try:
-        for number, (known, packet) in enumerate(read_packets(container)):
+    decoder, numbered = stream.codec_context, iter(enumerate(packets))
+    for run in runs:
+        inside, came = set(run), []
+        for number, packet in numbered:
             if number not in inside:
                 continue
-            run = ends.get(number + 1)
-            decoder.skip_frame = "NONREF" if skips and known.time not in positions else "DEFAULT"
+            packet.pts = number  # comes out again with its frame
             try:
-                frames = decoder.decode(packet) + (decoder.decode(None) if run else [])
+                frames = decoder.decode(packet)
+                if number == run[-1]:
+                    frames += decoder.decode(None)
+                    decoder.flush_buffers()
             except FFmpegError as error:
                 raise InexactError from error
             for frame in frames:
-                if frame.is_corrupt or frame.interlaced_frame or frame.pts is None:
-                    raise InexactError  # of two fields each may have a packet of its own
-                shown.add(frame.pts)
-                if frame.pts in positions:
-                    yield positions.pop(frame.pts), frame
-            if run:
-                first = times[run.start]  # frames shown before it belong to the run before
-                expected = {times[i] for i in run if times[i] >= first}
-                came = {time for time in shown if time >= first}
-                if first not in came or not (came <= expected if skips else came == expected):
+                if frame.is_corrupt or frame.pts is None:
                     raise InexactError
-                decoder.flush_buffers()
-                shown.clear()
-                if run == runs[-1]:
-                    break
-    finally:
-        decoder.skip_frame = "DEFAULT"
-    if positions:
-        raise InexactError
+                came.append(frame.pts)
+                yield frame.pts, frame
+            if number == run[-1]:
+                break
+        if came != sorted(run, key=lambda number: pictures[number].order):
+            raise InexactError

@@ -59,16 +59,10 @@ def test_a_file_cut_off(tmp_path, write_video):
     whole = write_video(tmp_path / "a.avi", frames=20, noise=True).read_bytes()
     assert count_frames(whole) == 20
     cut = whole[: len(whole) * 6 // 10]
-    counts = []
-
-    def last(count):
-        counts.append(count)
-        return [count - 1]
-
-    assert decode(cut, last).shape == (1, 32, 48, 3)
-    assert counts[0] == 20
-    assert 2 < counts[1] < 20
-    with pytest.raises(VideoError, match=rf"^cut: expected frame indices within its {counts[1]} frames, got 19 to 19"):
+    count = count_frames(cut)
+    assert 2 < count < 20
+    assert decode(cut, range).shape == (count, 32, 48, 3)
+    with pytest.raises(VideoError, match=rf"^cut: expected frame indices within its {count} frames, got 19 to 19"):
         decode(cut, [19], name="cut")
 
 
@@ -151,7 +145,7 @@ REAL = {
     "h264_10bit.mp4": (30, 200, 200),
     "h264_1x1.mp4": (5, 1, 1),
     "h264_arm_wrestling.mp4": (280, 256, 340),
-    "h264_two_streams.mp4": (325, 180, 320),
+    "h264_two_streams.mp4": (390, 270, 480),
     "hevc.mp4": (10, 128, 128),
     "mpeg4_40x30_13_frames.mp4": (13, 30, 40),
     "mpeg4_with_audio.avi": (164, 240, 320),
@@ -172,7 +166,7 @@ def test_real_files(shared_data, name):
     assert video.shape == (3, height, width, 3)
     frames = 0
     with av.open(str(path)) as container:
-        for frame in container.decode(video=0):
+        for frame in container.decode(container.streams.best("video")):
             for picture in video[[i for i, position in enumerate(chosen) if position == frames]]:
                 turned = np.rot90(picture, -round(frame.rotation / 90))
                 np.testing.assert_array_equal(turned, frame.to_ndarray(format="rgb24"))

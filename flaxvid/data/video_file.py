@@ -1,0 +1,165 @@
+"""Opens an encoded video: a file is only ever read as a file, by the demuxers listed here; its best stream is meant.
+
+What a file says is not believed: no text in it opens another file, and no size in it makes memory.
+"""
+
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import av
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+Video = bytes | str | Path
+"""An encoded file's bytes, its path, or the path of a folder of numbered images; a stream's URL as str."""
+
+MAX_PIXELS = 2**26
+"""Pixels of a frame, 8192 x 8192: twice those of 8K video. A header of a few bytes may claim any size."""
+
+_FORMATS = (
+    *("apng", "asf", "av1", "avi", "dirac", "dv", "flic", "flv", "gif", "gxf", "h261", "h263", "h264", "hevc", "ivf"),
+    *("m4v", "matroska", "mjpeg", "mov", "mpeg", "mpegts", "mpegvideo", "mxf", "nut", "obu", "ogg", "rm", "smjpeg"),
+    *("swf", "vc1", "vvc", "wtv", "yuv4mpegpipe"),
+    *("bmp_pipe", "jpeg_pipe", "jpegxl_pipe", "png_pipe", "ppm_pipe", "tiff_pipe", "webp_pipe"),
+    *("aac", "flac", "mp3", "wav"),  # only to say that they are audio
+)
+"""Demuxers that read nothing but the file; playlists and descriptions (concat, hls, dash, sdp) are not among them."""
+_URL = re.compile(r"(https?|rtsps?|rtmps?|rtp|udp|srt|tcp)://", re.IGNORECASE)
+_URL_FORMATS = (*_FORMATS, "hls", "mpjpeg", "rtp", "rtsp", "sdp")
+_URL_PROTOCOLS = "http,https,httpproxy,tcp,tls,crypto,rtp,srtp,udp,rtmp,rtmps,rtmpt,ffrtmphttp,srt"
+_WAIT = (30.0, 60.0)
+"""Seconds until a URL must open, and answer."""
+_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
+"""Streams that are covers or previews of another."""
+_READING: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""A title that is no UTF-8 is no reason to refuse a video; PyAV 19 sees to that by itself."""
+
+
+class VideoError(ValueError):
+    """A video that cannot be read as asked; the message names it and says what to do."""
+
+
+def video_name(video: Video) -> str:
+    """What errors call a video that has no other name."""
+    return f"video of {len(video)} bytes" if isinstance(video, bytes) else printable(video)
+
+
+def printable(path: str | Path) -> str:
+    """A path as text that any terminal and file takes, whatever bytes are in it."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+@contextmanager
+def open_video(video: Video, name: str = "") -> Iterator[InputContainer]:
+    """PyAV's container of an encoded file; whatever is wrong with it is a `VideoError`.
+
+    A path is always a local file, whatever colons and patterns are in it; only a str such as ``rtsp://...`` is a URL.
+
+    Args:
+        video: the file's bytes or path.
+        name: what errors call it.
+    """
+    name = name or video_name(video)
+    with _open_bytes(video, name) as source:
+        url = isinstance(source, str)
+        options = {
+            "format_whitelist": ",".join(_URL_FORMATS if url else _FORMATS),
+            "protocol_whitelist": _URL_PROTOCOLS if url else "none",
+            "max_pixels": str(MAX_PIXELS),
+        }
+        try:
+            container: Any = av.open(source, mode="r", options=options, timeout=_WAIT if url else None, **_READING)
+        except (FFmpegError, OSError, ValueError) as error:
+            raise VideoError(
+                f"{name}: expected a video, got an empty or damaged file or one of a format that is not read "
+                f"({_reason(error)}): fetch it again or drop it from the list"
+            ) from error
+        with container:
+            try:
+                yield container
+            except FFmpegError as error:
+                raise VideoError(
+                    f"{name}: broken data ({_reason(error)}): fetch the file again or drop it from the list"
+                ) from error
+
+
+@contextmanager
+def _open_bytes(video: Video, name: str) -> Iterator[Any]:
+    """What PyAV reads: an open file, which no colon in its name turns into anything else; or a URL."""
+    if isinstance(video, str) and _URL.match(video):
+        yield video
+        return
+    if isinstance(video, bytes):
+        yield io.BytesIO(video)
+        return
+    try:
+        # A pipe would stand still, and a device never end.
+        regular = stat.S_ISREG(os.stat(video).st_mode)
+        file = open(video, "rb", buffering=0) if regular else None  # noqa: SIM115
+    except FileNotFoundError as error:
+        raise VideoError(f"{name}: no such file: check the data set's root and list") from error
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{name}: expected a video, got a file that cannot be opened ({error}): check it") from error
+    if file is None:
+        raise VideoError(f"{name}: expected a video, got no regular file (a folder, a pipe or a device): drop it")
+    with file:
+        yield _Nameless(file)
+
+
+class _Nameless:
+    """A file without its name, of which FFmpeg would guess a format."""
+
+    def __init__(self, file: io.RawIOBase):
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def best_stream(container: InputContainer, name: str) -> VideoStream:
+    """The stream that is meant, as FFmpeg and players choose it, never a cover; its decoder is set up but not opened.
+
+    Raises:
+        VideoError: there is none, or no decoder for it.
+    """
+    streams = container.streams
+    videos = [stream for stream in streams.video if not stream.disposition & _PICTURES]
+    readable = [stream for stream in videos if stream.codec_context is not None]
+    best = streams.best("video")
+    if best not in readable:
+        best = max(readable, key=lambda stream: bool(stream.disposition & Disposition.default), default=None)
+    if best is None:
+        if videos:
+            raise VideoError(
+                f"{name}: expected a video that can be decoded, got one that is cut off, or of an unknown or protected "
+                "codec: fetch it again or drop it from the list"
+            )
+        kinds = {"a cover" if stream.type == "video" else stream.type for stream in streams}
+        got = ", ".join(sorted(kinds)) or "nothing"
+        raise VideoError(f"{name}: expected a video stream, got {got}: drop the file from the list")
+    stream: Any = best
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    stream.thread_type = "NONE"  # clips are decoded in parallel, frames within a clip are not
+    return stream
+
+
+def read_packets(stream: VideoStream) -> Iterator[Packet]:
+    """The packets of a stream in the order of decoding, without empty ones."""
+    container: Any = stream.container
+    packets = container.demux(stream)
+    # Left half way, PyAV's generators leak unless closed. Where a stream began midway, PyAV trips over it after the
+    # last packet.
+    with closing(packets), suppress(IndexError):
+        for packet in packets:
+            if packet.size:
+                yield packet
+
+
+def _reason(error: Exception) -> str:
+    return str(error).replace(": '<none>'", "")
