@@ -1,9 +1,7 @@
 """Windows in time: what is seen of a long video from second to second, by one pass over it."""
 
-from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import islice
 from math import ceil
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from flaxvid.data.clips import ClipConfig
 from flaxvid.data.decode import VideoError, decode_on, frame_times
 from flaxvid.data.sampling import dense_indices, even_indices, segment_indices
 from flaxvid.data.transforms import Crop, view_crops
+from flaxvid.data.video_file import video_name
 
 SHORTEST = 0.001
 """Seconds of a window; many files know no shorter times."""
@@ -52,24 +51,21 @@ def cut_windows(
         (crop,) = view_crops(height, width, clips.image_size, short_side, crops=1)
         return crop.height, crop.width
 
-    name = f"video of {len(video)} bytes" if isinstance(video, bytes) else str(video)
-    edges = frame_times(video, name=name)
-    wanted: deque[int] = deque()
-    pictures: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+    edges = frame_times(video)
+    count = len(edges) - 1
+    wanted = np.zeros(count, bool)
+    for _, _, frames in _windows(edges, seconds):
+        wanted[_positions(frames, clips, video)] = True
     before, clip = range(0), np.empty(0, np.uint8)
-    with closing(decode_on(video, iter(wanted.popleft, None), size=resized, name=name)) as decoded:
+    pictures: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+    with closing(decode_on(video, np.flatnonzero(wanted), count, size=resized)) as decoded:
         for start, end, frames in _windows(edges, seconds):
             if frames != before:
-                before, positions = frames, frames.start + _positions(len(frames), clips, name)
-                distinct = np.unique(positions).tolist()
-                new = [position for position in distinct if position not in pictures]
-                wanted.extend(new)
-                pictures |= zip(new, islice(decoded, len(new)), strict=False)
-                if new and new[-1] not in pictures:
-                    raise VideoError(f"{name}: expected {len(edges) - 1} frames, got fewer: it changed meanwhile")
-                pictures = {position: pictures[position] for position in distinct}
-                clip = crop.cut(np.stack([pictures[position] for position in positions]), clips.image_size)
+                before, positions = frames, _positions(frames, clips, video)
+                pictures = {i: pictures[i] if i in pictures else next(decoded) for i in np.unique(positions)}
+                clip = crop.cut(np.stack([pictures[i] for i in positions]), clips.image_size)
             yield start, end, clip
+        next(decoded, None)  # tells whether these were all frames
 
 
 def _windows(edges: Float[np.ndarray, " t1"], seconds: float) -> Iterator[tuple[float, float, range]]:
@@ -85,13 +81,14 @@ def _windows(edges: Float[np.ndarray, " t1"], seconds: float) -> Iterator[tuple[
         yield start, end, range(first, stop) if first < stop else range(first - 1, first)
 
 
-def _positions(length: int, clips: ClipConfig, name: str) -> Int[np.ndarray, " n"]:
-    (n,) = clips.frames
+def _positions(frames: range, clips: ClipConfig, video: bytes | str | Path) -> Int[np.ndarray, " n"]:
+    """Which frames of a window its clip has."""
+    (n,), length = clips.frames, len(frames)
     try:
         if clips.sampling == "even":
-            return even_indices(length, n, short=clips.short)[0]
+            return frames.start + even_indices(length, n, short=clips.short)[0]
         if clips.sampling == "dense":
-            return dense_indices(length, n, interval=clips.interval, short=clips.short)[0]
-        return segment_indices(length, n, short=clips.short)[0]
+            return frames.start + dense_indices(length, n, interval=clips.interval, short=clips.short)[0]
+        return frames.start + segment_indices(length, n, short=clips.short)[0]
     except ValueError as error:
-        raise VideoError(f"{name}: {error}") from error
+        raise VideoError(f"{video_name(video)}: {error}") from error
