@@ -54,41 +54,47 @@ def cut_windows(
     edges = frame_times(video)
     count = len(edges) - 1
     wanted = np.zeros(count, bool)
-    for _, _, frames in _windows(edges, seconds):
-        wanted[_positions(frames, clips, video)] = True
-    before, clip = range(0), np.empty(0, np.uint8)
+    for _, _, positions in _windows(edges, seconds, clips, video):
+        wanted[positions] = True
+    before, clip = None, np.empty(0, np.uint8)
     pictures: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
     with closing(decode_on(video, np.flatnonzero(wanted), count, size=resized)) as decoded:
-        for start, end, frames in _windows(edges, seconds):
-            if frames != before:
-                before, positions = frames, _positions(frames, clips, video)
+        for start, end, positions in _windows(edges, seconds, clips, video):
+            if positions is not before:
+                before = positions
                 pictures = {i: pictures[i] if i in pictures else next(decoded) for i in np.unique(positions)}
                 clip = crop.cut(np.stack([pictures[i] for i in positions]), clips.image_size)
             yield start, end, clip
         next(decoded, None)  # tells whether these were all frames
 
 
-def _windows(edges: Float[np.ndarray, " t1"], seconds: float) -> Iterator[tuple[float, float, range]]:
-    """Where each window begins and ends, and its frames."""
+def _windows(
+    edges: Float[np.ndarray, " t1"], seconds: float, clips: ClipConfig, video: bytes | str | Path
+) -> Iterator[tuple[float, float, Int[np.ndarray, " n"]]]:
+    """Where each window begins and ends, and its clip's frames; the same array again while its frames are the same."""
     times, total = edges[:-1], float(edges[-1])
     seconds = min(seconds, total)
     count = max(1, ceil((total - _END) / seconds))
+    before, positions = None, np.empty(0, np.int64)
     for number in range(count):
         last = number == count - 1
         start, end = number * seconds, total if last else (number + 1) * seconds
-        first = int(np.searchsorted(times, start - _EDGE))
-        stop = len(times) if last else int(np.searchsorted(times, end - _EDGE))
-        yield start, end, range(first, stop) if first < stop else range(first - 1, first)
+        first = times.searchsorted(start - _EDGE)
+        stop = len(times) if last else times.searchsorted(end - _EDGE)
+        first -= first == stop  # none of its own: the one that is shown
+        if (first, stop) != before:
+            before, positions = (first, stop), first + _positions(stop - first, clips, video)
+        yield start, end, positions
 
 
-def _positions(frames: range, clips: ClipConfig, video: bytes | str | Path) -> Int[np.ndarray, " n"]:
+def _positions(length: int, clips: ClipConfig, video: bytes | str | Path) -> Int[np.ndarray, " n"]:
     """Which frames of a window its clip has."""
-    (n,), length = clips.frames, len(frames)
+    (n,) = clips.frames
     try:
         if clips.sampling == "even":
-            return frames.start + even_indices(length, n, short=clips.short)[0]
+            return even_indices(length, n, short=clips.short)[0]
         if clips.sampling == "dense":
-            return frames.start + dense_indices(length, n, interval=clips.interval, short=clips.short)[0]
-        return frames.start + segment_indices(length, n, short=clips.short)[0]
+            return dense_indices(length, n, interval=clips.interval, short=clips.short)[0]
+        return segment_indices(length, n, short=clips.short)[0]
     except ValueError as error:
         raise VideoError(f"{video_name(video)}: {error}") from error
