@@ -30,6 +30,7 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from flaxvid.arguments import number, one_each, read_class_names
 from flaxvid.compress.cost import model_cost
 from flaxvid.data.class_names import are_numbers, list_names, relabel
 from flaxvid.data.clips import ClipConfig
@@ -53,9 +54,12 @@ from flaxvid.types import by_task
 
 def main() -> None:
     """Parses and evaluates; what the user can mend is one line, not a traceback."""
+    sys.argv[1:] = one_each(sys.argv[1:], "--frames")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="a run's folder, or a .safetensors file of flaxvid")
-    parser.add_argument("--frames", type=int, nargs="+", help="frame counts (default: the recipe's eval_frames)")
+    parser.add_argument(
+        "--frames", type=number(int, 1), action="append", help="frame counts (default: the recipe's eval_frames)"
+    )
     parser.add_argument("--protocol", choices=PROTOCOLS, help="default: as the recipe says, mostly one view")
     parser.add_argument("--clips", type=int, help="clips a video, instead of the protocol's")
     parser.add_argument("--crops", type=int, choices=(1, 3, 5, 10), help="crops a frame, instead of the protocol's")
@@ -83,7 +87,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Loads, evaluates, measures, prints and writes."""
     enable_compilation_cache()
-    names = arguments.classes.read_text().splitlines() if arguments.classes else None
+    names = read_class_names(arguments.classes) if arguments.classes else None
     trained = load_trained(arguments.run, names)
     folder = results_folder(trained, arguments.output)
     renames = read_renames(arguments.rename) if arguments.rename else {}

@@ -8,12 +8,14 @@
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from flaxvid import trees
+from flaxvid.arguments import number, one_each
 from flaxvid.models.registry import list_models
 from flaxvid.weights.native import WeightsInfo, save_variables
 from flaxvid.weights.torch import Imported, import_torch
@@ -21,12 +23,15 @@ from flaxvid.weights.torch import Imported, import_torch
 
 def main() -> None:
     """Parses, imports, saves and prints."""
+    sys.argv[1:] = one_each(sys.argv[1:], "--frames")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=list_models(), metavar="MODEL", help="a name of flaxvid.list_models()")
     parser.add_argument("source", help="a .pth, .pt or .safetensors file, or a known name")
     parser.add_argument("output", type=Path, help="the .safetensors file to write")
-    parser.add_argument("--num-classes", type=int, help="another number than the file's makes a fresh head")
-    parser.add_argument("--frames", type=int, nargs="+", help="frame counts to make private copies for")
+    parser.add_argument("--num-classes", type=number(int, 1), help="another number than the file's makes a fresh head")
+    parser.add_argument(
+        "--frames", type=number(int, 1), action="append", help="frame counts to make private copies for"
+    )
     parser.add_argument("--format", help="the reference whose keys the file has (default: detected)")
     parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinite numbers")
     arguments = parser.parse_args()

@@ -8,14 +8,19 @@
 A network of several views takes folders that have a folder for each camera, with the same file names, as its training
 did; a line for every scene, whose answer makes do with the cameras that have it.
 
-Answers go to stdout as they come, everything else to stderr. Videos that cannot be read are named and counted; the exit
-status is 0 if at least one could be read, 1 if none could or the command is wrong.
+Answers go to stdout as they come, everything else to stderr. Videos that cannot be read are named and counted, with
+--json by a line of their own, {"video": ..., "error": ...}. The exit status is 0 if videos could be read (with --json:
+if all could), 1 if not or nothing could be done, 2 for a command that is wrong, 141 if whoever reads stdout has gone.
 """
 
 import argparse
+import io
 import json
+import os
+import re
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +32,11 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flaxvid.arguments import number, one_each, read_class_names
 from flaxvid.data.decode import VideoError
 from flaxvid.evaluate.any_frame import largest_within
 from flaxvid.export.predictor import Prediction, Predictor, find_scenes, find_videos
+from flaxvid.export.windows import SHORTEST
 from flaxvid.train.loop import enable_compilation_cache
 from flaxvid.train.setup import clip_config
 from flaxvid.train.trained import Trained, load_trained
@@ -40,43 +47,72 @@ Top = list[tuple[str, float]] | Mapping[str, list[tuple[str, float]]]
 
 def main() -> None:
     """Parses and predicts; what the user can mend is one line, not a traceback."""
+    arguments = parse(sys.argv[1:])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that is no UTF-8 ends nothing; JSON escapes it in the same way, and is UTF-8 everywhere.
+        sys.stdout.reconfigure(encoding="utf-8" if arguments.json else None, errors="backslashreplace")
+    try:
+        status = run(arguments)
+    except BrokenPipeError:  # as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
+        sys.exit(128 + signal.SIGPIPE)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {printable(str(error))}")
+    sys.exit(status)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder, or a pattern in quotes")
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="a file, a folder, or a pattern in quotes")
     parser.add_argument("--run", required=True, help="a run's folder, or a .safetensors file of flaxvid")
     parser.add_argument(
         "--frames",
-        type=int,
-        nargs="+",
+        action="append",
+        type=number(int, 1),
         metavar="N",
         help="frames a clip (default: the most that the network was trained at); several to choose from with a budget",
     )
     parser.add_argument(
-        "--budget-ms", type=float, metavar="MS", help="measure, and take the most frames that a clip may have in MS"
+        "--budget-ms",
+        type=number(float, 0),
+        metavar="MS",
+        help="measure, and take the most frames that a clip may have in MS",
     )
-    parser.add_argument("--window", type=float, metavar="SECONDS", help="an answer for each so many seconds")
-    parser.add_argument("--top", type=int, default=3, metavar="K", help="classes a line (default: 3)")
+    parser.add_argument(
+        "--window", type=number(float, SHORTEST), metavar="SECONDS", help="an answer for each so many seconds"
+    )
+    parser.add_argument("--top", type=number(int, 1), default=3, metavar="K", help="classes a line (default: 3)")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
-    parser.add_argument("--classes", type=Path, help="class names, one a line, where the run does not know them")
-    arguments = parser.parse_args()
-    try:
-        read = run(arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    sys.exit(0 if read else 1)
+    parser.add_argument(
+        "--classes", type=Path, help="class names, one a line or as in classes.json, where the run does not know them"
+    )
+    end = words.index("--") if "--" in words else len(words)  # which argparse does not know where files and flags mix
+    arguments = parser.parse_intermixed_args(one_each(words[:end], "--frames"))
+    if "-" in arguments.videos:
+        parser.error("expected files, got -: a video is not read from stdin; save it to a file")
+    arguments.videos += words[end + 1 :]
+    if not arguments.videos:
+        parser.error("expected videos, got none: name files, folders or patterns in quotes")
+    if sys.stdout is None:
+        parser.error("expected a stdout for the answers, got a closed one")
+    return arguments
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Loads, finds, predicts and prints; returns how many videos could be read."""
+    """Loads, finds, predicts and prints; returns the exit status."""
+    if arguments.budget_ms is None and len(arguments.frames or ()) > 1:
+        raise ValueError(f"expected one frame count, got {arguments.frames}: several are for --budget-ms")
     enable_compilation_cache()
-    console = Console(stderr=True, highlight=False)
-    names = arguments.classes.read_text().splitlines() if arguments.classes else None
+    console = Console(stderr=True, highlight=False, emoji=False)
+    names = read_class_names(arguments.classes) if arguments.classes else None
     trained = load_trained(arguments.run, names)
     videos = videos_for(trained.model.views, arguments)
     clips = clip_config(trained.recipe, trained.frames)
     predictor = Predictor(trained.model, trained.select, trained.classes, clips)
     num_frames = choose_frames(trained, predictor, arguments, console)
     names = [name for task in by_task(predictor.classes).values() for name in task]
-    widths = max(map(len, videos)), max(map(len, names))
+    widths = max(len(printable(name)) for name in videos), max(map(len, names))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     failed = 0
     # Only a terminal's lines may be drawn above the bar; a pipe must get them on stdout and whole.
@@ -84,25 +120,37 @@ def run(arguments: argparse.Namespace) -> int:
     with Progress(*columns, console=console, disable=hidden, redirect_stdout=redirected, transient=True) as progress:
         task = progress.add_task(f"{num_frames} frames", total=len(videos))
         for name, video in videos.items():
-            try:
-                for prediction in predictor.predict(video, num_frames, arguments.window):
-                    top = predictor.top(prediction.probabilities, arguments.top)
+            for answer in answers(predictor, video, num_frames, arguments.window):
+                if isinstance(answer, Prediction):
+                    top = predictor.top(answer.probabilities, arguments.top)
                     line = json_line if arguments.json else text_line
-                    print(line(name, prediction, top, num_frames, widths), flush=True)
-            except VideoError as error:
+                    print(line(name, answer, top, num_frames, widths), flush=True)
+                    continue
                 failed += 1
-                console.print(f"unreadable: {error}", markup=False, soft_wrap=True)
+                console.print(f"unreadable: {printable(str(answer))}", markup=False, soft_wrap=True)
+                if arguments.json:
+                    print(json.dumps({"video": name, "error": str(answer)}, ensure_ascii=False), flush=True)
             progress.advance(task)
     read = len(videos) - failed
     console.print(f"{read} of {len(videos)} videos read, {failed} unreadable, {num_frames} frames a clip")
-    return read
+    return int(not read or (arguments.json and failed > 0))
+
+
+def answers(
+    predictor: Predictor, video: Any, num_frames: int, window: float | None
+) -> Iterator[Prediction | VideoError | OSError]:
+    """The answers to a video, and the error that it ends with if it cannot be read, or not to its end."""
+    try:
+        yield from predictor.predict(video, num_frames, window)
+    except (VideoError, OSError) as error:
+        yield error
 
 
 def videos_for(views: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, Any]:
     """What to look at, by name: videos, or for a network of several views scenes."""
     if not views:
         return {str(video): video for video in find_videos(arguments.videos)}
-    if arguments.window:
+    if arguments.window is not None:
         raise ValueError("expected no --window for a network of several views, which takes a scene whole: leave it out")
     return dict(find_scenes(arguments.videos, views))
 
@@ -110,8 +158,6 @@ def videos_for(views: tuple[str, ...], arguments: argparse.Namespace) -> dict[st
 def choose_frames(trained: Trained, predictor: Predictor, arguments: argparse.Namespace, console: Console) -> int:
     """The frame count asked for, or the largest within the budget."""
     if arguments.budget_ms is None:
-        if arguments.frames and len(arguments.frames) > 1:
-            raise ValueError(f"expected one frame count, got {arguments.frames}: several are for --budget-ms")
         return arguments.frames[0] if arguments.frames else max(trained.frames)
     counts = arguments.frames or {*trained.frames, *trained.recipe.eval_frames}
     with console.status("measuring"):
@@ -144,7 +190,12 @@ def text_line(video: str, answer: Prediction, top: Top, _num_frames: int, widths
     for task, own in by_task(top).items():
         columns = [f"{100 * probability:5.1f} {name.ljust(widths[1])}" for name, probability in own]
         tasks.append("  ".join([f"{task}:"] * bool(task) + columns))
-    return f"{video.ljust(widths[0])}{times}  {'  '.join(tasks)}".rstrip()
+    return f"{printable(video).ljust(widths[0])}{times}  {'  '.join(tasks)}".rstrip()
+
+
+def printable(text: str) -> str:
+    """Text on one line whatever is in a file's name: line breaks, terminal commands, bytes that are no UTF-8."""
+    return re.sub(r"[\0-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def clock(seconds: float) -> str:

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "flaxvid"
 FLOORS = (
-    ("types", "trees", "writing"),
+    ("types", "trees", "writing", "arguments"),
     ("layers", "losses", "data", "report"),
     ("models", "frames"),
     ("weights", "adapt", "tasks"),

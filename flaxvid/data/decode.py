@@ -7,7 +7,7 @@ where frames are chosen by their count. Only the frames asked for are resized an
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -43,6 +43,7 @@ __all__ = (
     "count_frames",
     "count_packets",
     "decode",
+    "decode_on",
     "frame_times",
     "open_video",
 )
@@ -136,6 +137,37 @@ def _decode_all(
         count, is_sure, known = total, True, known._replace(packets=None)
 
 
+def decode_on(
+    video: Video, indices: Indices, count: int, *, size: Size = None, name: str | None = None
+) -> Generator[UInt8[np.ndarray, "h w 3"], None, None]:
+    """Decodes chosen frames of an encoded video one after the other, in one pass over it: memory holds one of them.
+
+    For more frames than a clip may have. The pictures are those of `decode`.
+
+    Args:
+        video: Bytes or a path.
+        indices: Positions in presentation order, ascending and distinct.
+        count: Frames of the video, as of `count_frames` or `frame_times`; the end shows whether there are so many.
+        size: As of `decode`.
+        name: As of `decode`.
+
+    Raises:
+        VideoError: While iterating, to the very end: as of `decode`; or the video has another number of frames.
+    """
+    name, total = name or video_name(video), 0
+    painter, positions = _Painter(size, name), iter(indices)
+    wanted = next(positions, None)
+    with open_video(video, name) as container:
+        stream = best_stream(container, name)
+        for position, frame in enumerate(_read(stream, read_packets(stream), name)):
+            total += 1
+            if position == wanted:
+                yield painter.picture(frame)
+                wanted = next(positions, None)
+    if total != count:
+        raise VideoError(f"{name}: expected {count} frames, got {total}: it is damaged, or was changed meanwhile")
+
+
 def count_frames(video: Video, *, name: str | None = None) -> int:
     """Counts the frames of a video: by its bits where they prove it, otherwise by decoding it.
 
@@ -207,8 +239,45 @@ def count_packets(video: Video, *, name: str | None = None) -> tuple[int, int]:
         return stream.frames, len(times)
 
 
+class _Painter:
+    """Makes pictures of frames, upright and resized, all of one size, which the first of them decides."""
+
+    def __init__(self, size: Size, name: str, count: int = 1):
+        self._size, self._name, self._count = size, name, count
+        self._scaler, self._painter, self._tiny = VideoReformatter(), VideoReformatter(), VideoReformatter()
+        self._shape: tuple[int, int] | None = None
+
+    def picture(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture of a frame."""
+        upright = orientation(frame, self._tiny)
+        if self._shape is None:
+            sides = (frame.width, frame.height) if upright.transpose else (frame.height, frame.width)
+            self._shape = self._checked(*sides)
+        height, width = reversed(self._shape) if upright.transpose else self._shape
+        # One thread: clips are read in parallel, and for small frames more threads cost more than they save. Scaling
+        # first and then converting takes FFmpeg a third of the time of both at once.
+        if frame.format.name.startswith("yuv4") and (frame.height, frame.width) != (height, width):
+            frame = self._scaler.reformat(frame, width, height, "yuv422p", interpolation="BILINEAR", threads=1)
+        picture = self._painter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
+        return upright.turn(picture.to_ndarray())
+
+    def _checked(self, height: int, width: int) -> tuple[int, int]:
+        """The size of all pictures, of which the first is upright of so many pixels."""
+        if callable(self._size):
+            height, width = self._size(height, width)
+        elif self._size is not None:
+            short = min(height, width)
+            height, width = height * self._size // short, width * self._size // short
+        if max(height, width) > MAX_SIDE or height * width * 3 * self._count > MAX_BYTES:
+            raise VideoError(
+                f"{self._name}: expected at most {MAX_SIDE} pixels a side and {MAX_BYTES >> 30} GiB a clip, got "
+                f"{self._count} frames of {height} x {width}: take fewer frames, a smaller size, or drop it"
+            )
+        return height, width
+
+
 class _Clip:
-    """The frames that were asked for, upright and resized, as they come; the first of them decides the size."""
+    """The frames that were asked for, as they come."""
 
     def __init__(self, indices: Choice, count: int, size: Size, name: str):
         try:
@@ -221,9 +290,8 @@ class _Clip:
         unique, self._inverse = np.unique(chosen, return_inverse=True)
         self.wanted: list[int] = unique.tolist()
         self._slots = {position: slot for slot, position in enumerate(self.wanted)}
-        self._size, self._name = size, name
+        self._painter = _Painter(size, name, len(self._inverse))
         self._pictures: np.ndarray = np.empty((0, 0, 0, 3), np.uint8)
-        self._scaler, self._painter, self._tiny = VideoReformatter(), VideoReformatter(), VideoReformatter()
 
     @property
     def is_full(self) -> bool:
@@ -235,32 +303,10 @@ class _Clip:
         slot = self._slots.pop(position, None)
         if slot is None:
             return
-        upright = orientation(frame, self._tiny)
+        picture = self._painter.picture(frame)
         if not self._pictures.size:
-            self._make(*((frame.width, frame.height) if upright.transpose else (frame.height, frame.width)))
-        height, width = self._pictures.shape[1:3]
-        if upright.transpose:
-            height, width = width, height
-        # One thread: clips are read in parallel, and for small frames more threads cost more than they save. Scaling
-        # first and then converting takes FFmpeg a third of the time of both at once.
-        if frame.format.name.startswith("yuv4") and (frame.height, frame.width) != (height, width):
-            frame = self._scaler.reformat(frame, width, height, "yuv422p", interpolation="BILINEAR", threads=1)
-        picture = self._painter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
-        self._pictures[slot] = upright.turn(picture.to_ndarray())
-
-    def _make(self, height: int, width: int) -> None:
-        """Memory for all pictures, of which the first is upright of so many pixels."""
-        if callable(self._size):
-            height, width = self._size(height, width)
-        elif self._size is not None:
-            short = min(height, width)
-            height, width = height * self._size // short, width * self._size // short
-        if max(height, width) > MAX_SIDE or height * width * 3 * len(self._inverse) > MAX_BYTES:
-            raise VideoError(
-                f"{self._name}: expected at most {MAX_SIDE} pixels a side and {MAX_BYTES >> 30} GiB a clip, got "
-                f"{len(self._inverse)} frames of {height} x {width}: take fewer frames, a smaller size, or drop it"
-            )
-        self._pictures = np.empty((len(self.wanted), height, width, 3), np.uint8)
+            self._pictures = np.empty((len(self.wanted), *picture.shape), np.uint8)
+        self._pictures[slot] = picture
 
     def video(self) -> UInt8[np.ndarray, "t h w 3"]:
         """All frames in the order in which they were asked for."""

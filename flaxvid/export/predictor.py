@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import glob
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,20 +10,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
 from flaxvid.data.clips import ClipConfig, cut_views
-from flaxvid.data.decode import IMAGE_SUFFIXES, Video, VideoError, count_frames, decode, open_video
-from flaxvid.data.sampling import dense_indices, even_indices, segment_indices
-from flaxvid.data.sources import VIDEO_SUFFIXES
-from flaxvid.data.transforms import Crop, view_crops
+from flaxvid.data.decode import Video
+from flaxvid.data.files import find_videos as videos_below
 from flaxvid.evaluate.any_frame import clip_milliseconds
 from flaxvid.evaluate.views import average_views
+from flaxvid.export.windows import cut_windows
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Classes, Variables
-
-TOGETHER = 32
-"""Stretches of a long video that are decoded together: more need more memory, fewer more passes over the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +80,18 @@ class Predictor:
     def predict(
         self, video: Video | Mapping[str, Video], num_frames: int, window: float | None = None
     ) -> Iterator[Prediction]:
-        """Yields the answer to a video, or to one stretch of it after the other; memory holds the clips of a few dozen.
+        """Yields the answer to a video, or to one stretch of it after the other; memory holds the clip of one.
 
         Args:
             video: an encoded file's bytes or path, or the path of a folder of numbered images; of a scene a dict of its
                 cameras', in which those that the network knows may be missing.
             num_frames: frames of each clip.
-            window: seconds of a stretch, seen as a video of its own with one view; the video is divided into equal ones
-                about as long. None takes it whole.
+            window: seconds of a stretch, seen as a video of its own with one view; see `cut_windows`. None takes the
+                video whole.
 
         Raises:
-            VideoError: the video cannot be read, or has no frame rate to tell its stretches by.
-            ValueError: the window is not positive, or given for a scene of several cameras.
+            VideoError: the video cannot be read, or its frames have no times to tell its stretches by.
+            ValueError: the window is too short, or given for a scene of several cameras.
         """
         clips = dataclasses.replace(self._clips, frames=(num_frames,))
         if window is None:
@@ -105,15 +100,12 @@ class Predictor:
             return
         if isinstance(video, Mapping):
             raise ValueError("expected one video to go through by a window, got several cameras: take the scene whole")
-        if window <= 0:
-            raise ValueError(f"expected a window of more than 0 seconds, got {window}")
-        count, rate = count_frames(video), frame_rate(video)
-        edges = np.linspace(0, count, min(count, max(1, round(count / (rate * window)))) + 1).astype(int)
-        stretches = list(itertools.pairwise(edges.tolist()))
-        for first in range(0, len(stretches), TOGETHER):
-            together = stretches[first : first + TOGETHER]
-            for (begin, end), view in zip(together, _cut(video, together, clips), strict=False):
-                yield Prediction(begin / rate, end / rate, self._answer(view[None]))
+        seen: Any = None
+        answer: Any = None
+        for start, end, clip in cut_windows(video, window, clips):
+            if clip is not seen:  # a picture that is shown for long is looked at once
+                seen, answer = clip, self._answer(clip[None])
+            yield Prediction(start, end, answer)
 
     def top(self, probabilities: Any, count: int) -> Any:
         """The likeliest classes and their probabilities, as many as asked for and there are.
@@ -138,77 +130,28 @@ class Predictor:
         return clip_milliseconds(self.model, self._select(num_frames), num_frames, self._clips.image_size)
 
 
-def _cut(
-    video: bytes | str | Path, stretches: list[tuple[int, int]], clips: ClipConfig
-) -> list[UInt8[np.ndarray, "n s s 3"]]:
-    """One view of each stretch from a frame to another; fewer where the file ends before its header says."""
-    (n,), length = clips.frames, 0
-    crop = Crop(0, 0, 0, 0)
-
-    def positions(count: int) -> np.ndarray:
-        nonlocal length
-        length = count
-        wanted = [begin + _positions(end - begin, n, clips) for begin, end in stretches]
-        return np.minimum(np.concatenate(wanted), count - 1)
-
-    def resized(height: int, width: int) -> tuple[int, int]:
-        nonlocal crop
-        short_side = clips.test_size or round(clips.image_size * 256 / 224)
-        (crop,) = view_crops(height, width, clips.image_size, short_side, crops=1)
-        return crop.height, crop.width
-
-    frames = decode(video, positions, size=resized)
-    squares = crop.cut(frames, clips.image_size)
-    return np.split(squares, len(stretches))[: sum(begin < length for begin, _ in stretches)]
-
-
-def _positions(length: int, n: int, clips: ClipConfig) -> Int[np.ndarray, " n"]:
-    if clips.sampling == "even":
-        return even_indices(length, n, short="repeat")[0]
-    if clips.sampling == "dense":
-        return dense_indices(length, n, interval=clips.interval, short="repeat")[0]
-    return segment_indices(length, n, short="repeat")[0]
-
-
-def frame_rate(video: bytes | str | Path) -> float:
-    """Frames a second, as the file says.
-
-    Raises:
-        VideoError: it says nothing, as a folder of images does not.
-    """
-    if isinstance(video, bytes) or not Path(video).is_dir():
-        with open_video(video) as container:
-            stream = container.streams.video[0]
-            if rate := stream.average_rate or stream.guessed_rate:
-                return float(rate)
-    name = f"video of {len(video)} bytes" if isinstance(video, bytes) else video
-    raise VideoError(f"{name}: expected a video with a frame rate, got none: take it as one clip, without a window")
-
-
-def find_videos(places: Iterable[str | Path]) -> list[Path]:
-    """The videos that files, folders and shell patterns name, without doubles.
+def find_videos(places: Iterable[str | Path]) -> list[str | Path]:
+    """The videos that files, folders and shell patterns name; one that is named twice is there once.
 
     Of a folder all videos in it, at any depth; a folder of nothing but numbered images is one video. A file named as
-    such stays in the list even where it does not exist, so that whoever reads it can say so.
+    such stays in the list even where it does not exist, so that whoever reads it can say so; a URL stays as it is.
 
     Raises:
         FileNotFoundError: a folder or a pattern that holds no video.
     """
-    found: list[Path] = []
+    found: dict[str, str | Path] = {}
     for place in map(str, places):
-        if os.path.isdir(place):
-            inside = _videos_in(Path(place))
-        elif os.path.exists(place) or not glob.has_magic(place):
-            inside = [Path(place)]
-        else:
-            paths = sorted(map(Path, glob.glob(place, recursive=True)))
-            inside = [video for path in paths for video in (_videos_in(path) if path.is_dir() else [path])]
+        if "://" in place:  # as a path it would lose a slash
+            found.setdefault(place, place)
+            continue
+        named = os.path.exists(place) or not glob.has_magic(place)
+        paths = [Path(place)] if named else sorted(map(Path, glob.glob(place, recursive=True)))
+        inside = [video for path in paths for video in (videos_below(path) if os.path.isdir(path) else [path])]
         if not inside:
-            raise FileNotFoundError(
-                f"expected videos ({', '.join(VIDEO_SUFFIXES)}) or numbered images in {place}, got none"
-            )
-        found += inside
-    return list(dict.fromkeys(found))
+            raise FileNotFoundError(f"expected videos or numbered images in {place}, got none")
+        for video in inside:
+            found.setdefault(os.path.join(os.path.realpath(video.parent), video.name), video)
+    return list(found.values())
 
 
 def find_scenes(places: Iterable[str | Path], views: Sequence[str]) -> dict[str, dict[str, Path]]:
@@ -228,13 +171,13 @@ def find_scenes(places: Iterable[str | Path], views: Sequence[str]) -> dict[str,
     scenes: dict[str, dict[str, Path]] = {}
     for place in map(Path, places):
         cameras = {view: place / view for view in views if (place / view).is_dir()}
-        if not any(map(_videos_in, cameras.values())):
+        if not any(map(videos_below, cameras.values())):
             raise FileNotFoundError(
                 f"expected a folder of videos for each camera in {place}, {' or '.join(views)}, got none: files of one "
                 "scene have the same name in each"
             )
         for view, folder in cameras.items():
-            for video in _videos_in(folder):
+            for video in videos_below(folder):
                 name = str(place / video.relative_to(folder)).removesuffix(video.suffix)
                 other = scenes.setdefault(name, {}).setdefault(view, video)
                 if other != video:
@@ -242,10 +185,3 @@ def find_scenes(places: Iterable[str | Path], views: Sequence[str]) -> dict[str,
                         f"expected one video of {name} in each camera, got {other} and {video}: rename one"
                     )
     return scenes
-
-
-def _videos_in(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
-    images = any(path.parent == folder and path.suffix.lower() in IMAGE_SUFFIXES for path in files)
-    return videos or ([folder] if images else [])

@@ -57,6 +57,10 @@ def load_trained(path: str | Path, classes: Classes | None = None) -> Trained:
         ValueError: a file of others, or the number of classes is not the network's.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"expected a run's folder or a .safetensors file, got no folder and no weights file at {path}"
+        )
     return _from_folder(path, classes) if path.is_dir() else _from_file(path, classes)
 
 

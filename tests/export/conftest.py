@@ -1,4 +1,7 @@
+import runpy
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -7,7 +10,9 @@ import pytest
 from flaxvid.data.clips import ClipConfig
 from flaxvid.export.predictor import Predictor
 from flaxvid.models.registry import create_tiny
+from flaxvid.weights.native import WeightsInfo, save_variables
 
+SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
 CLASSES = ("first", "second", "third")
 
 
@@ -33,6 +38,28 @@ def videos(tmp_path_factory):
     write(folder / "deep" / "b.mp4", 3)
     (folder / "notes.txt").write_text("no video")
     return folder
+
+
+@pytest.fixture(scope="session")
+def weights(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    overrides = {"num_classes": 3, "image_size": 32, "width": 8, "depths": (1, 1, 1, 1), "num_frames": 4}
+    info = WeightsInfo("tsm_resnet18", overrides, classes=("first", "second", "third"))
+    save_variables(path, network[1], info)
+    return path
+
+
+@pytest.fixture
+def predict(monkeypatch, capsys, weights):
+    """Runs the script and returns its exit status, stdout and stderr."""
+
+    def predict(*arguments, run=weights):
+        monkeypatch.setattr(sys, "argv", ["predict.py", "--run", str(run), *map(str, arguments)])
+        with pytest.raises(SystemExit) as status:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return status.value.code, *capsys.readouterr()
+
+    return predict
 
 
 def write(path, frames):

@@ -1,0 +1,70 @@
+"""What the command lines of the scripts have in common, for argparse."""
+
+import argparse
+import codecs
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+
+def number(kind: type[int] | type[float], least: float) -> Callable[[str], Any]:
+    """The type of an argument that is a number, whole or not, of at least so much; NaN is not."""
+
+    def read(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not value >= least:
+            whole = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {whole} of at least {least}, got {text!r}")
+        return value
+
+    return read
+
+
+def one_each(words: Sequence[str], flag: str) -> list[str]:
+    """Gives each number after a flag a flag of its own: ``--frames 4 8 a.mp4`` is ``--frames=4 --frames=8 a.mp4``.
+
+    With ``nargs="+"`` argparse would take what follows the numbers for one, too. The flag's action is "append".
+    """
+    found: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        numbers = list(takewhile(_is_number, rest)) if word == flag else []
+        found += [f"{flag}={number}" for number in numbers] or [word]
+        del rest[: len(numbers)]
+    return found
+
+
+def _is_number(word: str) -> bool:
+    return word.removeprefix("-").isdecimal()
+
+
+def read_class_names(path: Path) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
+    """Class names that a user has in a file: one a line, or where it ends in .json as in a run's classes.json.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no text, holds no names, or JSON of another kind.
+    """
+    content = path.read_bytes()
+    utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if utf_16 else "utf-8-sig")
+        names = json.loads(text) if path.suffix.lower() == ".json" else re.split("[\r\n]+", text)
+    except ValueError as error:
+        raise ValueError(f"expected class names in {path}, one a line or as JSON, in UTF-8, got {error}") from error
+    if path.suffix.lower() != ".json":
+        names = [name.strip() for name in names if name.strip()]
+    for own in names.values() if isinstance(names, Mapping) else [names]:
+        if not isinstance(own, list) or not own or not all(isinstance(name, str) and name.strip() for name in own):
+            raise ValueError(
+                f'expected class names in {path}, one a line or as JSON such as ["jump", "run"], or such a list for '
+                f"each task, got {text[:60]!r}"
+            )
+    return {task: tuple(own) for task, own in names.items()} if isinstance(names, Mapping) else tuple(names)
