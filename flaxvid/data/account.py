@@ -1,5 +1,6 @@
 """What splits hold, in words: how many videos of each class, what was left out, and what looks odd."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,8 +35,8 @@ def describe_splits(splits: Mapping[str, Any]) -> str:
                 f"{first['train'].name}: expected videos of two classes{f' of {task}' * bool(task)} or more, got all "
                 f"{len(first['train'])} of {only}: correct the list, or add videos"
             )
-        lines = _table(task, classes, counts) + lines
-    return "\n".join(lines)
+        lines = _table(task, classes, counts) + _alike(classes) + lines
+    return "\n".join(lines).encode(errors="backslashreplace").decode()  # names of files may be any bytes
 
 
 def _first(source: Any) -> Any:
@@ -68,6 +69,15 @@ def _table(task: str, classes: Sequence[str], counts: Mapping[str, Counter[int]]
         if single:
             lines.append(f"classes of one video, which cannot be tested: {_some(single)}")
     return lines
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    known: dict[str, list[str]] = {}
+    for name in classes:
+        known.setdefault(re.sub(r"[\W_]+", "", name).casefold(), []).append(name)
+    return [
+        f"classes whose names are nearly the same: {', '.join(names)}" for names in known.values() if len(names) > 1
+    ]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -151,15 +151,16 @@ class Disk:
             stems = self._stems[folder] = {}
             for there in sorted(self._names[folder]):
                 if not is_junk(there):
-                    stems.setdefault(_stem(there), []).append(there)
-        same = [there for there in self._stems[folder].get(_stem(name), ()) if self._is_video(folder, there)]
+                    stems.setdefault(video_stem(there), []).append(there)
+        same = [there for there in self._stems[folder].get(video_stem(name), ()) if self._is_video(folder, there)]
         return os.path.join(folder, same[0]) if len(same) == 1 else None
 
     def _is_video(self, folder: str, name: str) -> bool:
         return name.lower().endswith(VIDEO_SUFFIXES) or os.path.isdir(os.path.join(self._root, folder, name))
 
 
-def _stem(name: str) -> str:
+def video_stem(name: str) -> str:
+    """What a video's name has in common with another spelling of it: no suffix, no capitals, accents in one form."""
     stem, suffix = os.path.splitext(name)
     return unicodedata.normalize("NFC", stem if suffix.lower() in VIDEO_SUFFIXES else name).casefold()
 

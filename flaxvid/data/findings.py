@@ -84,7 +84,11 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Writes it as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
 
 
 def summarise(findings: Mapping[str, Sequence[Finding]]) -> Report:
@@ -188,6 +192,6 @@ def show(report: Report, limit: int = 10) -> Group:
 
 def _add(table: Table, limit: int, rows: list[tuple[str, str, str]]) -> None:
     for row in rows[:limit]:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(cell.encode(errors="backslashreplace").decode()) for cell in row))
     if len(rows) > limit:
         table.add_row(rows[0][0], f"... and {len(rows) - limit} more", "")

@@ -183,7 +183,8 @@ def _check_classes(root: Path, classes: Mapping[str, Found], layout: str, fewest
             f"folder: expected {layout}; got the same folders ({_some(sorted(below[one]))}) in each of {_some(filled)} "
             f"in {root}. Either {_some(filled)} are the classes: put the videos directly into them. Or "
             f"{_some(sorted(below[one]))} are: put them directly into {root}, or set the root to one of "
-            f"{root / one}, ... A list (data.name=list) can say either, too"
+            f"{root / one}, ... A list (data.name=list) can say either, too, and "
+            "data.views names folders that are cameras"
         )
     seen: dict[tuple[int, int], str] = {}
     for name in filled:

@@ -10,7 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from flaxvid.data.files import FileSource, file_source
+from flaxvid.data.files import FileSource, file_source, video_stem
+from flaxvid.data.search import search
 from flaxvid.data.texts import check_split, first_file, list_places, read_lines, read_text, videos_folder
 
 
@@ -65,7 +66,8 @@ def hmdb51_source(root: Path, split: str, fold: int = 1, lists: str | Path | Non
 def kinetics_source(root: Path, split: str, lists: str | Path | None = None) -> FileSource:
     """Kinetics (400, 600 or 700) with its CSV files: label, youtube_id, time_start, time_end, split.
 
-    Clips disappear from the web, so missing ones are dropped, with a warning that counts them.
+    Clips disappear from the web, so missing ones are dropped, with a warning that counts them. Clips that were fetched
+    in another container than MP4 are found, too.
     """
     check_split("kinetics", split, ("train", "validation", "test"))
     parts = ("val", "validate", "validation") if split == "validation" else (split,)
@@ -86,15 +88,17 @@ def kinetics_source(root: Path, split: str, lists: str | Path | None = None) -> 
     classes = sorted({row["label"] for row in tables["train"]})
     index = {name: label for label, name in enumerate(classes)}
     folder = videos_folder(root, *parts)
-    found = {} if folder == root else {path.name: path.relative_to(root).as_posix() for path in folder.rglob("*.mp4")}
+    videos = () if folder == root else search(folder).videos
+    found = {video_stem(path.rpartition("/")[2]): f"{folder.name}/{path}" for path in videos}
     names = [
         f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}.mp4" for row in tables[split]
     ]
-    rows = [
-        (found[name], index.get(row["label"], -1))
-        for name, row in zip(names, tables[split], strict=True)
-        if name in found
-    ]
+    if strange := next((row["label"] for row in tables[split] if row["label"] not in index), None):
+        raise ValueError(
+            f"kinetics: expected the labels of train.csv in {split}, got {strange!r}: fetch the lists again"
+        )
+    stems = [video_stem(name) for name in names]
+    rows = [(found[s], index[row["label"]]) for s, row in zip(stems, tables[split], strict=True) if s in found]
     if not rows:
         raise FileNotFoundError(f"kinetics: expected {layout}; got none of {len(names)} videos, such as {names[0]}")
     if len(rows) < len(names):

@@ -1,5 +1,7 @@
 """Layouts of class folders: what is recognised, and what could be meant in two ways."""
 
+import os
+
 import pytest
 
 from flaxvid.data.account import describe_splits
@@ -231,6 +233,15 @@ def test_what_is_said_at_the_start(tmp_path):
         f"{tmp_path / 'fly'} has no videos; its files are 1 .jpg",
         f"{tmp_path / 'swim'} has no videos; its files are 1 .xyz, 1 .txt",
     ]
+
+
+def test_names_of_classes_that_are_nearly_the_same(tmp_path):
+    touch(tmp_path, *(f"{name}/{i}.mp4" for name in ("Jump", "jump", "look_up", "Look up", "run") for i in range(2)))
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    text = describe_splits({"train": open_source("folder", tmp_path)})
+    assert "classes whose names are nearly the same: Jump, jump" in text
+    assert "classes whose names are nearly the same: Look up, look_up" in text
+    assert "caf\\udce9" in text
 
 
 def test_hundreds_of_classes_are_a_short_table(tmp_path):

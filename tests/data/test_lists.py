@@ -380,6 +380,13 @@ def test_of_several_labels_one_may_be_missing(tmp_path, cell):
     assert mirror(source[2]["label"], source.flip_labels) == {"action": NO_LABEL, "actor": 2}
 
 
+def test_each_of_several_labels_has_two_classes(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    write(tmp_path / "train.csv", "path,action,actor", "a.mp4,run,0", "b.mp4,jump,0")
+    with pytest.raises(ValueError, match=r"list train: expected two classes of actor or more, got 1 \(0\)"):
+        open_source("list", tmp_path)
+
+
 def test_one_cell_of_another_kind_does_not_turn_a_column_into_text(tmp_path):
     touch(tmp_path, *(f"{name}.mp4" for name in "abcd"))
     write(tmp_path / "train.csv", "path,verb,noun", "a.mp4,0,3", "b.mp4,1,x", "c.mp4,2,10", "d.mp4,3,2")

@@ -108,6 +108,36 @@ def test_kinetics(tmp_path, lists, part):
         open_source("kinetics400", tmp_path, "validation")
 
 
+def test_files_with_other_suffixes_than_published(tmp_path):
+    """Fetched anew or encoded anew: Kinetics as WebM, Something-Something as MP4, UCF-101 as frames."""
+    header = "label,youtube_id,time_start,time_end"
+    lay_out(
+        tmp_path / "k",
+        ["train/abc_000005_000015.webm", "train/x/def_000001_000011.avi"],
+        {"train.csv": [header, "zumba,abc,5,15", "yoga,def,1,11"]},
+    )
+    source = open_source("kinetics400", tmp_path / "k")
+    assert rows(source) == [("train/abc_000005_000015.webm", 1, 40), ("train/x/def_000001_000011.avi", 0, 80)]
+    (tmp_path / "k" / "val").mkdir()
+    (tmp_path / "k" / "val.csv").write_text(f"{header}\ndance,abc,5,15\n")
+    with pytest.raises(ValueError, match=r"expected the labels of train.csv in validation, got 'dance'"):
+        open_source("kinetics400", tmp_path / "k", "validation")
+
+    entries = [{"id": "7", "label": "", "template": "Pushing [something]"}]
+    lay_out(
+        tmp_path / "s", ["20bn-something-something-v2/7.mp4"], {"labels.json": {"Pushing something": "0", "No": "1"}}
+    )
+    (tmp_path / "s" / "train.json").write_text(json.dumps(entries))
+    source = open_source("ssv2", tmp_path / "s")
+    assert rows(source) == [("7.mp4", 0, 40)]
+    assert source.notes == ("1 videos have another name on disk than listed, such as 7.mp4 for 7.webm",)
+
+    path = "Archery/v_Archery_g08_c01"
+    lists = {"classInd.txt": ["1 Archery", "2 Surfing"], "trainlist01.txt": [f"{path}.avi 1"]}
+    lay_out(tmp_path / "u", [path], lists)
+    assert rows(open_source("ucf101", tmp_path / "u")) == [(path, 0, 40)]
+
+
 LEFT, RIGHT = "Pushing something from left to right", "Pushing something from right to left"
 DROPPING = "Dropping something next to something"
 

@@ -91,3 +91,27 @@ def test_the_record_comes_back_as_a_run_for_each_task(evaluations, tmp_path):
             evaluations[task].frames[n].scores["top1"] for n in (2, 4)
         ]
         assert all(clip["strip"] and "task" not in clip for clip in run.evaluation["examples"])
+
+
+def test_a_missing_label_counts_nowhere(network, batches):
+    """Of the actor every third video has no label; what the others score is as if these were not there."""
+    model, variables = network
+
+    def without(batch):
+        actor = np.where(batch["index"] % 3 == 1, -1, batch["label"]["actor"]).astype(np.int32)
+        return {**batch, "label": {**batch["label"], "actor": actor}}
+
+    def masked(batch):
+        return {**batch, "mask": batch["mask"] & (batch["index"] % 3 != 1)}
+
+    some, whole = (evaluate_videos(model, {2: variables}, [change(b) for b in batches]) for change in (without, masked))
+    every = evaluate_videos(model, {2: variables}, batches)
+    assert some["actor"].index.tolist() == [0, 3, 5, 6]
+    assert some["actor"].scores() == whole["actor"].scores()
+    assert some["actor"].frames[2].confusion.sum() == some["actor"].frames[2].scores["clips"] == 4
+    np.testing.assert_array_equal(some["actor"].frames[2].guess, whole["actor"].frames[2].guess)
+    np.testing.assert_array_equal(some["actor"].frames[2].confusion, whole["actor"].frames[2].confusion)
+    assert some["action"].scores() == every["action"].scores()
+    none = [{**b, "label": {**b["label"], "actor": np.full_like(b["label"]["actor"], -1)}} for b in batches]
+    with pytest.raises(ValueError, match="expected videos with a label of actor, got 6 without one: label some"):
+        evaluate_videos(model, {2: variables}, none)
