@@ -16,7 +16,7 @@ from flaxvid.models.registry import create_model
 from flaxvid.types import Classes, Variables, by_task
 from flaxvid.weights.pickled import Unreadable
 from flaxvid.weights.safetensors_file import looks_like_safetensors, read_safetensors
-from flaxvid.weights.tensors import check_finite, one_error
+from flaxvid.weights.tensors import check_finite, check_there, one_error
 from flaxvid.writing import written_whole
 
 
@@ -80,8 +80,7 @@ def load_variables(path: str | Path, *, allow_nonfinite: bool = False) -> tuple[
             with numbers that are not finite.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file at {path}")
+    check_there(path)
     with one_error(str(path)):
         metadata, flat = read_safetensors(path)
         if "flaxvid" not in metadata:

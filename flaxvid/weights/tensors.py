@@ -53,9 +53,7 @@ def read_tensors(source: str | Path | Mapping[str, Any], *, allow_nonfinite: boo
         with one_error("the state_dict"):
             return _checked(_weights(source), allow_nonfinite)
     path = Path(source)
-    if not path.is_file():
-        hint = ": it is a folder, pass the file in it" if path.is_dir() else ""
-        raise FileNotFoundError(f"no weights file at {path}{hint}")
+    check_there(path)
     with path.open("rb") as file, one_error(str(path)):
         head = file.read(512)
         file.seek(0)
@@ -64,7 +62,7 @@ def read_tensors(source: str | Path | Mapping[str, Any], *, allow_nonfinite: boo
             raise Unreadable(other)
         known = head[:2] in (b"PK", b"\x80\x02")
         if safetensors or (path.suffix == ".safetensors" and not known):
-            tensors: Mapping[str, Any] = read_safetensors(path, lambda key: not key.endswith(_COUNTER))[1]
+            tensors = _weights(read_safetensors(path, lambda key: not key.endswith(_COUNTER))[1])
         else:
             try:
                 tensors = read_torch_file(file, _weights)
@@ -74,6 +72,13 @@ def read_tensors(source: str | Path | Mapping[str, Any], *, allow_nonfinite: boo
                     "torch is"
                 ) from error
         return _checked(tensors, allow_nonfinite)
+
+
+def check_there(path: Path) -> None:
+    """Raises FileNotFoundError unless there is a file."""
+    if not path.is_file():
+        hint = ": it is a folder, pass the file in it" if path.is_dir() else ""
+        raise FileNotFoundError(f"no weights file at {path}{hint}")
 
 
 @contextlib.contextmanager
@@ -137,7 +142,7 @@ def _checked(tensors: Mapping[str, Any], allow_nonfinite: bool) -> dict[str, np.
             wrong.append(f"{key} {error}")
     if wrong:
         raise Unreadable(
-            f"holds {len(wrong)} tensors that are no dense floats, such as {'; '.join(wrong[:4])}: convert them to "
+            f"holds {len(wrong)} tensors that are no float32, such as {'; '.join(wrong[:4])}: convert them to "
             "float32 with the library that wrote them"
         )
     if not allow_nonfinite:

@@ -72,8 +72,8 @@ def read_torch_file(file: IO[bytes], part: Callable[[Any], Mapping[str, Any]]) -
     )
     if claimed > allowed:
         raise Unreadable(
-            f"has {size} bytes, expected tensors of at most {allowed}, got {claimed}, which repeat few numbers: save "
-            "tensor.contiguous() of each"
+            f"has {size} bytes, expected tensors of at most {allowed}, got {claimed}, of the same numbers: save "
+            "tensor.clone() of each"
         )
     flat = {}
     for key, view in storages.items():
@@ -163,7 +163,11 @@ def _open_legacy(file: IO[bytes], size: int) -> tuple[Any, Callable[[str, int, i
 
 
 def _view(key: str, item: Any) -> _View:
-    """Reads the call that would make a plain tensor."""
+    """Reads the call that would make a plain tensor.
+
+    One whose numbers overlap is refused, though torch can make it: strides are how a small file makes a large tensor,
+    and in the older format the only trace of damage to them.
+    """
     storage, offset, size, stride, *others = _made_of(key, item)
     if len(others) > 2 and others[2]:
         raise Unreadable(f"must hold plain tensors, got {key}, a lazily negated or conjugated one: save tensor.clone()")
@@ -180,7 +184,14 @@ def _view(key: str, item: Any) -> _View:
     if len(size) != len(stride) or len(size) > 32 or any(type(n) is not int or not 0 <= n < 1 << 62 for n in counts):
         raise Unreadable(f"is damaged: {key} has no shape of 32 axes or fewer: fetch it again")
     view = _View(name, _FLOATS[dtype], length, start + offset, tuple(size), tuple(stride))
-    last = sum((count - 1) * step for count, step in zip(size, stride, strict=True))
+    last = 0
+    for step, count in sorted(zip(stride, size, strict=True)):
+        if count > 1 and step <= last and view.numbers:
+            raise Unreadable(
+                f"must hold tensors of numbers of their own, got {key} {view.size}, whose numbers overlap by its "
+                f"strides {view.stride}: save tensor.contiguous()"
+            )
+        last += (count - 1) * step
     if (view.numbers and offset + last >= inside) or start + inside > length:
         raise Unreadable(
             f"is damaged: {key} {view.size} needs {offset + last + 1} numbers, its storage has {inside}: fetch it again"

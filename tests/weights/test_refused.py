@@ -140,7 +140,7 @@ def test_other_archives_and_folders(tmp_path, refused):
     refused(tmp_path / "w.pth.tar", "is a tar archive")
     (tmp_path / "empty.pth").touch()
     refused(tmp_path / "empty.pth", "is empty: fetch it again")
-    for reader in (read_tensors, lambda path: flaxvid.load_torch("tsn_resnet18", path)):
+    for reader in (read_tensors, load_variables, lambda path: flaxvid.load_torch("tsn_resnet18", path)):
         with pytest.raises(FileNotFoundError, match=r"no weights file at .*: it is a folder"):
             reader(tmp_path)
 
@@ -168,6 +168,7 @@ TWICE = b'{"w": %b, "w": %b}' % (json.dumps(ENTRY).encode(), json.dumps({**ENTRY
 @pytest.mark.parametrize(
     ("header", "options", "message"),
     [
+        ({}, {"body": b""}, "got an empty mapping"),
         ({"w": ENTRY}, {"length": 1 << 40}, "header claims 1099511627776 bytes"),
         ({"w": ENTRY}, {"length": 1 << 20}, "is damaged"),
         ({"w": ENTRY}, {"length": 3}, "is damaged"),
