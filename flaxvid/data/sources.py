@@ -116,7 +116,7 @@ def open_source(
     if isinstance(source, FileSource) and kind.open is not folder_source:  # whose files were just found
         source = source.located(some=missing == "keep")
     for task, classes in by_task(source.classes).items():
-        if len(classes) < 2 and split != "all":
+        if len(classes) < 2 and split.startswith("train"):
             raise ValueError(
                 f"{source.name}: expected two classes{' of ' * bool(task)}{task} or more, got {len(classes)} "
                 f"({', '.join(classes)}): a network learns to tell classes apart; correct the root or the list"

@@ -71,20 +71,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: any other line is no JSON object with a step.
     """
-    data = path.read_bytes() if path.exists() else b""
-    lines = data.splitlines()
-    torn = data.startswith(b"{", data.rfind(b"\n") + 1)  # no end of a line after it
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            if torn and number == len(lines):
-                break
-            raise ValueError(f"expected a JSON object in line {number} of {path}, got {line[:60]!r}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("step"), NUMBER):
-            raise ValueError(f"expected a JSON object with a step in line {number} of {path}, got {line[:60]!r}")
-        rows.append(row)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), NUMBER):
+            rows.append(row)
+        elif number < len(lines):  # what follows the last end of a line was being written, or is empty
+            raise ValueError(
+                f"expected a JSON object with its step in line {number} of {path}, got {line[:60]!r}: remove that line"
+            )
     return rows
 
 

@@ -85,7 +85,7 @@ def load_variables(path: str | Path, *, allow_nonfinite: bool = False) -> tuple[
         metadata, flat = read_safetensors(path)
         if "flaxvid" not in metadata:
             raise Unreadable("was not written by flaxvid: read a file with torch's keys by flaxvid.load_torch")
-        info = _read_info(metadata["flaxvid"])
+        info = _read_info(metadata["flaxvid"], len(flat))
         if not any(key.startswith("params/") for key in flat):
             raise Unreadable("has no parameters: save the variables of a model")
         if not allow_nonfinite:
@@ -108,9 +108,13 @@ def check_fit(path: str | Path, variables: Variables, flexible: FrameFlexible, *
         ValueError: they are not.
     """
     model, size = flexible.model, flexible.model.clip.image_size
-    video = model.for_views(jnp.zeros((1, model.clip.num_frames, size, size, 3), jnp.uint8))
-    want = _shapes(lambda: model.init(jax.random.key(0), video))
+
+    def init() -> Variables:
+        video = jnp.zeros((1, model.clip.num_frames, size, size, 3), jnp.uint8)
+        return model.init(jax.random.key(0), model.for_views(video))
+
     with one_error(str(path)):
+        want = _shapes(init)
         for count in flexible.frames:
             have = _shapes(lambda n=count: variables if plain else flexible.select(variables, n))
             wrong = [key for key in sorted(want.keys() | have.keys()) if want.get(key) != have.get(key)]
@@ -126,8 +130,8 @@ def _shapes(make: Callable[[], Variables]) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in trees.flatten(jax.eval_shape(make)).items()}
 
 
-def _read_info(text: str) -> WeightsInfo:
-    """What the file says of itself, checked: it makes a model."""
+def _read_info(text: str, tensors: int) -> WeightsInfo:
+    """What a file with so many tensors says of itself, checked: it makes a model."""
     fields: dict[str, Any] = {field.name: None for field in dataclasses.fields(WeightsInfo)} | {"overrides": {}}
     facts = json.loads(text)
     if not isinstance(facts, dict) or not set(facts) <= set(fields):
@@ -140,8 +144,17 @@ def _read_info(text: str) -> WeightsInfo:
         raise Unreadable(f"must have lists of class names, got {str(facts['classes'])[:80]}")
     try:
         create_model(facts["model"], **facts["overrides"])
+        if (blocks := _count_blocks(facts["overrides"])) > tensors:  # else it would be traced for ever
+            raise ValueError(f"it has {tensors} tensors for {blocks} blocks")
     except Exception as error:  # of whatever kind a wrong option makes it
         raise Unreadable(f"is of a model that flaxvid cannot make: {error}") from error
     classes = {task: tuple(names) for task, names in classes.items()}
     named = classes.get("", classes) if facts["classes"] else None
     return WeightsInfo(facts["model"], facts["overrides"], tuple(frames) if frames else None, named)
+
+
+def _count_blocks(overrides: Mapping[str, Any]) -> int:
+    """The blocks that a model is asked for by its depths, or those of its backbone."""
+    return sum(overrides.get("depths") or ()) + (
+        _count_blocks(overrides["backbone_options"]) if overrides.get("backbone_options") else 0
+    )

@@ -74,7 +74,7 @@ def test_other_folders_and_damaged_files_say_so(tmp_path):
 def test_whatever_is_in_a_file_the_error_names_it_in_one_line(folder, name, content):
     file = folder / f"{name}.json"
     file.write_bytes(content)
-    fits = content == b'{"x": 1}' and name != "any_frame"
+    fits = content == b'{"x": 1}' and name not in ("any_frame", "evaluation")
     with contextlib.nullcontext() if fits else pytest.raises(ValueError, match=rf"{name}\.json") as error:
         read_run(folder)
     assert fits or "\n" not in str(error.value)

@@ -137,7 +137,7 @@ def test_results_do_not_go_into_another_run(colour_run, run, monkeypatch):
 
 def test_a_damaged_record_shows_before_the_work(run, monkeypatch, capsys):
     (run / "evaluation.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(SystemExit, match=r"expected JSON in .*evaluation\.json"):
+    with pytest.raises(SystemExit, match=r"expected a JSON object in .*evaluation\.json"):
         evaluate(monkeypatch, run)
     assert "frames" not in capsys.readouterr().out
 

@@ -26,7 +26,7 @@ from etils import epath
 from flaxvid.report.run import read_metrics
 from flaxvid.train.checkpoint import restore_variables
 
-STEPS, TESTED = 16, 8
+STEPS, TESTED = 48, 24
 CONFIG = """
 from flaxvid.train.recipe import *
 
@@ -36,7 +36,7 @@ def get_config():
         data=DataRecipe("folder", num_threads=1),
         task=TaskRecipe("supervised", frames=(2,)),
         optimizer=OptimizerRecipe("adamw", 1e-3, schedule="constant"),
-        batch_size=2, epochs=4, eval_batch_size=1, eval_frames=(2,), eval_every=2, checkpoint_every=1000, log_every=1,
+        batch_size=2, epochs=12, eval_batch_size=1, eval_frames=(2,), eval_every=6, checkpoint_every=1000, log_every=1,
     )
 """
 EVERY = os.environ.get("FLAXVID_TEST_STOPS") == "all"
@@ -212,7 +212,7 @@ def test_a_worker_that_is_killed_is_one_line_after_saving(data, whole, tmp_path)
     code, shown = run.finish()
     assert code == 1
     assert len(shown) == 1, shown
-    message = r"WorkerKilled: a worker process that decodes was killed, .* \(step (\d+) of 16 is saved\)"
+    message = rf"WorkerKilled: a worker process that decodes was killed, .* \(step (\d+) of {STEPS} is saved\)"
     step = int(re.fullmatch(message, shown[0])[1])
     assert saved_steps(run.work)[-1] == step
     assert_goes_on(run, whole(2))

@@ -213,6 +213,8 @@ def test_damaged_and_odd_safetensors(tmp_path, header, options, message, refused
         ('{"model": "tsm_resnet18", "overrides": {"with": 3}}', "cannot make: tsm_resnet18 has no option with"),
         ('{"model": "tsm_resnet18", "overrides": [1]}', "cannot make"),
         ('{"model": "tsm_resnet18", "overrides": {"num_classes": "x"}}', "cannot make"),
+        ('{"model": "tsm_resnet18", "overrides": {"depths": [1000000000]}}', "1 tensors for 1000000000 blocks"),
+        ('{"model": "ts_cva", "overrides": {"backbone_options": {"depths": [9]}}}', "1 tensors for 9 blocks"),
         ('{"model": "tsm_resnet18", "frames": 4}', "must have frame counts"),
         ('{"model": "tsm_resnet18", "frames": [4, 0]}', "must have frame counts"),
         ('{"model": "tsm_resnet18", "frames": [4.5]}', "must have frame counts"),
