@@ -191,7 +191,7 @@ def test_a_run_that_is_told_to_stop_goes_on_bit_for_bit(data, whole, tmp_path, n
     assert len(shown) == 1, shown
     assert time.monotonic() - told < 30
     after = re.fullmatch(
-        r"stopped as told, after step (\d+) of 16, which is saved in .*: the same .* goes on", shown[0]
+        rf"stopped as told, after step (\d+) of {STEPS}, which is saved in .*: the same .* goes on", shown[0]
     )
     if not after:  # as nothing was unsaved
         assert moment != "loop"
