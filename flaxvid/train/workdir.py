@@ -147,8 +147,7 @@ def claim_classes(classes: Classes, workdir: Path) -> None:
         ValueError: the data's classes are others now, or in another order; the message names them.
     """
     if not _has_results(workdir):
-        with written_whole(workdir / CLASSES_FILE) as path:
-            path.write_text(json.dumps(classes))
+        (workdir / CLASSES_FILE).write_text(json.dumps(classes))  # by every host, the same
     elif (saved := read_classes(workdir)) is None:
         print(f"{workdir} has no {CLASSES_FILE}: its classes are taken to be those that the data has now")
     elif lines := differences(saved, classes):
