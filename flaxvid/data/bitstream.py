@@ -8,10 +8,9 @@ decoded.
 """
 
 import heapq
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from av.packet import Packet
-from av.video.stream import VideoStream
 
 
 class StrangeError(Exception):
@@ -32,21 +31,7 @@ class Picture(NamedTuple):
     order: tuple[int, int]
 
 
-def prover(stream: VideoStream) -> "H264 | MPEG4 | None":
-    """What can prove something about a stream; None for codecs and containers about which nothing is."""
-    codec, container = stream.codec_context, stream.container
-    kind = (codec.codec.canonical_name, container.format.name.split(",")[0])
-    try:
-        if kind in (("h264", "mov"), ("h264", "matroska")):
-            return H264(codec.extradata or b"", codec.reorder_depth)
-        if kind in (("mpeg4", "mov"), ("mpeg4", "matroska"), ("mpeg4", "avi")):
-            return MPEG4(codec.extradata or b"")
-    except StrangeError:
-        pass
-    return None
-
-
-class _Bits:
+class Bits:
     """Reads bits one after the other, the first one first; beyond the end is strange."""
 
     def __init__(self, content: bytes):
@@ -81,9 +66,9 @@ class MPEG4:
     sprites, pictures that are "not coded", and parameters that come again and differ.
     """
 
-    def __init__(self, extradata: bytes):
+    def __init__(self, codec: Any):
         self.number, self.first, self.bits = 0, b"", 0
-        self.extradata = extradata
+        self.extradata = codec.extradata or b""
 
     def add(self, packet: Packet) -> Picture:
         """The picture of the next packet in the order of decoding; strange ones take back what was said before."""
@@ -95,7 +80,7 @@ class MPEG4:
             self.first, self.bits = parameters, _time_bits(parameters if b"\0\0\1\x20" in head else self.extradata)
         elif parameters not in (b"", self.first):
             raise StrangeError
-        bits = _Bits(body[:16])
+        bits = Bits(body[:16])
         kind = bits.take(2)
         while bits.take(1):  # seconds
             pass
@@ -113,7 +98,7 @@ def _time_bits(header: bytes) -> int:
     _, start, layer = header.partition(b"\0\0\1\x20")
     if not start or header.count(start) > 1:
         raise StrangeError
-    bits = _Bits(layer[:32])
+    bits = Bits(layer[:32])
     bits.take(9)
     if bits.take(1):
         bits.take(7)
@@ -144,15 +129,11 @@ class H264:
     What the standard says holds then: the number of each frame (frame_num) tells whether one that others need was lost;
     an IDR picture starts anew; a picture with nal_ref_idc 0 is needed by no other; the picture order count sorts them,
     as long as no more are held back than FFmpeg's decoder holds.
-
-    Args:
-        extradata: The avcC box.
-        depth: Pictures that the decoder holds back to sort them.
     """
 
-    def __init__(self, extradata: bytes, depth: int):
-        self.depth = depth
-        self.parameters = _parameter_sets(extradata)
+    def __init__(self, codec: Any):
+        self.depth = codec.reorder_depth
+        self.parameters = _parameter_sets(codec.extradata or b"")  # avcC
         sequences = [unit for unit in self.parameters if unit[0] & 31 == 7]
         if len(sequences) != 1:
             raise StrangeError
@@ -195,7 +176,7 @@ class H264:
 
     def _picture(self, slice_: bytes) -> Picture:
         header = slice_[0]
-        bits = _Bits(slice_[1:].replace(b"\0\0\3", b"\0\0"))
+        bits = Bits(slice_[1:].replace(b"\0\0\3", b"\0\0"))
         is_start, is_needed = header & 31 == 5, bool(header & 96)
         first_block, kind, picture_set = bits.golomb(), bits.golomb(), bits.golomb()
         frame = bits.take(self.frame_bits)
@@ -256,7 +237,7 @@ def _parameter_sets(box: bytes) -> set[bytes]:
 
 def _sequence(unit: bytes) -> tuple[int, int, int]:
     """Of a sequence's parameters: bits of frame_num, of the order count (none: shown as decoded), and its number."""
-    profile, bits = unit[1], _Bits(unit[4:].replace(b"\0\0\3", b"\0\0"))
+    profile, bits = unit[1], Bits(unit[4:].replace(b"\0\0\3", b"\0\0"))
     number = bits.golomb()
     if profile in _HIGH:
         if bits.golomb() == 3:
@@ -279,7 +260,7 @@ def _sequence(unit: bytes) -> tuple[int, int, int]:
 
 def _picture_set(unit: bytes, sequence: int) -> int:
     """The number of a picture's parameters."""
-    bits = _Bits(unit[1:].replace(b"\0\0\3", b"\0\0"))
+    bits = Bits(unit[1:].replace(b"\0\0\3", b"\0\0"))
     number = bits.golomb()
     if bits.golomb() != sequence:
         raise StrangeError

@@ -6,18 +6,37 @@ before it on that others need; `bitstream` says which these are.
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 from av.error import FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from flaxvid.data.bitstream import Picture, StrangeError, prover
+from flaxvid.data.bitstream import H264, MPEG4, Picture, StrangeError
+from flaxvid.data.keyed import AV1, MJPEG, VP9
 from flaxvid.data.video_file import read_packets
 
 KEPT = 2**25
 """Bytes of packets that are kept from the first reading for the decoding; of larger videos they are read again."""
+
+
+PROVERS: dict[tuple[str, str], Any] = {
+    # Containers that keep packets apart, each a whole picture, and H.264's parameters by themselves.
+    ("h264", "mov"): H264,
+    ("h264", "matroska"): H264,
+    ("mpeg4", "mov"): MPEG4,
+    ("mpeg4", "matroska"): MPEG4,
+    ("mpeg4", "avi"): MPEG4,
+    ("vp9", "mov"): VP9,
+    ("vp9", "matroska"): VP9,
+    ("av1", "mov"): AV1,
+    ("av1", "matroska"): AV1,
+    ("mjpeg", "mov"): MJPEG,
+    ("mjpeg", "matroska"): MJPEG,
+    ("mjpeg", "avi"): MJPEG,
+}
+"""What can prove something about a stream, by its codec and its container; about others nothing is proven."""
 
 
 class InexactError(Exception):
@@ -42,7 +61,7 @@ class Survey(NamedTuple):
 
 def survey(stream: VideoStream) -> Survey:
     """Reads all packets of a stream, and the headers in them."""
-    reader, packets, kept = prover(stream), [], 0
+    reader, packets, kept = _prover(stream), [], 0
     pictures, times, hidden = [], [], 0
     try:
         for packet in read_packets(stream):
@@ -67,6 +86,15 @@ def survey(stream: VideoStream) -> Survey:
     return Survey(packets if kept <= KEPT else None, len(times) - hidden, pictures if proven else None, times)
 
 
+def _prover(stream: Any) -> Any:
+    codec = stream.codec_context
+    kind = PROVERS.get((codec.codec.canonical_name, stream.container.format.name.split(",")[0]))
+    try:
+        return kind and kind(codec)
+    except StrangeError:
+        return None
+
+
 def presentation(pictures: Sequence[Picture]) -> list[int]:
     """The packets' numbers in the order in which their pictures are shown."""
     return sorted(range(len(pictures)), key=lambda number: pictures[number].order)
@@ -75,8 +103,8 @@ def presentation(pictures: Sequence[Picture]) -> list[int]:
 def plan_runs(pictures: Sequence[Picture], wanted: Iterable[int]) -> list[list[int]]:
     """Which packets to decode for those that are wanted: runs, each of which needs nothing of the one before."""
     starts = [number for number, picture in enumerate(pictures) if picture.is_start]
-    chosen = set(wanted)
-    stops = {0: 1}
+    chosen = {0, *wanted}
+    stops: dict[int, int] = {}
     for number in sorted(chosen):
         stops[starts[bisect_right(starts, number) - 1]] = number + 1
     return [
@@ -94,6 +122,8 @@ def read_runs(
         InexactError: While iterating, to the very end: what came before is then not to be trusted either.
     """
     decoder, numbered = stream.codec_context, iter(enumerate(packets))
+    # What is damaged may show what was decoded before, wherever that came from.
+    decoder.options = {**decoder.options, "err_detect": "explode"}
     for run in runs:
         inside, came = set(run), []
         for number, packet in numbered:

@@ -28,13 +28,13 @@ MADE = {
     "h264.ts": ("libx264", {"g": "12", "bf": "3"}, "yuv420p", ""),
     "hevc_open.mp4": ("libx265", OPEN_X265, "yuv420p", ""),
     "hevc_10bit.mkv": ("libx265", OPEN_X265, "yuv420p10le", ""),
-    "av1.mp4": ("libsvtav1", AV1, "yuv420p", ""),
-    "av1.webm": ("libsvtav1", AV1, "yuv420p", ""),
+    "av1.mp4": ("libsvtav1", AV1, "yuv420p", "sparse"),
+    "av1.webm": ("libsvtav1", AV1, "yuv420p", "sparse"),
     "vp8.webm": ("libvpx", {**VP9, "deadline": "good"}, "yuv420p", ""),
-    "vp9.webm": ("libvpx-vp9", VP9, "yuv420p", ""),
+    "vp9.webm": ("libvpx-vp9", VP9, "yuv420p", "sparse"),
     "mpeg4.avi": ("mpeg4", {"g": "12"}, "yuv420p", "sparse"),
     "mpeg4_reordered.avi": ("mpeg4", {"g": "12", "bf": "2"}, "yuv420p", ""),
-    "mjpeg.avi": ("mjpeg", {}, "yuvj420p", ""),
+    "mjpeg.avi": ("mjpeg", {}, "yuvj420p", "sparse"),
 }
 
 
