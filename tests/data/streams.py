@@ -265,7 +265,7 @@ def full_decode(path: Path) -> tuple[list[np.ndarray], bool]:
     """All frames in the order of presentation, upright, and whether they ended without an error."""
     pictures, reformatter = [], VideoReformatter()
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with av.open(str(path)) as container:
             stream = container.streams.best("video")
             stream.thread_type = "NONE"
             for frame in container.decode(stream):
