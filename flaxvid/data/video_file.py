@@ -205,10 +205,24 @@ def read_packets(stream: VideoStream) -> Iterator[Packet]:
     packets = container.demux(stream)
     # Left half way, PyAV's generators leak unless closed. Where a stream began midway, PyAV trips over it after the
     # last packet.
+    is_png = stream.codec_context.codec.canonical_name in ("apng", "png")
     with closing(packets), suppress(IndexError):
         for packet in packets:
             if packet.size:
+                if is_png:
+                    _hide_texts(packet)
                 yield packet
+
+
+def _hide_texts(packet: Packet) -> None:
+    """Renames the chunks of a PNG that FFmpeg unpacks to any size, gigabytes of a few bytes, and no picture needs."""
+    content = bytearray(packet)
+    position = 8 if content.startswith(b"\x89PNG") else 0
+    while position < len(content):
+        if content[position + 4 : position + 8] in (b"iCCP", b"zTXt"):
+            content[position + 4 : position + 8] = b"skip"
+        position += 12 + int.from_bytes(content[position : position + 4])
+    packet.update(content)
 
 
 def _reason(error: Exception) -> str:
