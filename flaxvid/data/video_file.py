@@ -149,7 +149,7 @@ def open_stream(video: Video, name: str = "") -> Iterator[VideoStream]:
         yield stream
 
 
-def _is_pictures(stream: VideoStream) -> bool:
+def _is_pictures(stream: Any) -> bool:
     return stream.codec_context.codec.canonical_name in _PICTURE_CODECS
 
 
@@ -222,7 +222,7 @@ def _hide_texts(packet: Packet) -> None:
         if content[position + 4 : position + 8] in (b"iCCP", b"zTXt"):
             content[position + 4 : position + 8] = b"skip"
         position += 12 + int.from_bytes(content[position : position + 4])
-    packet.update(content)
+    packet.update(bytes(content))
 
 
 def _reason(error: Exception) -> str:
