@@ -27,8 +27,7 @@ from flaxvid.data.upright import orientation
 from flaxvid.data.video_file import (
     Video,
     VideoError,
-    best_stream,
-    open_video,
+    open_stream,
     printable,
     read_packets,
     video_name,
@@ -45,7 +44,6 @@ __all__ = (
     "decode",
     "decode_on",
     "frame_times",
-    "open_video",
 )
 
 MAX_BYTES = 2**32
@@ -85,8 +83,7 @@ def decode(
         clip = _Clip(indices, len(images), size, name)
         _read_images(images, clip)
         return clip.video()
-    with open_video(video, name) as container:
-        stream = best_stream(container, name)
+    with open_stream(video, name) as stream:
         known = survey(stream)
         if known.pictures:
             with suppress(InexactError):
@@ -157,8 +154,7 @@ def decode_on(
     name, total = name or video_name(video), 0
     painter, positions = _Painter(size, name), iter(indices)
     wanted = next(positions, None)
-    with open_video(video, name) as container:
-        stream = best_stream(container, name)
+    with open_stream(video, name) as stream:
         for position, frame in enumerate(_read(stream, read_packets(stream), name)):
             total += 1
             if position == wanted:
@@ -177,8 +173,7 @@ def count_frames(video: Video, *, name: str | None = None) -> int:
     name = name or video_name(video)
     if _is_folder(video):
         return len(list_images(video, name))
-    with open_video(video, name) as container:
-        stream = best_stream(container, name)
+    with open_stream(video, name) as stream:
         known = survey(stream)
         return len(known.pictures) if known.pictures else len(_times(video, stream, known, name))
 
@@ -196,9 +191,8 @@ def frame_times(video: Video, *, name: str | None = None) -> Float[np.ndarray, "
     missing = f"{name}: expected a video whose frames have times, got none: take it as one clip, without a window"
     if _is_folder(video):
         raise VideoError(missing)
-    with open_video(video, name) as container:
-        stream = best_stream(container, name)
-        kind = container.format  # of bare streams FFmpeg makes the times up
+    with open_stream(video, name) as stream:
+        kind = stream.container.format  # of bare streams FFmpeg makes the times up
         if kind.name.endswith("_pipe") or Flags.no_timestamps in Flags(kind.flags) or stream.time_base is None:
             raise VideoError(missing)
         known = survey(stream)
@@ -229,9 +223,8 @@ def count_packets(video: Video, *, name: str | None = None) -> tuple[int, int]:
     name = name or video_name(video)
     if _is_folder(video):
         return 0, len(list_images(video, name))
-    with open_video(video, name) as container:
-        stream = best_stream(container, name)
-        times, kind = survey(stream).times, container.format.name
+    with open_stream(video, name) as stream:
+        times, kind = survey(stream).times, stream.container.format.name
         if kind.startswith("mov"):  # its header counts what its edit list leaves out, too
             return len(stream.index_entries), len(times)
         if kind == "avi":  # its header counts empty packets, which repeat a frame; times are numbers of packets
@@ -326,8 +319,7 @@ def _packets(
     if known.packets is not None:
         yield stream, known.packets
         return
-    with open_video(video, name) as container:
-        fresh = best_stream(container, name)
+    with open_stream(video, name) as fresh:
         yield fresh, read_packets(fresh)
 
 
@@ -353,8 +345,7 @@ def _is_folder(video: Video) -> TypeGuard[str | Path]:
 def _read_images(images: Sequence[Path], clip: _Clip) -> None:
     for position in clip.wanted:
         name = printable(images[position])
-        with open_video(images[position], name) as container:
-            stream = best_stream(container, name)
+        with open_stream(images[position], name) as stream:
             frame = next(_read(stream, read_packets(stream), name), None)
             if frame is None:
                 raise VideoError(f"{name}: expected an image, got none: fetch it again or drop the video")

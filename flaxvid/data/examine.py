@@ -12,10 +12,10 @@ from typing import Any
 import av
 import numpy as np
 
-from flaxvid.data.decode import VideoError, count_frames, count_packets, decode, open_video
+from flaxvid.data.decode import VideoError, count_frames, count_packets, decode
 from flaxvid.data.findings import Finding
 from flaxvid.data.images import list_images
-from flaxvid.data.video_file import best_stream
+from flaxvid.data.video_file import open_stream
 
 _SIDE, _PICTURES = 8, 4  # of a signature
 _WHOLE = 0.9  # of the frames that the header promises; healthy files may lack a few
@@ -116,8 +116,8 @@ def encode(video: bytes | str | Path, count: int, encoding: Encoding, name: str)
 def _rate(video: bytes | str | Path) -> Any:
     if not isinstance(video, bytes) and Path(video).is_dir():
         return _FOLDER_RATE
-    with open_video(video) as container:
-        return best_stream(container, str(video)[:100]).average_rate or 25
+    with open_stream(video) as stream:
+        return stream.average_rate or 25
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from decimal import Decimal
 from pathlib import Path
 
 from flaxvid.data.video_file import VideoError, printable
@@ -25,11 +26,13 @@ def list_images(folder: str | Path, name: str = "") -> list[Path]:
             files = sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
     except OSError as error:
         raise VideoError(f"{name}: expected a folder of images, got one that cannot be read ({error})") from error
-    for file in files:
-        stem, suffix = os.path.splitext(file)
-        if suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        if (other := found.setdefault(number_key(stem), file)) != file:
+    images = [(*os.path.splitext(file), file) for file in files]
+    images = [(stem, file) for stem, suffix, file in images if suffix.lower() in IMAGE_SUFFIXES]
+    # Of seconds such as 0.04, 0.12, 0.2 what follows the point has no fixed width, and zeros in front.
+    ends = [end for stem, _ in images for end in re.findall(r"\d\.(\d+)$", stem)]
+    decimal = len(set(map(len, ends))) > 1 and any(re.match(r"0\d", end) for end in ends)
+    for stem, file in images:
+        if (other := found.setdefault(number_key(stem, decimal=decimal), file)) != file:
             raise VideoError(
                 f"{name}: expected one image of each number, got {printable(other)} and {printable(file)}: remove one"
             )
@@ -38,8 +41,17 @@ def list_images(folder: str | Path, name: str = "") -> list[Path]:
     return [Path(folder, found[key]) for key in sorted(found)]
 
 
-def number_key(text: str) -> tuple[str | int, ...]:
-    """Sorts names by the numbers in them: `a2` before `a10`; texts and numbers take turns."""
-    parts: list[str | int] = list(re.split(r"([0-9]+)", text))
-    parts[1::2] = map(int, parts[1::2])
-    return tuple(parts)
+def number_key(text: str, *, decimal: bool = False) -> tuple[str | Decimal, ...]:
+    """Sorts names by the numbers in them: `a2` before `a10`; texts and numbers take turns.
+
+    Capitals and spaces before a number count for nothing; a name that is only a number may have a sign.
+
+    Args:
+        text: the name.
+        decimal: whether `1.5` is one number, not two.
+    """
+    parts = re.split(r"(\d+\.\d+|\d+)" if decimal else r"(\d+)", text)
+    texts, numbers = [part.casefold().rstrip() for part in parts[::2]], [Decimal(part) for part in parts[1::2]]
+    if texts == ["-", ""]:
+        texts, numbers = ["", ""], [numbers[0].copy_negate()]
+    return tuple(part for pair in zip(texts, [*numbers, Decimal()], strict=True) for part in pair)

@@ -7,7 +7,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ _WAIT = (30.0, 60.0)
 """Seconds until a URL must open, and answer."""
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 """Streams that are covers or previews of another."""
+_PICTURE_CODECS = {"bmp", "gif", "mjpeg", "png", "tiff", "webp"}
+"""Codecs of covers, which not every file calls so; of real videos, too."""
 _READING: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 """A title that is no UTF-8 is no reason to refuse a video; PyAV 19 sees to that by itself."""
 
@@ -129,18 +131,54 @@ class _Nameless:
             return -1
 
 
-def best_stream(container: InputContainer, name: str) -> VideoStream:
-    """The stream that is meant, as FFmpeg and players choose it, never a cover; its decoder is set up but not opened.
+@contextmanager
+def open_stream(video: Video, name: str = "") -> Iterator[VideoStream]:
+    """The stream of an encoded file that is meant: FFmpeg's and players' choice, never a cover.
+
+    A picture beside other streams is a cover whatever the file calls it; a video has two pictures or more. Of a stream
+    of pictures and another kind of video it is the latter, unless only the pictures are the default. The decoder is set
+    up but not opened.
 
     Raises:
-        VideoError: there is none, or no decoder for it.
+        VideoError: As of `open_video`; or there is no such stream, or no decoder for it.
     """
+    with open_video(video, name) as container:
+        stream = _best_stream(container, name)
+        if len(container.streams) > 1 and _is_pictures(stream):
+            stream = _best_stream(container, name, _lone_pictures(video, name))
+        yield stream
+
+
+def _is_pictures(stream: Any) -> bool:
+    return stream.codec_context.codec.canonical_name in _PICTURE_CODECS
+
+
+def _lone_pictures(video: Video, name: str) -> set[int]:
+    """Which streams have but one picture; the file is opened once more, for what was read is not read again."""
+    with open_video(video, name) as container:
+        streams: Any = [s for s in container.streams.video if s.codec_context is not None and _is_pictures(s)]
+        lone, seen = {stream.index for stream in streams}, set()
+        with closing(container.demux(streams)) as packets, suppress(IndexError):
+            for packet in packets:
+                if packet.size:
+                    lone -= seen & {packet.stream_index}
+                    seen.add(packet.stream_index)
+                if not lone:
+                    break
+        return lone
+
+
+def _best_stream(container: InputContainer, name: str, covers: Collection[int] = ()) -> VideoStream:
     streams = container.streams
-    videos = [stream for stream in streams.video if not stream.disposition & _PICTURES]
+    videos = [s for s in streams.video if not s.disposition & _PICTURES and s.index not in covers]
     readable = [stream for stream in videos if stream.codec_context is not None]
     best = streams.best("video")
-    if best not in readable:
-        best = max(readable, key=lambda stream: bool(stream.disposition & Disposition.default), default=None)
+    if best not in readable or _is_pictures(best):
+        best = max(
+            readable,
+            key=lambda s: (bool(s.disposition & Disposition.default), not _is_pictures(s), s.width * s.height),
+            default=None,
+        )
     if best is None:
         if videos:
             raise VideoError(
@@ -167,10 +205,24 @@ def read_packets(stream: VideoStream) -> Iterator[Packet]:
     packets = container.demux(stream)
     # Left half way, PyAV's generators leak unless closed. Where a stream began midway, PyAV trips over it after the
     # last packet.
+    is_png = stream.codec_context.codec.canonical_name in ("apng", "png")
     with closing(packets), suppress(IndexError):
         for packet in packets:
             if packet.size:
+                if is_png:
+                    _hide_texts(packet)
                 yield packet
+
+
+def _hide_texts(packet: Packet) -> None:
+    """Renames the chunks of a PNG that FFmpeg unpacks to any size, gigabytes of a few bytes, and no picture needs."""
+    content = bytearray(packet)
+    position = 8 if content.startswith(b"\x89PNG") else 0
+    while position < len(content):
+        if content[position + 4 : position + 8] in (b"iCCP", b"zTXt"):
+            content[position + 4 : position + 8] = b"skip"
+        position += 12 + int.from_bytes(content[position : position + 4])
+    packet.update(bytes(content))
 
 
 def _reason(error: Exception) -> str:

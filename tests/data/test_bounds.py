@@ -5,6 +5,7 @@ import resource
 import struct
 import time
 import zlib
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -89,10 +90,11 @@ def test_a_table_that_claims_four_billion_samples(tmp_path, fixed):
         decode(bytes(content), lambda count: [count - 1])
 
 
-def png(width, height):
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
+
+def png(width, height):
     packer, row = zlib.compressobj(9), bytes(1 + width // 8)
     rows = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
@@ -114,3 +116,28 @@ def test_pictures_of_a_billion_pixels(tmp_path):
     content[6:10] = b"\x40\x9c\x40\x9c"
     with pytest.raises(VideoError):
         decode(bytes(content), [0], size=64)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_texts_that_unpack_to_gigabytes(tmp_path, kind):
+    """FFmpeg unpacks what a PNG says besides its picture: in images, in an animation, and in a film of them."""
+    packer, zeros = zlib.compressobj(9), bytes(2**24)
+    bomb = b"".join(packer.compress(zeros) for _ in range(64)) + packer.flush()
+    path, content = tmp_path / "1.png", png(32, 32)
+    path.write_bytes(content[:33] + chunk(kind, b"name\0\0" + bomb) * 2 + content[33:])
+    picture = decode(content, [0])
+    for video in (tmp_path, path, path.read_bytes(), path.read_bytes() * 3):
+        np.testing.assert_array_equal(decode(video, [0]), picture)
+    with av.open(str(tmp_path / "v.mov"), "w") as container:
+        stream = container.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "monob"
+        for i in range(4):
+            packet = av.Packet(path.read_bytes())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, i, i, Fraction(1, 10)
+            container.mux(packet)
+    assert count_frames(tmp_path / "v.mov") == 4
+    np.testing.assert_array_equal(decode(tmp_path / "v.mov", [3]), picture)
+    control = struct.pack(">IIIIIHHBB", 0, 32, 32, 0, 0, 1, 10, 0, 0)
+    begin, rest = content[:33] + chunk(b"acTL", struct.pack(">II", 1, 0)), content[33:]
+    (tmp_path / "v.apng").write_bytes(begin + chunk(b"fcTL", control) + chunk(kind, b"name\0\0" + bomb) + rest)
+    np.testing.assert_array_equal(decode(tmp_path / "v.apng", [0]), picture)

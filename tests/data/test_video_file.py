@@ -117,7 +117,7 @@ def write_streams(path, *kinds):
                 stream.layout = "mono"
             else:
                 stream.width = stream.height = side
-                stream.pix_fmt = "yuvj420p" if encoder == "mjpeg" else "yuv420p"
+                stream.pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24"}.get(encoder, "yuv420p")
             stream.disposition = disposition
             streams.append(stream)
         for stream, (encoder, count, side, level, _) in zip(streams, kinds, strict=True):
@@ -142,7 +142,12 @@ NONE, DEFAULT, COVER = 0, av.stream.Disposition.default, av.stream.Disposition.a
         [("mjpeg", 1, 64, 200, DEFAULT), ("libx264", 20, 32, 90, DEFAULT)],  # a cover that is not called one
         [("mjpeg", 1, 64, 200, COVER), ("libx264", 20, 32, 90, DEFAULT)],
         [("libx264", 20, 32, 90, DEFAULT), ("mjpeg", 1, 64, 200, COVER)],
+        [("mjpeg", 1, 64, 200, DEFAULT), ("libx264", 20, 32, 90, NONE)],  # nor is the video called the default
+        [("mjpeg", 1, 64, 200, NONE), ("mjpeg", 1, 16, 200, NONE), ("libx264", 20, 32, 90, NONE)],
+        [("mjpeg", 1, 64, 200, DEFAULT), ("mjpeg", 20, 32, 90, NONE), ("aac", 9, 0, 0, DEFAULT)],
         [("libx264", 20, 16, 200, NONE), ("libx264", 20, 32, 90, DEFAULT)],  # a preview
+        [("mjpeg", 20, 64, 200, DEFAULT), ("libx264", 20, 32, 90, DEFAULT)],
+        [("libx264", 20, 32, 90, NONE), ("mjpeg", 20, 64, 200, NONE)],
         [("aac", 9, 0, 0, DEFAULT), ("libx264", 20, 32, 90, DEFAULT)],
     ],
 )
@@ -157,10 +162,15 @@ def test_the_stream_that_is_meant(tmp_path, kinds, suffix):
     assert (finding.frames, finding.problem) == (20, "")
 
 
-def test_covers_alone_are_no_video(tmp_path):
-    path = write_streams(tmp_path / "v.mp4", ("aac", 20, 0, 0, DEFAULT), ("mjpeg", 1, 32, 90, COVER))
-    with pytest.raises(VideoError, match=r"v\.mp4: expected a video stream, got a cover, audio: drop the file"):
+@pytest.mark.parametrize("disposition", [COVER, NONE, DEFAULT])
+@pytest.mark.parametrize(("encoder", "suffix"), [("mjpeg", "mp4"), ("mjpeg", "mkv"), ("png", "mp4")])
+def test_covers_alone_are_no_video(tmp_path, encoder, disposition, suffix):
+    """Whether they are called covers or not; a picture by itself is a video of one frame."""
+    cover = encoder, 1, 32, 90, disposition
+    path = write_streams(tmp_path / f"v.{suffix}", ("aac", 20, 0, 0, DEFAULT), cover)
+    with pytest.raises(VideoError, match=r"v\.m..: expected a video stream, got a cover, audio: drop the file"):
         decode(path, [0])
+    assert decode(write_streams(tmp_path / f"w.{suffix}", (*cover[:4], NONE)), [0]).shape == (1, 32, 32, 3)
 
 
 def test_a_codec_that_nobody_knows(tmp_path, write_video):
