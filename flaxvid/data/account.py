@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unicodedata import normalize
 
 from flaxvid.data.files import NO_LABEL
 from flaxvid.types import by_task
@@ -36,7 +37,8 @@ def describe_splits(splits: Mapping[str, Any]) -> str:
                 f"{len(first['train'])} of {only}: correct the list, or add videos"
             )
         lines = _table(task, classes, counts) + _alike(classes) + lines
-    return "\n".join(lines).encode(errors="backslashreplace").decode()  # names of files may be any bytes
+    lines = ["".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line) for line in lines]
+    return "\n".join(lines)  # names of files may be any bytes, and have line ends in them
 
 
 def _first(source: Any) -> Any:
@@ -74,7 +76,7 @@ def _table(task: str, classes: Sequence[str], counts: Mapping[str, Counter[int]]
 def _alike(classes: Sequence[str]) -> list[str]:
     known: dict[str, list[str]] = {}
     for name in classes:
-        known.setdefault(re.sub(r"[\W_]+", "", name).casefold(), []).append(name)
+        known.setdefault(re.sub(r"[\W_]+", "", normalize("NFC", name)).casefold(), []).append(name)
     return [
         f"classes whose names are nearly the same: {', '.join(names)}" for names in known.values() if len(names) > 1
     ]
