@@ -81,8 +81,8 @@ def _from_splits(
         part = {name: label_of.get(name, label_of.get(normalize("NFC", name))) for name in found[folder]}
         if strange := sorted(name for name in part if part[name] is None and found[folder][name].videos):
             raise ValueError(
-                f"folder: expected in {root / folder} the classes of {root / first}, got also {strange[:_SHOWN]} (those "
-                f"are {_some(map(repr, classes))}): give them training videos, rename them, or take them away"
+                f"folder: expected in {root / folder} the classes of {root / first}, got also {strange[:_SHOWN]} "
+                f"(those are {_some(map(repr, classes))}): give them training videos, rename them, or take them away"
             )
         own = sorted((label, name) for name, label in part.items() if label is not None)
         rows += [(f"{folder}/{name}/{path}", label) for label, name in own for path in found[folder][name].videos]
@@ -232,9 +232,8 @@ def _notes(root: Path, classes: Mapping[str, Found]) -> tuple[str, ...]:
         notes.append(f"files that are no videos are left out of {root}: {kinds}")
     filled = {name: found.videos for name, found in classes.items() if found.videos}
     below = {name: sorted({path.partition("/")[0] for path in videos}) for name, videos in filled.items()}
-    if all("/" in path for videos in filled.values() for path in videos) and all(
-        len(own) > 1 for own in below.values()
-    ):
+    deep = all("/" in path for videos in filled.values() for path in videos)
+    if filled and deep and all(len(folders) > 1 for folders in below.values()):
         name = next(iter(below))
         notes.append(
             f"all videos lie in folders below the classes, as in {_some(below[name])} of {name}: if those are the "

@@ -266,6 +266,11 @@ def test_class_names_of_another_split(tmp_path):
         open_source("folder", tmp_path, "test")
 
 
+def test_a_split_of_empty_classes(tmp_path):
+    touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "test/run/x.txt")
+    assert f"{tmp_path / 'test' / 'run'} has no videos; its files are 1 .txt" in open_source("folder", tmp_path).notes
+
+
 def test_two_collections_beside_each_other_are_said(tmp_path):
     touch(tmp_path, "A/run/1.mp4", "A/jump/1.mp4", "B/swim/1.mp4", "B/fly/1.mp4")
     note = "all videos lie in folders below the classes, as in jump, run of A: if those are the classes, "
