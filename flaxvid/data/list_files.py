@@ -140,14 +140,10 @@ def _read_names(path: Path, layout: str) -> tuple[str, ...]:
     ends = [re.fullmatch(r"(.+)\s+(\d+)", name) for name in names]
     numbers = [int(match[2]) for match in ends if match]
     distinct = len({match[1] for match in ends if match}) == len(names)
-    if (
-        distinct
-        and numbers != sorted(numbers)
-        and sorted(numbers) in ([*range(len(names))], [*range(1, len(names) + 1)])
-    ):
+    if distinct and numbers != (order := sorted(numbers)) and order == [*range(order[0], order[0] + len(names))]:
         raise ValueError(
-            f"{path}: expected a name a line, or `number name`, got {names[0]!r} and numbers in another order: the line "
-            "is the number of a class; put numbers first, or a comma before them"
+            f"{path}: expected a name a line, or `number name`, got {names[0]!r} and numbers in another order: the "
+            "line is the number of a class; put numbers first, or a comma before them"
         )
     names = [name[1:-1] if re.fullmatch('".+"', name) else name for name in names]
     if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
