@@ -219,7 +219,10 @@ def _advice(root: Path, filled: Mapping[str, Sequence[str]]) -> str:
     inside = sorted({rest.partition("/")[0] for path in paths if "/" in (rest := path[len(above) :].lstrip("/"))})
     if above and len(inside) > 1:
         return f"if the classes are {_some(inside)}, the root is {root / above}, or they belong directly into {root}"
-    return "a network learns to tell classes apart: add a folder for another one"
+    return (
+        "a network learns to tell classes apart: add a folder for another one, or evaluate all of the folder by the "
+        "split all"
+    )
 
 
 def _notes(root: Path, classes: Mapping[str, Found]) -> tuple[str, ...]:

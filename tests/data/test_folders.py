@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from flaxvid.data.account import describe_splits
+from flaxvid.data.account import check_labels, describe_splits
 from flaxvid.data.sources import open_source
 from flaxvid.data.splits import split_of
 
@@ -334,6 +334,17 @@ def test_one_folder_in_train_and_test(tmp_path):
     touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "test/jump/c.mp4")
     (tmp_path / "test" / "run").symlink_to(tmp_path / "train" / "run", target_is_directory=True)
     assert "links lead from train and test to one folder: its videos are in both" in both(tmp_path)[0].notes
+
+
+def test_a_test_without_any_label_of_a_task_is_refused(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "train.csv").write_text("path,verb,noun\na.mp4,run,net\nb.mp4,jump,ball\n")
+    (tmp_path / "test.csv").write_text("path,verb,noun\na.mp4,run,\nb.mp4,jump,-1\n")
+    check_labels(open_source("list", tmp_path), fewest=2)
+    with pytest.raises(
+        ValueError, match=r"list test: expected a labelled video of noun or more, got all 2 of no label"
+    ):
+        check_labels(open_source("list", tmp_path, "test"), fewest=1)
 
 
 def test_a_training_split_of_one_label_is_refused(tmp_path):
