@@ -101,7 +101,7 @@ def _heading(line: str, exists: Exists) -> tuple[str, list[str]] | None:
     """The separator and the names of the columns, if a line names them; "" is white space."""
     for separator in (*_SEPARATORS, ""):
         try:
-            cells = _cells([line], separator)[0] if separator else line.split()
+            cells = _cells([line], separator or " ")[0] if separator or '"' in line else line.split()
         except csv.Error:
             continue
         cells = [cell.strip().strip("#\"'").strip() for cell in cells]
@@ -141,6 +141,9 @@ def _with_heading(
     else:
         cut = str.split if path else str.rsplit  # a path may have spaces
         rows = [[cell.strip('"') for cell in cut(line, None, len(heading) - 1)] for _, line in lines[1:]]
+        if any('"' in line for _, line in lines[1:]):  # quoted, so spaces in cells are told from those between them
+            quoted = _rows(file, lines[1:], " ")
+            rows = [row if len(row) == len(heading) else plainly for row, plainly in zip(quoted, rows, strict=True)]
     numbers = [number for number, _ in lines[1:]]
     for number, row in zip(numbers, rows, strict=True):
         if len(row) > len(heading) == 2 and path == 0:

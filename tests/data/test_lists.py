@@ -69,6 +69,13 @@ WRITTEN = {
     "spaces": ("train.txt", "a.mp4 run", "b c.mp4 jump", "d,e.mp4 run", "f/g.mp4   jump"),
     "spaces, heading": ("Training.txt", "path label", "a.mp4 run", "b c.mp4 jump", "d,e.mp4 run", "f/g.mp4 jump"),
     "quoted, spaces": ("train_list.txt", '"a.mp4" run', '"b c.mp4" jump', '"d,e.mp4" run', '"f/g.mp4" jump'),
+    "all quoted, spaces, heading": (
+        *("train.txt", '"no" "File Path" "label"', '"1" "a.mp4" "run"', '"2" "b c.mp4" "jump"', '"3"  "d,e.mp4" "run"'),
+        '"4" "f/g.mp4" "jump"',
+    ),
+    "some quoted, spaces, heading": (
+        *("train.txt", '"File Path" Category', "a.mp4 run", '"b c.mp4" jump', "d,e.mp4 run", "f/g.mp4 jump"),
+    ),
     "dots and slashes": ("train.txt", "./a.mp4 run", "b c.mp4 jump", ".//d,e.mp4 run", "f/./g.mp4 jump"),
     "Windows": ("train.csv", ".\\a.mp4,run", ".\\b c.mp4,jump", '".\\d,e.mp4",run', "f\\g.mp4,jump"),
     "other suffixes": ("train.csv", "a.avi,run", "b c,jump", '"d,e.MOV",run', "f/G.MP4,jump"),
