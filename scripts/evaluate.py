@@ -32,6 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from flaxvid.arguments import number, one_each, read_class_names
 from flaxvid.compress.cost import model_cost
+from flaxvid.data.account import check_labels
 from flaxvid.data.class_names import are_numbers, list_names, relabel
 from flaxvid.data.clips import ClipConfig
 from flaxvid.data.pipeline import eval_batches
@@ -189,6 +190,7 @@ def open_videos(
             f"got {count_classes(source.classes)} classes in {source.name} ({list_names(names)}): give their names, "
             "in the order of the logits, by --classes FILE"
         )
+    check_labels(source, fewest=1)
     return Subset(source, arguments.limit) if arguments.limit else source
 
 

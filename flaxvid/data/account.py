@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unicodedata import normalize
 
 from flaxvid.data.files import NO_LABEL
 from flaxvid.types import by_task
@@ -24,19 +25,34 @@ def describe_splits(splits: Mapping[str, Any]) -> str:
     Raises:
         ValueError: All videos of "train" have the same label: there is nothing to learn.
     """
+    if "train" in splits:
+        check_labels(splits["train"], fewest=2)
     first = {split: _first(source) for split, source in splits.items()}
     lines = list(dict.fromkeys(note for source in first.values() for note in getattr(source, "notes", ())))
     counted = {split: by_task(source.labels) for split, source in first.items() if hasattr(source, "labels")}
     for task, classes in by_task(next(iter(first.values())).classes).items() if counted else ():
         counts = {split: Counter(labels[task]) for split, labels in counted.items() if task in labels}
-        if len(counts.get("train", {0: 1, 1: 1}).keys() - {NO_LABEL}) < 2:
-            only = ", ".join(classes[label] for label in counts["train"] if label != NO_LABEL) or "no label"
-            raise ValueError(
-                f"{first['train'].name}: expected videos of two classes{f' of {task}' * bool(task)} or more, got all "
-                f"{len(first['train'])} of {only}: correct the list, or add videos"
-            )
         lines = _table(task, classes, counts) + _alike(classes) + lines
-    return "\n".join(lines).encode(errors="backslashreplace").decode()  # names of files may be any bytes
+    lines = ["".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line) for line in lines]
+    return "\n".join(lines)  # names of files may be any bytes, and have line ends in them
+
+
+def check_labels(source: Any, fewest: int) -> None:
+    """Refuses videos that have too few classes: two to learn from, one to be tested on. Counts what is in memory.
+
+    Raises:
+        ValueError: There are fewer of some task.
+    """
+    source = _first(source)
+    for task, labels in by_task(getattr(source, "labels", {})).items() if hasattr(source, "labels") else ():
+        seen = sorted({*labels} - {NO_LABEL})
+        if len(seen) < fewest:
+            only = ", ".join(by_task(source.classes)[task][label] for label in seen) or "no label"
+            wanted = "videos of two classes" if fewest > 1 else "a labelled video"
+            raise ValueError(
+                f"{source.name}: expected {wanted}{f' of {task}' * bool(task)} or more, got all {len(source)} of "
+                f"{only}: correct the list, or add videos{'; or drop the column' * bool(task)}"
+            )
 
 
 def _first(source: Any) -> Any:
@@ -74,7 +90,7 @@ def _table(task: str, classes: Sequence[str], counts: Mapping[str, Counter[int]]
 def _alike(classes: Sequence[str]) -> list[str]:
     known: dict[str, list[str]] = {}
     for name in classes:
-        known.setdefault(re.sub(r"[\W_]+", "", name).casefold(), []).append(name)
+        known.setdefault(re.sub(r"[\W_]+", "", normalize("NFC", name)).casefold(), []).append(name)
     return [
         f"classes whose names are nearly the same: {', '.join(names)}" for names in known.values() if len(names) > 1
     ]

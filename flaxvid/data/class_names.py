@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flaxvid.data.files import FileSource, FlipLabels, flip_labels
+from flaxvid.data.files import NO_LABEL, FileSource, FlipLabels, flip_labels
 from flaxvid.data.sources import Source
 from flaxvid.types import Classes, by_task
 
@@ -62,8 +62,8 @@ def relabel(
 ) -> Source:
     """Gives a source whose labels count `classes`, matched by name; the source itself where they do already.
 
-    It may lack some of the classes and have them in another order. Names that differ in case, spaces or underscores
-    are different names: what was meant is not guessed.
+    It may lack some of the classes, have them in another order, and name further ones that no video has. Names that
+    differ in case, spaces or underscores are different names: what was meant is not guessed.
 
     Args:
         source: the videos.
@@ -74,7 +74,8 @@ def relabel(
             another; two names may become one.
 
     Raises:
-        ValueError: the source has classes that `classes` has not, or not its tasks; the message has both lists.
+        ValueError: the source has videos of classes that `classes` has not, or not its tasks; the message has both
+            lists.
     """
     known, own, renames = by_task(classes), by_task(source.classes), renames or {}
     if isinstance(classes, Mapping) != isinstance(source.classes, Mapping) or known.keys() - own.keys():
@@ -88,10 +89,11 @@ def relabel(
     for task, names in known.items():
         renamed = _rename(own[task], renames.get(task, {}), source.name)
         found = find_classes(renamed, names)
-        unknown = [name for name, number in zip(renamed, found, strict=True) if number is None]
+        seen = {*by_task(source.labels)[task]} if isinstance(source, FileSource) else {*range(len(found))}
+        unknown = [renamed[own] for own, number in enumerate(found) if number is None and own in seen]
         if unknown:
             wrong.append(_difference(task, names, renamed, unknown, owner, source.name))
-        numbers[task] = tuple(number for number in found if number is not None)
+        numbers[task] = tuple(NO_LABEL if number is None else number for number in found)
     if wrong:
         raise ValueError(f"{'; '.join(wrong)}: {advice}")
     same = known.keys() == own.keys() and all(numbers[task] == tuple(range(len(known[task]))) for task in known)

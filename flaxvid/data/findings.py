@@ -118,11 +118,18 @@ def find_contradictions(split: str, rows: Sequence[Finding]) -> list[Duplicate]:
     found = []
     for row in rows:
         known = first.setdefault(row.digest, []) if row.digest else []
-        if other := next((one for one in known if one.label != row.label), None):
+        if other := next((one for one in known if _contradict(one.label, row.label)), None):
             found.append(Duplicate((split, split), (other.id, row.id), TWO_LABELS))
         if all(one.label != row.label for one in known):
             known.append(row)
     return found
+
+
+def _contradict(a: int | Mapping[str, int], b: int | Mapping[str, int]) -> bool:
+    """Whether two labels differ; of several tasks, in one that both have."""
+    if not isinstance(a, Mapping) or not isinstance(b, Mapping):
+        return a != b
+    return any(a[task] != b[task] and a[task] >= 0 and b[task] >= 0 for task in a)
 
 
 def find_duplicates(
@@ -139,7 +146,7 @@ def find_duplicates(
     for row in second:
         known.setdefault(row.digest, []).append(row)
     found = [
-        Duplicate(splits, (a.id, b.id), SAME_FILE if a.label == b.label else TWO_LABELS)
+        Duplicate(splits, (a.id, b.id), TWO_LABELS if _contradict(a.label, b.label) else SAME_FILE)
         for a in first
         for b in known.get(a.digest, ())
     ]

@@ -4,6 +4,7 @@ import collections
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 from flaxvid.data.files import FileSource
 from flaxvid.data.search import Found, folders_in, search, videos_in
@@ -66,19 +67,25 @@ def _from_splits(
     taken = [*splits.values()] if split == "all" else [splits[split]]
     first = splits.get("train", taken[0])
     for folder in splits.values():
+        if folder not in (first, *taken) and found[folder].keys() == {""}:
+            notes += (f"{root / folder} is left out: its {len(found[folder][''].videos)} videos have no class",)
+            continue
         fewest = 0 if folder != first else 1 if split == "all" else 2
         _check_classes(root / folder, found[folder], layout, fewest=fewest)
         notes += _notes(root / folder, found[folder])
     classes, rows = [*found[first]], []
+    label_of = {normalize("NFC", name): label for label, name in enumerate(classes)}  # a Mac writes accents otherwise
+    if len(label_of) < len(classes):
+        label_of = {name: label for label, name in enumerate(classes)}
     for folder in taken:
-        part = found[folder]
-        if strange := sorted(name for name in part if part[name].videos and name not in classes):
+        part = {name: label_of.get(name, label_of.get(normalize("NFC", name))) for name in found[folder]}
+        if strange := sorted(name for name in part if part[name] is None and found[folder][name].videos):
             raise ValueError(
-                f"folder: expected in {root / folder} the classes of {root / first}, got also {strange}: give them "
-                "training videos, rename them, or take them away"
+                f"folder: expected in {root / folder} the classes of {root / first}, got also {strange[:_SHOWN]} "
+                f"(those are {_some(map(repr, classes))}): give them training videos, rename them, or take them away"
             )
-        own = [(label, name) for label, name in enumerate(classes) if name in part]
-        rows += [(f"{folder}/{name}/{path}", label) for label, name in own for path in part[name].videos]
+        own = sorted((label, name) for name, label in part.items() if label is not None)
+        rows += [(f"{folder}/{name}/{path}", label) for label, name in own for path in found[folder][name].videos]
     if not rows:
         raise ValueError(f"folder: expected {layout}; got no {asked} videos in {root / taken[0]}")
     if left := sorted(found.keys() - set(splits.values())):
@@ -165,20 +172,29 @@ def _check_classes(root: Path, classes: Mapping[str, Found], layout: str, fewest
             f"level higher. Or {_some(images)} are classes: put the frames of each video into a folder of its own"
         )
     below = {name: {path.partition("/")[0] for path in videos if "/" in path} for name, videos in filled.items()}
-    if len(filled) < fewest or "" in filled:
-        got = f"{len(filled)} ({_some(filled)})" if filled and "" not in filled else "none"
+    if "" in filled:
+        raise ValueError(
+            f"folder: expected two class folders with videos or more in {root}, got none, but {len(filled[''])} videos "
+            f"({_some(filled[''])}) that have no class: put them into folders named by class; or, if they are a test "
+            "without labels, move them away or evaluate another split by data.eval_split"
+        )
+    if len(filled) < fewest:
+        got = f"{len(filled)} ({_some(filled)})" if filled else "none"
         raise ValueError(
             f"folder: expected two class folders with videos or more in {root}, got {got}: {_advice(root, filled)}"
         )
     if inside := [name for name in filled if any(split_of(folder) for folder in below[name])]:
         parts = sorted(folder for folder in below[inside[0]] if split_of(folder))
+        classes_below = all(path.count("/") > 1 for path in filled[inside[0]])
+        way = f"set the root to {root / inside[0]}" if classes_below else f"as {root}/{parts[0]}/{inside[0]}"
         raise ValueError(
             f"folder: expected {layout}; got {_some(parts)} inside of {root / inside[0]}. Either they are splits: put "
-            f"them above the classes, as {root}/{parts[0]}/{inside[0]}. Or they are no splits: give them other names"
+            f"them above the classes, {way}. Or they are no splits: give them other names"
         )
-    deep = len(filled) > 1 and all(len(below[name]) > 1 and all("/" in p for p in filled[name]) for name in filled)
-    if deep and all(below[name] & set().union(*(below[o] for o in below if o != name)) for name in below):
-        one = next(iter(filled))
+    deep = len(filled) > 1 and all("/" in path for videos in filled.values() for path in videos)
+    times = collections.Counter(folder for folders in below.values() for folder in folders)
+    if deep and len(times) > 1 and all(any(times[folder] > 1 for folder in below[name]) for name in below):
+        one = max(filled, key=lambda name: len(below[name]))
         raise ValueError(
             f"folder: expected {layout}; got the same folders ({_some(sorted(below[one]))}) in each of {_some(filled)} "
             f"in {root}. Either {_some(filled)} are the classes: put the videos directly into them. Or "
@@ -203,7 +219,10 @@ def _advice(root: Path, filled: Mapping[str, Sequence[str]]) -> str:
     inside = sorted({rest.partition("/")[0] for path in paths if "/" in (rest := path[len(above) :].lstrip("/"))})
     if above and len(inside) > 1:
         return f"if the classes are {_some(inside)}, the root is {root / above}, or they belong directly into {root}"
-    return "a network learns to tell classes apart: add a folder for another one"
+    return (
+        "a network learns to tell classes apart: add a folder for another one, or evaluate all of the folder by the "
+        "split all"
+    )
 
 
 def _notes(root: Path, classes: Mapping[str, Found]) -> tuple[str, ...]:
@@ -214,6 +233,15 @@ def _notes(root: Path, classes: Mapping[str, Found]) -> tuple[str, ...]:
             notes.append(f"{root / name} has no videos; its files are {kinds}")
     if kinds := _kinds(found for found in classes.values() if found.videos):
         notes.append(f"files that are no videos are left out of {root}: {kinds}")
+    filled = {name: found.videos for name, found in classes.items() if found.videos}
+    below = {name: sorted({path.partition("/")[0] for path in videos}) for name, videos in filled.items()}
+    deep = all("/" in path for videos in filled.values() for path in videos)
+    if filled and deep and all(len(folders) > 1 for folders in below.values()):
+        name = next(iter(below))
+        notes.append(
+            f"all videos lie in folders below the classes, as in {_some(below[name])} of {name}: if those are the "
+            f"classes, {root} is a level too high"
+        )
     return tuple(notes)
 
 

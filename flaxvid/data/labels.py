@@ -12,7 +12,7 @@ MOST = 10_000
 """Classes that a column of numbers may ask for without a list of names: beyond they are codes of something."""
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
-_DECIMAL = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+_DECIMAL = re.compile(r"[+-]?([0-9]+[.,][0-9]*|[.,][0-9]+|[0-9]+(?=e))(e[+-]?[0-9]+)?", re.IGNORECASE)
 _NONE = frozenset({"", "nan", "<na>", "-1", "-1.0"})
 _NONE_BESIDE_NUMBERS = _NONE | {"none", "null", "na", "n/a"}
 _SHOWN = 20

@@ -16,6 +16,11 @@ SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".list")
 CLASSES = "classes.txt"
 _MANY = 32  # so many files are no lists, and are not read to see whether they have a column of splits
 _SAMPLE = 64
+_NUMBERED = re.compile(r"(\d+)[\s,;:]+(.+)|(.+?)\s*[,;\t]\s*(\d+)")
+_HEADING = re.compile(
+    r"#?\s*(id|idx|index|no|nr|number|(class|label|category)([ _]?(id|idx|index|name))?|name)[\s,;:]+[a-z _]+",
+    re.IGNORECASE,
+)
 
 
 class Rows(NamedTuple):
@@ -107,7 +112,7 @@ def _find_lists(place: Path, asked: str) -> list[tuple[str, Path]]:
 
 
 def _may_be_list(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.name != CLASSES and not is_junk(path.name)
+    return path.suffix.lower() in SUFFIXES and path.name.lower() != CLASSES and not is_junk(path.name)
 
 
 def _has_splits(path: Path) -> bool:
@@ -116,15 +121,31 @@ def _has_splits(path: Path) -> bool:
 
 
 def _read_names(path: Path, layout: str) -> tuple[str, ...]:
-    """The class names of a classes.txt, with or without their numbers before them; none where there is no such file."""
-    if not path.is_file():
+    """The class names of a classes.txt, with or without numbers and a heading; none where there is no such file."""
+    found = [file for file in path.parent.iterdir() if file.name.lower() == CLASSES] if path.parent.is_dir() else []
+    if not found:
         return ()
-    names = read_lines(path, layout)
-    numbered = [re.fullmatch(r"(\d+)[\s,;:]+(.+)", line) for line in names]
-    numbers = [int(match[1]) for match in numbered if match]
-    if len(numbers) == len(names) and sorted(numbers) in ([*range(len(names))], [*range(1, len(names) + 1)]):
-        pairs = sorted((int(match[1]), match[2]) for match in numbered if match)
-        names = [name for _, name in pairs]
+    path = path if path in found else found[0]
+    names = [line for line in read_lines(path, layout) if not line.startswith("# ")]
+    headed = len(names) > 2 and _HEADING.fullmatch(names[0]) is not None
+    numbered = [_NUMBERED.fullmatch(line) for line in names[headed:]]
+    pairs = sorted((int(match[1] or match[4]), match[2] or match[3]) for match in numbered if match)
+    if len(pairs) == len(numbered):
+        if [number for number, _ in pairs] in ([*range(len(pairs))], [*range(1, len(pairs) + 1)]):
+            names = [name for _, name in pairs]
+        elif all(re.search("[,;\t]", line) for line in names):
+            raise ValueError(
+                f"{path}: expected classes numbered from 0 or from 1 without gaps, got {', '.join(names[headed:][:5])}"
+            )
+    ends = [re.fullmatch(r"(.+)\s+(\d+)", name) for name in names]
+    numbers = [int(match[2]) for match in ends if match]
+    distinct = len({match[1] for match in ends if match}) == len(names)
+    if distinct and numbers != (order := sorted(numbers)) and order == [*range(order[0], order[0] + len(names))]:
+        raise ValueError(
+            f"{path}: expected a name a line, or `number name`, got {names[0]!r} and numbers in another order: the "
+            "line is the number of a class; put numbers first, or a comma before them"
+        )
+    names = [name[1:-1] if re.fullmatch('".+"', name) else name for name in names]
     if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
         raise ValueError(f"{path}: expected each class once, got {twice} twice: the second has a number of its own")
     return tuple(names)
@@ -173,6 +194,8 @@ def _by_split(table: Table, name: str, disk: Disk) -> dict[str, Rows]:
         return {name: Rows(table.file, table.lines, paths, table.targets, table.columns)}
     rows: dict[str, list[int]] = {}
     for at, value in enumerate(table.split):
+        if not value:
+            raise ValueError(f"{table.file}, line {table.lines[at]}: expected a split, got an empty cell: fill it")
         rows.setdefault(split_of(value) or value, []).append(at)
     if not rows.keys() & set(SPLITS) and rows:
         raise ValueError(

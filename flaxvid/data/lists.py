@@ -51,7 +51,8 @@ def list_source(root: Path, split: str, lists: str | Path | None = None, group: 
     elif wanted == "all" and wanted not in rows and rows:
         parts = list(rows)
     else:
-        if wanted not in rows and not (wanted == "test" and "validation" in rows):
+        in_columns = len({own.file for own in rows.values()}) < len(rows)
+        if wanted not in rows and not in_columns and not (wanted == "test" and "validation" in rows):
             first_file([f"{split}.txt", f"{split}.csv"], places, layout)  # says that there is none
         wanted, more = choose_split(wanted, rows, f"list {places[0]}")
         parts, notes = [wanted], notes + more
@@ -72,6 +73,11 @@ def list_source(root: Path, split: str, lists: str | Path | None = None, group: 
         if holding_out:
             own, scene = [together[at] for at in keep], [scenes["train"][at] for at in keep]
             test = hold_out([paths[at] for at in keep], own, scene)
+            if not test:
+                raise ValueError(
+                    f"{rows['train'].file}: expected two scenes or more, to hold one out for the test, got one for "
+                    f"data.group={group!r}: correct it, or write a test list"
+                )
             keep = [at for number, at in enumerate(keep) if (number in test) == (wanted == "test")]
     picked = {task: tuple(own[at] for at in keep) for task, own in joined.items()}
     several = "" not in picked

@@ -26,7 +26,7 @@ from flaxvid.data.findings import Finding, Report, summarise
 from flaxvid.data.sources import Source
 from flaxvid.data.stored import shard_path, shard_writer, write_info
 from flaxvid.data.workers import processes
-from flaxvid.writing import take_lock, written_whole
+from flaxvid.writing import read_json, take_lock, written_whole
 
 IN_FLIGHT = 2**29
 """Bytes of videos that are in memory at a time, if no single one has more; workers have theirs besides."""
@@ -77,10 +77,18 @@ def prepare(
             `if __name__ == "__main__"`, as `multiprocessing` demands.
 
     Raises:
-        ValueError: The folder holds something else, the splits' classes differ, or no video of a split is good.
+        ValueError: The folder holds something else, or lies among class folders, where it would be one; the splits'
+            classes differ, or no video of a split is good.
         OSError: Another process works in the folder, or it cannot be written.
     """
     output = Path(output).expanduser().absolute()
+    for source in splits.values():
+        root = getattr(source, "root", None)
+        if root and source.name.startswith("folder ") and output.resolve().is_relative_to(Path(root).resolve()):
+            raise ValueError(
+                f"expected an output folder outside of the videos' folder {root}, got {output}: there it "
+                "would be taken for a class"
+            )
     different = {repr(source.classes) for source in splits.values()}
     if len(different) != 1:
         raise ValueError(
@@ -194,7 +202,12 @@ def _part_files(output: Path, split: str) -> list[Path]:
 
 
 def _read(path: Path) -> list[Finding]:
-    return [Finding(**row) for row in json.loads(path.read_bytes())]
+    try:
+        return [Finding(**row) for row in read_json(path, list)]
+    except TypeError as error:  # a row of something else
+        raise ValueError(
+            f"expected findings in {path}, got others ({error}): remove it and the shard of its number"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -214,7 +227,7 @@ def _claimed(output: Path, splits: Mapping[str, Source], preparation: Preparatio
         if not take_lock(lock):
             raise OSError(f"another process is working in {output}: wait for it, or choose another folder")
         if record.exists():
-            before = json.loads(record.read_bytes())
+            before = read_json(record, dict)
             other = [key for key in {**before, **marks} if before.get(key) != marks.get(key)]
             if other:
                 raise ValueError(

@@ -96,7 +96,7 @@ def search(folder: Path) -> Found:
             elif _is_folder(entry):
                 (linked if link else waiting).append(path)
                 below = True
-            elif not link and not entry.is_file():
+            elif not os.path.isfile(entry.path):
                 others["no plain file"] += 1
             elif is_video(entry.path):
                 files.append(path)
@@ -129,7 +129,7 @@ def folders_in(folder: Path) -> list[str]:
 
 def videos_in(folder: Path) -> list[str]:
     """Names of the video files in a folder itself, sorted."""
-    return [entry.name for entry in _entries(str(folder)) if entry.is_file() and is_video(entry.path)]
+    return [entry.name for entry in _entries(str(folder)) if os.path.isfile(entry.path) and is_video(entry.path)]
 
 
 def is_video(path: str) -> bool:

@@ -45,7 +45,10 @@ def choose_split(asked: str, there: Collection[str], where: str) -> tuple[str, t
         return wanted, ()
     if wanted == "test" and "validation" in there:
         return "validation", (f"{where} has no test split: its validation split is the test",)
-    raise ValueError(f"{where}: expected split {' or '.join(there)}, got {asked!r}: there is none")
+    raise ValueError(
+        f"{where}: expected split {' or '.join(there)}, got {asked!r}: there is none; make it, or ask for another, as "
+        "by data.eval_split"
+    )
 
 
 def group_rule(rule: str) -> Callable[[str], str]:

@@ -79,7 +79,9 @@ def read_table(
         ValueError: It cannot be read; the message names the line.
     """
     lines = [(number, line.strip("\ufeff \r")) for number, line in enumerate(_split_lines(text), start=1)]
-    lines = [(number, line) for number, line in lines if line.strip() and not line.startswith("# ")]
+    lines = [(number, line) for number, line in lines if line.strip(' \t,;"') and not line.startswith("# ")]
+    if lines and re.fullmatch(r'"?sep=."?', lines[0][1]):  # Excel's; the heading tells it, too
+        del lines[0]
     if not lines:
         return Table(file, [], [], {"": []}, None, (), {})
     if heading := _heading(lines[0][1], exists):
@@ -99,7 +101,7 @@ def _heading(line: str, exists: Exists) -> tuple[str, list[str]] | None:
     """The separator and the names of the columns, if a line names them; "" is white space."""
     for separator in (*_SEPARATORS, ""):
         try:
-            cells = _cells([line], separator)[0] if separator else line.split()
+            cells = _cells([line], separator or " ")[0] if separator or '"' in line else line.split()
         except csv.Error:
             continue
         cells = [cell.strip().strip("#\"'").strip() for cell in cells]
@@ -107,7 +109,8 @@ def _heading(line: str, exists: Exists) -> tuple[str, list[str]] | None:
         if len(cells) < 2 or any(map(is_number, cells)) or not any(name in PATHS for name in plain):
             continue
         labelled = any(name in LABELS for name in plain)
-        if labelled or (separator and not any(map(exists, cells))):  # a video may be called "video"
+        begins = [" ".join(cells[:end]) for end in range(1, len(cells))]  # a video may be called "video"
+        if labelled or ((separator or len(cells) > 2) and not any(map(exists, cells if separator else begins))):
             return separator, cells
     return None
 
@@ -138,6 +141,9 @@ def _with_heading(
     else:
         cut = str.split if path else str.rsplit  # a path may have spaces
         rows = [[cell.strip('"') for cell in cut(line, None, len(heading) - 1)] for _, line in lines[1:]]
+        if any('"' in line for _, line in lines[1:]):  # quoted, so spaces in cells are told from those between them
+            quoted = _rows(file, lines[1:], " ")
+            rows = [row if len(row) == len(heading) else plainly for row, plainly in zip(quoted, rows, strict=True)]
     numbers = [number for number, _ in lines[1:]]
     for number, row in zip(numbers, rows, strict=True):
         if len(row) > len(heading) == 2 and path == 0:
@@ -146,6 +152,9 @@ def _with_heading(
             raise ValueError(
                 f"{file}, line {number}: expected {len(heading)} columns ({', '.join(heading)}), got {row}: {layout}"
             )
+    while len(heading) > 2 and not any(cells[-1] for cells in (heading, *rows)):  # as spreadsheets leave them
+        for cells in (heading, plain, *rows):
+            del cells[-1]
     if len(set(heading)) < len(heading):
         raise ValueError(f"{file}: expected columns of different names, got {', '.join(heading)}: rename one")
     if parts := [name for name, word in zip(heading, plain, strict=True) if word in _PARTS]:
@@ -214,6 +223,12 @@ def _without_heading(
         )
     best = max(readings, key=rank)
     paths, labels = [path for path, _ in best.rows], [label for _, label in best.rows]
+    odd = not is_number(labels[0]) and labels[0] not in names and labels[0] not in labels[1:]
+    if odd and not exists(paths[0]) and not paths[0].lower().endswith(VIDEO_SUFFIXES) and any(map(exists, paths[1:9])):
+        raise ValueError(
+            f"{file}, line {lines[0][0]}: expected a video, or a heading that names its columns by usual words such as "
+            f"`path,label`, got {lines[0][1]!r}: call the columns so, or correct the line"
+        )
     if best.counted and any(path.lower().endswith(VIDEO_SUFFIXES) for path in paths):
         raise ValueError(
             f"{file}, line {lines[0][0]}: expected lines `path label`, got two numbers in {lines[0][1]!r}: is the "

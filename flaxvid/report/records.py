@@ -54,7 +54,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         ValueError: it is damaged.
     """
     record = read_object(path)
-    if record:
+    if path.exists():
         _check(path, record, EVALUATION)
         try:
             fault = next(_outside(record), None)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from flaxvid.adapt.freezing import check_frozen
 from flaxvid.compress.cost import model_cost
-from flaxvid.data.account import describe_splits
+from flaxvid.data.account import check_labels, describe_splits
 from flaxvid.data.broken import Tally
 from flaxvid.data.class_names import relabel
 from flaxvid.data.pipeline import steps_per_epoch, train_batches
@@ -76,6 +76,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
     source, eval_source = (open_data(recipe.data, split) for split in (recipe.data.train_split, recipe.data.eval_split))
     eval_source = relabel(eval_source, source.classes, source.name, "give it training videos, or correct its labels")
+    check_labels(source, fewest=2)
+    check_labels(eval_source, fewest=1)
     account = describe_splits({recipe.data.train_split: source, recipe.data.eval_split: eval_source})
     if account and jax.process_index() == 0:
         print(account)

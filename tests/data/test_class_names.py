@@ -54,6 +54,20 @@ def test_other_orders_and_missing_classes(make, classes, labels, expected):
     assert source[0]["id"] == make(classes, labels)[0]["id"]
 
 
+def test_classes_without_videos_may_have_any_name():
+    """Such as a folder of notes beside class folders, or the rest of a long classes.txt."""
+    source = match(files(("annotations", "sit", "jump"), (1, 2, 1)))
+    assert (labels_of(source), source.classes) == ([2, 0, 2], KNOWN)
+    with pytest.raises(ValueError, match=r"got also annotations in their test"):
+        match(files(("annotations", "sit", "jump"), (1, 2, 0)))
+    with pytest.raises(ValueError, match=r"got also annotations in plain test"):  # its labels are not known before
+        match(Plain(("annotations", "sit", "jump"), (1, 2, 1)))
+    source = match(
+        files({"do": ("x", "sit"), "who": ("a",)}, {"do": (1, -1), "who": (-1, 0)}), {"do": KNOWN, "who": ("a",)}
+    )
+    assert labels_of(source) == [{"do": 2, "who": -1}, {"do": -1, "who": 0}]
+
+
 def test_the_same_classes_leave_the_source_as_it_is():
     source = files(KNOWN, (0, 1))
     assert match(source) is source
@@ -80,7 +94,7 @@ def test_a_files_labels_stay_in_memory_and_cameras_are_known():
 )  # fmt: skip
 def test_other_names_are_one_error_with_both_lists(classes, message):
     with pytest.raises(ValueError, match="expected classes of the network") as error:
-        match(files(classes, (0, 1)))
+        match(files(classes, tuple(range(len(classes)))))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

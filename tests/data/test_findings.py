@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import re
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from flaxvid.data.findings import Finding, find_duplicates, near_pairs, show, summarise
+from flaxvid.data.findings import Finding, find_contradictions, find_duplicates, near_pairs, show, summarise
 
 
 def row(name, level, digest=None, **kind):
@@ -30,6 +31,14 @@ def test_near_pairs_across_blocks():
     a = rng.integers(0, 256, (2100, 256), np.uint8)
     a[[0, 1023, 1024, 2099]] = b[[7, 8, 9, 10]]
     assert near_pairs(a, b) == [(0, 7, 0.0), (1023, 8, 0.0), (1024, 9, 0.0), (2099, 10, 0.0)]
+
+
+def test_labels_of_several_tasks_contradict_only_where_both_are_known():
+    labels = [{"do": 0, "who": -1}, {"do": -1, "who": 2}, {"do": 1, "who": 2}]
+    first, *others = (dataclasses.replace(row(f"{n}", 10, "x"), label=label) for n, label in enumerate(labels))
+    kinds = [pair.kind for pair in find_duplicates(("train", "test"), [first], others)]
+    assert kinds == ["same file", "same file, two labels"]
+    assert [pair.ids for pair in find_contradictions("train", [first, *others])] == [("0", "2")]
 
 
 def test_duplicates():

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from flaxvid.data.account import describe_splits
+from flaxvid.data.account import check_labels, describe_splits
 from flaxvid.data.sources import open_source
 from flaxvid.data.splits import split_of
 
@@ -123,6 +123,14 @@ AMBIGUOUS = {
         ["2019/run/a.mp4", "2019/jump/b.mp4", "2020/run/c.mp4", "2020/jump/d.mp4"],
         r"got the same folders \(jump, run\) in each of 2019, 2020 .*Either 2019, 2020 are the classes: .*Or jump, run",
     ),
+    "splits and classes inside of a folder beside another": (
+        ["set/train/run/a.mp4", "set/train/jump/b.mp4", "set/test/run/c.mp4", "extra/d.mp4"],
+        r"got test, train inside of .*set. Either they are splits: .* set the root to .*set\. Or they are no",
+    ),
+    "one level more, not all folders in each": (
+        ["p1/run/a.mp4", "p1/jump/b.mp4", "p2/run/c.mp4"],
+        r"got the same folders \(jump, run\) in each of p1, p2 .*Either p1, p2 are the classes: .*Or jump, run",
+    ),
     "one level more in a split": (
         ["train/A/run/a.mp4", "train/A/jump/b.mp4", "train/B/run/c.mp4", "train/B/jump/d.mp4", "test/A/e.mp4"],
         r"got the same folders \(jump, run\) in each of A, B in .*train\. Either",
@@ -161,7 +169,7 @@ TOO_FEW = {
     "one class of a split": (["train/run/a.mp4", "test/run/b.mp4", "test/jump/c.mp4"], r"in .*train, got 1 \(run\)"),
     "no class of a split": (
         ["train/a.mp4", "train/b.mp4", "test/c.mp4"],
-        r"two class folders with videos or more in .*train, got none",
+        r"two class folders with videos or more in .*train, got none, but 2 videos \(a.mp4, b.mp4\) that have no class",
     ),
 }
 
@@ -235,6 +243,59 @@ def test_what_is_said_at_the_start(tmp_path):
     ]
 
 
+def test_a_test_without_labels_does_not_stop_training(tmp_path):
+    touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "val/run/c.mp4", "test/d.mp4")
+    train = open_source("folder", tmp_path)
+    assert train.notes == (f"{tmp_path / 'test'} is left out: its 1 videos have no class",)
+    assert open_source("folder", tmp_path, "val").paths == ("val/run/c.mp4",)
+    with pytest.raises(
+        ValueError, match=r"in .*test, got none, but 1 videos \(d.mp4\) that have no class: .*eval_split"
+    ):
+        open_source("folder", tmp_path, "test")
+
+
+def test_class_names_of_another_split(tmp_path):
+    """Accents are the same text, however a system writes them; case and blanks make another name."""
+    touch(tmp_path, "train/caf\u00e9/a.mp4", "train/jump/b.mp4", "test/cafe\u0301/c.mp4", "test/jump/d.mp4")
+    train, test = both(tmp_path)
+    assert train.classes == test.classes
+    assert test.paths == ("test/cafe\u0301/c.mp4", "test/jump/d.mp4")
+    assert test.labels == (train.classes.index("caf\u00e9"), train.classes.index("jump"))
+    touch(tmp_path, "test/jump /e.mp4")
+    with pytest.raises(ValueError, match=r"got also \['jump '\] \(those are .*'jump'\): give them training videos"):
+        open_source("folder", tmp_path, "test")
+
+
+def test_a_split_of_empty_classes(tmp_path):
+    touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "test/run/x.txt")
+    assert f"{tmp_path / 'test' / 'run'} has no videos; its files are 1 .txt" in open_source("folder", tmp_path).notes
+
+
+def test_two_collections_beside_each_other_are_said(tmp_path):
+    touch(tmp_path, "A/run/1.mp4", "A/jump/1.mp4", "B/swim/1.mp4", "B/fly/1.mp4")
+    note = "all videos lie in folders below the classes, as in jump, run of A: if those are the classes, "
+    assert open_source("folder", tmp_path).notes == (f"{note}{tmp_path} is a level too high",)
+
+
+def test_links_in_a_circle_and_to_pipes(tmp_path):
+    touch(tmp_path, "run/a.mp4", "run/b.mp4", "jump/c.mp4", "jump/d.mp4")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "run" / "up").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "jump" / "pipe").symlink_to(tmp_path / "pipe")
+    assert len(open_source("folder", tmp_path, "all")) == 4
+    (tmp_path / "all").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"got links from all and jump in .* to the same folder"):
+        open_source("folder", tmp_path)
+
+
+def test_line_ends_in_names_do_not_break_the_table(tmp_path):
+    touch(tmp_path, *(f"{name}/{i}.mp4" for name in ("ru\nn", "\x1b[2Jjump") for i in range(2)))
+    assert [line.split()[0] for line in describe_splits({"train": open_source("folder", tmp_path)}).splitlines()] == [
+        *("class", "\\x1b[2Jjump", "ru\\nn"),
+    ]
+
+
 def test_names_of_classes_that_are_nearly_the_same(tmp_path):
     touch(tmp_path, *(f"{name}/{i}.mp4" for name in ("Jump", "jump", "look_up", "Look up", "run") for i in range(2)))
     os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
@@ -273,6 +334,17 @@ def test_one_folder_in_train_and_test(tmp_path):
     touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "test/jump/c.mp4")
     (tmp_path / "test" / "run").symlink_to(tmp_path / "train" / "run", target_is_directory=True)
     assert "links lead from train and test to one folder: its videos are in both" in both(tmp_path)[0].notes
+
+
+def test_a_test_without_any_label_of_a_task_is_refused(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "train.csv").write_text("path,verb,noun\na.mp4,run,net\nb.mp4,jump,ball\n")
+    (tmp_path / "test.csv").write_text("path,verb,noun\na.mp4,run,\nb.mp4,jump,-1\n")
+    check_labels(open_source("list", tmp_path), fewest=2)
+    with pytest.raises(
+        ValueError, match=r"list test: expected a labelled video of noun or more, got all 2 of no label"
+    ):
+        check_labels(open_source("list", tmp_path, "test"), fewest=1)
 
 
 def test_a_training_split_of_one_label_is_refused(tmp_path):

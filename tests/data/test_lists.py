@@ -69,6 +69,13 @@ WRITTEN = {
     "spaces": ("train.txt", "a.mp4 run", "b c.mp4 jump", "d,e.mp4 run", "f/g.mp4   jump"),
     "spaces, heading": ("Training.txt", "path label", "a.mp4 run", "b c.mp4 jump", "d,e.mp4 run", "f/g.mp4 jump"),
     "quoted, spaces": ("train_list.txt", '"a.mp4" run', '"b c.mp4" jump', '"d,e.mp4" run', '"f/g.mp4" jump'),
+    "all quoted, spaces, heading": (
+        *("train.txt", '"no" "File Path" "label"', '"1" "a.mp4" "run"', '"2" "b c.mp4" "jump"', '"3"  "d,e.mp4" "run"'),
+        '"4" "f/g.mp4" "jump"',
+    ),
+    "some quoted, spaces, heading": (
+        *("train.txt", '"File Path" Category', "a.mp4 run", '"b c.mp4" jump', "d,e.mp4 run", "f/g.mp4 jump"),
+    ),
     "dots and slashes": ("train.txt", "./a.mp4 run", "b c.mp4 jump", ".//d,e.mp4 run", "f/./g.mp4 jump"),
     "Windows": ("train.csv", ".\\a.mp4,run", ".\\b c.mp4,jump", '".\\d,e.mp4",run', "f\\g.mp4,jump"),
     "other suffixes": ("train.csv", "a.avi,run", "b c,jump", '"d,e.MOV",run', "f/G.MP4,jump"),
@@ -266,6 +273,8 @@ WRONG = [
     (("0", "1", "run"), (), r"line 4: expected numbers as in the other lines, got run for 2.mp4"),
     (("run", "jump", "7"), (), r"line 4: expected class names as in the other lines, got 7 for 2.mp4"),
     (("0", "1.5"), (), r"line 3: expected whole numbers or class names, got 1.5"),
+    (("0", '"1,0"'), (), r"line 3: expected whole numbers or class names, got 1,0"),
+    (("0", "1e0"), (), r"line 3: expected whole numbers or class names, got 1e0"),
     (("0", "-2"), (), r"line 3: expected labels from 0 to 0 \(1 classes\), got -2"),
     (("0", "123456"), (), r"line 3: expected labels that count classes, below 10000, got 123456: if they are codes"),
     (("0", "2"), ("a", "b"), r"line 3: expected labels from 0 to 1 \(2 classes\), got 2 for 1.mp4"),
@@ -337,6 +346,76 @@ def test_what_is_said_of_lists(root):
         "train.csv has 1 videos more than once, such as a.mp4",
         "1 videos of test are in train, too, such as b c.mp4: the test may be too easy",
     )
+
+
+CLASS_LISTS = {
+    "numbers behind": ("jump,1", "run,0"),
+    "a heading": ("id,name", "0,run", "1,jump"),
+    "a heading, from 1": ("# class_id name", "1 run", "2 jump"),
+    "a heading and numbers behind": ("name;id", "jump;1", "run;0"),
+    "a comment": ("# all classes", "run", "jump"),
+    "quoted": ('"run"', '"jump"'),
+}
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "Classes.TXT"])
+@pytest.mark.parametrize("kind", CLASS_LISTS)
+def test_ways_to_write_class_names(root, kind, name):
+    write(root / "train.csv", "a.mp4,0", "b c.mp4,1")
+    write(root / name, *CLASS_LISTS[kind])
+    assert named(open_source("list", root)) == [("a.mp4", "run"), ("b c.mp4", "jump")]
+
+
+def test_class_names_that_end_in_numbers_are_names(root):
+    write(root / "train.csv", "a.mp4,0", "b c.mp4,1")
+    write(root / "classes.txt", "Grade 2", "Grade 1")
+    assert open_source("list", root).classes == ("Grade 2", "Grade 1")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (("0,run", "2,jump"), r"classes.txt: expected classes numbered from 0 or from 1 without gaps, got 0,run, 2,"),
+        (
+            ("jump 1", "run 0"),
+            r"got 'jump 1' and numbers in another order: .*put numbers first, or a comma before them",
+        ),
+    ],
+)
+def test_class_names_with_numbers_that_do_not_fit(root, lines, message):
+    write(root / "train.csv", "a.mp4,0", "b c.mp4,1")
+    write(root / "classes.txt", *lines)
+    with pytest.raises(ValueError, match=message):
+        open_source("list", root)
+
+
+def test_what_spreadsheets_leave(root):
+    """Empty columns and rows, and a first line that says the separator."""
+    write(root / "train.csv", "sep=;", "path;label;;", "a.mp4;run;;", "b c.mp4;jump;;", ";;;", encoding="utf-8-sig")
+    assert named(open_source("list", root)) == [("a.mp4", "run"), ("b c.mp4", "jump")]
+
+
+def test_tasks_separated_by_blanks(root):
+    write(root / "train.txt", "path verb noun", "a.mp4 0 1", "b c.mp4 1 0")
+    assert open_source("list", root).labels == {"verb": (0, 1), "noun": (1, 0)}
+
+
+@pytest.mark.parametrize("heading", ["Datei,Klasse", "mp4,tag", "x,label"])
+@pytest.mark.parametrize("cells", [("run", "jump"), ("0", "1")])
+def test_a_heading_of_other_words_is_no_video(root, heading, cells):
+    write(root / "train.csv", heading, f"a.mp4,{cells[0]}", f"b c.mp4,{cells[1]}")
+    with pytest.raises(ValueError, match=rf"line 1: expected a video, or a heading .*, got '{heading}': call the col"):
+        open_source("list", root, missing="keep")
+
+
+def test_a_row_without_a_split(root):
+    write(root / "all.csv", "path,label,split", "a.mp4,run,train", "b c.mp4,jump,")
+    with pytest.raises(ValueError, match=r"all.csv, line 3: expected a split, got an empty cell"):
+        open_source("list", root)
+    write(root / "all.csv", "path,label,split", "a.mp4,run,train", '"d,e.mp4",jump,train', "b c.mp4,run,dev")
+    assert open_source("list", root, "dev").paths == ("b c.mp4",)
+    with pytest.raises(ValueError, match=r"expected split train or dev, got 'test': there is none; make it, or ask"):
+        open_source("list", root, "test")
 
 
 def test_a_test_list_without_labels_does_not_stop_training(root):

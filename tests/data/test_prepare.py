@@ -208,6 +208,36 @@ def test_one_file_under_two_labels(tmp_path, write_video):
     assert "classes without test videos: 1" in found.stderr
 
 
+def test_an_output_among_class_folders_is_refused(tmp_path, write_video):
+    for name in ("run/a", "run/b", "jump/a", "jump/b"):
+        write_video(tmp_path / f"{name}.mp4", frames=2)
+    splits = {split: open_source("folder", tmp_path, split) for split in ("train", "test")}
+    with pytest.raises(
+        ValueError, match=r"expected an output folder outside of .*, got .*out: there it would be taken"
+    ):
+        prepare(splits, tmp_path / "out", Preparation(store=False), workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("preparation.json", "{", r"expected a JSON object in .*preparation.json, got a damaged file"),
+        ("parts/train-00000.json", "[", r"expected a JSON list in .*train-00000.json, got a damaged file"),
+        ("parts/train-00000.json", '[{"no": 1}]', r"expected findings in .*train-00000.json, got others"),
+    ],
+)
+def test_damaged_findings_are_named(tmp_path, write_video, name, content, message):
+    for number in range(2):
+        write_video(tmp_path / "videos" / f"{number}.mp4", frames=2)
+    (tmp_path / "videos" / "train.txt").write_text("0.mp4 0\n1.mp4 1\n")
+    splits = {"train": open_source("list", tmp_path / "videos")}
+    prepare(splits, tmp_path / "out", Preparation(store=False), workers=1)
+    (tmp_path / "out" / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        prepare(splits, tmp_path / "out", Preparation(store=False), workers=1)
+
+
 @pytest.mark.parametrize("shard_size", [3, 256])
 def test_large_videos_are_few_in_memory(tmp_path, write_video, monkeypatch, shard_size):
     """Bytes that were read and not yet written, counted as the work goes on."""

@@ -154,6 +154,9 @@ def test_a_list_is_held_out_by_a_column_or_a_rule(tmp_path):
     write(tmp_path / "train.csv", "path,action,scene", "0.mp4,run,a", "1.mp4,jump,")
     with pytest.raises(ValueError, match=r"train.csv, line 3: expected a scene, got an empty cell"):
         open_source("list", tmp_path, group="scene")
+    write(tmp_path / "train.csv", "path,action,scene", "0.mp4,run,a", "1.mp4,jump,a")
+    with pytest.raises(ValueError, match=r"train.csv: expected two scenes or more, .* got one for data.group='scene'"):
+        open_source("list", tmp_path, "test", group="scene")
     write(tmp_path / "train.csv", "path,action,scene", "0.mp4,run,a", "1.mp4,jump,b")
     write(tmp_path / "test.csv", "path,action,scene", "2.mp4,run,a")
     assert (

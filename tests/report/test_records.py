@@ -30,6 +30,11 @@ def test_what_is_no_utf_8_no_json_or_of_another_kind(tmp_path, name, content):
     refused(tmp_path, name)
 
 
+def test_an_empty_record_is_damaged(tmp_path):
+    (tmp_path / "evaluation.json").write_text("{}")
+    assert "expected protocol, got none" in refused(tmp_path, "evaluation.json")
+
+
 def test_a_list_for_an_object_and_an_object_for_a_list(tmp_path):
     for name, content in (("recipe.json", "[]"), ("evaluation.json", "[1]"), ("any_frame.json", '{"a": 1}')):
         (tmp_path / name).write_text(content)

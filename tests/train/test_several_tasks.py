@@ -151,6 +151,18 @@ def test_slips_show_before_anything_is_written(recipe, tmp_path, changes, messag
     assert not (tmp_path / "run").exists()
 
 
+def test_a_test_without_labels_of_a_task_shows_before_training(recipe, videos, tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "train.csv").write_text((videos / "train.csv").read_text())
+    (lists / "test.csv").write_text("path,action,actor\n0.mp4,run,\n1.mp4,jump,\n")
+    data = dataclasses.replace(recipe.data, lists=str(lists))
+    message = r"list test: expected a labelled video of actor or more, got all 2 of no label"
+    with pytest.raises(ValueError, match=message):
+        flaxvid.run(dataclasses.replace(recipe, data=data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_each_task_of_other_data_is_matched_by_its_name(run, videos, monkeypatch, capsys, tmp_path):
     folder, _ = run
     own = (folder / "evaluation.json").read_bytes()
