@@ -150,7 +150,7 @@ def as_classes(value: Any) -> Classes:
     Raises:
         ValueError: it is not a list of texts, nor a dict of such lists.
     """
-    for names in by_task(value).values():
+    for names in by_task(value).values() or [()]:
         if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError("expected class names as a list of texts, or such a list for each task")
     return {task: tuple(names) for task, names in value.items()} if isinstance(value, Mapping) else tuple(value)

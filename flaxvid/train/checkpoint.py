@@ -32,6 +32,8 @@ from flaxvid.writing import written_whole
 
 State = TypeVar("State")
 _SHOWN = 12
+_OBJECTS = ("metrics", "metadata", "_CHECKPOINT_METADATA")
+"""Files of a step that hold a JSON object."""
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "RESOURCE_EXHAUSTED")
 _PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
 """Errors that keep a file from being read now, and say nothing of what is in it."""
@@ -280,7 +282,8 @@ def _existing_step(directory: Path, step: int | None) -> int:
 
 
 def _score(metrics: Any) -> float:
-    return metrics.get("score", -math.inf)
+    score = metrics.get("score")
+    return score if isinstance(score, int | float) else -math.inf
 
 
 def _put_damaged_aside(directory: Path) -> None:
@@ -313,8 +316,8 @@ def _damage(folder: Path) -> str:
             with file.open("rb") as content:
                 if not (first := content.peek(1)[:1]):
                     return f"{file.relative_to(folder)} is empty"
-                if first == b"{":
-                    json.load(content)
+                if (first == b"{" or file.name in _OBJECTS) and not isinstance(json.load(content), dict):
+                    return f"{file.relative_to(folder)} is no JSON object"
         for item in ("variables", "training"):
             if (folder / item).exists():
                 _read_numpy(folder / item)

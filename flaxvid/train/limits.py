@@ -9,6 +9,7 @@ import functools
 import math
 import operator
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -82,7 +83,7 @@ def _batches(recipe: Any) -> Iterator[str]:
     """Batches, and what of them each part and each frame count gets."""
     task, repeats, size = recipe.task, recipe.data.repeats, recipe.batch_size
     if task.name == "ffn" and len(task.frames) == 1:
-        yield f"FFN needs two frame counts or more, got {task.frames}"
+        yield f"task.frames: FFN needs two frame counts or more, got {task.frames}"
     if not task.frames:
         yield "task.frames is empty: give the frame counts, such as (4, 8, 16)"
     for name, parts in (("data.repeats", repeats), ("optimizer.accumulate", recipe.optimizer.accumulate)):
@@ -99,7 +100,7 @@ def _batches(recipe: Any) -> Iterator[str]:
         )
     elif max(task.mixup, task.cutmix) > 0 and videos < 2:
         yield f"task.mixup={task.mixup} and task.cutmix={task.cutmix} need two clips in a batch, got batch_size={size}"
-    if task.name == "supervised" and len(task.frames) > 1 and 0 < task.share < 1 and size > 0 < recipe.norm_groups:
+    if task.name == "supervised" and len(task.frames) > 1 and 0 < task.share < 1 and 0 < recipe.norm_groups <= size:
         got = rows_by_count(tuple(sorted(task.frames)), task.share, size // recipe.norm_groups)
         if starved := sorted(count for count, own in got.items() if own.start == own.stop):
             group = f"batch_size={size}" if recipe.norm_groups == 1 else f"each of norm_groups={recipe.norm_groups}"
@@ -151,17 +152,21 @@ def _groups(recipe: Any) -> Iterator[str]:
     dropout = backbone.get("dropout", 0.0) if isinstance(backbone, Mapping) else 0.0
     if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
         yield f"model.options.backbone_options.dropout must lie in [0, 1), got {dropout!r}"
+    if isinstance(backbone, Mapping) and "dtype" in backbone:
+        yield f"model.options.backbone_options.dtype is model.dtype's to say, got {backbone['dtype']!r}: leave it out"
 
 
 def _others_rules(recipe: Any, clip_config: Callable[[Any, tuple[int, ...]], Any]) -> Iterator[str]:
     """What clips, tasks and mixing refuse themselves: they raise their first problem, so each value is asked alone."""
     task, plain, anything = recipe.task, type(recipe)(), (1,)
-    alone = []
+    if recipe.model.image_size < 1:  # it would be the answer to whatever else is asked
+        yield f"model.image_size must be positive, got {recipe.model.image_size}"
+        recipe.model.image_size = plain.model.image_size
+    plain.model.image_size, alone = recipe.model.image_size, []
     for field in dataclasses.fields(recipe.data):
         one = copy.deepcopy(plain)
-        one.model.image_size = recipe.model.image_size
         setattr(one.data, field.name, getattr(recipe.data, field.name))
-        alone.append(("data", functools.partial(clip_config, one, anything)))
+        alone.append((f"data.{field.name}", functools.partial(clip_config, one, anything)))
     together = [("data", functools.partial(clip_config, recipe, anything))]
     yield from _refusals(alone) or _refusals(together)
     model: Any = None  # their rules need none
@@ -192,6 +197,10 @@ def _refusals(asked: Iterable[tuple[str, Callable[[], Any]]]) -> list[str]:
 def _misfits(recipe: Any) -> tuple[list[str], Any]:
     """Values that are of another type than their field, or NaN or infinite; and the recipe with defaults for them."""
     problems, mended, plain = [], copy.deepcopy(recipe), type(recipe)()
+    for name, kind in typing.get_type_hints(type(recipe)).items():
+        if dataclasses.is_dataclass(kind) and not isinstance(part := getattr(mended, name), kind):
+            problems.append(f"{name} must be a {kind.__name__}, got {repr(part)[:60]}")
+            setattr(mended, name, getattr(plain, name))
     for part in ("", "model", "data", "task", "optimizer"):
         owner, default = (_value(mended, part), _value(plain, part)) if part else (mended, plain)
         for name, hint in typing.get_type_hints(type(owner)).items():
@@ -222,10 +231,11 @@ def _wrong(value: Any, hint: Any) -> str:
         nested = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
         return "finite" if number or any(_wrong(one, Any) for one in nested) else ""
     if hint is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         return "" if fits else "a finite number"
     if hint is int:
-        return "" if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
+        fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 31
+        return "" if fits else "a whole number of 31 bits"
     names = {str: "text", bool: "True or False"}
     return "" if isinstance(value, hint) else names[hint]
 

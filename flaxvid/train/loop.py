@@ -62,9 +62,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     """
     check(recipe)
     check_name(Path(workdir))
-    # A slip shows now, and not after the data set was made; of its tasks only those with weights are known yet.
-    task = make_task(recipe, make_model(recipe, dict.fromkeys(recipe.task.task_weights, 1) or 1))
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    shapes = find_shapes(recipe)  # a slip shows now, and not after the data set was made
     check_frozen(shapes, recipe.freeze)
     check_rules(trainable(shapes), recipe.optimizer.rules)
     for frames in (recipe.task.frames, recipe.eval_frames):
@@ -179,6 +177,25 @@ def train(
             log.print(f"{len(tally.broken)} broken videos were replaced, of {len(tally.seen)} in training")
         log.print(f"testing on {len(eval_source)} videos at {', '.join(map(str, recipe.eval_frames))} frames")
         return session.test(total, state, recipe.eval_frames)
+
+
+def find_shapes(recipe: Recipe) -> Variables:
+    """The shapes of the recipe's variables; of the data's tasks only those with weights are known yet.
+
+    Raises:
+        ValueError: its network cannot be made.
+    """
+    try:
+        task = make_task(recipe, make_model(recipe, dict.fromkeys(recipe.task.task_weights, 1) or 1))
+        return jax.eval_shape(task.init, jax.random.key(0))
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a wrong option makes it
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"{recipe.model.name} cannot be made with model.options={recipe.model.options} "
+            f"({type(error).__name__}: {reason}): correct them"
+        ) from error
 
 
 def count_steps(recipe: Recipe, source: Source) -> int:

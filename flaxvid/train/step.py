@@ -1,7 +1,7 @@
 """One training step: jit over a mesh, state donated."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -112,16 +112,33 @@ def gradient_in_parts(
     moved = {name: tree for name, tree in fixed.items() if name.startswith("batch_stats")}
     grads, metrics, number = optax.tree.zeros_like(params), [], 1  # 0: the key of mixing
     for share in task.divide(batch, key, norm_groups):
-        rows = count_rows(share)
-        count = next(n for n in range(1, rows + 1) if rows % (n * norm_groups) == 0 and rows <= n * limit)
-        # Parts take every n-th row: on a mesh each device then keeps its own rows.
-        parts = jax.tree.map(lambda x, n=count: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), share)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number + jnp.arange(count))
-        (sums, moved), means = jax.lax.scan(add_part, (optax.tree.zeros_like(params), moved), (parts, keys))
-        weight, number = rows / count_rows(batch), number + count
-        grads = optax.tree.add_scale(grads, weight / count, sums)
-        metrics.append(jax.tree.map(lambda m, weight=weight: weight * m.mean(axis=0), means))
+        for parts in cut(share, limit, norm_groups):
+            count, rows = jax.tree.leaves(parts)[0].shape[:2]
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number + jnp.arange(count))
+            (sums, moved), means = jax.lax.scan(add_part, (optax.tree.zeros_like(params), moved), (parts, keys))
+            weight, number = rows / count_rows(batch), number + count
+            grads = optax.tree.add_scale(grads, weight, sums)
+            metrics.append(jax.tree.map(lambda m, weight=weight: weight * m.sum(axis=0), means))
     return grads, (moved, jax.tree.map(lambda *values: sum(values), *metrics))
+
+
+def cut(share: Any, limit: int, groups: int) -> Iterator[Any]:
+    """Rows in as few parts of at most `limit` rows as can be, alike but for one row of each group.
+
+    Gives parts of one size on a new first axis, then those of the other size, if any. Each of the `groups` blocks of
+    rows has equally many in each part. A part takes every so-manieth row: on a mesh each device then keeps its own.
+    """
+    own = count_rows(share) // groups
+    count = -(-own * groups // limit)
+    least, longer = divmod(own, count)
+    for start, parts, rows in ((0, longer, least + 1), (longer * (least + 1), count - longer, least)):
+        if parts:
+
+            def take(x, start=start, parts=parts, rows=rows):
+                chosen = x.reshape(groups, own, *x.shape[1:])[:, start : start + parts * rows]
+                return jnp.moveaxis(chosen.reshape(-1, parts, *x.shape[1:]), 1, 0)
+
+            yield jax.tree.map(take, share)
 
 
 def warmed_decay(decay: float, step: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ def read_classes(workdir: Path) -> Classes | None:
     file = workdir / CLASSES_FILE
     try:
         return as_classes(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
-    except ValueError as error:  # no UTF-8 and no JSON are such, too
+    except (ValueError, RecursionError) as error:  # no UTF-8 and no JSON are the first, too
         raise ValueError(
             f"expected class names in {file}, got a damaged file ({error}): restore it, a list in the order of the "
             "logits"

@@ -86,7 +86,8 @@ def test_a_run_of_an_older_version_goes_on_and_says_what_it_takes_for_true(stopp
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe\x00", b"[", b'{"a": 1}', b"[1, 2]", b"[]", b'"red"', b'{"a": {"b": []}}']
+    "content",
+    [b"\xff\xfe\x00", b"[", b"[" * 100_000, b'{"a": 1}', b"[1, 2]", b"[]", b"{}", b'"red"', b'{"a": {"b": []}}'],
 )
 def test_damaged_names_are_one_line_with_the_file(stopped, content):
     recipe, folder, _ = stopped

@@ -1,4 +1,5 @@
 import errno
+import json
 import shutil
 import string
 import subprocess
@@ -321,6 +322,25 @@ def test_a_damaged_checkpoint_pushes_no_other_aside(two_steps, tmp_path, capsys)
         assert checkpoints.latest_step() == 7
     assert (tmp_path / "run" / "damaged-8" / "mine").exists()
     assert (tmp_path / "run" / "damaged-8-again" / "variables").exists()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[1]", b'"x"', b"NaN", b"null", b"[" * 100_000, b"{" * 100_000])
+@pytest.mark.parametrize("file", ["metrics/metrics", "extra/metadata", "_CHECKPOINT_METADATA"])
+def test_a_note_that_is_no_object_is_damage_that_names_it(two_steps, tmp_path, capsys, file, content):
+    shutil.copytree(two_steps[0], tmp_path / "run")
+    (tmp_path / "run" / "8" / file).write_bytes(content)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest_step() == 7
+    assert "the checkpoint of step 8 is damaged (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("score", ["x", None, [1]])
+def test_a_score_that_is_no_number_is_none(two_steps, tmp_path, score):
+    shutil.copytree(two_steps[0], tmp_path / "run")
+    (tmp_path / "run" / "8" / "metrics" / "metrics").write_text(json.dumps({"score": score}))
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert not checkpoints.has_score(8)
+        assert checkpoints.best_step() is None
 
 
 def test_what_cannot_be_read_just_now_is_not_called_damaged(two_steps, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from flaxvid.tasks.frame_flexible import FrameFlexibleTask
 from flaxvid.tasks.mixing import Mixing
 from flaxvid.tasks.task import Supervised, count_rows
 from flaxvid.train.state import create_state
-from flaxvid.train.step import train_step
+from flaxvid.train.step import cut, train_step
 
 KEY = jax.random.key(7)
 FRAMES = (2, 3, 4)
@@ -63,6 +63,23 @@ def test_the_gradient_of_the_parts_is_that_of_the_whole(model, variables, batch,
         chex.assert_trees_all_close(parts, whole, rtol=1e-4, atol=2e-5)
         chex.assert_trees_all_close(part_metrics, metrics, rtol=1e-4, atol=2e-5)
     chex.assert_tree_all_finite((whole, metrics))
+
+
+def test_shares_that_do_not_divide_are_cut_as_evenly_as_can_be(model, variables, batch, no_batch_statistics):
+    """Five clips of the longest count in parts of four at most: three and two, and not one and one and one ..."""
+    task = make_task(model, "proportional", share=0.625)
+    whole, metrics = step(task, variables, batch)
+    parts, part_metrics = step(task, variables, batch, accumulate=2)
+    chex.assert_trees_all_close((parts, part_metrics), (whole, metrics), rtol=1e-4, atol=2e-5)
+    for rows, limit, groups, sizes in (
+        (5, 4, 1, [3, 2]),
+        (29, 8, 1, [8, 7, 7, 7]),
+        (10, 4, 2, [4, 4, 2]),
+        (6, 2, 2, [2] * 3),
+    ):
+        cuts = [np.asarray(part) for part in cut(np.arange(rows), limit, groups)]
+        assert [part.shape[1] for part in cuts for _ in part] == sizes
+        assert sorted(np.concatenate([part.ravel() for part in cuts])) == list(range(rows))
 
 
 @pytest.mark.parametrize("kind", ["proportional", "mixed"])

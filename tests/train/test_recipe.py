@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from flaxvid.train.loop import run
 from flaxvid.train.recipe import (
     DataRecipe,
     ModelRecipe,
@@ -66,8 +67,8 @@ REFUSED = {
     "epochs": (0, -1, 1.5, "abc", True, None),
     "batch_size": (0, -8, "32"),
     "eval_batch_size": (0, -1),
-    "norm_groups": (0, -1),
-    "seed": (-1, 0.5),
+    "norm_groups": (0, -1, 10**9),
+    "seed": (-1, 0.5, 1 << 31, 10**400),
     "keep": (0, -3),
     "checkpoint_every": (0,),
     "log_every": (0,),
@@ -80,7 +81,12 @@ REFUSED = {
     "model__dropout": (-0.1, 1.0, 1.5, NAN, "0.5"),
     "model__dtype": ("float16", "float64", "half", ""),
     "model__remat": ("no",),
-    "model__options": ({"classifier_std": NAN}, {"backbone_options": {"dropout": 1.0}}, 3),
+    "model__options": (
+        {"classifier_std": NAN},
+        {"backbone_options": {"dropout": 1.0}},
+        3,
+        {"backbone_options": {"dtype": "float16"}},
+    ),
     "data__num_threads": (0, -1),
     "data__num_workers": (-1,),
     "data__fold": (-1,),
@@ -107,7 +113,7 @@ REFUSED = {
     "task__cutmix": (-1.0, INF),
     "task__erasing": (-0.1, 1.5, NAN),
     "task__task_weights": ({"actor": -1.0}, {"actor": NAN}, {"actor": "1"}),
-    "optimizer__learning_rate": (-0.1, NAN, INF, "0.1"),
+    "optimizer__learning_rate": (-0.1, NAN, INF, "0.1", 10**400),
     "optimizer__momentum": (-0.9, 1.0, 1.1, NAN),
     "optimizer__weight_decay": (-1e-4, NAN),
     "optimizer__milestones": ((40, 20), (20, 20), (0, 10), (-5,), (10, 60), (1.5,)),
@@ -135,6 +141,24 @@ def test_values_that_invert_or_void_training_are_refused(name, value):
     (line,) = str(error.value).splitlines()[1:]
     assert name.rpartition("__")[2].removeprefix("eval_") in line.replace("FFN needs two frame counts", "frames")
     assert isinstance(value, tuple | dict | bool) or str(value) in line
+
+
+@pytest.mark.parametrize(("name", "part"), [("model", 5), ("task", "ffn"), ("optimizer", None), ("data", Recipe())])
+def test_a_part_of_another_kind_is_one_problem(name, part):
+    with pytest.raises(ValueError, match=f"cannot run:\n  {name} must be a {name.title()}Recipe, got ") as error:
+        check(changed(**{name: part}))
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"depths": 3}, {"depths": "x"}, {"width": -1}, {"width": 0}, {"width": "x"}, {"shift_div": (1,)}, {"block": 1}],
+)
+def test_options_that_make_no_network_are_one_error(tmp_path, options):
+    recipe = Recipe(ModelRecipe("tsm_resnet18", image_size=32, options=options), DataRecipe("folder", "nowhere"))
+    with pytest.raises(ValueError, match=r"^tsm_resnet18 cannot be made with model.options=.*: correct them$"):
+        run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -199,7 +223,8 @@ def test_a_wrong_type_hides_no_other_problem():
 def test_all_problems_of_clips_are_said_at_once():
     with pytest.raises(ValueError, match="cannot run") as error:
         check(changed(data__interval=0, data__scales=(2.0,), data__eval_crops=2, data__magnitude=20.0))
-    assert len(str(error.value).splitlines()) == 5
+    fields = [line.split()[0] for line in str(error.value).splitlines()[1:]]
+    assert fields == ["data.scales:", "data.interval:", "data.eval_crops:", "data.magnitude:"]
 
 
 def test_a_recipe_is_text(tmp_path):
