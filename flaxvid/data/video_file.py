@@ -200,7 +200,11 @@ def _best_stream(container: InputContainer, name: str, covers: Collection[int] =
 
 
 def read_packets(stream: VideoStream) -> Iterator[Packet]:
-    """The packets of a stream in the order of decoding, without empty ones."""
+    """The packets of a stream in the order of decoding, without empty ones.
+
+    Raises:
+        OSError: While iterating: they cannot be read, or are encrypted.
+    """
     container: Any = stream.container
     packets = container.demux(stream)
     # Left half way, PyAV's generators leak unless closed. Where a stream began midway, PyAV trips over it after the
@@ -208,10 +212,13 @@ def read_packets(stream: VideoStream) -> Iterator[Packet]:
     is_png = stream.codec_context.codec.canonical_name in ("apng", "png")
     with closing(packets), suppress(IndexError):
         for packet in packets:
-            if packet.size:
-                if is_png:
-                    _hide_texts(packet)
-                yield packet
+            if not packet.size:
+                continue
+            if any(data.data_type == "encryption_info" for data in packet.iter_sidedata()):
+                raise PermissionError("encrypted, which a decoder would not notice")
+            if is_png:
+                _hide_texts(packet)
+            yield packet
 
 
 def _hide_texts(packet: Packet) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flaxvid.data.bitstream import _time_bits
-from flaxvid.data.decode import count_frames, decode, frame_times
+from flaxvid.data.decode import VideoError, count_frames, decode, frame_times
 from flaxvid.data.examine import examine
 from flaxvid.data.sampling import segment_indices
 
@@ -151,6 +151,26 @@ def test_two_sample_descriptions(tmp_path, check, encoder, first, second):
     truth = check(joined, "full")
     if encoder == "libx264":  # FFmpeg knows no new parameters of MPEG-4
         np.testing.assert_array_equal(truth[20:], decode(two, range(20)))
+
+
+@pytest.mark.parametrize(("encoder", "kind"), [("libx264", b"avc1"), ("mpeg4", b"mp4v")])
+def test_protected_videos(tmp_path, encoder, kind):
+    """What common encryption leaves in the clear is enough to decode noise."""
+    path = write(tmp_path / "v.mp4", encoder, g="10")
+    key = box(b"schi", box(b"tenc", bytes(4) + b"\0\0\1\x08" + bytes(range(16))))
+    scheme = box(b"schm", bytes(4) + b"cenc" + struct.pack(">I", 1 << 16))
+
+    def change(name, content):
+        if name != b"stsd":
+            return content
+        return content[:8] + box(b"encv", entry(path)[8:], box(b"sinf", box(b"frma", kind), scheme, key))
+
+    path.write_bytes(rewrite(path.read_bytes(), change))
+    for reader in (count_frames, frame_times, lambda video: decode(video, [3])):
+        with pytest.raises(VideoError, match=r"v\.mp4: expected 40 frames, got 0 and then broken data \(encrypted"):
+            reader(path)
+    finding, _ = examine({"video": str(path), "id": "v", "label": 0}, 1, None)
+    assert finding.problem == "unreadable"
 
 
 @pytest.mark.parametrize("encoder", ["mpeg4", "libx264"])
