@@ -205,6 +205,14 @@ def test_lost_packets(tmp_path, check, suffix, encoder, options):
         check(remux(path, tmp_path / f"{i}.{suffix}", [p for n, p in enumerate(packets) if n not in lost]))
 
 
+@pytest.mark.parametrize("frames", [3, 5])
+def test_times_of_sorted_pictures_where_the_file_has_none(tmp_path, frames):
+    """AVI says in which order pictures are decoded, and nothing else."""
+    params = f"bframes={frames}:b-pyramid=normal:b-adapt=0:keyint=30"
+    path = write(tmp_path / "v.avi", **{"x264-params": params})
+    np.testing.assert_allclose(frame_times(path), np.arange(41) / 25, atol=1e-6)
+
+
 @pytest.mark.parametrize("padding", [0, 12, 40, 300])
 def test_packed_bitstreams(tmp_path, check, padding):
     """DivX in AVI: two pictures in a packet, then a packet that stands for nothing, of any size."""
