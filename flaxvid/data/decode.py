@@ -199,7 +199,7 @@ def frame_times(video: Video, *, name: str | None = None) -> Float[np.ndarray, "
         pictures = known.pictures
         times = [known.times[i] for i in presentation(pictures)] if pictures else _times(video, stream, known, name)
         if kind.name == "avi" and len(times) == len(known.times):
-            times = known.times  # one packet after the other: of pictures that are sorted FFmpeg guesses the times
+            times = known.times  # one packet after the other; FFmpeg guesses times of pictures that are sorted
         if None in (starts := [start for start, _ in times]):
             raise VideoError(missing)
         # Where times step back, frames are shown in their order all the same.

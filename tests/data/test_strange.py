@@ -211,6 +211,10 @@ def test_times_of_sorted_pictures_where_the_file_has_none(tmp_path, frames):
     params = f"bframes={frames}:b-pyramid=normal:b-adapt=0:keyint=30"
     path = write(tmp_path / "v.avi", **{"x264-params": params})
     np.testing.assert_allclose(frame_times(path), np.arange(41) / 25, atol=1e-6)
+    packets = [(bytes(packet), None, packet.dts + 100 * (i > 20), i == 0) for i, packet in enumerate(packets_of(path))]
+    remux(path, tmp_path / "pause.avi", packets)
+    expected = [(i + 100 * (i > 20)) / 25 for i in range(40)]
+    np.testing.assert_allclose(frame_times(tmp_path / "pause.avi")[:-1], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("padding", [0, 12, 40, 300])
