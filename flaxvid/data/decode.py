@@ -130,7 +130,7 @@ def _decode_all(
         if not total:
             raise VideoError(f"{name}: expected frames, got none that decode: fetch the file again or drop it")
         if is_sure:
-            raise VideoError(f"{name}: its frames cannot be told apart: fetch it again, or drop it from the list")
+            raise VideoError(f"{name}: its frames cannot be told apart: fetch it again, or drop it")
         count, is_sure, known = total, True, known._replace(packets=None)
 
 
@@ -198,6 +198,8 @@ def frame_times(video: Video, *, name: str | None = None) -> Float[np.ndarray, "
         known = survey(stream)
         pictures = known.pictures
         times = [known.times[i] for i in presentation(pictures)] if pictures else _times(video, stream, known, name)
+        if kind.name == "avi" and len(times) == len(known.times):
+            times = known.times  # one packet after the other; FFmpeg guesses times of pictures that are sorted
         if None in (starts := [start for start, _ in times]):
             raise VideoError(missing)
         # Where times step back, frames are shown in their order all the same.
@@ -334,7 +336,7 @@ def _read(stream: VideoStream, packets: Iterable[Packet], name: str) -> Iterator
     except (FFmpegError, OSError) as error:
         raise VideoError(
             f"{name}: expected {stream.frames or 'more'} frames, got {count} and then broken data ({error}): "
-            "fetch the file again, cut it there, or drop it from the list"
+            "fetch the file again, cut it there, or drop it"
         ) from error
 
 

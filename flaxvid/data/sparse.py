@@ -50,7 +50,7 @@ class Survey(NamedTuple):
         packets: All packets, if they are few.
         count: Packets that are to be shown, mostly the number of frames.
         pictures: The one picture of each packet, if that is proven; then all of them are shown.
-        times: When each packet is shown, and how long, in the stream's time base.
+        times: When each packet is shown, of AVI decoded, and how long, in the stream's time base.
     """
 
     packets: list[Packet] | None
@@ -63,9 +63,10 @@ def survey(stream: VideoStream) -> Survey:
     """Reads all packets of a stream, and the headers in them."""
     reader, packets, kept = _prover(stream), [], 0
     pictures, times, hidden = [], [], 0
+    has_times = stream.container.format.name != "avi"  # which knows the order of decoding, one picture after the other
     try:
         for packet in read_packets(stream):
-            times.append((packet.pts, packet.duration))
+            times.append((packet.pts if has_times else packet.dts, packet.duration))
             hidden += packet.is_discard
             if (kept := kept + packet.size) <= KEPT:
                 packets.append(packet)

@@ -83,15 +83,13 @@ def open_video(video: Video, name: str = "") -> Iterator[InputContainer]:
         except (FFmpegError, OSError, ValueError) as error:
             raise VideoError(
                 f"{name}: expected a video, got an empty or damaged file or one of a format that is not read "
-                f"({_reason(error)}): fetch it again or drop it from the list"
+                f"({_reason(error)}): fetch it again or drop it"
             ) from error
         with container:
             try:
                 yield container
             except FFmpegError as error:
-                raise VideoError(
-                    f"{name}: broken data ({_reason(error)}): fetch the file again or drop it from the list"
-                ) from error
+                raise VideoError(f"{name}: broken data ({_reason(error)}): fetch the file again or drop it") from error
 
 
 @contextmanager
@@ -108,7 +106,7 @@ def _open_bytes(video: Video, name: str) -> Iterator[Any]:
         regular = stat.S_ISREG(os.stat(video).st_mode)
         file = open(video, "rb", buffering=0) if regular else None  # noqa: SIM115
     except FileNotFoundError as error:
-        raise VideoError(f"{name}: no such file: check the data set's root and list") from error
+        raise VideoError(f"{name}: no such file: check its path") from error
     except (OSError, ValueError) as error:
         raise VideoError(f"{name}: expected a video, got a file that cannot be opened ({error}): check it") from error
     if file is None:
@@ -183,16 +181,16 @@ def _best_stream(container: InputContainer, name: str, covers: Collection[int] =
         if videos:
             raise VideoError(
                 f"{name}: expected a video that can be decoded, got one that is cut off, or of an unknown or protected "
-                "codec: fetch it again or drop it from the list"
+                "codec: fetch it again or drop it"
             )
         kinds = {"a cover" if stream.type == "video" else stream.type for stream in streams}
         got = ", ".join(sorted(kinds)) or "nothing"
-        raise VideoError(f"{name}: expected a video stream, got {got}: drop the file from the list")
+        raise VideoError(f"{name}: expected a video stream, got {got}: drop the file")
     stream: Any = best
     if stream.width * stream.height > MAX_PIXELS:
         raise VideoError(
             f"{name}: expected frames of at most {MAX_PIXELS:,} pixels, got {stream.width} x {stream.height}: encode "
-            "it smaller, or drop it from the list"
+            "it smaller, or drop it"
         )
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     stream.thread_type = "NONE"  # clips are decoded in parallel, frames within a clip are not
@@ -200,7 +198,11 @@ def _best_stream(container: InputContainer, name: str, covers: Collection[int] =
 
 
 def read_packets(stream: VideoStream) -> Iterator[Packet]:
-    """The packets of a stream in the order of decoding, without empty ones."""
+    """The packets of a stream in the order of decoding, without empty ones.
+
+    Raises:
+        OSError: While iterating: they cannot be read, or are encrypted.
+    """
     container: Any = stream.container
     packets = container.demux(stream)
     # Left half way, PyAV's generators leak unless closed. Where a stream began midway, PyAV trips over it after the
@@ -208,10 +210,13 @@ def read_packets(stream: VideoStream) -> Iterator[Packet]:
     is_png = stream.codec_context.codec.canonical_name in ("apng", "png")
     with closing(packets), suppress(IndexError):
         for packet in packets:
-            if packet.size:
-                if is_png:
-                    _hide_texts(packet)
-                yield packet
+            if not packet.size:
+                continue
+            if any(data.data_type == "encryption_info" for data in packet.iter_sidedata()):
+                raise PermissionError("encrypted, which a decoder would not notice")
+            if is_png:
+                _hide_texts(packet)
+            yield packet
 
 
 def _hide_texts(packet: Packet) -> None:

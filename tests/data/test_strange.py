@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flaxvid.data.bitstream import _time_bits
-from flaxvid.data.decode import count_frames, decode, frame_times
+from flaxvid.data.decode import VideoError, count_frames, decode, frame_times
 from flaxvid.data.examine import examine
 from flaxvid.data.sampling import segment_indices
 
@@ -153,6 +153,26 @@ def test_two_sample_descriptions(tmp_path, check, encoder, first, second):
         np.testing.assert_array_equal(truth[20:], decode(two, range(20)))
 
 
+@pytest.mark.parametrize(("encoder", "kind"), [("libx264", b"avc1"), ("mpeg4", b"mp4v")])
+def test_protected_videos(tmp_path, encoder, kind):
+    """What common encryption leaves in the clear is enough to decode noise."""
+    path = write(tmp_path / "v.mp4", encoder, g="10")
+    key = box(b"schi", box(b"tenc", bytes(4) + b"\0\0\1\x08" + bytes(range(16))))
+    scheme = box(b"schm", bytes(4) + b"cenc" + struct.pack(">I", 1 << 16))
+
+    def change(name, content):
+        if name != b"stsd":
+            return content
+        return content[:8] + box(b"encv", entry(path)[8:], box(b"sinf", box(b"frma", kind), scheme, key))
+
+    path.write_bytes(rewrite(path.read_bytes(), change))
+    for reader in (count_frames, frame_times, lambda video: decode(video, [3])):
+        with pytest.raises(VideoError, match=r"v\.mp4: expected 40 frames, got 0 and then broken data \(encrypted"):
+            reader(path)
+    finding, _ = examine({"video": str(path), "id": "v", "label": 0}, 1, None)
+    assert finding.problem == "unreadable"
+
+
 @pytest.mark.parametrize("encoder", ["mpeg4", "libx264"])
 @pytest.mark.parametrize("suffix", ["mp4", "mov"])
 def test_no_list_of_key_frames(tmp_path, check, encoder, suffix):
@@ -183,6 +203,18 @@ def test_lost_packets(tmp_path, check, suffix, encoder, options):
     packets = [facts(packet) for packet in packets_of(path)]
     for i, lost in enumerate([{0}, {5}, {5, 6, 20}, {12}, {39}, set(range(1, 40, 7))]):
         check(remux(path, tmp_path / f"{i}.{suffix}", [p for n, p in enumerate(packets) if n not in lost]))
+
+
+@pytest.mark.parametrize("frames", [3, 5])
+def test_times_of_sorted_pictures_where_the_file_has_none(tmp_path, frames):
+    """AVI says in which order pictures are decoded, and nothing else."""
+    params = f"bframes={frames}:b-pyramid=normal:b-adapt=0:keyint=30"
+    path = write(tmp_path / "v.avi", **{"x264-params": params})
+    np.testing.assert_allclose(frame_times(path), np.arange(41) / 25, atol=1e-6)
+    packets = [(bytes(packet), None, packet.dts + 100 * (i > 20), i == 0) for i, packet in enumerate(packets_of(path))]
+    remux(path, tmp_path / "pause.avi", packets)
+    expected = [(i + 100 * (i > 20)) / 25 for i in range(40)]
+    np.testing.assert_allclose(frame_times(tmp_path / "pause.avi")[:-1], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("padding", [0, 12, 40, 300])

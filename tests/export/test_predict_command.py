@@ -98,6 +98,14 @@ def test_every_line_is_json_and_the_status_says_that_some_failed(predict, mixed)
     assert predict(mixed)[0] == 0  # for people: somewhat was read
 
 
+def test_messages_do_not_speak_of_lists(predict, mixed):
+    """Nobody gave one."""
+    code, out, err = predict("--json", mixed / "broken.mp4", mixed / "gone.mp4")
+    assert code == 1
+    assert "gone.mp4: no such file: check its path" in err
+    assert " list" not in out + err
+
+
 def test_windows_and_an_error_in_the_end(predict, mixed):
     imsave(mixed / "1.png", [[0.0, 1.0]] * 40)
     code, out, _ = predict("--json", "--window", 1.5, mixed / "a.mp4", mixed / "1.png", mixed / "c.mp4")
