@@ -231,6 +231,10 @@ READINGS = [
     (("0", "2"), ("10", "20", "30"), ("10", "20", "30"), (0, 2)),
     (("1", "2", "3"), ("1", "2", "3"), ("1", "2", "3"), (0, 1, 2)),
     (("0", "1", "2"), ("1", "2", "3"), ("1", "2", "3"), (0, 1, 2)),
+    (("0", "2"), ("2", "1", "0"), ("2", "1", "0"), (2, 0)),
+    (("0.0", "2.0"), ("2", "1", "0"), ("2", "1", "0"), (2, 0)),  # as pandas writes them: the same
+    (("10.0", "20"), ("10", "20", "30"), ("10", "20", "30"), (0, 1)),
+    (("010", "10"), ("10", "010"), ("10", "010"), (1, 0)),
     (("none", "na"), ("none", "na"), ("none", "na"), (0, 1)),
     (("none", "run"), (), ("none", "run"), (0, 1)),
     (("b", "a"), ("0 b", "1 a"), ("b", "a"), (0, 1)),  # numbered names
@@ -386,6 +390,17 @@ def test_class_names_with_numbers_that_do_not_fit(root, lines, message):
     write(root / "train.csv", "a.mp4,0", "b c.mp4,1")
     write(root / "classes.txt", *lines)
     with pytest.raises(ValueError, match=message):
+        open_source("list", root)
+
+
+def test_files_beside_a_list_that_are_none(root):
+    write(root / "videos.csv", "path,label,split", "a.mp4,run,train", "b c.mp4,jump,train")
+    (root / "x.list").write_bytes(bytes(range(256)))
+    (root / "y.txt").write_bytes(b"\xff\xfeabc")
+    (root / "test.txt").mkdir()
+    assert open_source("list", root).paths == ("a.mp4", "b c.mp4")
+    write(root / "classes.txt", "")
+    with pytest.raises(ValueError, match=r"classes.txt: expected a class name a line, got an empty file"):
         open_source("list", root)
 
 
