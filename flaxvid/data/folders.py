@@ -63,6 +63,11 @@ def _from_splits(
     group: str | None,
 ) -> FileSource:
     """One split of split folders; `splits` has the folder of each."""
+    if split_of(asked) == "test" and [*splits] == ["train"]:
+        raise ValueError(
+            f"folder {root}: expected split train, got {asked!r}: there is none; make {root}/test, or set the root to "
+            f"{root / splits['train']}, of which a fifth is then held out"
+        )
     split, notes = ("all", ()) if asked == "all" else choose_split(asked, splits, f"folder {root}")
     taken = [*splits.values()] if split == "all" else [splits[split]]
     first = splits.get("train", taken[0])

@@ -47,6 +47,11 @@ def is_number(cell: str) -> bool:
     return _NUMBER.fullmatch(cell) is not None
 
 
+def _plainly(cell: str) -> str:
+    """A number as names have it: 10 for 10.0, unless a name is written so itself."""
+    return str(int(cell.partition(".")[0])) if is_number(cell) else cell
+
+
 def read_labels(
     columns: Mapping[str, Column], task: str = "", names: Sequence[str] = (), others: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
@@ -93,8 +98,9 @@ def _index(
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """The label of each cell, and the classes."""
     by_name = {name: label for label, name in enumerate(names)}
-    if names and all(cell in by_name for cell in known):
-        return by_name, tuple(names)
+    as_names = {cell: by_name[name] for cell in cells if (name := _plainly(cell)) in by_name} | by_name
+    if names and all(cell in as_names for cell in known):
+        return as_names, tuple(names)
     words = [cell for cell in known if not is_number(cell) and cell not in by_name]
     figures = [cell for cell in known if is_number(cell)]
     if fractions := [cell for cell in words if _DECIMAL.fullmatch(cell)]:

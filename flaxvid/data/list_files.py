@@ -112,11 +112,16 @@ def _find_lists(place: Path, asked: str) -> list[tuple[str, Path]]:
 
 
 def _may_be_list(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.name.lower() != CLASSES and not is_junk(path.name)
+    return (
+        path.suffix.lower() in SUFFIXES and path.name.lower() != CLASSES and path.is_file() and not is_junk(path.name)
+    )
 
 
 def _has_splits(path: Path) -> bool:
-    first = re.split(r"\r\n|\r|\n", next(iter(read_texts(path, "").values())))[0]
+    try:
+        first = re.split(r"\r\n|\r|\n", next(iter(read_texts(path, "").values())))[0]
+    except ValueError:  # no text: something else that only ends in .txt
+        return False
     return re.search(r"(^|[\W_])(split|subset|partition|set)([\W_]|$)", first, re.IGNORECASE) is not None
 
 
@@ -127,6 +132,8 @@ def _read_names(path: Path, layout: str) -> tuple[str, ...]:
         return ()
     path = path if path in found else found[0]
     names = [line for line in read_lines(path, layout) if not line.startswith("# ")]
+    if not names:
+        raise ValueError(f"{path}: expected a class name a line, got an empty file: fill it, or take it away")
     headed = len(names) > 2 and _HEADING.fullmatch(names[0]) is not None
     numbered = [_NUMBERED.fullmatch(line) for line in names[headed:]]
     pairs = sorted((int(match[1] or match[4]), match[2] or match[3]) for match in numbered if match)

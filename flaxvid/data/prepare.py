@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from flaxvid.data.findings import Finding, Report, summarise
 from flaxvid.data.sources import Source
 from flaxvid.data.stored import shard_path, shard_writer, write_info
 from flaxvid.data.workers import processes
+from flaxvid.types import by_task
 from flaxvid.writing import read_json, take_lock, written_whole
 
 IN_FLIGHT = 2**29
@@ -89,6 +91,12 @@ def prepare(
                 f"expected an output folder outside of the videos' folder {root}, got {output}: there it "
                 "would be taken for a class"
             )
+    names = [name for source in splits.values() for own in by_task(source.classes).values() for name in own]
+    wrong = [name for name in names if len(name.splitlines()) != 1 or re.search("[\ud800-\udfff]", name)]
+    if wrong and preparation.store:
+        raise ValueError(
+            f"expected class names of one line in UTF-8, which can be written down, got {wrong[0]!r}: rename the class"
+        )
     different = {repr(source.classes) for source in splits.values()}
     if len(different) != 1:
         raise ValueError(

@@ -186,6 +186,7 @@ def confusion_plot(evaluation: Mapping[str, Any]) -> "Figure":
 
 
 def _shortened(name: str, length: int = 24) -> str:
+    name = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)  # no line ends, no bytes
     return name if len(name) <= length else name[: length - 1] + "…"
 
 

@@ -266,6 +266,16 @@ def test_class_names_of_another_split(tmp_path):
         open_source("folder", tmp_path, "test")
 
 
+def test_training_videos_alone(tmp_path):
+    touch(tmp_path, *(f"Train/{name}/{i}.mp4" for name in ("run", "jump") for i in range(5)))
+    assert len(open_source("folder", tmp_path)) == 10
+    with pytest.raises(
+        ValueError, match=r"got 'test': there is none; make .*/test, or set the root to .*Train, of which"
+    ):
+        open_source("folder", tmp_path, "test")
+    assert [len(source) for source in both(tmp_path / "Train")] == [8, 2]
+
+
 def test_a_split_of_empty_classes(tmp_path):
     touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "test/run/x.txt")
     assert f"{tmp_path / 'test' / 'run'} has no videos; its files are 1 .txt" in open_source("folder", tmp_path).notes

@@ -208,6 +208,17 @@ def test_one_file_under_two_labels(tmp_path, write_video):
     assert "classes without test videos: 1" in found.stderr
 
 
+@pytest.mark.parametrize("name", ["ju\nmp", "ju\u2028mp", os.fsdecode(b"caf\xe9")])
+def test_class_names_that_cannot_be_stored_show_before_the_work(tmp_path, write_video, name):
+    for place in ("run", name):
+        write_video(tmp_path / "videos" / place / "a.mp4", frames=2)
+    splits = {"train": open_source("folder", tmp_path / "videos")}
+    with pytest.raises(ValueError, match=r"expected class names of one line in UTF-8, .*: rename the class"):
+        prepare(splits, tmp_path / "out", Preparation(), workers=1)
+    assert not (tmp_path / "out").exists()
+    assert prepare(splits, tmp_path / "out", Preparation(store=False), workers=1).splits["train"].good == 2
+
+
 def test_an_output_among_class_folders_is_refused(tmp_path, write_video):
     for name in ("run/a", "run/b", "jump/a", "jump/b"):
         write_video(tmp_path / f"{name}.mp4", frames=2)

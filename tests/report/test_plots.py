@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from flaxvid.report.plots import accuracy_plot, running_mean, save_figure, to_svg, training_plots
+from flaxvid.report.plots import accuracy_plot, confusion_plot, running_mean, save_figure, to_svg, training_plots
 from flaxvid.report.run import Run
 
 
@@ -52,6 +52,13 @@ def test_running_mean_is_of_those_that_exist():
 def test_figures_are_saved_in_each_format(tmp_path, suffix, magic):
     path = save_figure(accuracy_plot({"FFN": [make_run(0.5)]}), tmp_path / "new" / f"plot.{suffix}")
     assert path.read_bytes().startswith(magic)
+
+
+def test_class_names_of_any_letters_are_drawn():
+    names = ["ru\nn", "caf\udce9", "$x", "\x00", "jump"]
+    rows = [{"confusion": [[i, 4 - i, 1] for i in range(5)]}]
+    drawn = to_svg(confusion_plot({"classes": names, "frames": rows})).decode()
+    assert all(f"<!-- {text} -->" in drawn for text in (r"ru\nn", r"caf\udce9", "$x", r"\x00", "jump"))
 
 
 def test_svg_has_no_date():
