@@ -25,6 +25,7 @@ CHOICES = {
     "optimizer.name": ("sgd", "adamw"),
     "optimizer.schedule": ("step", "cosine", "constant"),
     "model.inflate": ("", "mean", "centre"),
+    "data.missing": ("error", "keep"),
     "model.dtype": ("float32", "bfloat16"),
 }
 
