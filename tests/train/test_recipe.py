@@ -173,6 +173,7 @@ def test_options_that_make_no_network_are_one_error(tmp_path, options):
         {"optimizer__warmup_epochs": 2, "optimizer__warmup_start": 0.5},
         {"task__mixup": 0.2, "batch_size": 1},
         {"norm_groups": 3},
+        {"model__inflate": "mean"},
         {"norm_groups": 16, "optimizer__accumulate": 4},
         {"task__cutmix": 1.0, "batch_size": 8, "data__repeats": 8},
         {"task__name": "supervised", "batch_size": 2},
