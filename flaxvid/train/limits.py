@@ -25,6 +25,7 @@ CHOICES = {
     "optimizer.name": ("sgd", "adamw"),
     "optimizer.schedule": ("step", "cosine", "constant"),
     "model.inflate": ("", "mean", "centre"),
+    "data.missing": ("error", "keep"),
     "model.dtype": ("float32", "bfloat16"),
 }
 
@@ -138,7 +139,9 @@ def _schedules(recipe: Any) -> Iterator[str]:
 
 
 def _groups(recipe: Any) -> Iterator[str]:
-    """Patterns of parameters; whether they match any is known once the network is."""
+    """Patterns of parameters, whose matches are known once the network is; and the network's own options."""
+    if recipe.model.inflate and not recipe.model.weights:
+        yield f"model.inflate={recipe.model.inflate!r} needs model.weights of a 2-D network: name them, or set it to ''"
     for rule in recipe.optimizer.rules:
         if min(rule[1:]) < 0:
             yield f"optimizer.rules: factors of rate and decay must not be negative, got {tuple(rule)}"

@@ -125,6 +125,7 @@ class Session:
         evaluation = evaluate_videos(self.task.model, plain, batches, put=lambda batch: put_batch(batch, self.mesh))
         self.log.write(step, top1_metrics(evaluation), step / self.epoch_steps)
         if self._is_due(step, self.recipe.eval_every) and set(self.task.frames) <= set(frames):
+            self.check_there()
             scores = [row["top1"] for row in score_rows(evaluation) if row["frames"] in self.task.frames]
             self.checkpoints.set_score(step, float(np.mean(scores)))
         return evaluation

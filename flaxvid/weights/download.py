@@ -100,13 +100,15 @@ def download(known: KnownFile, destination: Path) -> Path:
     destination.parent.mkdir(parents=True, exist_ok=True)
     part = destination.with_name(f"{destination.name}.{uuid.uuid4().hex}.part")
     try:
-        digest = _transfer(known, part)
+        try:
+            digest = _transfer(known, part)
+        except (OSError, http.client.HTTPException, ValueError) as error:  # the last where it leads to no address
+            raise ConnectionError(
+                f"could not fetch {known.url} ({' '.join(str(error).split())}): fetch it where there is a network and "
+                f"put it at {destination}"
+            ) from error
         _check_hash(known, digest, "try again, or report that the file has changed")
         os.replace(part, destination)
-    except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(
-            f"could not fetch {known.url} ({error}): fetch it where there is a network and put it at {destination}"
-        ) from error
     finally:
         part.unlink(missing_ok=True)
     return destination

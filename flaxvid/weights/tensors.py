@@ -76,9 +76,13 @@ def read_tensors(source: str | Path | Mapping[str, Any], *, allow_nonfinite: boo
 
 def check_there(path: Path) -> None:
     """Raises FileNotFoundError unless there is a file."""
-    if not path.is_file():
-        hint = ": it is a folder, pass the file in it" if path.is_dir() else ""
-        raise FileNotFoundError(f"no weights file at {path}{hint}")
+    try:
+        there, folder = path.is_file(), path.is_dir()
+    except OSError:  # no disk has such a name
+        there = folder = False
+    if not there:
+        hint = ": it is a folder, pass the file in it" if folder else ""
+        raise FileNotFoundError(f"no weights file at {str(path)[:1000]}{hint}")
 
 
 @contextlib.contextmanager
@@ -157,16 +161,18 @@ def _weights(content: Any) -> dict[str, Any]:
         raise Unreadable(f"must hold a mapping of tensors, got {kind}: save model.state_dict()")
     mapping = content
     for _ in range(_DEEPEST):
-        inner = next((key for key in _CONTAINERS if isinstance(mapping.get(key), Mapping)), None)
-        if inner is None:
+        inner = [key for key in _CONTAINERS if isinstance(mapping.get(key), Mapping)]
+        if len(full := [key for key in inner if mapping[key] and all(map(_is_tensor, mapping[key].values()))]) > 1:
+            raise Unreadable(f"must hold tensors in one place, got {' and '.join(full)}: pass the part that is meant")
+        if not inner:
             break
-        mapping = mapping[inner]
+        mapping = mapping[inner[0]]
     else:
         raise Unreadable(
             f"has mappings in mappings, more than {_DEEPEST} deep, or one that holds itself: pass the one that holds "
             "the tensors"
         )
-    others = [key for key, item in mapping.items() if not (hasattr(item, "shape") or isinstance(item, Call))]
+    others = [key for key, item in mapping.items() if not _is_tensor(item)]
     if others or not mapping:
         got = ", ".join(_shown(key) for key in others[:10]) or "an empty mapping"
         raise Unreadable(
@@ -176,6 +182,10 @@ def _weights(content: Any) -> dict[str, Any]:
     if odd := [key for key in mapping if not is_name(key)]:
         raise Unreadable(f"must have names of tensors for keys, got {_shown(odd[0])}: pass the state_dict")
     return {key: item for key, item in mapping.items() if not key.endswith(_COUNTER)}
+
+
+def _is_tensor(item: Any) -> bool:
+    return hasattr(item, "shape") or isinstance(item, Call)
 
 
 def _shown(key: Any) -> str:

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import flaxvid
+from flaxvid.train import session
 from flaxvid.train.recipe import ModelRecipe, Recipe, TaskRecipe
 from flaxvid.train.workdir import check_name, claim_workdir, lock_workdir
 
@@ -117,3 +119,16 @@ def test_a_name_that_no_disk_has_is_refused_at_the_start(tmp_path, monkeypatch, 
         with pytest.raises(ValueError, match=message):
             refuse()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_moved_in_an_evaluation_is_said_to_be(colour_recipe, tmp_path, monkeypatch):
+    real = session.evaluate_videos
+
+    def move_and_evaluate(*arguments, **options):
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(session, "evaluate_videos", move_and_evaluate)
+    with pytest.raises(FileNotFoundError, match=r"run was deleted or moved while .*: move it back"):
+        flaxvid.run(dataclasses.replace(colour_recipe, epochs=1, eval_every=1, eval_frames=(3,)), tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]

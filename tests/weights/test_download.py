@@ -86,6 +86,18 @@ def test_a_bad_transfer_leaves_no_file(server, tmp_path, path, sha256, error, me
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "place", ["http://[::1", "http://a..b/", "http://127.0.0.1:x/", "file:///etc/passwd", "/to//to/"]
+)
+def test_a_server_that_leads_nowhere_is_one_line(server, tmp_path, place):
+    """The last leads on and on until urllib has enough of it, in three lines."""
+    path = f"/to/{place}" if place else "/to/" * 20
+    with pytest.raises(ConnectionError, match=r"^could not fetch http://.* put it at .*w\.pth$") as error:
+        download(KnownFile(server.url + path, SHA256), tmp_path / "w.pth")
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_offline_names_url_and_destination(tmp_path, monkeypatch):
     monkeypatch.setenv("FLAXVID_CACHE", str(tmp_path))
 

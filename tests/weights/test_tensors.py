@@ -20,6 +20,14 @@ def test_containers_are_unwrapped_and_counters_dropped(wrap):
     assert list(read_tensors(mapping)) == ["module.conv1.weight"]
 
 
+def test_tensors_in_two_places_are_not_chosen_from():
+    other = {"conv1.weight": np.zeros(3, np.float32)}
+    assert list(read_tensors({"state_dict": TENSORS, "model": {"depth": 50}})) == ["module.conv1.weight"]
+    for content in ({"state_dict": TENSORS, "model": other}, {"model": {"model_state": other, "state_dict": TENSORS}}):
+        with pytest.raises(ValueError, match=r"must hold tensors in one place, got state_dict and model\w*: pass the"):
+            read_tensors(content)
+
+
 def test_unwrapped_drops_wrappers_only():
     assert unwrapped("module.base_model.layer1.0.conv1.net.weight") == "layer1.0.conv1.weight"
     assert unwrapped("backbone.layer1.0.downsample.0.weight") == "layer1.0.downsample.0.weight"
@@ -43,6 +51,8 @@ def test_safetensors_are_read_without_torch(tmp_path, monkeypatch):
 
 
 def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights file at wwww"):
+        read_tensors("w" * 5000)
     with pytest.raises(FileNotFoundError, match="no weights file at"):
         read_tensors(tmp_path / "none.pth")
 
