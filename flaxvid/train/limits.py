@@ -124,11 +124,8 @@ def _schedules(recipe: Any) -> Iterator[str]:
             "lower it"
         )
     drops = tuple(optimizer.milestones)
-    if optimizer.schedule == "step":
-        if not all(after > before for before, after in zip((0, *drops), drops, strict=False)):
-            yield f"optimizer.milestones must be positive epochs in ascending order, got {drops}"
-        elif drops != type(optimizer).milestones and epochs > 0 and any(drop >= epochs for drop in drops):
-            yield f"optimizer.milestones={drops} are not all within the run, epochs={epochs}: leave out those beyond it"
+    if optimizer.schedule == "step" and not all(b > a for a, b in zip((0, *drops), drops, strict=False)):
+        yield f"optimizer.milestones must be positive epochs in ascending order, got {drops}"
     if optimizer.cosine_from_start and optimizer.schedule != "cosine":
         yield f'optimizer.cosine_from_start needs schedule="cosine", got {optimizer.schedule!r}: set it to False'
     if optimizer.nesterov and not (optimizer.name == "sgd" and optimizer.momentum > 0):

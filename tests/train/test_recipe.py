@@ -117,7 +117,7 @@ REFUSED = {
     "optimizer__learning_rate": (-0.1, NAN, INF, "0.1", 10**400),
     "optimizer__momentum": (-0.9, 1.0, 1.1, NAN),
     "optimizer__weight_decay": (-1e-4, NAN),
-    "optimizer__milestones": ((40, 20), (20, 20), (0, 10), (-5,), (10, 60), (1.5,)),
+    "optimizer__milestones": ((40, 20), (20, 20), (0, 10), (-5,), (1.5,)),
     "optimizer__warmup_epochs": (-1.0, 50.5, NAN, INF),
     "optimizer__clip_norm": (-1.0, NAN, INF),
     "optimizer__accumulate": (0, -2, 3),
@@ -191,7 +191,8 @@ def test_values_that_do_not_fit_together_are_refused(values):
 @pytest.mark.parametrize(
     "values",
     [
-        {"epochs": 1},  # the milestones that nobody gave may lie beyond it
+        {"epochs": 1},  # a short trial of a long recipe: its milestones lie beyond it
+        {"epochs": 5, "optimizer__milestones": (2, 10)},
         {"optimizer__milestones": [20, 40], "task__frames": [4, 8]},  # as they come from a file
         {"optimizer__milestones": ()},
         {"optimizer__learning_rate": 0},
