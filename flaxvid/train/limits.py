@@ -198,7 +198,8 @@ def _misfits(recipe: Any) -> tuple[list[str], Any]:
     """Values that are of another type than their field, or NaN or infinite; and the recipe with defaults for them."""
     problems, mended, plain = [], copy.deepcopy(recipe), type(recipe)()
     for name, kind in typing.get_type_hints(type(recipe)).items():
-        if dataclasses.is_dataclass(kind) and not isinstance(part := getattr(mended, name), kind):
+        part = getattr(mended, name)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and not isinstance(part, kind):
             problems.append(f"{name} must be a {kind.__name__}, got {repr(part)[:60]}")
             setattr(mended, name, getattr(plain, name))
     for part in ("", "model", "data", "task", "optimizer"):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Int
 
 from flaxvid import trees
 from flaxvid.adapt.freezing import is_frozen
+from flaxvid.types import Variables
 
 
 @struct.dataclass
@@ -30,7 +31,7 @@ def is_trainable(path: str, freeze: Sequence[str] = ()) -> bool:
     return path.startswith("params") and not is_frozen(path, freeze)
 
 
-def trainable(variables: dict[str, Any], freeze: Sequence[str] = ()) -> dict[str, Any]:
+def trainable(variables: Variables, freeze: Sequence[str] = ()) -> dict[str, Any]:
     """What the gradient moves."""
     return trees.split(variables, lambda path: is_trainable(path, freeze))[0]
 
