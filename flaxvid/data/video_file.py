@@ -33,6 +33,8 @@ _FORMATS = (
     *("aac", "flac", "mp3", "wav"),  # only to say that they are audio
 )
 """Demuxers that read nothing but the file; playlists and descriptions (concat, hls, dash, sdp) are not among them."""
+_COMPRESSED = re.compile(rb"cmov.{4}dcom", re.DOTALL)
+"""How a compressed header of QuickTime begins."""
 _URL = re.compile(r"(https?|rtsps?|rtmps?|rtp|udp|srt|tcp)://", re.IGNORECASE)
 _URL_FORMATS = (*_FORMATS, "hls", "mpjpeg", "rtp", "rtsp", "sdp")
 _URL_PROTOCOLS = "http,https,httpproxy,tcp,tls,crypto,rtp,srtp,udp,rtmp,rtmps,rtmpt,ffrtmphttp,srt"
@@ -116,10 +118,21 @@ def _open_bytes(video: Video, name: str) -> Iterator[Any]:
 
 
 class _Nameless:
-    """A file without its name, of which FFmpeg would guess a format; damaged ones seek to where there is nothing."""
+    """A file without its name, of which FFmpeg would guess a format; damaged ones seek to where there is nothing.
+
+    QuickTime's compressed headers are not handed on: FFmpeg would unpack a megabyte of them to a gigabyte.
+    """
 
     def __init__(self, file: io.RawIOBase | io.BytesIO):
-        self._file, self.read, self.tell = file, file.read, file.tell
+        self._file, self.tell, self._end = file, file.tell, b""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        content = self._file.read(size) or b""
+        if _COMPRESSED.search(self._end + content):
+            raise OSError("its header is compressed and may unpack to any size: copy it with ffmpeg -c copy")
+        self._end = content[-11:]
+        return content
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """The new position; negative where there is none."""

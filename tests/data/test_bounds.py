@@ -141,3 +141,21 @@ def test_texts_that_unpack_to_gigabytes(tmp_path, kind):
     begin, rest = content[:33] + chunk(b"acTL", struct.pack(">II", 1, 0)), content[33:]
     (tmp_path / "v.apng").write_bytes(begin + chunk(b"fcTL", control) + chunk(kind, b"name\0\0" + bomb) + rest)
     np.testing.assert_array_equal(decode(tmp_path / "v.apng", [0]), picture)
+
+
+def test_headers_that_unpack_to_gigabytes(tmp_path):
+    content = write(tmp_path / "v.mov", 64, 48).read_bytes()
+    place = content.index(b"moov") - 4
+    header, packer, zeros = content[place:], zlib.compressobj(), bytes(2**20)
+    unpacked = packer.compress(header) + b"".join(packer.compress(zeros) for _ in range(2**10)) + packer.flush()
+
+    def box(kind, body):
+        return struct.pack(">I", 8 + len(body)) + kind + body
+
+    packed = struct.pack(">I", len(header) + 2**30) + unpacked
+    packed = box(b"moov", box(b"cmov", box(b"dcom", b"zlib") + box(b"cmvd", packed)))
+    (tmp_path / "packed.mov").write_bytes(content[:place] + packed)
+    assert (tmp_path / "packed.mov").stat().st_size < 2**21
+    for video in (tmp_path / "packed.mov", (tmp_path / "packed.mov").read_bytes()):
+        with pytest.raises(VideoError, match="compressed and may unpack to any size: copy it with ffmpeg"):
+            count_frames(video)
