@@ -135,7 +135,7 @@ def remux(path: Path, change, options: dict | None = None) -> None:
             for packet in change([packet for packet in source.demux(video=0) if packet.size]):
                 packet.stream = stream
                 target.mux(packet)
-    except (av.error.FFmpegError, ValueError):
+    except (av.error.FFmpegError, IndexError, ValueError):  # no video is left in it
         return
     other.replace(path)
 
