@@ -199,7 +199,7 @@ def _draw(
     def indices(length: int) -> Int[np.ndarray, " t"]:
         nonlocal facts
         facts = facts._replace(length=length)
-        return _indices(length, clips, rng)
+        return frame_indices(length, clips, rng)
 
     def size(height: int, width: int) -> tuple[int, int]:
         nonlocal crop, facts
@@ -263,7 +263,7 @@ def _cut(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> t
     def indices(length: int) -> Int[np.ndarray, " t"]:
         nonlocal facts
         facts = facts._replace(length=length)
-        return _indices(length, clips, None)
+        return frame_indices(length, clips, None)
 
     def size(height: int, width: int) -> tuple[int, int]:
         nonlocal facts
@@ -296,7 +296,7 @@ def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:
         return None
 
     def all_frames(length: int) -> Int[np.ndarray, " t"]:
-        _indices(length, clips, None)
+        frame_indices(length, clips, None)
         return np.arange(length)
 
     try:
@@ -306,7 +306,7 @@ def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:
     return None
 
 
-def _indices(length: int, clips: ClipConfig, rng: np.random.Generator | None) -> Int[np.ndarray, " t"]:
+def frame_indices(length: int, clips: ClipConfig, rng: np.random.Generator | None) -> Int[np.ndarray, " t"]:
     """Positions of the frames of all counts, one count after the other; for the test those of all its clips."""
     count = clips.clips if rng is None else 1
     if clips.sampling == "even":

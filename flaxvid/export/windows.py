@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from flaxvid.data.clips import ClipConfig
+from flaxvid.data.clips import ClipConfig, frame_indices
 from flaxvid.data.decode import VideoError, decode_on, frame_times
-from flaxvid.data.sampling import dense_indices, even_indices, segment_indices
 from flaxvid.data.transforms import Crop, view_crops
 from flaxvid.data.video_file import video_name
 
@@ -43,7 +43,7 @@ def cut_windows(
     """
     if not seconds >= SHORTEST:
         raise ValueError(f"expected a window of more than 0 seconds, {SHORTEST} at least, got {seconds}")
-    crop = Crop(0, 0, 0, 0)
+    clips, crop = replace(clips, clips=1), Crop(0, 0, 0, 0)
 
     def resized(height: int, width: int) -> tuple[int, int]:
         nonlocal crop
@@ -89,12 +89,7 @@ def _windows(
 
 def _positions(length: int, clips: ClipConfig, video: bytes | str | Path) -> Int[np.ndarray, " n"]:
     """Which frames of a window its clip has."""
-    (n,) = clips.frames
     try:
-        if clips.sampling == "even":
-            return even_indices(length, n, short=clips.short)[0]
-        if clips.sampling == "dense":
-            return dense_indices(length, n, interval=clips.interval, short=clips.short)[0]
-        return segment_indices(length, n, short=clips.short)[0]
+        return frame_indices(length, clips, None)
     except ValueError as error:
         raise VideoError(f"{video_name(video)}: {error}") from error

@@ -154,8 +154,21 @@ def train(
         tested = 0 < start < total and checkpoints.has_score(start)
         log = opened.enter_context(RunLogger(workdir, total, start, tested))
         stop = opened.enter_context(StopRequest())
-        places = source, eval_source, mesh, data, checkpoints, log
-        session = Session(recipe, task, *places, stop, tally, check_there, epoch_steps, start)
+        session = Session(
+            recipe,
+            task,
+            source,
+            eval_source,
+            mesh,
+            data=data,
+            checkpoints=checkpoints,
+            log=log,
+            stop=stop,
+            tally=tally,
+            check_there=check_there,
+            epoch_steps=epoch_steps,
+            start=start,
+        )
         log.print(parameter_table(state.variables))
         log.print(
             f"{source.name}: {len(source)} training and {len(eval_source)} test videos, "
