@@ -31,14 +31,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from flaxvid.arguments import number, one_each, read_class_names
-from flaxvid.compress.cost import model_cost
-from flaxvid.data.account import check_labels
-from flaxvid.data.class_names import are_numbers, list_names, relabel
-from flaxvid.data.clips import ClipConfig
+from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.pipeline import eval_batches
-from flaxvid.data.sources import Source
-from flaxvid.data.subset import Subset
+from flaxvid.data.sources.account import check_labels
+from flaxvid.data.sources.class_names import are_numbers, list_names, relabel
+from flaxvid.data.sources.open import Source
+from flaxvid.data.sources.subset import Subset
 from flaxvid.evaluate.any_frame import clip_milliseconds
+from flaxvid.evaluate.cost import model_cost
 from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, join
 from flaxvid.evaluate.record import evaluation_record, place_record, write_record
 from flaxvid.evaluate.views import PROTOCOLS, describe_views

@@ -33,10 +33,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flaxvid.arguments import number, one_each, read_class_names
-from flaxvid.data.decode import VideoError
+from flaxvid.data.clips.decode import VideoError
+from flaxvid.data.clips.windows import SHORTEST
 from flaxvid.evaluate.any_frame import largest_within
-from flaxvid.export.predictor import Prediction, Predictor, find_scenes, find_videos
-from flaxvid.export.windows import SHORTEST
+from flaxvid.evaluate.predictor import Prediction, Predictor, find_scenes, find_videos
 from flaxvid.train.loop import enable_compilation_cache
 from flaxvid.train.setup import clip_config
 from flaxvid.train.trained import Trained, load_trained

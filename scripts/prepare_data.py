@@ -25,11 +25,11 @@ if __name__ == "__main__":
 
 from rich.console import Console
 
-from flaxvid.data.account import describe_splits
-from flaxvid.data.examine import Encoding
-from flaxvid.data.findings import show
-from flaxvid.data.prepare import Preparation, prepare
-from flaxvid.data.sources import SOURCES, open_source
+from flaxvid.data.prepare.examine import Encoding
+from flaxvid.data.prepare.report import show
+from flaxvid.data.prepare.run import Preparation, prepare
+from flaxvid.data.sources.account import describe_splits
+from flaxvid.data.sources.open import SOURCES, open_source
 
 
 def parse() -> argparse.Namespace:

@@ -84,7 +84,7 @@ def no_batch_statistics():
 @pytest.fixture(scope="session")
 def motion_data(tmp_path_factory):
     """A folder with a tiny `motion`: 32 x 32 pixels, 16 frames, 24 + 8 + 8 clips."""
-    from flaxvid.data.motion import MotionConfig, build_motion
+    from flaxvid.data.motion.build import MotionConfig, build_motion
 
     root = tmp_path_factory.mktemp("data")
     build_motion(root, MotionConfig(size=32, num_frames=16, train=24, validation=8, test=8), workers=1)

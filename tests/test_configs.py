@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from flaxvid import trees
-from flaxvid.data.sources import SOURCES
+from flaxvid.data.sources.open import SOURCES
 from flaxvid.train.optimizer import group_factors, make_optimizer, make_schedule
 from flaxvid.train.recipe import Recipe, check, to_json
 from flaxvid.train.setup import clip_config, make_model, make_task

@@ -12,8 +12,8 @@ FLOORS = (
     ("layers", "losses", "data", "report"),
     ("models", "frames"),
     ("weights", "adapt", "tasks"),
-    ("evaluate", "compress"),
-    ("train", "export"),
+    ("evaluate",),
+    ("train",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 SAME_FLOOR = {("frames", "models")}  # a file of the second floor, not a folder

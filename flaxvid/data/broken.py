@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from flaxvid.data.clips import UNREADABLE, ClipConfig, find_fault
-from flaxvid.data.sources import Source
+from flaxvid.data.clips.cut import UNREADABLE, ClipConfig, find_fault
+from flaxvid.data.sources.open import Source
 from flaxvid.types import Batch
 
 LEAST = 1000

@@ -15,9 +15,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from flaxvid.data.clips import UNREADABLE, ClipConfig, cut_views, draw_clips
-from flaxvid.data.decode import VideoError
-from flaxvid.data.sources import Source
+from flaxvid.data.clips.cut import UNREADABLE, ClipConfig, cut_views, draw_clips
+from flaxvid.data.clips.decode import VideoError
+from flaxvid.data.sources.open import Source
 from flaxvid.data.workers import WorkerKilled, begin_worker, started_deaf
 from flaxvid.types import Batch
 

@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from flaxvid.data.broken import why_broken
-from flaxvid.data.clips import UNREADABLE, ClipConfig
-from flaxvid.data.decode import decode
-from flaxvid.data.sampling import segment_indices
-from flaxvid.data.sources import Source
+from flaxvid.data.clips.cut import UNREADABLE, ClipConfig
+from flaxvid.data.clips.decode import decode
+from flaxvid.data.clips.sampling import segment_indices
+from flaxvid.data.sources.open import Source
 from flaxvid.evaluate.evaluator import Evaluation, Evaluations, Result, score_rows
 from flaxvid.report.records import read_evaluation
 from flaxvid.types import by_task

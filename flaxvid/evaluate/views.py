@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from flaxvid.data.clips import ClipConfig
+from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Variables
 

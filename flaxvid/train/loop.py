@@ -12,12 +12,12 @@ import jax
 from jax.sharding import Mesh
 
 from flaxvid.adapt.freezing import check_frozen
-from flaxvid.compress.cost import model_cost
-from flaxvid.data.account import check_labels, describe_splits
 from flaxvid.data.broken import Tally
-from flaxvid.data.class_names import relabel
 from flaxvid.data.pipeline import steps_per_epoch, train_batches
-from flaxvid.data.sources import Source
+from flaxvid.data.sources.account import check_labels, describe_splits
+from flaxvid.data.sources.class_names import relabel
+from flaxvid.data.sources.open import Source
+from flaxvid.evaluate.cost import model_cost
 from flaxvid.evaluate.evaluator import Evaluations, score_rows
 from flaxvid.evaluate.record import evaluation_record, write_record
 from flaxvid.evaluate.views import describe_views

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flaxvid.data.motion import MotionConfig
+from flaxvid.data.motion.build import MotionConfig
 from flaxvid.train.recipe import FFN_RULES, NORM_RULES, DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from flaxvid.data.clips import Augmentation, ClipConfig
+from flaxvid.data.clips.cut import Augmentation, ClipConfig
 from flaxvid.train.limits import find_problems
 from flaxvid.writing import read_json
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import eval_batches, next_batch
-from flaxvid.data.sources import Source
+from flaxvid.data.sources.open import Source
 from flaxvid.data.workers import WorkerKilled
 from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, score_rows
 from flaxvid.tasks.task import Metrics, Task

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 from flaxvid.adapt.surgery import CLASSIFIER, FLAT_SIBLINGS, adopt, arrange_head, inflate, spread
-from flaxvid.data.class_names import are_numbers, find_classes, list_names
-from flaxvid.data.scenes import open_scenes
-from flaxvid.data.sources import Source, open_source
+from flaxvid.data.sources.cameras import open_scenes
+from flaxvid.data.sources.class_names import are_numbers, find_classes, list_names
+from flaxvid.data.sources.open import Source, open_source
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model, get_spec
 from flaxvid.models.video_model import VideoModel
@@ -32,7 +32,7 @@ from flaxvid.weights.torch import import_torch
 
 def open_data(recipe: DataRecipe, split: str) -> Source:
     """One split of the recipe's data set, of a single video or of several views."""
-    from flaxvid.data.motion import MotionConfig  # tensorflow-datasets takes half a second to import
+    from flaxvid.data.motion.build import MotionConfig  # tensorflow-datasets takes half a second to import
 
     known = [field.name for field in dataclasses.fields(MotionConfig)]
     unknown = sorted(set(recipe.motion) - set(known))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxvid import trees
-from flaxvid.data.class_names import as_classes
+from flaxvid.data.sources.class_names import as_classes
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model
 from flaxvid.models.video_model import VideoModel

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flaxvid.data.class_names import as_classes, differences
+from flaxvid.data.sources.class_names import as_classes, differences
 from flaxvid.train.recipe import Recipe, read_recipe, to_json
 from flaxvid.types import Classes
 from flaxvid.writing import take_lock, written_whole

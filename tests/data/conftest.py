@@ -48,7 +48,7 @@ def write_video():
 @pytest.fixture(scope="session")
 def streams():
     """The module that writes random streams and decodes them in full."""
-    spec = importlib.util.spec_from_file_location("streams", Path(__file__).with_name("streams.py"))
+    spec = importlib.util.spec_from_file_location("streams", Path(__file__).with_name("clips") / "streams.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

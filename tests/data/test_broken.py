@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from flaxvid.data.broken import BrokenVideosError, Tally, why_broken
-from flaxvid.data.clips import ClipConfig
-from flaxvid.data.decode import VideoError
+from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.data.clips.decode import VideoError
 from flaxvid.data.pipeline import eval_batches, train_batches
-from flaxvid.data.sources import FileSource, open_source
+from flaxvid.data.sources.open import FileSource, open_source
 
 CLIPS = ClipConfig(frames=(2, 4), image_size=24, test_size=28)
 REASONS = {

@@ -10,10 +10,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from flaxvid.data.clips import Augmentation, ClipConfig
-from flaxvid.data.decode import VideoError
+from flaxvid.data.clips.cut import Augmentation, ClipConfig
+from flaxvid.data.clips.decode import VideoError
 from flaxvid.data.pipeline import eval_batches, steps_per_epoch, train_batches
-from flaxvid.data.sources import FileSource, open_source
+from flaxvid.data.sources.open import FileSource, open_source
 
 CLIPS = ClipConfig(frames=(2, 4), image_size=24, test_size=28)
 
@@ -280,7 +280,7 @@ import sys
 import time
 from jax._src import xla_bridge
 from flaxvid.data.pipeline import ClipConfig, train_batches
-from flaxvid.data.sources import open_source
+from flaxvid.data.sources.open import open_source
 
 class Watched:
     def __init__(self, source):
@@ -314,7 +314,7 @@ def test_worker_processes_never_start_a_jax_backend(root, tmp_path):
 WAITING = """
 import sys, time
 from flaxvid.data.pipeline import ClipConfig, train_batches
-from flaxvid.data.sources import open_source
+from flaxvid.data.sources.open import open_source
 
 if __name__ == "__main__":
     batches = train_batches(open_source("folder", sys.argv[1]), ClipConfig((2,), 24), 2, num_workers=2)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from flaxvid.data.clips import ClipConfig
-from flaxvid.data.sources import FileSource
+from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.data.sources.open import FileSource
 from flaxvid.evaluate.evaluator import Evaluation, Result, join
 from flaxvid.evaluate.record import (
     choose_examples,

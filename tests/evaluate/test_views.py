@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from flaxvid.data.clips import ClipConfig
+from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.evaluate.views import PROTOCOLS, Protocol, average_views, describe_views
 from flaxvid.models.registry import create_tiny
 

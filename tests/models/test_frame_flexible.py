@@ -8,10 +8,10 @@ import pytest
 
 import flaxvid
 from flaxvid import trees
-from flaxvid.data.clips import ClipConfig
-from flaxvid.data.motion import MotionConfig
+from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.data.motion.build import MotionConfig
 from flaxvid.data.pipeline import train_batches
-from flaxvid.data.sources import open_source
+from flaxvid.data.sources.open import open_source
 from flaxvid.models.registry import create_tiny
 from flaxvid.tasks.frame_flexible import FrameFlexibleTask
 from flaxvid.train.state import create_state

@@ -12,7 +12,7 @@ import pytest
 
 import flaxvid
 from flaxvid import trees
-from flaxvid.compress.cost import model_cost
+from flaxvid.evaluate.cost import model_cost
 from flaxvid.models import resnet3d
 from flaxvid.models.registry import create_model, create_tiny, get_spec
 from flaxvid.tasks.task import Supervised

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flaxvid
-from flaxvid.compress.cost import model_cost
+from flaxvid.evaluate.cost import model_cost
 from flaxvid.models.registry import create_model, create_tiny
 from flaxvid.models.slowfast import TINY, TORCH_KEYS, slow_frames
 from flaxvid.weights.torch import import_torch

@@ -9,7 +9,7 @@ import pytest
 
 import flaxvid
 from flaxvid import trees
-from flaxvid.compress.cost import model_cost
+from flaxvid.evaluate.cost import model_cost
 from flaxvid.models.registry import create_model, create_tiny
 from flaxvid.models.x3d import TINY, TORCH_KEYS, near_eighth
 from flaxvid.weights.torch import import_torch

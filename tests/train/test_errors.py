@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flaxvid
-from flaxvid.data.motion import MotionConfig, MotionSource, build_motion
+from flaxvid.data.motion.build import MotionConfig, MotionSource, build_motion
 from flaxvid.train.checkpoint import Checkpoints, restore_variables
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, TaskRecipe
 from flaxvid.train.state import TrainState

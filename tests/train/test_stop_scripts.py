@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from flaxvid.data.motion import MotionConfig, build_motion
+from flaxvid.data.motion.build import MotionConfig, build_motion
 from flaxvid.data.workers import WorkerKilled, processes
 from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, TaskRecipe, to_json
@@ -157,7 +157,7 @@ import sys
 from flaxvid.train.interrupt import end_when_told
 if __name__ == "__main__":
     end_when_told("again")
-    from flaxvid.data.motion import MotionConfig, build_motion
+    from flaxvid.data.motion.build import MotionConfig, build_motion
     build_motion(sys.argv[1], MotionConfig(size=32, num_frames=16, train=100_000, validation=8, test=8), workers=2)
 """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flaxvid.export.predictor import Predictor
+from flaxvid.evaluate.predictor import Predictor
 from flaxvid.report.run import read_run
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe
 from flaxvid.train.setup import clip_config, make_model, open_data
@@ -36,10 +36,10 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def reproduce(tmp_path_factory):
-    """Runs scripts/reproduce_views.py with one fusion and one seed, and gives its folder; twice is allowed."""
+    """Runs scripts/reproduce/cameras.py with one fusion and one seed, and gives its folder; twice is allowed."""
     folder = tmp_path_factory.mktemp("views")
     overrides = [f"--set={name}={value}" for name, value in {**TINY, "data.root": folder / "data"}.items()]
-    command = [sys.executable, "scripts/reproduce_views.py", "--runs", "attention", "--seeds", "0", "--jobs", "1"]
+    command = [sys.executable, "scripts/reproduce/cameras.py", "--runs", "attention", "--seeds", "0", "--jobs", "1"]
 
     def start():
         done = subprocess.run(

@@ -1,1 +1,0 @@
-"""Compression: folded norms, int8, pruning, and the cost of a model."""

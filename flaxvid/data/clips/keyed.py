@@ -1,0 +1,171 @@
+"""What the bits of VP9, AV1 and Motion JPEG prove: one picture a packet, shown as it comes, and where to begin.
+
+See `bitstream`. In these streams nothing is sorted, and a key frame resets all that a decoder keeps.
+"""
+
+from typing import Any
+
+from av.packet import Packet
+
+from flaxvid.data.clips.bitstream import Bits, Picture, StrangeError
+
+
+class VP9:
+    """VP9: pictures that are never shown come in a packet with one that is.
+
+    Strange are packets that show none or several.
+    """
+
+    def __init__(self, _codec: Any):
+        self.number = 0
+
+    def add(self, packet: Packet) -> Picture:
+        """The picture of the next packet in the order of decoding; strange ones take back what was said before."""
+        content = bytes(packet)
+        heads = [_vp9_head(frame) for frame in _vp9_frames(content)]
+        if [is_shown for _, is_shown in heads] != [False] * (len(heads) - 1) + [True]:
+            raise StrangeError
+        is_start = heads[0][0] and len(heads) == 1
+        if not self.number and not is_start:
+            raise StrangeError
+        self.number += 1
+        return Picture(is_start, True, (0, self.number))
+
+
+def _vp9_frames(content: bytes) -> list[bytes]:
+    """The frames of a packet; an index at its end tells their sizes."""
+    mark = content[-1]
+    if mark & 0xE0 != 0xC0:
+        return [content]
+    count, width = (mark & 7) + 1, (mark >> 3 & 3) + 1
+    index = content[-(2 + count * width) :]
+    if index[0] != mark or len(index) < 2 + count * width:
+        raise StrangeError
+    frames, position = [], 0
+    for i in range(count):
+        size = int.from_bytes(index[1 + i * width : 1 + (i + 1) * width], "little")
+        if not size or position + size > len(content) - len(index):
+            raise StrangeError
+        frames.append(content[position : position + size])
+        position += size
+    if position != len(content) - len(index):
+        raise StrangeError
+    return frames
+
+
+def _vp9_head(frame: bytes) -> tuple[bool, bool]:
+    """Whether a frame is a key frame, and whether it is shown."""
+    bits = Bits(frame[:4])
+    bits.expect(1, 0)
+    if bits.take(2) == 3:
+        bits.expect(0)
+    if bits.take(1):  # one that was decoded before
+        return False, True
+    is_key = not bits.take(1)
+    return is_key, bool(bits.take(1))
+
+
+_SEQUENCE, _HEADER, _FRAME = 1, 3, 6
+
+
+class AV1:
+    """AV1 with one sequence header, and no layers.
+
+    Strange are packets that show none or several pictures.
+    """
+
+    def __init__(self, _codec: Any):
+        self.number, self.sequence = 0, b""
+
+    def add(self, packet: Packet) -> Picture:
+        """The picture of the next packet in the order of decoding; strange ones take back what was said before."""
+        content, position, heads, has_sequence = bytes(packet), 0, [], False
+        while position < len(content):
+            head = content[position]
+            if head & 0x87 != 2:  # an extension tells the layer; without a size nothing can be told apart
+                raise StrangeError
+            size, position = _leb128(content, position + 1)
+            unit, kind = content[position : position + size], head >> 3
+            position += size
+            if position > len(content) or (kind == _SEQUENCE and not size):
+                raise StrangeError
+            if kind == _SEQUENCE:
+                self.sequence, has_sequence = self.sequence or unit, True
+                if unit != self.sequence or unit[0] & 0x18:  # still pictures
+                    raise StrangeError
+            elif kind in (_HEADER, _FRAME):
+                bits = Bits(unit[:2])
+                is_old = bits.take(1)
+                heads.append((False, True) if is_old else (bits.take(2) == 0, bool(bits.take(1))))
+        is_start = has_sequence and heads[:1] == [(True, True)]
+        if [is_shown for _, is_shown in heads].count(True) != 1 or not (self.number or is_start):
+            raise StrangeError
+        self.number += 1
+        return Picture(is_start, True, (0, self.number))
+
+
+def _leb128(content: bytes, position: int) -> tuple[int, int]:
+    """A number of up to four bytes, and where it ends."""
+    number = 0
+    for i in range(4):
+        if position + i >= len(content):
+            break
+        number |= (content[position + i] & 127) << 7 * i
+        if content[position + i] < 128:
+            return number, position + i + 1
+    raise StrangeError
+
+
+class MJPEG:
+    """Motion JPEG whose pictures need no tables of others, and are of one size.
+
+    Strange are two fields in a packet, several scans, and comments and application data that differ: some of them tell
+    the decoder something that it keeps.
+    """
+
+    def __init__(self, _codec: Any):
+        self.number, self.rest = 0, {}
+
+    def add(self, packet: Packet) -> Picture:
+        """The picture of the next packet in the order of decoding; strange ones take back what was said before."""
+        content, position = bytes(packet), 2
+        tables, quantisers, needed, rest, kind = set(), set(), set(), {}, 0
+        if content[:2] != b"\xff\xd8":
+            raise StrangeError
+        try:
+            while kind != 0xDA:
+                mark, kind = content[position : position + 2]
+                end = position + 2 + int.from_bytes(content[position + 2 : position + 4])
+                body, position = content[position + 4 : end], end
+                if mark != 255 or end > len(content):
+                    raise StrangeError
+                i = 0
+                if kind == 0xDB:
+                    while i < len(body):
+                        quantisers.add(body[i] & 15)
+                        i += 129 if body[i] >> 4 else 65
+                elif kind == 0xC4:
+                    while i < len(body):
+                        tables.add(body[i])
+                        i += 17 + sum(body[i + 1 : i + 17])
+                elif kind == 0xC0:
+                    rest[kind] = body  # size and sampling
+                    needed |= {body[8 + 3 * i] for i in range(body[5])}
+                elif kind == 0xDA:
+                    used = [body[2 + 2 * i] for i in range(body[0])]
+                    if not {one >> 4 for one in used} | {16 | (one & 15) for one in used} <= tables:
+                        raise StrangeError
+                elif kind in rest or b"AVI1" in body:
+                    raise StrangeError
+                else:
+                    rest[kind] = body
+        except (IndexError, ValueError) as error:
+            raise StrangeError from error
+        scan = content[position:]
+        if 0xC0 not in rest or not needed <= quantisers or b"\xff\xd8" in scan or b"\xff\xda" in scan:
+            raise StrangeError
+        self.rest = self.rest or rest
+        if rest != self.rest:
+            raise StrangeError
+        self.number += 1
+        return Picture(True, False, (0, self.number))

@@ -1,0 +1,1 @@
+"""Checks and stores a data set."""

@@ -1,0 +1,134 @@
+"""Looks at one video of a data set: whether all of it decodes, what is in it, and what of it to store."""
+
+import dataclasses
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from flaxvid.data.clips.decode import VideoError, count_frames, count_packets, decode
+from flaxvid.data.clips.images import list_images
+from flaxvid.data.clips.video_file import open_stream
+from flaxvid.data.prepare.report import Finding
+
+_SIDE, _PICTURES = 8, 4  # of a signature
+_WHOLE = 0.9  # of the frames that the header promises; healthy files may lack a few
+_CHUNK = 512  # frames decoded at once when encoding anew, or as many as have so many bytes: bounds the memory
+_CHUNK_BYTES = 2**28
+_FOLDER_RATE = 12  # frames a second of the data sets that are published as folders of frames
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How videos are encoded anew, as h264.
+
+    Attributes:
+        short_side: Pixels of the shorter side, even; smaller videos keep their size, to the pixel or two.
+        key_frames: Distance of key frames: small ones make jumps within a video cheap, and files larger.
+        crf: x264's constant rate factor: 18 is hardly worse than the original, 23 usual, larger is smaller and worse.
+    """
+
+    short_side: int = 256
+    key_frames: int = 12
+    crf: int = 20
+
+    def __post_init__(self):
+        if self.short_side < 2 or self.short_side % 2 or self.key_frames < 1 or not 0 <= self.crf <= 51:
+            raise ValueError(f"expected an even short_side, key_frames of at least 1 and crf from 0 to 51, got {self}")
+
+
+def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None) -> tuple[Finding, bytes]:
+    """Decodes all frames of one video.
+
+    Args:
+        item: What a source gives.
+        min_frames: With fewer frames it counts as too short.
+        encoding: How to encode it anew; None keeps its bytes.
+
+    Returns:
+        What it is, and the bytes to store: none if it is not good.
+    """
+    video = item["video"]
+    finding = Finding(item["id"], item["label"], stamp=stamp(video))
+    if not isinstance(video, bytes) and not os.path.exists(video):
+        return dataclasses.replace(finding, problem="missing", reason=f"no file {video}"), b""
+    try:
+        content = video if isinstance(video, bytes) else _read_bytes(Path(video))
+        finding = dataclasses.replace(finding, digest=hashlib.sha256(content).hexdigest())
+        small = decode(video, range, size=lambda height, width: (_SIDE, _SIDE), name=item["id"])
+        count = len(small)
+        promised, found = count_packets(video, name=item["id"])
+        if found < _WHOLE * promised:
+            raise VideoError(f"expected {promised} frames, got {count}: cut off, fetch it again")
+        chosen = small[[(2 * i + 1) * count // (2 * _PICTURES) for i in range(_PICTURES)]]
+        signature = np.rint(chosen.mean(axis=-1)).astype(np.uint8).tobytes().hex()
+        finding = dataclasses.replace(finding, frames=count, signature=signature)
+        if count < min_frames:
+            reason = f"{count} frames, fewer than {min_frames}"
+            return dataclasses.replace(finding, problem="short", reason=reason), b""
+        if not isinstance(video, bytes) and os.path.isdir(video) and not encoding and count_frames(content) != count:
+            raise VideoError("expected images that make a video, got some of several pictures each: encode them anew")
+        if encoding:
+            content = encode(video, count, encoding, item["id"])
+    except Exception as error:  # whatever a decoder makes of a broken file is a finding, not the end of the work
+        reason = str(error) if isinstance(error, VideoError) else f"{type(error).__name__}: {error}"
+        reason = reason.removeprefix(f"{item['id']}: ")
+        return dataclasses.replace(finding, problem="unreadable", reason=reason), b""
+    return finding, content
+
+
+def stamp(video: bytes | str | Path) -> str:
+    """Size and time of a file, which tell whether it was changed; empty for bytes and for what is not there."""
+    if isinstance(video, bytes) or not os.path.exists(video):
+        return ""
+    status = os.stat(video)
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def encode(video: bytes | str | Path, count: int, encoding: Encoding, name: str) -> bytes:
+    """The first `count` frames of a video, upright, as an h264 file (mp4) of the same frame rate."""
+
+    def size(height: int, width: int) -> tuple[int, int]:  # yuv420p wants even sides
+        scale = min(1.0, encoding.short_side / min(height, width))
+        return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
+
+    options = {"crf": str(encoding.crf), "g": str(encoding.key_frames), "preset": "fast", "threads": "1"}
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=_rate(video), options=options)
+        stream.height, stream.width = shape = decode(video, [0], size=size, name=name).shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        chunk = max(1, min(_CHUNK, _CHUNK_BYTES // (3 * stream.height * stream.width)))
+        for start in range(0, count, chunk):
+            piece = range(start, min(start + chunk, count))
+            for picture in decode(video, piece, size=lambda *_: shape, name=name):  # whatever sizes follow
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def _rate(video: bytes | str | Path) -> Any:
+    if not isinstance(video, bytes) and Path(video).is_dir():
+        return _FOLDER_RATE
+    with open_stream(video) as stream:
+        return stream.average_rate or 25
+
+
+def _read_bytes(path: Path) -> bytes:
+    """A file; or a folder's frames one after the other, which FFmpeg reads as a video."""
+    if not path.is_dir():
+        return path.read_bytes()
+    images = {path: path.read_bytes() for path in list_images(path)}
+    kinds = {path.suffix.lower() == ".png" for path in images} | {
+        content.startswith(b"\x89PNG")
+        for content in images.values()  # whatever they are named
+    }
+    if len(kinds) > 1:
+        raise VideoError(f"{path}: expected frames of one kind, got PNG and JPEG: encode them anew")
+    return b"".join(images.values())

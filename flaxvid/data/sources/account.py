@@ -1,0 +1,100 @@
+"""What splits hold, in words: how many videos of each class, what was left out, and what looks odd."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+from unicodedata import normalize
+
+from flaxvid.data.sources.files import NO_LABEL
+from flaxvid.types import by_task
+
+SHOWN = 20
+"""Classes that are listed one by one; of more only those that look odd."""
+
+
+def describe_splits(splits: Mapping[str, Any]) -> str:
+    """A block of text about sources: a table of classes and splits, and a line for each thing to know.
+
+    For whoever starts a run or prepares a data set; the library itself prints nothing of it. Sources whose labels are
+    not in memory, as those of TFDS, are not counted by class.
+
+    Args:
+        splits: Sources by the names of their splits.
+
+    Raises:
+        ValueError: All videos of "train" have the same label: there is nothing to learn.
+    """
+    if "train" in splits:
+        check_labels(splits["train"], fewest=2)
+    first = {split: _first(source) for split, source in splits.items()}
+    lines = list(dict.fromkeys(note for source in first.values() for note in getattr(source, "notes", ())))
+    counted = {split: by_task(source.labels) for split, source in first.items() if hasattr(source, "labels")}
+    for task, classes in by_task(next(iter(first.values())).classes).items() if counted else ():
+        counts = {split: Counter(labels[task]) for split, labels in counted.items() if task in labels}
+        lines = _table(task, classes, counts) + _alike(classes) + lines
+    lines = ["".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line) for line in lines]
+    return "\n".join(lines)  # names of files may be any bytes, and have line ends in them
+
+
+def check_labels(source: Any, fewest: int) -> None:
+    """Refuses videos that have too few classes: two to learn from, one to be tested on. Counts what is in memory.
+
+    Raises:
+        ValueError: There are fewer of some task.
+    """
+    source = _first(source)
+    for task, labels in by_task(getattr(source, "labels", {})).items() if hasattr(source, "labels") else ():
+        seen = sorted({*labels} - {NO_LABEL})
+        if len(seen) < fewest:
+            only = ", ".join(by_task(source.classes)[task][label] for label in seen) or "no label"
+            wanted = "videos of two classes" if fewest > 1 else "a labelled video"
+            raise ValueError(
+                f"{source.name}: expected {wanted}{f' of {task}' * bool(task)} or more, got all {len(source)} of "
+                f"{only}: correct the list, or add videos{'; or drop the column' * bool(task)}"
+            )
+
+
+def _first(source: Any) -> Any:
+    """The source of the first camera, where there are several."""
+    cameras = getattr(source, "cameras", None)
+    return next(iter(cameras.values())) if cameras else source
+
+
+def _table(task: str, classes: Sequence[str], counts: Mapping[str, Counter[int]]) -> list[str]:
+    rows = [(name, [own[label] for own in counts.values()]) for label, name in enumerate(classes)]
+    if missing := [own[NO_LABEL] for own in counts.values()] if any(own[NO_LABEL] for own in counts.values()) else []:
+        rows.append(("(no label)", missing))
+    odd = [row for row in rows if 0 in row[1]]
+    shown = rows if len(rows) <= SHOWN else odd[:SHOWN]
+    width = max([len(name) for name, _ in shown] + [len(task), 7])
+    lines = [f"{task or 'class':<{width}}" + "".join(f"{split:>12}" for split in counts)]
+    lines += [f"{name:<{width}}" + "".join(f"{count:>12}" for count in row) for name, row in shown]
+    if len(shown) < len(rows):
+        spans = []
+        names = {name for name, _ in shown}
+        for at, split in enumerate(counts):
+            own = [row[at] for name, row in rows if name not in names]
+            spans.append(f"{min(own)} to {max(own)} in {split}")
+        lines.append(f"{'... and ' if shown else ''}{len(rows) - len(shown)} classes of {', '.join(spans)}")
+    for at, split in enumerate(counts):
+        if empty := [name for name, row in rows[: len(classes)] if not row[at]]:
+            lines.append(f"classes without {split} videos{f' of {task}' * bool(task)}: {_some(empty)}")
+    if "train" in counts and len(counts) > 1:
+        single = [name for name, row in rows[: len(classes)] if sum(row) == 1]
+        if single:
+            lines.append(f"classes of one video, which cannot be tested: {_some(single)}")
+    return lines
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    known: dict[str, list[str]] = {}
+    for name in classes:
+        known.setdefault(re.sub(r"[\W_]+", "", normalize("NFC", name)).casefold(), []).append(name)
+    return [
+        f"classes whose names are nearly the same: {', '.join(names)}" for names in known.values() if len(names) > 1
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)})" if len(names) > SHOWN else "")

@@ -1,0 +1,200 @@
+"""Class names, compared by name and never by number: the same number means another class in another data set."""
+
+import dataclasses
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flaxvid.data.sources.files import NO_LABEL, FileSource, FlipLabels, flip_labels
+from flaxvid.data.sources.open import Source
+from flaxvid.types import Classes, by_task
+
+SHOWN = 20
+"""Class names that a message lists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabelled:
+    """A source whose labels count other classes than its own, those of a network that it is shown to.
+
+    Attributes:
+        source: with its own labels; further tasks that it has are left out.
+        classes: what the labels count here.
+        numbers: for each task the number in `classes` of each of the source's classes.
+    """
+
+    source: Source
+    classes: Classes
+    numbers: Mapping[str, tuple[int, ...]]
+
+    @property
+    def name(self) -> str:
+        """The source's."""
+        return self.source.name
+
+    @property
+    def flip_labels(self) -> FlipLabels:
+        """By the words for sides and turns in `classes`."""
+        return flip_labels(self.classes)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The source's cameras, if it has scenes."""
+        return getattr(self.source, "views", ())
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.source[index]
+        labels = {task: _renumber(by_task(item["label"])[task], own) for task, own in self.numbers.items()}
+        return {**item, "label": labels if isinstance(self.classes, Mapping) else labels[""]}
+
+
+def relabel(
+    source: Source,
+    classes: Classes,
+    owner: str,
+    advice: str,
+    renames: Mapping[str, Mapping[str, str]] | None = None,
+) -> Source:
+    """Gives a source whose labels count `classes`, matched by name; the source itself where they do already.
+
+    It may lack some of the classes, have them in another order, and name further ones that no video has. Names that
+    differ in case, spaces or underscores are different names: what was meant is not guessed.
+
+    Args:
+        source: the videos.
+        classes: of the network; where there are several tasks those of each.
+        owner: whose classes they are, for messages: "the network".
+        advice: what to do about other names, for messages.
+        renames: for each task ("" where there is only one) the name in `classes` by the source's own, where it is
+            another; two names may become one.
+
+    Raises:
+        ValueError: the source has videos of classes that `classes` has not, or not its tasks; the message has both
+            lists.
+    """
+    known, own, renames = by_task(classes), by_task(source.classes), renames or {}
+    if isinstance(classes, Mapping) != isinstance(source.classes, Mapping) or known.keys() - own.keys():
+        raise ValueError(
+            f"expected labels of {owner}'s {_tasks(known)}, got {_tasks(own)} in {source.name}: tasks are matched by "
+            "name, a list has a column for each"
+        )
+    if strange := sorted(renames.keys() - known.keys()):
+        raise ValueError(f"expected names to change of {_tasks(known)}, got {_tasks(dict.fromkeys(strange))}")
+    wrong, numbers = [], {}
+    for task, names in known.items():
+        renamed = _rename(own[task], renames.get(task, {}), source.name)
+        found = find_classes(renamed, names)
+        seen = {*by_task(source.labels)[task]} if isinstance(source, FileSource) else {*range(len(found))}
+        unknown = [renamed[own] for own, number in enumerate(found) if number is None and own in seen]
+        if unknown:
+            wrong.append(_difference(task, names, renamed, unknown, owner, source.name))
+        numbers[task] = tuple(NO_LABEL if number is None else number for number in found)
+    if wrong:
+        raise ValueError(f"{'; '.join(wrong)}: {advice}")
+    same = known.keys() == own.keys() and all(numbers[task] == tuple(range(len(known[task]))) for task in known)
+    if same:
+        return source
+    if isinstance(source, FileSource):  # it stays one: its labels are in memory, to be counted
+        labels = {
+            task: tuple(_renumber(label, numbers[task]) for label in by_task(source.labels)[task]) for task in known
+        }
+        return dataclasses.replace(
+            source, labels=labels if isinstance(classes, Mapping) else labels[""], classes=classes
+        )
+    return Relabelled(source, classes, numbers)
+
+
+def find_classes(names: Sequence[str], known: Sequence[str]) -> tuple[int | None, ...]:
+    """The number in `known` of each of `names`; None where it is not there, or there twice and the lists differ."""
+    if tuple(names) == tuple(known):
+        return tuple(range(len(known)))
+    times = Counter(map(_text, known))
+    index = {_text(name): number for number, name in enumerate(known) if times[_text(name)] == 1}
+    return tuple(index.get(_text(name)) for name in names)
+
+
+def differences(old: Classes, new: Classes) -> list[str]:
+    """What became of class names, a line each: which are gone, which are new, or that their order is another."""
+    lines = []
+    if isinstance(old, Mapping) != isinstance(new, Mapping) or by_task(old).keys() != by_task(new).keys():
+        lines.append(f"{_tasks(by_task(old))} there, {_tasks(by_task(new))} here")
+    for task in (task for task in by_task(old) if task in by_task(new)):
+        there, here = by_task(old)[task], by_task(new)[task]
+        gone = [name for name, number in zip(there, find_classes(there, here), strict=True) if number is None]
+        come = [name for name, number in zip(here, find_classes(here, there), strict=True) if number is None]
+        parts = [f"{text} {list_names(names)}" for text, names in (("gone:", gone), ("new:", come)) if names]
+        if not parts and (len(there) != len(here) or find_classes(there, here) != tuple(range(len(here)))):
+            parts = [f"in another order: {list_names(there)} there, {list_names(here)} here"]
+        lines += [f"{f'{task}: ' if task else ''}{part}" for part in parts]
+    return lines
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether names are only numbers, as those of a list without a classes.txt are."""
+    return all(name.isdecimal() for name in names)
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Names for a message, the first ones of many."""
+    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
+
+
+def as_classes(value: Any) -> Classes:
+    """Class names as they are read from JSON, as tuples.
+
+    Raises:
+        ValueError: it is not a list of texts, nor a dict of such lists.
+    """
+    for names in by_task(value).values() or [()]:
+        if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("expected class names as a list of texts, or such a list for each task")
+    return {task: tuple(names) for task, names in value.items()} if isinstance(value, Mapping) else tuple(value)
+
+
+def _renumber(label: int, numbers: Sequence[int]) -> int:
+    return numbers[label] if label >= 0 else label  # below 0 it is none: of several tasks one may be unknown
+
+
+def _difference(
+    task: str, known: Sequence[str], names: Sequence[str], unknown: Sequence[str], owner: str, where: str
+) -> str:
+    folded = {_folded(name): name for name in known}
+    meant = [f"{folded[_folded(name)]!r} for {name!r}" for name in unknown if _folded(name) in folded]
+    text = (
+        f"expected classes of {owner}{f' for {task}' * bool(task)} ({list_names(known)}), got "
+        + ("none of them" if len(unknown) == len(names) else f"also {list_names(unknown)}")
+        + f" in {where} ({list_names(names)})"
+    )
+    if meant:
+        return f"{text}; did you mean {list_names(meant)}? Names are not guessed"
+    if are_numbers(known) != are_numbers(names):
+        numbered = "a list has its names in classes.txt" if are_numbers(names) else f"{owner} has only those"
+        return f"{text}; numbers are no names, and {numbered}"
+    return text
+
+
+def _rename(names: Sequence[str], renames: Mapping[str, str], where: str) -> tuple[str, ...]:
+    strange = sorted(renames.keys() - set(names))
+    if strange:
+        raise ValueError(
+            f"expected to rename classes of {where} ({list_names(names)}), got {list_names(strange)}: give the data's "
+            "own name first, then the network's"
+        )
+    return tuple(renames.get(name, name) for name in names)
+
+
+def _tasks(tasks: Mapping[str, Any]) -> str:
+    return f"tasks {', '.join(tasks)}" if "" not in tasks else "one task without a name"
+
+
+def _text(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # macOS writes an accent as a letter of its own: the same text
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", _text(name)).casefold()

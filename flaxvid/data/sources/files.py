@@ -1,0 +1,174 @@
+"""A data set of files: videos, or folders of frames, under one root."""
+
+import collections
+import functools
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from flaxvid.data.clips.crops import mirrored_labels
+from flaxvid.data.sources.search import VIDEO_SUFFIXES, find_videos, is_junk
+from flaxvid.types import Classes, by_task
+
+__all__ = ["NO_LABEL", "VIDEO_SUFFIXES", "FileSource", "FlipLabels", "file_source", "find_videos", "flip_labels"]
+
+NO_LABEL = -1
+"""Where a video has several labels, one that is missing: it counts in no loss and no accuracy."""
+
+FlipLabels = tuple[int | None, ...] | Mapping[str, tuple[int | None, ...] | None] | None
+"""What each label becomes in a mirror, None for one that must not be mirrored; by task where there are several; None if
+all keep theirs."""
+
+_mirrored = functools.cache(mirrored_labels)  # asked for with every video
+
+
+def flip_labels(classes: Classes) -> FlipLabels:
+    """`mirrored_labels` of each task's classes, or of the only one's."""
+    if not isinstance(classes, Mapping):
+        return _mirrored(classes)
+    mirrored = {task: _mirrored(names) for task, names in classes.items()}
+    return mirrored if any(mirrored.values()) else None
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Videos that are files, or folders of frames, under one root.
+
+    Attributes:
+        name: The data set and split, for messages.
+        root: What the paths are relative to.
+        paths: One video each; they are the videos' ids, too.
+        labels: One a video; where there are several tasks, that for each task, or `NO_LABEL`.
+        classes: Class names, by label; where there are several tasks, those of each.
+        layout: What the data set looks like on disk, for messages.
+        notes: What was left out, or looks odd, a sentence each: for whoever starts a run.
+
+    Raises:
+        ValueError: No videos, or a label outside the classes.
+    """
+
+    name: str
+    root: str
+    paths: tuple[str, ...]
+    labels: tuple[int, ...] | Mapping[str, tuple[int, ...]]
+    classes: Classes
+    layout: str = ""
+    notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
+
+    def __post_init__(self):
+        if not self.paths:
+            raise ValueError(
+                f"{self.name}: expected videos, got an empty list: check the list, the root and the split; the layout "
+                f"is {self.layout}"
+            )
+        least = NO_LABEL if isinstance(self.labels, Mapping) else 0
+        for task, labels in by_task(self.labels).items():
+            count = len(by_task(self.classes)[task])
+            for path, label in zip(self.paths, labels, strict=True):
+                if not least <= label < count:
+                    raise ValueError(
+                        f"{self.name}: expected labels{' of ' * bool(task)}{task} from 0 to {count - 1} ({count} "
+                        f"classes), got {label} for {path}: correct the list or the class names"
+                    )
+
+    @property
+    def flip_labels(self) -> FlipLabels:
+        """What each label becomes in a mirror, by the words for sides and turns in the class names."""
+        return flip_labels(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, labels = self.paths[index], self.labels
+        label = {task: own[index] for task, own in labels.items()} if isinstance(labels, Mapping) else labels[index]
+        return {"video": os.path.join(self.root, path), "label": label, "id": path}
+
+    def located(self, *, some: bool = False) -> "FileSource":
+        """The same with the paths that the videos have on disk, where names differ in their suffix only.
+
+        A list may say `a.avi` where `a.mp4` lies, or a folder of frames `a`; names may differ in case, too, or in how
+        accents are written. Such a video is taken if there is only one that can be meant, and a note counts them.
+        Lists each folder once, which on network disks is far faster than asking for every file.
+
+        Args:
+            some: Whether some may be missing; they stay in the source.
+
+        Raises:
+            FileNotFoundError: Videos are missing; with their number, the first few and the layout expected.
+        """
+        disk = Disk(self.root)
+        wanted = set(self.paths)
+        paths, missing, other = [], [], []
+        for path in self.paths:
+            if not disk.has(path):
+                found = disk.alike(path)
+                if found is None or found in wanted:
+                    missing.append(path)
+                else:
+                    other.append((path, found))
+                    path = found
+            paths.append(path)
+        if len(missing) == len(paths) or (missing and not some):
+            raise FileNotFoundError(
+                f"{self.name}: expected {len(self.paths)} videos under {self.root}, {len(missing)} are missing "
+                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): check the root, fetch them, "
+                f"drop them from the list, or go without them by data.missing=keep; the layout is {self.layout}"
+            )
+        if not other:
+            return self
+        if len(set(paths)) < len(wanted):
+            twice = next(path for path, count in collections.Counter(found for _, found in other).items() if count > 1)
+            names = ", ".join(path for path, found in other if found == twice)
+            raise ValueError(f"{self.name}: expected a video for each of {names}, got only {twice}: correct the list")
+        note = f"{len(other)} videos have another name on disk than listed, such as {other[0][1]} for {other[0][0]}"
+        return replace(self, paths=tuple(paths), notes=(*self.notes, note))
+
+
+class Disk:
+    """Which videos lie under a root; every folder is listed once, when it is asked for."""
+
+    def __init__(self, root: str):
+        self._root = root
+        self._names: dict[str, frozenset[str]] = {}
+        self._stems: dict[str, dict[str, list[str]]] = {}
+
+    def has(self, path: str) -> bool:
+        """Whether there is such a file or folder."""
+        folder, name = os.path.split(path)
+        if (names := self._names.get(folder)) is None:
+            full = os.path.join(self._root, folder)
+            names = self._names[folder] = frozenset(os.listdir(full) if os.path.isdir(full) else ())
+        return name in names
+
+    def alike(self, path: str) -> str | None:
+        """The only video in the same folder with the same name but for suffix, case and accents."""
+        folder, name = os.path.split(path)
+        if folder not in self._stems:
+            stems = self._stems[folder] = {}
+            for there in sorted(self._names[folder]):
+                if not is_junk(there):
+                    stems.setdefault(video_stem(there), []).append(there)
+        same = [there for there in self._stems[folder].get(video_stem(name), ()) if self._is_video(folder, there)]
+        return os.path.join(folder, same[0]) if len(same) == 1 else None
+
+    def _is_video(self, folder: str, name: str) -> bool:
+        return name.lower().endswith(VIDEO_SUFFIXES) or os.path.isdir(os.path.join(self._root, folder, name))
+
+
+def video_stem(name: str) -> str:
+    """What a video's name has in common with another spelling of it: no suffix, no capitals, accents in one form."""
+    stem, suffix = os.path.splitext(name)
+    return unicodedata.normalize("NFC", stem if suffix.lower() in VIDEO_SUFFIXES else name).casefold()
+
+
+def file_source(
+    name: str, root: Path, rows: Iterable[tuple[str, int]], classes: Sequence[str], layout: str
+) -> FileSource:
+    """A source of rows (path, label)."""
+    rows = list(rows)
+    paths, labels = tuple(path for path, _ in rows), tuple(label for _, label in rows)
+    return FileSource(name, str(root), paths, labels, tuple(classes), layout)

@@ -1,0 +1,156 @@
+"""Videos and labels from lists: which file is the list of a split, and what its rows come to."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flaxvid.data.sources.files import NO_LABEL, Disk, FileSource
+from flaxvid.data.sources.labels import read_labels
+from flaxvid.data.sources.list_files import Rows, read_lists
+from flaxvid.data.sources.splits import check_groups, choose_split, group_rule, hold_out, split_of
+from flaxvid.data.sources.texts import first_file, list_places
+
+
+def list_source(root: Path, split: str, lists: str | Path | None = None, group: str | None = None) -> FileSource:
+    """A list `<lists>/<split>.txt` or `.csv` of lines `path label` or `path,label`, by default in the root.
+
+    Paths are relative to the root. A heading may name the columns, in any order and by the usual words (`Path, Label`,
+    `video;class`); a column `split` picks the rows of one file. Without a heading mmaction2's `path frames label` is
+    read, too. Splits are found in any case and spelling; where there is no test list, that of the validation is it.
+    Lines that begin with `# ` are comments. Lists are UTF-8, or have a mark that says UTF-16, or are in the encoding in
+    which their videos exist.
+
+    Labels are class names, or numbers from 0; from 1 where the lists have 1, 2, ... and none has 0. Names are those of
+    a `classes.txt` with one name a line; without it those of the training list, in alphabetical order. All lists are
+    read in the same way: where every label is a class name, all are names, even if they are numbers.
+
+    A heading such as `path,action,actor` has a task in each column, and labels are `{"action": 3, "actor": 0}`. A cell
+    that is empty, -1 or NaN is no label, -1; a row with no label at all is left out.
+
+    Args:
+        root: What paths are relative to.
+        split: "train", "test" or "validation"; "all" is every row.
+        lists: The folder of the lists, or a list with a column `split`.
+        group: The column of the videos' scene, or a regular expression with one group that finds it in their paths:
+            where there is no other list than that for training, a fifth of its scenes is held out for the test.
+
+    Raises:
+        FileNotFoundError: There is no such list.
+        ValueError: It cannot be read in one way; the message names file, line and cell.
+    """
+    places = list_places(root, lists)
+    layout = (
+        f"{places[0]}/{split}.txt (or .csv) with lines `path label` or `path,label`, paths relative to {root}, and if "
+        f"you like {places[0]}/classes.txt with a name a line; or, for several tasks, {split}.csv with the heading "
+        "`path,action,actor`"
+    )
+    names, rows, notes = read_lists(places[0], split, Disk(str(root)), layout, group)
+    wanted = split_of(split) or split
+    holding_out = bool(group) and wanted in ("train", "test") and list(rows) == ["train"]
+    if holding_out:
+        parts = ["train"]
+    elif wanted == "all" and wanted not in rows and rows:
+        parts = list(rows)
+    else:
+        in_columns = len({own.file for own in rows.values()}) < len(rows)
+        if wanted not in rows and not in_columns and not (wanted == "test" and "validation" in rows):
+            first_file([f"{split}.txt", f"{split}.csv"], places, layout)  # says that there is none
+        wanted, more = choose_split(wanted, rows, f"list {places[0]}")
+        parts, notes = [wanted], notes + more
+    classes, labels = _read_targets(rows, parts, names)
+    paths = [path for part in parts for path in rows[part].paths]
+    joined = {task: [label for part in parts for label in own[part]] for task, own in labels.items()}
+    together = [*zip(*joined.values(), strict=True)]
+    keep = [at for at, own in enumerate(together) if any(label != NO_LABEL for label in own)]
+    if len(keep) < len(paths):
+        lost = paths[next(at for at, own in enumerate(together) if all(label == NO_LABEL for label in own))]
+        notes += (f"{len(paths) - len(keep)} rows of {split} have no label at all and are left out, such as {lost}",)
+    for part in parts:
+        notes += _find_twice(rows[part], [*zip(*(own[part] for own in labels.values()), strict=True)])
+    notes += _find_between(rows)
+    if group:
+        scenes = {part: _scenes(rows[part], group) for part in rows}
+        notes += check_groups(scenes)
+        if holding_out:
+            own, scene = [together[at] for at in keep], [scenes["train"][at] for at in keep]
+            test = hold_out([paths[at] for at in keep], own, scene)
+            if not test:
+                raise ValueError(
+                    f"{rows['train'].file}: expected two scenes or more, to hold one out for the test, got one for "
+                    f"data.group={group!r}: correct it, or write a test list"
+                )
+            keep = [at for number, at in enumerate(keep) if (number in test) == (wanted == "test")]
+    picked = {task: tuple(own[at] for at in keep) for task, own in joined.items()}
+    several = "" not in picked
+    return FileSource(
+        f"list {split}",
+        str(root),
+        tuple(paths[at] for at in keep),
+        picked if several else picked[""],
+        classes if several else classes[""],
+        layout,
+        notes,
+    )
+
+
+def _read_targets(
+    rows: Mapping[str, Rows], parts: Sequence[str], names: Sequence[str]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, tuple[int, ...]]]]:
+    """Classes and labels of each target ("" of the only one); labels by part, one a row."""
+    used = ["train", *(part for part in parts if part != "train")] if "train" in rows else [*parts]
+    first = rows[used[0]]
+    for part in used:
+        if rows[part].targets.keys() != first.targets.keys():
+            wanted, got = (", ".join(["path", *(name or "label" for name in r.targets)]) for r in (first, rows[part]))
+            raise ValueError(f"{rows[part].file}: expected the columns {wanted} of {first.file.name}, got {got}")
+    classes, labels = {}, {}
+    for task in first.targets:
+        others = [cell for part, own in rows.items() if part not in used for cell in own.targets.get(task, ())]
+        columns = {part: rows[part].column(task) for part in used}
+        classes[task], labels[task] = read_labels(columns, task, () if task else names, others)
+    return classes, labels
+
+
+def _find_twice(rows: Rows, labels: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
+    """A sentence if a list has videos twice.
+
+    Raises:
+        ValueError: With two labels.
+    """
+    seen: dict[str, int] = {}
+    again = []
+    for at, path in enumerate(rows.paths):
+        before = seen.setdefault(path, at)
+        if labels[before] != labels[at]:
+            cells = [", ".join(column[row] for column in rows.targets.values()) for row in (before, at)]
+            raise ValueError(
+                f"{rows.file}, line {rows.lines[at]}: expected one label for {path}, got {cells[1]}, and {cells[0]} in "
+                f"line {rows.lines[before]}: drop one of the lines"
+            )
+        if before != at:
+            again.append(path)
+    return (f"{rows.file.name} has {len(again)} videos more than once, such as {again[0]}",) if again else ()
+
+
+def _find_between(rows: Mapping[str, Rows]) -> tuple[str, ...]:
+    """A sentence for each split that has videos of the training list."""
+    train = frozenset(rows["train"].paths) if "train" in rows else frozenset()
+    return tuple(
+        f"{len(both)} videos of {part} are in train, too, such as {min(both)}: the test may be too easy"
+        for part, own in rows.items()
+        if part != "train" and (both := train.intersection(own.paths))
+    )
+
+
+def _scenes(rows: Rows, group: str) -> list[str]:
+    """The scene of each video, by a column or a rule."""
+    if group not in rows.columns:
+        if "(" not in group:
+            raise ValueError(
+                f"data.group: expected a column of {rows.file} ({', '.join(rows.columns) or 'it has no heading'}) or a "
+                f"regular expression with one group, got {group!r}"
+            )
+        return [*map(group_rule(group), rows.paths)]
+    for line, scene in zip(rows.lines, rows.columns[group], strict=True):
+        if not scene:
+            raise ValueError(f"{rows.file}, line {line}: expected a {group}, got an empty cell: fill it")
+    return list(rows.columns[group])

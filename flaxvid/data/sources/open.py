@@ -1,0 +1,158 @@
+"""Where videos and labels come from: `open_source` opens any data set that the library knows, by name.
+
+A source is a read-only sequence of `{"video": bytes or path, "label": int, "id": str}`, or, where several things are
+asked of each video, with labels such as `{"action": 3, "actor": 0}`. Opening one reads the lists and
+checks that every video is there; nothing is decoded.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from flaxvid.data.sources.files import VIDEO_SUFFIXES, FileSource, FlipLabels
+from flaxvid.data.sources.folders import folder_source
+from flaxvid.data.sources.lists import list_source
+from flaxvid.data.sources.published import (
+    diving48_source,
+    hmdb51_source,
+    jester_source,
+    kinetics_source,
+    ssv1_source,
+    ssv2_source,
+    ucf101_source,
+)
+from flaxvid.data.sources.tfds import tfds_source
+from flaxvid.types import Classes, by_task
+
+if TYPE_CHECKING:
+    from flaxvid.data.motion.build import MotionConfig
+
+
+__all__ = ["SOURCES", "VIDEO_SUFFIXES", "FileSource", "Source", "open_source"]
+
+
+class Source(Protocol):
+    """A labelled set of videos, indexed from 0; picklable, since worker processes get a copy.
+
+    Scenes that several cameras saw also have `cameras`, their names, and dicts for videos; see `sources.cameras`.
+    """
+
+    @property
+    def name(self) -> str:
+        """The data set and split, for messages."""
+        ...
+
+    @property
+    def classes(self) -> Classes:
+        """Class names, by label; where there are several tasks, those of each."""
+        ...
+
+    @property
+    def flip_labels(self) -> FlipLabels:
+        """The label of each class's mirror image, None for a class that must not be mirrored; None if all keep it."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def open_source(
+    name: str,
+    root: str | Path | None,
+    split: str = "train",
+    *,
+    fold: int | None = None,
+    lists: str | Path | None = None,
+    motion: "MotionConfig | None" = None,
+    missing: Literal["error", "keep"] = "error",
+    group: str | None = None,
+) -> Source:
+    """Opens one split of a data set.
+
+    Args:
+        name: One of `SOURCES`; what each expects on disk is in its function's docstring and its errors. A data set that
+            TFDS has prepared is `tfds:NAME`, as in `tfds:ucf101/ucf101_1:2.0.0`, and `tfds` alone whatever lies in the
+            root, such as what `scripts/prepare_data.py` wrote there.
+        root: The folder of the videos; for `motion` the folder to build it in, or None for the cache.
+        split: "train", "test"; or "validation" where the data set has it; or "all" (`folder`, `list`).
+        fold: Which of the official splits, from 1 (`ucf101`, `hmdb51`; 1 by default).
+        lists: The folder of the list files where it is not found by itself (data sets that have lists).
+        motion: What `motion` is to look like (its defaults).
+        missing: What to do where listed files are not there: "error", or "keep" them in the source, where reading one
+            fails, unless all are missing.
+        group: What keeps videos of one scene on the same side of a hold-out (`folder` and `list`): a regular expression
+            with one group, which finds the scene in a video's path, or a column of the list.
+
+    Raises:
+        ValueError: An unknown name, an option that the data set does not have, or what its files hold is wrong: such as
+            fewer than two classes.
+        FileNotFoundError: Files are not where the data set has them; the message shows the layout expected.
+    """
+    name, _, dataset = name.partition(":")
+    if name not in SOURCES or (dataset and name != "tfds"):
+        wrong = f"{name}:{dataset}" if dataset else name
+        raise ValueError(
+            f"expected one of {', '.join(sorted(SOURCES))} or tfds:NAME, got {wrong!r}: your own videos are `folder` "
+            "or `list`"
+        )
+    if missing not in ("error", "keep"):
+        raise ValueError(f'expected missing="error" or "keep", got {missing!r}')
+    options = {"fold": fold, "lists": lists, "motion": motion, "dataset": dataset or None}
+    given = {key: value for key, value in options.items() if value is not None}
+    kind = SOURCES[name]
+    if given.keys() - kind.options:
+        known = ", ".join(sorted(kind.options - {"dataset"})) or "no options"  # `dataset` is part of the name
+        raise ValueError(
+            f"{name}: expected {known}, got {', '.join(sorted(given.keys() - kind.options))}: leave it out"
+        )
+    if root is None and name != "motion":
+        raise ValueError(f"{name}: expected the folder of the videos as root, got None")
+    if group:
+        if kind.open not in (folder_source, list_source):
+            raise ValueError(f"{name}: expected no group, for its splits are given, got {group!r}: leave it out")
+        given["group"] = group
+    source = kind.open(None if root is None else Path(root).expanduser(), split, **given)
+    if isinstance(source, FileSource) and kind.open is not folder_source:  # whose files were just found
+        source = source.located(some=missing == "keep")
+    for task, classes in by_task(source.classes).items():
+        if len(classes) < 2 and split.startswith("train"):
+            raise ValueError(
+                f"{source.name}: expected two classes{' of ' * bool(task)}{task} or more, got {len(classes)} "
+                f"({', '.join(classes)}): a network learns to tell classes apart; correct the root or the list"
+            )
+    return source
+
+
+def motion_source(root: Path | None, split: str, motion: "MotionConfig | None" = None) -> Source:
+    """The embedded data set, built under `root` on first use."""
+    from flaxvid.data.motion.build import MotionConfig, MotionSource, build_motion  # brings tensorflow_datasets
+
+    return MotionSource(build_motion(root, motion or MotionConfig()), split)
+
+
+class Kind(NamedTuple):
+    """A kind of data set: the function that opens it, which of `open_source`'s options it has, and its splits."""
+
+    open: Callable[..., Any]  # a `Source`
+    options: frozenset[str] = frozenset()
+    splits: tuple[str, ...] = ("train", "test")
+
+
+_LISTS, _FOLDS = frozenset({"lists"}), frozenset({"fold", "lists"})
+SOURCES = {
+    "motion": Kind(motion_source, frozenset({"motion"}), ("train", "validation", "test")),
+    "folder": Kind(folder_source),
+    "list": Kind(list_source, _LISTS),
+    "tfds": Kind(tfds_source, frozenset({"dataset"})),
+    "ucf101": Kind(ucf101_source, _FOLDS),
+    "hmdb51": Kind(hmdb51_source, _FOLDS),
+    "diving48": Kind(diving48_source, _LISTS),
+    "jester": Kind(jester_source, _LISTS, ("train", "validation")),
+    "ssv1": Kind(ssv1_source, _LISTS, ("train", "validation")),
+    "ssv2": Kind(ssv2_source, _LISTS, ("train", "validation")),
+    "kinetics400": Kind(kinetics_source, _LISTS, ("train", "validation")),
+    "kinetics600": Kind(kinetics_source, _LISTS, ("train", "validation")),
+    "kinetics700": Kind(kinetics_source, _LISTS, ("train", "validation")),
+}
+"""What can be opened, by name."""

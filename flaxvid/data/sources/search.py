@@ -1,0 +1,177 @@
+"""Finds the videos below a folder: by their names, by their first bytes where names do not tell, and through links."""
+
+import bisect
+import collections
+import mimetypes
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flaxvid.data.clips.decode import IMAGE_SUFFIXES
+
+VIDEO_SUFFIXES = (
+    *(".264", ".265", ".3g2", ".3gp", ".amv", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265"),
+    *(".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mov"),
+    *(".mp4", ".mp4v", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb"),
+    *(".tod", ".trp", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".xvid", ".y4m"),
+)
+
+_CODE = (".ts", ".mts")  # may be TypeScript, too
+_OTHER = (
+    *(".aria2", ".ass", ".cfg", ".crdownload", ".download", ".flo", ".gz", ".h5", ".hdf5", ".idx", ".ini", ".jsonl"),
+    *(".lock", ".log", ".lst", ".mat", ".md", ".npy", ".npz", ".parquet", ".part", ".partial", ".pb", ".pkl", ".pt"),
+    *(".pth", ".rar", ".srt", ".sub", ".toml", ".tmp", ".vtt", ".webp", ".yaml", ".yml", ".ytdl"),
+)
+_JUNK = frozenset(
+    {"__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin"}
+    | {"lost+found", "system volume information"}
+)
+_KINDS = mimetypes.MimeTypes()  # Python's own table: the same on every machine
+_CONTENT = re.compile(
+    rb".{4}(ftyp|moov|mdat|wide)|RIFF.{4}AVI |\x1aE\xdf\xa3|FLV\x01|\0\0\x01[\xb3\xba]|0&\xb2u\x8ef\xcf\x11|GIF8[79]a"
+    rb"|\x06\x0e\x2b\x34\x02\x05|YUV4MPEG2 |DKIF|\.RMF|OggS.{0,400}(\x80theora|OVP80|video\0)|\0\0\0?\x01[\x27\x67]"
+    rb"|(.{4})?G.{187,203}G.{187,203}G",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies below a folder.
+
+    Attributes:
+        videos: Files and folders of frames, as paths below the folder with "/", sorted; "" is the folder itself.
+        others: How many files are no videos, by suffix.
+        notes: What was passed over, and why, a sentence each.
+        folders: The folders that were read, by device and inode: the same in two searches if links lead to them.
+    """
+
+    videos: tuple[str, ...]
+    others: Mapping[str, int]
+    notes: tuple[str, ...]
+    folders: frozenset[tuple[int, int]]
+
+
+def find_videos(folder: Path) -> list[Path]:
+    """The videos below a folder, sorted: files, and folders of numbered images; none where there is no such folder.
+
+    Links are followed, though no folder is read twice; hidden files and what systems leave in folders are no videos. A
+    file is a video by its suffix, or where that does not tell by its first bytes. A folder of frames with no video in
+    it or below it is one itself, `folder` included.
+    """
+    return [folder / path for path in search(folder).videos] if folder.is_dir() else []
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that a system leaves everywhere: never a video, never a class."""
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def search(folder: Path) -> Found:
+    """Looks through a folder and all below it; lists each once, which on network disks is far faster than asking."""
+    start = os.path.realpath(folder)
+    above = {_identity(str(place)) for place in Path(start).parents}
+    read: set[tuple[int, int]] = set()
+    videos: list[str] = []
+    mixed: list[str] = []  # folders that have images and folders
+    notes: list[str] = []
+    broken: list[str] = []
+    others: collections.Counter[str] = collections.Counter()
+    waiting, linked = [""], []
+    while waiting or linked:
+        place = waiting.pop() if waiting else linked.pop(0)  # links last: what they lead to may be here as well
+        full = os.path.join(start, place)
+        if (identity := _identity(full)) in read or identity in above:
+            where = "a folder above it" if identity in above else "a folder that is read already"
+            notes.append(f"{place} leads to {where}: not followed")
+            continue
+        read.add(identity)
+        files, images, below = [], [], False
+        for entry in _entries(full):
+            path, link = f"{place}/{entry.name}" if place else entry.name, entry.is_symlink()
+            if link and not os.path.exists(entry.path):
+                broken.append(path)
+            elif _is_folder(entry):
+                (linked if link else waiting).append(path)
+                below = True
+            elif not os.path.isfile(entry.path):
+                others["no plain file"] += 1
+            elif is_video(entry.path):
+                files.append(path)
+            elif _is_frame(entry.name):
+                images.append(entry.name)
+            else:
+                others[os.path.splitext(entry.name)[1].lower() or "no suffix"] += 1
+        videos += files
+        if files:
+            others.update(os.path.splitext(name)[1].lower() for name in images)
+        elif images:
+            (mixed if below else videos).append(place)
+    videos.sort(key=_parts)
+    for place in sorted(mixed, key=_parts, reverse=True):
+        at = bisect.bisect_left(videos, [*_parts(place)], key=_parts)
+        if at < len(videos) and (not place or videos[at].startswith(f"{place}/")):
+            notes.append(f"{place or folder} has images beside folders of videos: the images are left out")
+        else:
+            videos.insert(at, place)
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        notes.append(f"links that lead nowhere are left out: {', '.join(broken[:3])}{more}")
+    return Found(tuple(videos), others, tuple(notes), frozenset(read))
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, links to folders too."""
+    return [entry.name for entry in _entries(str(folder)) if _is_folder(entry)]
+
+
+def videos_in(folder: Path) -> list[str]:
+    """Names of the video files in a folder itself, sorted."""
+    return [entry.name for entry in _entries(str(folder)) if os.path.isfile(entry.path) and is_video(entry.path)]
+
+
+def is_video(path: str) -> bool:
+    """Whether a file is a video by its suffix or, where that does not tell, its first bytes."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in VIDEO_SUFFIXES and suffix not in _CODE:
+        return True
+    kind = _KINDS.guess_type(f"x{suffix}")[0] or "application/octet-stream"
+    if suffix not in _CODE and (suffix in _OTHER or not kind.startswith(("video/", "application/octet"))):
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1024)
+    except OSError:
+        return suffix in VIDEO_SUFFIXES  # whoever reads it will say why it cannot be read
+    if suffix in _CODE:
+        return not (head and _is_text(head))
+    return _CONTENT.match(head) is not None
+
+
+def _is_text(head: bytes) -> bool:
+    return head[:2] in (b"\xff\xfe", b"\xfe\xff") or not re.search(rb"[\0-\x08\x0e-\x1f]", head)
+
+
+def _is_frame(name: str) -> bool:
+    stem, suffix = os.path.splitext(name)
+    return suffix.lower() in IMAGE_SUFFIXES and any(map(str.isdecimal, stem))
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not is_junk(entry.name)), key=lambda entry: entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # of a link in a circle is_dir raises
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _parts(path: str) -> list[str]:
+    return path.split("/")

@@ -1,1 +1,0 @@
-"""Trained networks at work: prediction."""

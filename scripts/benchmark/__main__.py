@@ -1,0 +1,255 @@
+"""Speed of flaxvid against named peers, measured in one run by interleaved repeats, as ratios.
+
+python scripts/benchmark conv                    Conv against nn.Conv and torch, case by case
+python scripts/benchmark model tsm_resnet50      forward, training step, compile time, memory against torch
+python scripts/benchmark families                the same of every family at its own clip, the README's table
+python scripts/benchmark ffn                     frame-flexible training against training at 16 frames
+python scripts/benchmark input [FOLDER]          decoding against decord and OpenCV, clips a second of the pipeline
+python scripts/benchmark import                  import time of flaxvid against jax and flax
+python scripts/benchmark gpu                     TSM and FFN training in bfloat16 against torch, on a GPU
+
+A busy machine slows torch's threads, which wait for each other, far more than XLA's: there, compare one thread by its
+CPU time, `taskset -c 0 python scripts/benchmark model tsm_resnet50 --clock cpu`.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave the peer its share of a GPU's memory
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from models import FAMILIES, FlaxvidTrainer, compare_families, compare_model, families_table, once
+from timing import CLOCKS, Rows, Timing, interleaved, print_rows, random, ready
+
+import flaxvid
+from flaxvid.layers.conv import Conv
+from flaxvid.layers.norm import BatchNorm
+from flaxvid.layers.shift import TemporalShift
+from flaxvid.losses.distillation import ffn_loss
+
+try:
+    import torch
+    from torch_peers import torch_convolution
+except ModuleNotFoundError:
+    torch = None
+
+# name: input shape, kernel size, strides, groups, features
+CONVOLUTIONS = {
+    "1x1, 256 to 64": ((8, 56, 56, 256), (1, 1), 1, 1, 64),
+    "1x1, 64 to 256": ((8, 56, 56, 64), (1, 1), 1, 1, 256),
+    "1x1 stride 2": ((8, 56, 56, 256), (1, 1), 2, 1, 512),
+    "3x3": ((8, 56, 56, 64), (3, 3), 1, 1, 64),
+    "3x3 deep": ((8, 14, 14, 256), (3, 3), 1, 1, 256),
+    "3x3 stride 2": ((8, 56, 56, 128), (3, 3), 2, 1, 128),
+    "7x7 stem": ((8, 224, 224, 3), (7, 7), 2, 1, 64),
+    "3x3x3": ((1, 8, 56, 56, 64), (3, 3, 3), 1, 1, 64),
+    "3x3x3 stride 2": ((1, 8, 56, 56, 64), (3, 3, 3), 2, 1, 128),
+    "1x3x3": ((1, 8, 56, 56, 64), (1, 3, 3), 1, 1, 64),
+    "3x1x1": ((1, 8, 28, 28, 256), (3, 1, 1), 1, 1, 128),
+    "1x7x7 stem": ((1, 8, 224, 224, 3), (1, 7, 7), (1, 2, 2), 1, 64),
+    "5x7x7 stem": ((1, 16, 112, 112, 3), (5, 7, 7), (1, 2, 2), 1, 8),
+    "depthwise 3x3x3": ((1, 8, 56, 56, 54), (3, 3, 3), 1, 54, 54),
+    "depthwise 5x1x1": ((1, 16, 56, 56, 24), (5, 1, 1), 1, 24, 24),
+    "depthwise 3x3": ((8, 56, 56, 96), (3, 3), 1, 96, 96),
+    "32 groups, 3x3": ((8, 28, 28, 256), (3, 3), 1, 32, 256),
+    "4 groups, 3x3": ((8, 28, 28, 256), (3, 3), 1, 4, 256),
+}
+
+
+# --- convolutions ---------------------------------------------------------------------------------------------------
+
+
+def compare_convolutions(cases: str, timing: Timing) -> Rows:
+    """Seconds of flaxvid's Conv, flax's nn.Conv and torch eager (channels last), forward and forward + backward."""
+    rows: Rows = {}
+    for name, (shape, size, strides, groups, features) in CONVOLUTIONS.items():
+        if cases not in name:
+            continue
+        pads = [(k - 1) // 2 for k in size]
+        x, kernel = random(*shape), random(*size, shape[-1] // groups, features) / 16
+        layers = {
+            "flaxvid": Conv(features, size, strides, groups=groups),
+            "nn.Conv": nn.Conv(features, size, strides, pads, feature_group_count=groups, use_bias=False),
+        }
+        runs: dict[str, dict[str, Callable[[], Any]]] = {"forward": {}, "forward+backward": {}}
+        cotangent = np.ones(
+            jax.eval_shape(layers["flaxvid"].apply, {"params": {"kernel": kernel}}, x).shape, np.float32
+        )
+        args = jax.device_put((kernel, x, cotangent))
+        for peer, layer in layers.items():
+
+            def forward(kernel, x, layer=layer):
+                return layer.apply({"params": {"kernel": kernel}}, x)
+
+            def both(kernel, x, cotangent, forward=forward):
+                y, vjp = jax.vjp(forward, kernel, x)
+                return y, vjp(cotangent)
+
+            runs["forward"][peer] = ready(jax.jit(forward), *args[:2])
+            runs["forward+backward"][peer] = ready(jax.jit(both), *args)
+        if torch:
+            runs["forward"]["torch"], runs["forward+backward"]["torch"] = torch_convolution(
+                x, kernel, cotangent, strides, pads, groups
+            )
+        for direction, peers in runs.items():
+            rows[f"{name}, {direction}"] = interleaved(peers, timing)
+        print_rows({key: row for key, row in rows.items() if key.startswith(f"{name}, f")})
+    return rows
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def packed_step(trainer: FlaxvidTrainer, model: Any) -> Callable[[], Any]:
+    """Gradient of FFN's loss with all counts' frames in one pass: convolutions see them all, shifts and norms parts.
+
+    Only its time means something: the counts share the norms' parameters and the logits and have no gains, all of which
+    costs a packed pass less than the real thing.
+    """
+    counts = tuple(trainer.batch["video"])
+    edges = list(np.cumsum(counts)[:-1])
+    variables = model.init(trainer.key, trainer.batch["video"][counts[0]])
+
+    def each_part(call, args, kwargs, context):
+        apart = isinstance(context.module, BatchNorm | TemporalShift)
+        if not apart or context.method_name != "__call__" or args[0].shape[1] != sum(counts):
+            return call(*args, **kwargs)  # also a part, on its way to the parent class
+        parts = [call(part, *args[1:], **kwargs) for part in jnp.split(args[0], edges, axis=1)]
+        return jnp.concatenate(parts, axis=1)
+
+    def loss(params, stats, batch):
+        video = jnp.concatenate(list(batch["video"].values()), axis=1)
+        state = {"params": params, "batch_stats": stats}
+        with nn.intercept_methods(each_part):
+            logits, state = model.apply(
+                state, video, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+            )
+        return ffn_loss({count: logits for count in counts}, batch["label"])[0], state  # noqa: C420
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    return ready(gradient, variables["params"], variables["batch_stats"], trainer.batch)
+
+
+def compare_ffn(name: str, batch: int, size: int, timing: Timing) -> Rows:
+    """FFN(4, 8, 16)'s step over that of 16 frames alone, and over one packed pass."""
+    flexible = FlaxvidTrainer(name, (4, 8, 16), batch, size, "float32")
+    longest = FlaxvidTrainer(name, (16,), batch, size, "float32")
+    model = flaxvid.create_model(name, num_classes=174, num_frames=16, image_size=size)
+    runs = {"FFN (4, 8, 16)": flexible.train, "16 frames": longest.train, "packed": packed_step(flexible, model)}
+    return {f"{name}, batch {batch}, {size} px, train": interleaved(runs, timing, seconds=90)}
+
+
+def compare_imports(timing: Timing) -> Rows:
+    """Seconds of imports, each in a fresh interpreter."""
+    statements = {
+        "import flaxvid": "import flaxvid",
+        "jax and flax": "import jax, flax.linen",
+        "flaxvid and create_model": "import flaxvid; flaxvid.create_model",
+    }
+    runs = {
+        name: functools.partial(subprocess.run, [sys.executable, "-c", statement], check=True)
+        for name, statement in statements.items()
+    }
+    return {"import": interleaved(runs, timing, seconds=60)}
+
+
+# --- command line ---------------------------------------------------------------------------------------------------
+
+
+def describe() -> dict[str, str]:
+    """Device and versions."""
+    names = ("jax", "flax", "torch", "torchvision")
+    versions = {name: importlib.metadata.version(name) for name in names if name in _installed()}
+    threads = str(len(os.sched_getaffinity(0)))
+    return {"device": jax.devices()[0].device_kind, "host": platform.machine(), "threads": threads, **versions}
+
+
+@functools.cache
+def _installed() -> set[str]:
+    return {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
+
+
+def main() -> None:
+    """Runs one comparison, prints it, and with --json writes it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command in ("conv", "model", "families", "ffn", "input", "import", "gpu", "once"):
+        sub = commands.add_parser(command)
+        sub.add_argument("--repeats", type=int, default=5)
+        sub.add_argument("--json", type=pathlib.Path, help="write the numbers here, too")
+        if command in ("conv", "model", "families", "ffn", "input", "gpu"):
+            sub.add_argument("--clock", choices=CLOCKS, default="wall")
+        if command in ("model", "ffn", "gpu", "once"):
+            sub.add_argument("name", nargs="?", default="tsm_resnet50")
+            sub.add_argument("--batch", type=int, default=8 if command == "gpu" else 1)
+            sub.add_argument("--size", type=int, default=None if command == "model" else 224)
+        if command in ("model", "once"):
+            sub.add_argument("--frames", type=int, nargs="+", help="default: the model's own number")
+            sub.add_argument("--dtype", default="float32")
+    families = commands.choices["families"]
+    families.add_argument("names", nargs="*", default=FAMILIES, metavar="MODEL", help="default: one of each kind")
+    families.add_argument("--batch", type=int, default=1)
+    families.add_argument("--scale", type=float, default=1.0, help="of the clips' sides, for a trial")
+    source = commands.choices["input"]
+    source.add_argument("folder", nargs="?", type=pathlib.Path, help="of videos; default: some h264 clips are made")
+    source.add_argument("--frames", type=int, default=16)
+    source.add_argument("--short-side", type=int, default=256)
+    source.add_argument("--videos", type=int, default=40, help="at most so many of them")
+    source.add_argument("--seconds", type=float, default=8, help="for each setting of the pipeline")
+    commands.choices["conv"].add_argument("--cases", default="", help="only those whose name contains this")
+    commands.choices["once"].add_argument("--peer", default="flaxvid")
+    commands.choices["once"].add_argument("--cache", default="")
+    args = parser.parse_args()
+
+    if args.command == "gpu" and jax.default_backend() != "gpu":
+        sys.exit(f"scripts/benchmark gpu needs a GPU that jax and torch can use, found {jax.default_backend()}")
+    if args.command == "once":
+        print(json.dumps(once(args.peer, args.cache, args.name, tuple(args.frames), args.batch, args.size, args.dtype)))
+        return
+    print(json.dumps(describe()), flush=True)
+    timing = Timing(args.repeats, "wall" if args.command == "import" else args.clock)
+    if args.command == "conv":
+        rows = compare_convolutions(args.cases, timing)
+    elif args.command == "model":
+        clip = flaxvid.create_model(args.name).clip
+        frames, size = tuple(args.frames or (clip.num_frames,)), args.size or clip.image_size
+        rows = compare_model(args.name, frames, args.batch, size, args.dtype, timing)
+    elif args.command == "families":
+        rows = compare_families(args.names, args.batch, args.scale, timing)
+        print(families_table(rows))
+    elif args.command == "ffn":
+        rows = compare_ffn(args.name, args.batch, args.size, timing)
+    elif args.command == "input":
+        from input_path import compare_input  # the others run without PyAV
+
+        rows = compare_input(args.folder, args.frames, args.short_side, args.videos, args.seconds, timing)
+    elif args.command == "import":
+        rows = compare_imports(timing)
+    else:
+        rows = {}
+        for frames in ((8,), (4, 8, 16)):
+            rows |= compare_model(args.name, frames, args.batch, args.size, "bfloat16", timing)
+            train = next(row for key, row in rows.items() if f" {frames} " in key and key.endswith("train"))
+            rows[f"{args.name} {frames} frames per second"] = {
+                peer: args.batch * sum(frames) / seconds for peer, seconds in train.items()
+            }
+    if args.command not in ("conv", "families", "input"):
+        print_rows(rows)
+    if args.json:
+        args.json.write_text(json.dumps({"setup": describe(), "rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Whole models for scripts/benchmark: forward pass, training step, compile time and memory against torch."""
+
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from timing import Rows, Timing, interleaved, print_rows, random
+
+import flaxvid
+from flaxvid.report.tables import render
+from flaxvid.tasks.frame_flexible import FrameFlexibleTask
+from flaxvid.tasks.task import Supervised
+from flaxvid.train.optimizer import make_optimizer
+from flaxvid.train.recipe import OptimizerRecipe
+from flaxvid.train.state import create_state
+from flaxvid.train.step import train_step
+
+try:
+    from torch_peers import TorchTrainer, has_reference
+except ModuleNotFoundError:
+    TorchTrainer = None
+
+FAMILIES = (
+    "tsm_resnet50",
+    "slow_r50",
+    "res3dcnn",
+    "r3d_18",
+    "r3d_18_se",
+    "r2plus1d_r18",
+    "r2plus1d_r34",
+    "r2plus1d_r50",
+    "x3d_xs",
+    "x3d_s",
+    "x3d_m",
+    "x3d_l",
+    "slowfast_r50",
+    "slowfast_r101",
+)
+"""The models of the README's table, each at its own clip."""
+
+LIKE_THE_PEER = {"r2plus1d_r34": {"shared_midplanes": True}}
+"""Options that make a model the network that the peer is, where its default is another."""
+
+
+class FlaxvidTrainer:
+    """A model and its training step on random clips; with several frame counts, the frame-flexible one."""
+
+    def __init__(self, name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str):
+        options = {"num_frames": frames[-1], "image_size": size, "dtype": dtype, **LIKE_THE_PEER.get(name, {})}
+        model = flaxvid.create_model(name, num_classes=174, **options)
+        task = Supervised(model, frames)
+        if len(frames) > 1:
+            task = FrameFlexibleTask(flaxvid.FrameFlexible(model, frames))
+        recipe = OptimizerRecipe()
+        optimizer = make_optimizer(recipe, lambda step: recipe.learning_rate)
+        self.key = jax.random.key(0)
+        self.state = create_state(task.init(self.key), optimizer)
+        self.batch = jax.device_put(
+            {
+                "video": {count: model.for_views(random(batch, count, size, size, 3)) for count in frames},
+                "label": np.arange(batch, dtype=np.int32),
+            }
+        )
+        step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer), donate_argnums=0)
+        start = time.perf_counter()
+        self.step = step.lower(self.state, self.batch, self.key).compile()
+        self.compile_seconds = time.perf_counter() - start
+
+        def evaluate(variables, clip, count):
+            return model.apply(task.select(variables, count), clip)
+
+        self.evaluate = jax.jit(evaluate, static_argnums=2)
+
+    def train(self) -> None:
+        """One step."""
+        self.state, metrics = self.step(self.state, self.batch, self.key)
+        jax.block_until_ready((self.state, metrics))
+
+    def forward(self) -> None:
+        """Logits of each count, as in evaluation."""
+        for count, clip in self.batch["video"].items():
+            jax.block_until_ready(self.evaluate(self.state.variables, clip, count))
+
+    def peak_bytes(self) -> int | None:
+        """The most of the device's memory that was used; None on CPU."""
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def resident_peak() -> int:
+    """Peak of this process's resident memory in bytes; `ru_maxrss` would include that of the process it came from."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+
+
+def make_trainer(peer: str, *setup: Any) -> Any:
+    """The peer's trainer for (model, frames, batch, size, dtype)."""
+    if TorchTrainer and peer == "torch":
+        return TorchTrainer(*setup, device=jax.default_backend())
+    return FlaxvidTrainer(*setup)
+
+
+def in_fresh_process(peer: str, *setup: Any, cache: str = "") -> dict[str, float]:
+    """Two training steps in a process of their own: {"compile seconds", "peak MB"}."""
+    name, frames, batch, size, dtype = setup
+    script = str(pathlib.Path(__file__).with_name("__main__.py"))
+    command = [sys.executable, script, "once", name, "--peer", peer, "--frames", *map(str, frames)]
+    command += ["--batch", str(batch), "--size", str(size), "--dtype", dtype, "--cache", cache]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def once(peer: str, cache: str, *setup: Any) -> dict[str, float]:
+    """What `in_fresh_process` runs."""
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    trainer = make_trainer(peer, *setup)
+    for _ in range(2):
+        trainer.train()
+    return {
+        "compile seconds": getattr(trainer, "compile_seconds", 0.0),
+        "peak MB": (trainer.peak_bytes() or resident_peak()) / 1e6,
+    }
+
+
+def peers_of(name: str) -> list[str]:
+    """flaxvid, and torch where it has the model and the package that it is in is installed."""
+    return ["flaxvid", "torch"] if TorchTrainer and has_reference(name) else ["flaxvid"]
+
+
+def label_of(name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str) -> str:
+    """What a row is about."""
+    return f"{name} {frames} frames, batch {batch}, {size} px, {dtype}"
+
+
+def time_model(setup: tuple[Any, ...], timing: Timing) -> Rows:
+    """Seconds of a forward pass and of a training step (forward, backward, update)."""
+    trainers = {peer: make_trainer(peer, *setup) for peer in peers_of(setup[0])}
+    rows: Rows = {}
+    for method in ("forward", "train"):
+        runs = {peer: getattr(trainer, method) for peer, trainer in trainers.items()}
+        rows[f"{label_of(*setup)}, {method}"] = interleaved(runs, timing, seconds=60)
+    return rows
+
+
+def compare_model(name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str, timing: Timing) -> Rows:
+    """Forward pass and training step against torch eager; compile time and memory, each in fresh processes."""
+    setup = (name, frames, batch, size, dtype)
+    rows = time_model(setup, timing)
+    with tempfile.TemporaryDirectory() as cache:
+        cold, warm = (in_fresh_process("flaxvid", *setup, cache=cache) for _ in range(2))
+    rows[f"{label_of(*setup)}, compile"] = {"cold": cold["compile seconds"], "warm": warm["compile seconds"]}
+    rows[f"{label_of(*setup)}, peak MB"] = {"flaxvid": cold["peak MB"]}
+    if "torch" in peers_of(name):
+        rows[f"{label_of(*setup)}, peak MB"]["torch"] = in_fresh_process("torch", *setup)["peak MB"]
+    return rows
+
+
+def compare_families(names: Sequence[str], batch: int, scale: float, timing: Timing) -> Rows:
+    """Each model at its own clip, its sides times `scale`: time, and the peak memory of a process that trains it."""
+    rows: Rows = {}
+    for name in names:
+        clip = flaxvid.create_model(name).clip
+        setup = (name, (clip.num_frames,), batch, round(clip.image_size * scale), "float32")
+        own = time_model(setup, timing)
+        own[f"{label_of(*setup)}, peak MB"] = {
+            peer: in_fresh_process(peer, *setup)["peak MB"] for peer in peers_of(name)
+        }
+        print_rows(own)
+        rows |= own
+    return rows
+
+
+def families_table(rows: Rows) -> str:
+    """Rows of `compare_families` as Markdown: seconds and megabytes of flaxvid, and what part of torch's they are."""
+    cells: dict[str, list[str]] = {}
+    for label, row in rows.items():
+        others = "".join(f" ({row['flaxvid'] / row[peer]:.2f})" for peer in row if peer != "flaxvid")
+        cells.setdefault(label.rpartition(", ")[0], []).append(f"{row['flaxvid']:,.4g}{others}")
+    header = ("model", "forward, s (/ torch)", "training step, s (/ torch)", "peak memory, MB (/ torch)")
+    return render(header, [(label, *values) for label, values in cells.items()])

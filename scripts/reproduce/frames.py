@@ -1,0 +1,178 @@
+"""Makes the README's comparison on `motion`, table and plot.
+
+    python scripts/reproduce/frames.py [--seeds 0 1 2] [--jobs 2]
+
+Trains every method with every seed, `--jobs` runs at a time, skips what is finished and goes on with what is not.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Runs = dict[str, tuple[str, list[str]]]
+
+# name: (config, overrides). An override of ffn.py or tsm.py, nothing else: each run can be made by hand with train.py.
+RUNS: Runs = {
+    "tsm-16": ("tsm", []),
+    "tsm-8": ("tsm", ["task.frames=(8,)"]),
+    "tsm-4": ("tsm", ["task.frames=(4,)"]),
+    "ffn": ("ffn", []),
+    "single-frame": ("tsm", ["task.frames=(1,)", "eval_frames=(1,)"]),
+    "order-blind": ("tsm", ["model.name=tsn_resnet18"]),
+    "shuffled": ("tsm", ["data.shuffle_frames=True"]),
+    "ffn-shared-norms": ("ffn", ["task.private_norms=False"]),
+    "ffn-no-alteration": ("ffn", ["task.alteration=none"]),
+    "ffn-no-distillation": ("ffn", ["task.distil=False"]),
+    "mixed": ("tsm", ["task.frames=(4,8,16)", "task.sampling=mixed"]),
+    "proportional": ("tsm", ["task.frames=(4,8,16)", "task.sampling=proportional"]),
+}
+
+# row of the table: {frame count or None for all: run}
+ROWS = {
+    "TSM trained at 16 frames": {None: "tsm-16"},
+    "... statistics re-estimated": {None: "tsm-16-reestimated"},
+    "... its frames in random order": {None: "tsm-16-disordered"},
+    "TSM trained at 4 frames": {None: "tsm-4"},
+    "mixed sampling": {None: "mixed"},
+    "proportional sampling": {None: "proportional"},
+    "separate training": {4: "tsm-4", 8: "tsm-8", 16: "tsm-16"},
+    "FFN": {None: "ffn"},
+    "FFN without private norms": {None: "ffn-shared-norms"},
+    "FFN without weight alteration": {None: "ffn-no-alteration"},
+    "FFN without distillation": {None: "ffn-no-distillation"},
+    "TSM trained on frames in random order": {None: "shuffled"},
+    "TSN, blind to order": {None: "order-blind"},
+    "a single frame": {None: "single-frame"},
+}
+
+
+def train_all(runs: Runs, seeds: list[int], folder: Path, jobs: int, overrides: list[str]) -> None:
+    """Trains every run with every seed, so many at a time; ends this process with the list of those that failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cores: SimpleQueue = SimpleQueue()
+    available = (
+        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    )
+    for job in range(jobs):
+        cores.put(set(available[job % len(available) :: jobs]))
+    with ThreadPoolExecutor(jobs) as pool:
+        started = [
+            pool.submit(train, name, *run, seed, folder, cores, overrides)
+            for seed in seeds
+            for name, run in runs.items()
+        ]
+        if problems := [problem for one in started if (problem := one.result())]:
+            sys.exit("\n".join(problems))
+
+
+def train(
+    name: str, config: str, own: list[str], seed: int, folder: Path, cores: SimpleQueue, overrides: list[str]
+) -> str:
+    """One run in a process of its own, on a core of its own where the system can say so; its error, or ""."""
+    workdir = folder / f"{name}-seed{seed}"
+    settings = [f"--config.{setting}" for setting in (*own, *overrides, f"seed={seed}")]
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "--config", str(ROOT / f"configs/{config}.py:motion")]
+    core = cores.get()
+    pin = (lambda: os.sched_setaffinity(0, core)) if hasattr(os, "sched_setaffinity") else None
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with (workdir / "log.txt").open("a") as log:
+            done = subprocess.run(
+                [*command, *settings, "--workdir", str(workdir)], stdout=log, stderr=log, preexec_fn=pin, check=False
+            )
+    finally:
+        cores.put(core)
+    state = "finished" if done.returncode == 0 else "FAILED"
+    print(f"{state}: {name} seed {seed} ({workdir / 'log.txt'})", flush=True)
+    return "" if done.returncode == 0 else f"{name} seed {seed}: see {workdir / 'log.txt'}"
+
+
+def retest(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), batches: int = 40) -> None:
+    """The 16-frame network of a seed without more training: with its statistics re-estimated at each frame count from
+    so many batches, and as it is on frames in random order."""
+    from flaxvid.adapt.statistics import reestimate_statistics
+    from flaxvid.data.pipeline import eval_batches, train_batches
+    from flaxvid.evaluate.evaluator import evaluate_videos
+    from flaxvid.train.checkpoint import restore_variables
+    from flaxvid.train.recipe import read_recipe
+    from flaxvid.train.setup import clip_config, make_model, open_data
+    from flaxvid.types import by_task
+
+    targets = {name: folder / f"tsm-16-{name}-seed{seed}" / "any_frame.json" for name in ("reestimated", "disordered")}
+    if all(target.exists() for target in targets.values()):
+        return
+    run = folder / f"tsm-16-seed{seed}"
+    recipe, variables = read_recipe(run), restore_variables(run)
+    train_source, test_source = open_data(recipe.data, "train"), open_data(recipe.data, recipe.data.eval_split)
+    model, rules = make_model(recipe, len(train_source.classes)), clip_config(recipe, frames)
+    # The plain centre view of training clips: what the network will see, not its augmentation.
+    stream = train_batches(train_source, dataclasses.replace(rules, scales=(1.0,)), recipe.batch_size, seed=recipe.seed)
+    seen = [next(stream)["video"] for _ in range(batches)]
+    reestimated = {
+        n: reestimate_statistics(model, variables, (video[n] for video in seen), recipe.freeze) for n in frames
+    }
+    disordered = dataclasses.replace(rules, shuffle_frames=True)
+    tests = {"reestimated": (reestimated, rules), "disordered": (dict.fromkeys(frames, variables), disordered)}
+    old = {row["frames"]: row for row in json.loads((run / "any_frame.json").read_text())}
+    for name, (plain, clips) in tests.items():
+        videos = eval_batches(test_source, clips, recipe.eval_batch_size)
+        results = by_task(evaluate_videos(model, plain, videos))[""].scores()
+        targets[name].parent.mkdir(parents=True, exist_ok=True)
+        targets[name].write_text(json.dumps([{**old[n], **results[n]} for n in frames], indent=1))
+
+
+def main() -> None:
+    """Trains, tabulates, draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="which runs; default all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default one a core")
+    parser.add_argument("--folder", type=Path, default=Path("runs/motion"), help="of the runs and the results")
+    parser.add_argument("--set", action="append", default=[], metavar="epochs=1", help="override for every run")
+    args = parser.parse_args()
+
+    from flaxvid.data.motion.build import build_motion, fingerprint
+    from flaxvid.report.plots import accuracy_plot, save_figure
+    from flaxvid.report.run import Run, read_run
+    from flaxvid.report.tables import seed_table
+
+    path = build_motion()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    (args.folder / "fingerprint.txt").write_text(f"{fingerprint(path)}\n")
+    train_all({name: RUNS[name] for name in args.runs}, args.seeds, args.folder, args.jobs, args.set)
+    if "tsm-16" in args.runs:
+        for seed in args.seeds:
+            retest(args.folder, seed)
+
+    table: dict[str, list[Run]] = {}
+    for row, parts in ROWS.items():
+        folders = {n: [args.folder / f"{name}-seed{seed}" for seed in args.seeds] for n, name in parts.items()}
+        if not all((folder / "any_frame.json").exists() for group in folders.values() for folder in group):
+            continue
+        table[row] = [
+            Run(
+                row,
+                any_frame=tuple(
+                    r for n, group in folders.items() for r in read_run(group[i]).any_frame if n in (None, r["frames"])
+                ),
+            )
+            for i in range(len(args.seeds))
+        ]
+    text = seed_table(table)
+    (args.folder / "table.md").write_text(text + "\n")
+    lines = {
+        name: runs for name, runs in table.items() if name in ("TSM trained at 16 frames", "separate training", "FFN")
+    }
+    print(f"{text}\n{save_figure(accuracy_plot(lines), args.folder / 'accuracy.png')}")
+
+
+if __name__ == "__main__":
+    main()
