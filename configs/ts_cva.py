@@ -2,13 +2,13 @@
 
     python scripts/train.py --config configs/ts_cva.py           scenes of the embedded data set, on a laptop
     python scripts/train.py --config configs/ts_cva.py --config.model.options.fusion=late
-    python scripts/train.py --config configs/ts_cva.py --config.data.views='("front",)' --workdir runs/front
+    python scripts/train.py --config configs/ts_cva.py --config.data.cameras='("front",)' --workdir runs/front
     python scripts/train.py --config configs/ts_cva.py:folder --config.data.root=FOLDER
 
-Fusions are attention, concat and late. FOLDER has a folder for each view, with a folder of videos for each class in it;
-files of one scene have the same name: FOLDER/front/jump/a.mp4, FOLDER/left/jump/a.mp4, ... Weight decay leaves alone
-what the attention knows of each camera, its embedding and its projection (`DECAY_RULES`). Nobody has published a result
-of this network on data that can be had.
+Fusions are attention, concat and late. FOLDER has a folder for each camera, with a folder of videos for each class in
+it; files of one scene have the same name: FOLDER/front/jump/a.mp4, FOLDER/left/jump/a.mp4, ... Weight decay leaves
+alone what the attention knows of each camera, its embedding and its projection (`DECAY_RULES`). Nobody has published a
+result of this network on data that can be had.
 
 Arguments: motion (default), folder.
 """
@@ -18,13 +18,13 @@ import dataclasses
 from flaxvid.train.presets import preset
 from flaxvid.train.recipe import ModelRecipe, OptimizerRecipe, Recipe
 
-VIEWS = ("front", "left", "right")
+CAMERAS = ("front", "left", "right")
 
 
 def get_config(dataset: str = "motion") -> Recipe:
     recipe = preset(dataset)
-    recipe.data = dataclasses.replace(recipe.data, views=VIEWS, flip=False)
-    options = {"fusion": "attention", "separate": False, "view_dropout": 0.2}
+    recipe.data = dataclasses.replace(recipe.data, cameras=CAMERAS, flip=False)
+    options = {"fusion": "attention", "separate": False, "camera_dropout": 0.2}
     if recipe.model.options.get("width"):
         backbone = {**recipe.model.options, "depths": (1, 1, 1)}
         options |= {"backbone": "tsm_resnet18", "backbone_options": backbone}

@@ -65,6 +65,6 @@ def read_class_names(path: Path) -> tuple[str, ...] | dict[str, tuple[str, ...]]
         if not isinstance(own, list) or not own or not all(isinstance(name, str) and name.strip() for name in own):
             raise ValueError(
                 f'expected class names in {path}, one a line or as JSON such as ["jump", "run"], or such a list for '
-                f"each task, got {text[:60]!r}"
+                f"each target, got {text[:60]!r}"
             )
-    return {task: tuple(own) for task, own in names.items()} if isinstance(names, Mapping) else tuple(names)
+    return {target: tuple(own) for target, own in names.items()} if isinstance(names, Mapping) else tuple(names)

@@ -140,7 +140,7 @@ class FrameFlexible:
 
         Args:
             variables: as from `init` or `specialise`.
-            clips: ``{4: (b, 4, h, w, 3), ...}``, or dicts of views; in evaluation any count, by `nearest`.
+            clips: ``{4: (b, 4, h, w, 3), ...}``, or dicts of cameras; in evaluation any count, by `nearest`.
             train: batch statistics and dropout.
             rngs: ``{"dropout": key}``; the frame count is folded into each key.
             mutable: also return the updated statistics ``{"batch_stats_4f": ..., ...}``.

@@ -9,17 +9,18 @@ Variables = Mapping[str, Any]
 collections."""
 
 Classes = tuple[str, ...] | Mapping[str, tuple[str, ...]]
-"""Class names in the order of the logits; of several tasks ``{"action": (...), "actor": (...)}``."""
+"""Class names in the order of the logits; of several targets ``{"action": (...), "actor": (...)}``."""
 
 Batch = Mapping[str, Any]
 """What the data path yields: ``{"video": {n: uint8 (b, n, h, w, 3)}, "label": (b,), "index": (b,), "broken": (b,)}``,
-where several tasks have labels ``{task: (b,)}`` and several cameras of a scene videos ``{n: {camera: ...}}``; and, in
-evaluation, ``"mask": (b,)``, False where a row only pads the last batch or its video cannot be read, and video with an
-axis of views, (b, v, n, h, w, 3); see `data.pipeline`."""
+where several targets have labels ``{target: (b,)}`` and several cameras of a scene videos ``{n: {camera: ...}}``; and,
+in evaluation, ``"mask": (b,)``, False where a row only pads the last batch or its video cannot be read, and video with
+an axis of views, (b, v, n, h, w, 3); see `data.pipeline`."""
 
 
-def by_task(value: Any) -> dict[str, Any]:
-    """What several tasks have each, by their names: labels, logits, classes; what an only task has, by the name ""."""
+def by_target(value: Any) -> dict[str, Any]:
+    """What several targets have each, by their names: labels, logits, classes; what an only target has, by the name
+    ""."""
     return dict(value) if isinstance(value, Mapping) else {"": value}
 
 

@@ -50,7 +50,7 @@ from flaxvid.train.mesh import make_mesh, put_batch
 from flaxvid.train.recipe import DataRecipe
 from flaxvid.train.setup import clip_config, count_classes, data_origin, open_data
 from flaxvid.train.trained import Trained, load_trained
-from flaxvid.types import by_task
+from flaxvid.types import by_target
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--crops", type=int, choices=(1, 3, 5, 10), help="crops a frame, instead of the protocol's")
     parser.add_argument("--data", help="another data set than the run's: motion, folder, list, ucf101, ...")
     parser.add_argument("--root", help="its folder")
-    parser.add_argument("--views", nargs="+", metavar="VIEW", help="only these cameras: the others are missing")
+    parser.add_argument("--cameras", nargs="+", metavar="CAMERA", help="only these cameras: the others are missing")
     parser.add_argument("--split", help="its split (default: the recipe's eval_split); all of a labelled folder: all")
     parser.add_argument("--fold", type=int, help="which of its official splits")
     parser.add_argument("--lists", help="the folder of its lists")
@@ -141,25 +141,25 @@ def results_folder(trained: Trained, output: Path | None) -> Path | None:
 
 
 def read_renames(path: Path) -> dict[str, dict[str, str]]:
-    """Names of the network by those of the data, for each task; "" is an only one."""
+    """Names of the network by those of the data, for each target; "" is an only one."""
     try:
         names = json.loads(path.read_bytes().decode("utf-8-sig"))
-        tasks = names if names and all(isinstance(value, Mapping) for value in names.values()) else {"": names}
-        wrong = [name for task in tasks.values() for name in task.values() if not isinstance(name, str)]
+        targets = names if names and all(isinstance(value, Mapping) for value in names.values()) else {"": names}
+        wrong = [name for own in targets.values() for name in own.values() if not isinstance(name, str)]
     except (ValueError, AttributeError) as error:
         wrong = [error]
     if wrong:
         raise ValueError(f'expected {{"their name": "the network\'s", ...}} as JSON in {path}, got {wrong[0]}')
-    return tasks
+    return targets
 
 
 def data_recipe(recipe: DataRecipe, arguments: argparse.Namespace) -> DataRecipe:
     """The run's data set, or the one asked for; missing videos are kept, for they are counted and named."""
     if arguments.data and arguments.data != recipe.name:
-        recipe = DataRecipe(arguments.data, test_size=recipe.test_size, short=recipe.short, views=recipe.views)
+        recipe = DataRecipe(arguments.data, test_size=recipe.test_size, short=recipe.short, cameras=recipe.cameras)
     if not recipe.name:
         raise ValueError("a weights file does not say which videos: add --data NAME --root FOLDER")
-    names = ("root", "fold", "lists", "views")
+    names = ("root", "fold", "lists", "cameras")
     given = {name: value for name in names if (value := getattr(arguments, name))}
     return dataclasses.replace(recipe, **given, eval_split=arguments.split or recipe.eval_split, missing="keep")
 
@@ -178,13 +178,13 @@ def open_videos(
             "leave out videos of classes that it never saw, and for classes of another name give --rename MAP.json, "
             '{"the data\'s name": "the network\'s", ...}'
         )
-        if all(map(are_numbers, by_task(trained.classes).values())):
+        if all(map(are_numbers, by_target(trained.classes).values())):
             advice += ", or the network's names by --classes FILE"
         source = relabel(source, trained.classes, "the network", advice, renames)
     elif renames:
         raise ValueError("expected --rename with the network's class names, got none of them: give --classes, too")
     elif count_classes(trained.classes) != count_classes(source.classes):
-        names = [name for task in by_task(source.classes).values() for name in task]
+        names = [name for own in by_target(source.classes).values() for name in own]
         raise ValueError(
             f"expected videos of the network's {count_classes(trained.classes)} classes (their names are not known), "
             f"got {count_classes(source.classes)} classes in {source.name} ({list_names(names)}): give their names, "

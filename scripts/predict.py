@@ -5,7 +5,7 @@
     python scripts/predict.py --run runs/ffn-folder --window 5 film.mp4             a line for every 5 seconds
     python scripts/predict.py --run tsm.safetensors --frames 8 --json holidays/ > answers.jsonl
 
-A network of several views takes folders that have a folder for each camera, with the same file names, as its training
+A network of several cameras takes folders that have a folder for each camera, with the same file names, as its training
 did; a line for every scene, whose answer makes do with the cameras that have it.
 
 Answers go to stdout as they come, everything else to stderr. Videos that cannot be read are named and counted, with
@@ -40,7 +40,7 @@ from flaxvid.evaluate.predictor import Prediction, Predictor, find_scenes, find_
 from flaxvid.train.loop import enable_compilation_cache
 from flaxvid.train.setup import clip_config
 from flaxvid.train.trained import Trained, load_trained
-from flaxvid.types import by_task
+from flaxvid.types import by_target
 
 Top = list[tuple[str, float]] | Mapping[str, list[tuple[str, float]]]
 
@@ -107,11 +107,11 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False, emoji=False)
     names = read_class_names(arguments.classes) if arguments.classes else None
     trained = load_trained(arguments.run, names)
-    videos = videos_for(trained.model.views, arguments)
+    videos = videos_for(trained.model.cameras, arguments)
     clips = clip_config(trained.recipe, trained.frames)
     predictor = Predictor(trained.model, trained.select, trained.classes, clips)
     num_frames = choose_frames(trained, predictor, arguments, console)
-    names = [name for task in by_task(predictor.classes).values() for name in task]
+    names = [name for own in by_target(predictor.classes).values() for name in own]
     widths = max(len(printable(name)) for name in videos), max(map(len, names))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     failed = 0
@@ -146,13 +146,15 @@ def answers(
         yield error
 
 
-def videos_for(views: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, Any]:
-    """What to look at, by name: videos, or for a network of several views scenes."""
-    if not views:
+def videos_for(cameras: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, Any]:
+    """What to look at, by name: videos, or for a network of several cameras scenes."""
+    if not cameras:
         return {str(video): video for video in find_videos(arguments.videos)}
     if arguments.window is not None:
-        raise ValueError("expected no --window for a network of several views, which takes a scene whole: leave it out")
-    return dict(find_scenes(arguments.videos, views))
+        raise ValueError(
+            "expected no --window for a network of several cameras, which takes a scene whole: leave it out"
+        )
+    return dict(find_scenes(arguments.videos, cameras))
 
 
 def choose_frames(trained: Trained, predictor: Predictor, arguments: argparse.Namespace, console: Console) -> int:
@@ -172,25 +174,25 @@ def choose_frames(trained: Trained, predictor: Predictor, arguments: argparse.Na
 def json_line(video: str, answer: Prediction, top: Top, num_frames: int, _widths: object) -> str:
     """{"video", "start", "end", "frames", "top": [{"class", "probability"}, ...]}; seconds, null for a whole video.
 
-    Of several tasks, "top" is {"action": [...], "actor": [...]}.
+    Of several targets, "top" is {"action": [...], "actor": [...]}.
     """
-    tasks = {
-        task: [{"class": name, "probability": round(probability, 6)} for name, probability in own]
-        for task, own in by_task(top).items()
+    targets = {
+        target: [{"class": name, "probability": round(probability, 6)} for name, probability in own]
+        for target, own in by_target(top).items()
     }
-    classes = tasks if isinstance(top, Mapping) else tasks[""]
+    classes = targets if isinstance(top, Mapping) else targets[""]
     seconds = {name: value and round(value, 3) for name, value in (("start", answer.start), ("end", answer.end))}
     return json.dumps({"video": video, **seconds, "frames": num_frames, "top": classes}, ensure_ascii=False)
 
 
 def text_line(video: str, answer: Prediction, top: Top, _num_frames: int, widths: tuple[int, int]) -> str:
-    """Name, times if there are any, and the classes of each task with their probabilities in percent, in columns."""
+    """Name, times if there are any, and the classes of each target with their probabilities in percent, in columns."""
     times = "" if answer.start is None else f"  {clock(answer.start)} - {clock(answer.end or 0.0)}"
-    tasks = []
-    for task, own in by_task(top).items():
+    targets = []
+    for target, own in by_target(top).items():
         columns = [f"{100 * probability:5.1f} {name.ljust(widths[1])}" for name, probability in own]
-        tasks.append("  ".join([f"{task}:"] * bool(task) + columns))
-    return f"{printable(video).ljust(widths[0])}{times}  {'  '.join(tasks)}".rstrip()
+        targets.append("  ".join([f"{target}:"] * bool(target) + columns))
+    return f"{printable(video).ljust(widths[0])}{times}  {'  '.join(targets)}".rstrip()
 
 
 def printable(text: str) -> str:

@@ -62,7 +62,7 @@ def random_variables(randomise):
 
     def make(model, seed=0):
         size = model.clip.image_size
-        video = model.for_views(jax.ShapeDtypeStruct((1, model.clip.num_frames, size, size, 3), np.float32))
+        video = model.for_cameras(jax.ShapeDtypeStruct((1, model.clip.num_frames, size, size, 3), np.float32))
         return randomise(jax.eval_shape(model.init, jax.random.key(0), video), seed)
 
     return make

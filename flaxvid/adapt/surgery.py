@@ -1,4 +1,4 @@
-"""Changing parts of trained variables: another head, a third dimension, several views."""
+"""Changing parts of trained variables: another head, a third dimension, several cameras."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ _NEW = re.compile(r"params/head/.*|\w+/body/.*/(se|\w+_temporal)/.*")  # what no
 
 
 CLASSIFIER = re.compile(r"params/head/classifier(?:_(\w+))?/\w+")
-"""Parameters of a head with a number for each class on their last axis; the group is the task's name."""
+"""Parameters of a head with a number for each class on their last axis; the group is the target's name."""
 
 
 def arrange_head(trained: Variables, columns: Mapping[str, Sequence[int] | None]) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def arrange_head(trained: Variables, columns: Mapping[str, Sequence[int] | None]
 
     Args:
         trained: ordinary variables.
-        columns: for each task ("" where there is only one) the trained number of each class wanted, or None where the
-            classes are others. A classifier whose task is not there stays as it is.
+        columns: for each target ("" where there is only one) the trained number of each class wanted, or None where the
+            classes are others. A classifier whose target is not there stays as it is.
 
     Raises:
         ValueError: the trained classifier has not as many classes.
@@ -55,9 +55,9 @@ def arrange_head(trained: Variables, columns: Mapping[str, Sequence[int] | None]
     variables = trees.flatten(trained)
     for path in list(variables):
         match = CLASSIFIER.fullmatch(path)
-        if not match or (task := match[1] or "") not in columns:
+        if not match or (target := match[1] or "") not in columns:
             continue
-        leaf, order = variables.pop(path), columns[task]
+        leaf, order = variables.pop(path), columns[target]
         if order is not None:
             if len(order) != leaf.shape[-1]:
                 raise ValueError(f"expected {path} of {len(order)} classes, as it has names, got {leaf.shape[-1]}")
@@ -137,23 +137,23 @@ def inflate(
     return trees.unflatten(variables), account
 
 
-def spread(template: Variables, trained: Variables, views: Sequence[str]) -> dict[str, Any]:
-    """Variables of a network of several views out of those of its backbone; its fusion stays as initialised.
+def spread(template: Variables, trained: Variables, cameras: Sequence[str]) -> dict[str, Any]:
+    """Variables of a network of several cameras out of those of its backbone; its fusion stays as initialised.
 
     Args:
-        template: freshly initialised variables of the network of several views, with one backbone for all or one for
+        template: freshly initialised variables of the network of several cameras, with one backbone for all or one for
             each.
         trained: ordinary variables of the backbone.
-        views: names of the cameras.
+        cameras: names of the cameras.
 
     Raises:
         ValueError: anything outside the fusion, on either side, has no counterpart of its shape.
     """
     have, variables, wrong = trees.flatten(trained), {}, []
     spare = set(have)
-    of_a_view = re.compile(rf"(\w+/(?:stem|body))/(?:{'|'.join(views)})/")
+    of_a_camera = re.compile(rf"(\w+/(?:stem|body))/(?:{'|'.join(cameras)})/")
     for path, leaf in trees.flatten(template).items():
-        source = path if path in have else of_a_view.sub(r"\1/", path)
+        source = path if path in have else of_a_camera.sub(r"\1/", path)
         variables[path] = have.get(source, leaf)
         spare.discard(source)
         if variables[path].shape != leaf.shape or not (source in have or path.startswith("params/body/fusion/")):

@@ -2,7 +2,7 @@
 
 A training batch is `{"video": {4: uint8 (b, 4, h, w, 3), 16: ...}, "label": int32 (b,), "index": int32 (b,), "broken":
 int32 (b,)}`, `index` being the position in the source and `broken` that of the video that should have been there but
-could not be read, -1 where all is well. Labels of several tasks are `{task: int32 (b,)}`. At evaluation video is
+could not be read, -1 where all is well. Labels of several targets are `{target: int32 (b,)}`. At evaluation video is
 `(b, v, 4, h, w, 3)`, v views of each, and there is `"mask": bool (b,)`, False for the padding of the last batch and for
 broken videos.
 """
@@ -190,9 +190,9 @@ class _EvalClips:
 
     def __call__(self, index: int) -> dict[str, Any]:
         size = self.clips.image_size
-        views = getattr(self.source, "views", ())
+        cameras = getattr(self.source, "cameras", ())
         black = {n: np.zeros((self.clips.views, n, size, size, 3), np.uint8) for n in self.clips.frames}
-        video = {n: dict.fromkeys(views, clip) if views else clip for n, clip in black.items()}
+        video = {n: dict.fromkeys(cameras, clip) if cameras else clip for n, clip in black.items()}
         classes, broken, real = self.source.classes, -1, False
         label = dict.fromkeys(classes, 0) if isinstance(classes, Mapping) else 0
         if index < len(self.source):

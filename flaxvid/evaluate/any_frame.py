@@ -30,7 +30,7 @@ def clip_milliseconds(
         repeats: how many runs are timed.
     """
     clip = np.random.default_rng(0).integers(0, 256, (1, num_frames, image_size, image_size, 3), np.uint8)
-    video, variables = model.for_views(clip), jax.device_put(variables)
+    video, variables = model.for_cameras(clip), jax.device_put(variables)
     apply = jax.jit(model.apply).lower(variables, video).compile()
     jax.block_until_ready(apply(variables, video))
     times = []

@@ -59,7 +59,7 @@ def model_cost(model: nn.Module, video_shape: tuple[int, ...], variables: Variab
 
     Args:
         model: a video model; for a FrameFlexible one pass the plain model inside, whose cost it has at every count. One
-            of several views is counted with all of them.
+            of several cameras is counted with all of them.
         video_shape: (b, t, h, w, c) of the clip; the count is for the whole batch, so use b = 1 for a clip.
         variables: arrays or shapes, where they differ from what `model.init` would make (a pruned model, say).
 
@@ -68,7 +68,7 @@ def model_cost(model: nn.Module, video_shape: tuple[int, ...], variables: Variab
     """
     video: Any = jax.ShapeDtypeStruct(video_shape, jnp.float32)
     if isinstance(model, VideoModel):
-        video = model.for_views(video)
+        video = model.for_cameras(video)
     shapes: Any = jax.eval_shape(model.init, jax.random.key(0), video) if variables is None else variables
     trainable = [tree for name, tree in shapes.items() if name.startswith("params")]
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trainable))

@@ -22,7 +22,7 @@ from flaxvid.evaluate.metrics import (
 )
 from flaxvid.evaluate.views import average_views
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import Batch, Variables, by_task
+from flaxvid.types import Batch, Variables, by_target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What came out of one pass over a source, for one task.
+    """What came out of one pass over a source, for one target.
 
     Attributes:
         frames: the result at each frame count.
@@ -66,14 +66,15 @@ class Evaluation:
 
 
 Evaluations = Evaluation | Mapping[str, Evaluation]
-"""That of an only task, or one for each of several, by name."""
+"""That of an only target, or one for each of several, by name."""
 
 
 def score_rows(evaluations: Evaluations) -> list[dict[str, Any]]:
-    """The any-frame table: ``{"frames": 4, "top1": 0.61, ...}``, and the "task" of each row where there are several."""
+    """The any-frame table: ``{"frames": 4, "top1": 0.61, ...}``, and the "target" of each row where there are
+    several."""
     return [
-        {**({"task": task} if task else {}), "frames": count, **result.scores}
-        for task, evaluation in by_task(evaluations).items()
+        {**({"target": target} if target else {}), "frames": count, **result.scores}
+        for target, evaluation in by_target(evaluations).items()
         for count, result in sorted(evaluation.frames.items())
     ]
 
@@ -97,27 +98,27 @@ def evaluate_videos(
         put: moves a batch to the devices.
 
     Returns:
-        An evaluation; where labels and logits are those of several tasks, one for each of them.
+        An evaluation; where labels and logits are those of several targets, one for each of them.
 
     Raises:
         ValueError: the video is not uint8, no batch, no video that could be read or has a label, or labels of other
-            tasks.
+            targets.
     """
     totals: dict[tuple[str, int], Any] = {}
     answers: list[Any] = []
     for batch in batches:
         batch = put(batch)
-        guesses, labels = {}, by_task(batch["label"])
+        guesses, labels = {}, by_target(batch["label"])
         for count, plain in variables.items():
-            for task, probabilities in by_task(average_views(model, plain, batch["video"][count])).items():
-                if task not in labels:
+            for target, probabilities in by_target(average_views(model, plain, batch["video"][count])).items():
+                if target not in labels:
                     raise ValueError(
-                        f"expected labels of the network's task {task!r}, got those of {', '.join(map(repr, labels))}: "
-                        "evaluate it on the data that it was trained for"
+                        f"expected labels of the network's target {target!r}, got those of {', '.join(map(repr, labels))}"
+                        ": evaluate it on the data that it was trained for"
                     )
-                mask = batch["mask"] & (labels[task] != NO_LABEL)
-                sums, guesses[task, count] = _judge(probabilities, labels[task], mask)
-                key = task, count
+                mask = batch["mask"] & (labels[target] != NO_LABEL)
+                sums, guesses[target, count] = _judge(probabilities, labels[target], mask)
+                key = target, count
                 totals[key] = jax.tree.map(jnp.add, totals[key], sums) if key in totals else sums
         answers.append({**{name: batch[name] for name in ("index", "label", "mask", "broken")}, "guesses": guesses})
     if not answers:
@@ -128,15 +129,15 @@ def evaluate_videos(
     if broken and not joined["mask"].any():
         raise ValueError(f"none of {len(broken)} videos could be read: check the data set's root and its files")
     evaluations = {}
-    for task, label in by_task(joined["label"]).items():
+    for target, label in by_target(joined["label"]).items():
         keep = joined["mask"] & (label != NO_LABEL)
         if not keep.any():
             raise ValueError(
-                f"expected videos with a label{f' of {task}' * bool(task)}, got {joined['mask'].sum()} without one: "
-                "label some, or drop the column"
+                f"expected videos with a label{f' of {target}' * bool(target)}, got {joined['mask'].sum()} without one"
+                ": label some, or drop the column"
             )
-        results = {n: _result(totals[task, n], *(g[keep] for g in joined["guesses"][task, n])) for n in variables}
-        evaluations[task] = Evaluation(results, joined["index"][keep], label[keep], broken)
+        results = {n: _result(totals[target, n], *(g[keep] for g in joined["guesses"][target, n])) for n in variables}
+        evaluations[target] = Evaluation(results, joined["index"][keep], label[keep], broken)
     return evaluations if isinstance(joined["label"], Mapping) else evaluations[""]
 
 
@@ -147,8 +148,8 @@ def join(passes: Sequence[Evaluations]) -> Evaluations:
         ValueError: the passes could not read the same videos.
     """
     if isinstance(passes[0], Mapping):
-        return {task: _joined([by_task(other)[task] for other in passes]) for task in passes[0]}
-    return _joined([by_task(other)[""] for other in passes])
+        return {target: _joined([by_target(other)[target] for other in passes]) for target in passes[0]}
+    return _joined([by_target(other)[""] for other in passes])
 
 
 def _joined(passes: Sequence[Evaluation]) -> Evaluation:

@@ -28,7 +28,7 @@ class Prediction:
 
     Attributes:
         start, end: where the stretch begins and ends, in seconds; None for a whole video.
-        probabilities: of the classes; of several tasks those of each.
+        probabilities: of the classes; of several targets those of each.
     """
 
     start: float | None
@@ -42,7 +42,7 @@ class Predictor:
     Args:
         model: the ordinary model.
         select: gives its ordinary variables for a frame count, such as ``lambda n: flexible.select(variables, n)``.
-        classes: class names in the order of the logits; of several tasks those of each.
+        classes: class names in the order of the logits; of several targets those of each.
         clips: how a video is seen, as in evaluation, whatever its frame counts; the default is one clip from all of the
             video and the centre crop. Videos shorter than a clip repeat frames.
     """
@@ -62,7 +62,7 @@ class Predictor:
     def __call__(
         self, video: UInt8[np.ndarray, "b v n h w 3"] | Mapping[str, UInt8[np.ndarray, "b v n h w 3"]]
     ) -> Float[np.ndarray, "b k"] | dict[str, Float[np.ndarray, "b k"]]:
-        """Probabilities of a batch of uint8 videos, the mean over each one's views; of several tasks those of each.
+        """Probabilities of a batch of uint8 videos, the mean over each one's views; of several targets those of each.
 
         Of a scene with several cameras `video` is a dict of theirs.
 
@@ -115,14 +115,14 @@ class Predictor:
             count: how many.
 
         Returns:
-            ``[("run", 0.7), ...]``; of several tasks that for each of them.
+            ``[("run", 0.7), ...]``; of several targets that for each of them.
         """
 
         def likeliest(names: tuple[str, ...], own: Float[np.ndarray, " k"]) -> list[tuple[str, float]]:
             return [(names[i], float(own[i])) for i in np.argsort(-own, kind="stable")[:count]]
 
         if isinstance(self.classes, Mapping):
-            return {task: likeliest(names, probabilities[task]) for task, names in self.classes.items()}
+            return {target: likeliest(names, probabilities[target]) for target, names in self.classes.items()}
         return likeliest(self.classes, probabilities)
 
     def milliseconds(self, num_frames: int) -> float:
@@ -154,12 +154,12 @@ def find_videos(places: Iterable[str | Path]) -> list[str | Path]:
     return list(found.values())
 
 
-def find_scenes(places: Iterable[str | Path], views: Sequence[str]) -> dict[str, dict[str, Path]]:
+def find_scenes(places: Iterable[str | Path], cameras: Sequence[str]) -> dict[str, dict[str, Path]]:
     """The scenes in folders that have a folder for each camera, in which the files of a scene have the same name.
 
     Args:
         places: folders such as `videos`, with `videos/front/jump/a.mp4` and `videos/left/jump/a.mp4` in them.
-        views: the cameras that the network knows; a scene may lack some of them.
+        cameras: those that the network knows; a scene may lack some of them.
 
     Returns:
         The files of each scene, ``{"videos/jump/a": {"front": Path(...), "left": Path(...)}}``.
@@ -170,16 +170,16 @@ def find_scenes(places: Iterable[str | Path], views: Sequence[str]) -> dict[str,
     """
     scenes: dict[str, dict[str, Path]] = {}
     for place in map(Path, places):
-        cameras = {view: place / view for view in views if (place / view).is_dir()}
-        if not any(map(videos_below, cameras.values())):
+        folders = {camera: place / camera for camera in cameras if (place / camera).is_dir()}
+        if not any(map(videos_below, folders.values())):
             raise FileNotFoundError(
-                f"expected a folder of videos for each camera in {place}, {' or '.join(views)}, got none: files of one "
-                "scene have the same name in each"
+                f"expected a folder of videos for each camera in {place}, {' or '.join(cameras)}, got none: files of "
+                "one scene have the same name in each"
             )
-        for view, folder in cameras.items():
+        for camera, folder in folders.items():
             for video in videos_below(folder):
                 name = str(place / video.relative_to(folder)).removesuffix(video.suffix)
-                other = scenes.setdefault(name, {}).setdefault(view, video)
+                other = scenes.setdefault(name, {}).setdefault(camera, video)
                 if other != video:
                     raise ValueError(
                         f"expected one video of {name} in each camera, got {other} and {video}: rename one"

@@ -24,7 +24,7 @@ from flaxvid.data.clips.sampling import segment_indices
 from flaxvid.data.sources.open import Source
 from flaxvid.evaluate.evaluator import Evaluation, Evaluations, Result, score_rows
 from flaxvid.report.records import read_evaluation
-from flaxvid.types import by_task
+from flaxvid.types import by_target
 from flaxvid.writing import written_whole
 
 RIGHT, WRONG = 4, 8
@@ -53,8 +53,8 @@ def evaluation_record(
         costs: "gflops" of a clip at each frame count, and "milliseconds" where they were measured.
         origin: where the videos come from: "root" and "split", and "by_number" where labels are compared by number.
     """
-    tasks: dict[str, Evaluation] = by_task(evaluation)
-    first, classes = next(iter(tasks.values())), source.classes
+    targets: dict[str, Evaluation] = by_target(evaluation)
+    first, classes = next(iter(targets.values())), source.classes
     faults = [find_fault(source, position, clips) for position in first.broken]
     missing = sum(fault["missing"] for fault in faults)
     device = jax.devices()[0]
@@ -65,7 +65,7 @@ def evaluation_record(
             **(origin or {}),
             "videos": len(source),
             "digest": digest_videos(source),
-            "evaluated": max(len(part.index) for part in tasks.values()),
+            "evaluated": max(len(part.index) for part in targets.values()),
             "missing": missing,
             "unreadable": len(faults) - missing,
             "faults": faults,
@@ -73,12 +73,12 @@ def evaluation_record(
         "device": device.device_kind if device.platform != "cpu" else f"CPU with {os.cpu_count()} cores",
         "classes": dict(classes) if isinstance(classes, Mapping) else list(classes),
         "frames": [
-            {**row, **costs[row["frames"]], **_details(tasks[row.get("task", "")].frames[row["frames"]])}
+            {**row, **costs[row["frames"]], **_details(targets[row.get("target", "")].frames[row["frames"]])}
             for row in score_rows(evaluation)
         ],
         "examples": [
             {
-                **({"task": task} if task else {}),
+                **({"target": target} if target else {}),
                 "id": str(source[int(part.index[row])]["id"]),
                 "label": int(part.label[row]),
                 "guesses": {
@@ -86,7 +86,7 @@ def evaluation_record(
                     for count, result in sorted(part.frames.items())
                 },
             }
-            for task, part in tasks.items()
+            for target, part in targets.items()
             for row in choose_examples(part)
         ],
     }
@@ -104,7 +104,7 @@ def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluat
     strips = folder / "strips"
     shutil.rmtree(strips, ignore_errors=True)
     strips.mkdir(parents=True)
-    positions = [int(part.index[row]) for part in by_task(evaluation).values() for row in choose_examples(part)]
+    positions = [int(part.index[row]) for part in by_target(evaluation).values() for row in choose_examples(part)]
     for number, (example, position) in enumerate(zip(record["examples"], positions, strict=True)):
         item = source[position]
         path = strips / f"{number:02d}.jpg"
@@ -120,7 +120,7 @@ def digest_videos(source: Source) -> str:
 
     The sizes tell copies of other quality apart, which have the same names.
     """
-    classes = by_task(source.classes)
+    classes = by_target(source.classes)
     rows = []
     for position in range(len(source)):
         try:
@@ -129,9 +129,10 @@ def digest_videos(source: Source) -> str:
             rows.append(f"{position}")
             continue
         labels = {
-            task: classes[task][label] if label >= 0 else None for task, label in sorted(by_task(item["label"]).items())
+            target: classes[target][label] if label >= 0 else None
+            for target, label in sorted(by_target(item["label"]).items())
         }
-        sizes = {view: _size(video) for view, video in sorted(by_task(item["video"]).items())}
+        sizes = {view: _size(video) for view, video in sorted(by_target(item["video"]).items())}
         rows.append(json.dumps([str(item["id"]), labels, sizes]))
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()[:16]
 

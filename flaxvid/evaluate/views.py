@@ -93,7 +93,7 @@ def average_views(
         video: the views of each video; of a scene with several cameras those of each.
 
     Returns:
-        Probabilities; of several tasks a dict of them, as the model's logits are.
+        Probabilities; of several targets a dict of them, as the model's logits are.
 
     Raises:
         ValueError: the video is not uint8, or has no axis of views.

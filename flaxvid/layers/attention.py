@@ -1,4 +1,4 @@
-"""Attention between views of one scene, over the grids that a body makes of them."""
+"""Attention between cameras of one scene, over the grids that a body makes of them."""
 
 import functools
 
@@ -11,22 +11,24 @@ from jaxtyping import Array, Bool, Float
 
 from flaxvid.layers.blocks import FrameMask, Grid, fit_mask
 
-Views = Float[Array, "b v t h w c"]
+Cameras = Float[Array, "b v t h w c"]
 Present = Bool[Array, "b v"]
 
 
 class CrossViewAttention(nn.Module):
-    """Temporal-spatial cross-view attention: views look at each other at each moment, then along time, and are joined.
+    """Temporal-spatial cross-view attention: cameras look at each other at each moment, then along time, and are
+    joined.
 
-    Cameras that see one moment from several sides agree in time and in nothing else: which place of one view shows what
-    a place of another does is learnt, so at each moment every place of every view attends to all places of all views.
-    After that each place attends to its own past and future, and a gate, softmax over the views, weighs them in a sum.
+    Cameras that see one moment from several sides agree in time and in nothing else: which place of one camera shows
+    what a place of another does is learnt, so at each moment every place of every camera attends to all places of all
+    cameras. After that each place attends to its own past and future, and a gate, softmax over the cameras, weighs them
+    in a sum.
 
-    What is the same in two views means another thing in each, as "to the right" does, so before all this each view has
-    a projection of its own. These start as the identity, both attentions at zero and the gate even: what comes out at
-    first is the views' mean, and with the projections alone it would be what concatenation makes of them.
+    What is the same in two cameras means another thing in each, as "to the right" does, so before all this each camera
+    has a projection of its own. These start as the identity, both attentions at zero and the gate even: what comes out
+    at first is the cameras' mean, and with the projections alone it would be what concatenation makes of them.
 
-    A view that is not present is no key of any place and has no weight in the gate: its values change nothing.
+    A camera that is not present is no key of any place and has no weight in the gate: its values change nothing.
 
     Attributes:
         heads: of both attentions; divides their channels.
@@ -39,8 +41,8 @@ class CrossViewAttention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Views, present: Present, frame_mask: FrameMask = None) -> Grid:
-        """The views' grids to one; no size is built in, but the number of views is."""
+    def __call__(self, x: Cameras, present: Present, frame_mask: FrameMask = None) -> Grid:
+        """The cameras' grids to one; no size is built in, but the number of cameras is."""
         _, v, t, h, w, c = x.shape
         attend = functools.partial(
             nn.MultiHeadDotProductAttention,

@@ -27,7 +27,7 @@ def classify(x: Float[Array, "*b c"], num_classes: int | Mapping[str, int], std:
         return nn.Dense(classes, kernel_init=nn.initializers.normal(std), name=name)(x)
 
     if isinstance(num_classes, Mapping):
-        return {task: dense(f"classifier_{task}", classes) for task, classes in num_classes.items()}
+        return {target: dense(f"classifier_{target}", classes) for target, classes in num_classes.items()}
     return dense("classifier", num_classes)
 
 

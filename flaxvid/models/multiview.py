@@ -1,14 +1,14 @@
-"""Several views of one scene, ``{"front": video, "left": video, "right": video}``, on any backbone of the zoo.
+"""Several cameras of one scene, ``{"front": video, "left": video, "right": video}``, on any backbone of the zoo.
 
-The backbone's stem and body see each view; what they make of the views becomes one answer in one of three ways:
+The backbone's stem and body see each camera; what they make of the cameras becomes one answer in one of three ways:
 
-* "late": the head answers for each view, and the mean of the logits counts; with a shared backbone nobody knows which
+* "late": the head answers for each camera, and the mean of the logits counts; with a shared backbone nobody knows which
   camera it was that saw something.
 * "concat": the body's maps side by side on the channels, and a 1x1x1 convolution back to their number.
 * "attention": `CrossViewAttention` over the maps; with it the model is TS-CVA, temporal-spatial cross-view attention.
 
-A view that the dict lacks is missing. Late fusion takes the mean of the others; attention masks it; concatenation can
-only put zeros where it would be, which its kernel has never seen unless it was trained with `view_dropout`.
+A camera that the dict lacks is missing. Late fusion takes the mean of the others; attention masks it; concatenation can
+only put zeros where it would be, which its kernel has never seen unless it was trained with `camera_dropout`.
 
 With a shared backbone its variables keep their names: those of a model of one video are those of "late" as they are,
 and lack only "body/fusion" for the other two. With separate ones they are under "stem/front", "body/front", ...; the
@@ -25,7 +25,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxvid.layers.attention import CrossViewAttention, Present, Views
+from flaxvid.layers.attention import Cameras, CrossViewAttention, Present
 from flaxvid.layers.blocks import FrameMask, Grid
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import Logits
@@ -33,26 +33,27 @@ from flaxvid.models.spec import ModelSpec
 from flaxvid.models.video_model import VideoModel
 
 FUSIONS = ("attention", "concat", "late")
-VIEWS = ("front", "left", "right")
+CAMERAS = ("front", "left", "right")
 
 
-def fold(views: Mapping[str, Any]) -> Any:
-    """Views as rows of one batch, (b * v, ...), those of a sample side by side: on a mesh they stay where they are."""
-    return jax.tree.map(lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *views.values())
+def fold(cameras: Mapping[str, Any]) -> Any:
+    """Cameras as rows of one batch, (b * v, ...), those of a sample side by side: on a mesh they stay where they
+    are."""
+    return jax.tree.map(lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *cameras.values())
 
 
 def unfold(x: Any, count: int) -> Any:
-    """The inverse of `fold`, with an axis of views: (b * v, ...) to (b, v, ...)."""
+    """The inverse of `fold`, with an axis of cameras: (b * v, ...) to (b, v, ...)."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]), x)
 
 
-def each_view(frame_mask: FrameMask, count: int) -> FrameMask:
-    """The mask of a folded batch: views of a sample share theirs."""
+def each_camera(frame_mask: FrameMask, count: int) -> FrameMask:
+    """The mask of a folded batch: cameras of a sample share theirs."""
     return None if frame_mask is None else jnp.repeat(frame_mask, count, axis=0)
 
 
-def drop_views(module: nn.Module, present: Present, rate: float, train: bool) -> Present:
-    """In training, views of each sample taken away by chance, one by one; where all would go, all stay."""
+def drop_cameras(module: nn.Module, present: Present, rate: float, train: bool) -> Present:
+    """In training, cameras of each sample taken away by chance, one by one; where all would go, all stay."""
     if not train or not rate:
         return present
     kept = present & jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, present.shape)
@@ -60,35 +61,35 @@ def drop_views(module: nn.Module, present: Present, rate: float, train: bool) ->
 
 
 class Concatenation(nn.Module):
-    """Maps of the views side by side on the channels, and a 1x1x1 convolution; a missing view's are zeros."""
+    """Maps of the cameras side by side on the channels, and a 1x1x1 convolution; a missing camera's are zeros."""
 
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Views, present: Present, frame_mask: FrameMask = None) -> Grid:
-        """The views' grids to one; it treats each frame alike, so padded ones need no mask."""
+    def __call__(self, x: Cameras, present: Present, frame_mask: FrameMask = None) -> Grid:
+        """The cameras' grids to one; it treats each frame alike, so padded ones need no mask."""
         x = jnp.where(present[:, :, None, None, None, None], x, 0)
         x, c = rearrange(x, "b v t h w c -> b t h w (v c)"), x.shape[-1]
         init = nn.initializers.lecun_normal()
         return Conv(c, (1, 1, 1), use_bias=True, dtype=self.dtype, kernel_init=init, name="conv")(x)
 
 
-class PerView(nn.Module):
-    """A stem or a body that sees every view: one for all, to which they are rows of one batch, or one for each.
+class PerCamera(nn.Module):
+    """A stem or a body that sees every camera: one for all, to which they are rows of one batch, or one for each.
 
     Attributes:
         part: the backbone's.
-        views: names of all views.
-        separate: one copy for each view.
-        fusion: joins the views' grids; None leaves a dict of them.
-        view_dropout: share of the views that `fusion` does without in training.
+        cameras: names of all cameras.
+        separate: one copy for each camera.
+        fusion: joins the cameras' grids; None leaves a dict of them.
+        camera_dropout: share of the cameras that `fusion` does without in training.
     """
 
     part: nn.Module
-    views: tuple[str, ...]
+    cameras: tuple[str, ...]
     separate: bool = False
     fusion: nn.Module | None = None
-    view_dropout: float = 0.0
+    camera_dropout: float = 0.0
 
     def setup(self):
         """A shared backbone's variables keep their names."""
@@ -97,34 +98,34 @@ class PerView(nn.Module):
 
     @nn.compact
     def __call__(self, x: Mapping[str, Any], train: bool = False, frame_mask: FrameMask = None) -> Any:
-        """Video or grids of the views that are there, to a dict of grids or, with a fusion, to one."""
+        """Video or grids of the cameras that are there, to a dict of grids or, with a fusion, to one."""
         if self.separate:
-            missing = sorted(set(self.views) - set(x))
+            missing = sorted(set(self.cameras) - set(x))
             if self.is_initializing() and missing:
-                raise ValueError(f"init takes all views, for each has its own backbone: got none of {missing}")
-            parts = {view: self.part.clone(parent=self, name=view) for view in self.views}
-            grids = {view: parts[view](clip, train, frame_mask) for view, clip in x.items()}
+                raise ValueError(f"init takes all cameras, for each has its own backbone: got none of {missing}")
+            parts = {camera: self.part.clone(parent=self, name=camera) for camera in self.cameras}
+            grids = {camera: parts[camera](clip, train, frame_mask) for camera, clip in x.items()}
         else:
-            joint = unfold(self.part(fold(x), train, each_view(frame_mask, len(x))), len(x))
-            grids = {view: jax.tree.map(lambda leaf, i=i: leaf[:, i], joint) for i, view in enumerate(x)}
+            joint = unfold(self.part(fold(x), train, each_camera(frame_mask, len(x))), len(x))
+            grids = {camera: jax.tree.map(lambda leaf, i=i: leaf[:, i], joint) for i, camera in enumerate(x)}
         if self.fusion is None:
             return grids
         blank = jnp.zeros_like(next(iter(grids.values())))
-        stacked = jnp.stack([grids.get(view, blank) for view in self.views], axis=1)  # (b, v, t, h, w, c)
-        present = jnp.broadcast_to(jnp.array([view in grids for view in self.views]), stacked.shape[:2])
-        return self.fusion(stacked, drop_views(self, present, self.view_dropout, train), frame_mask)
+        stacked = jnp.stack([grids.get(camera, blank) for camera in self.cameras], axis=1)  # (b, v, t, h, w, c)
+        present = jnp.broadcast_to(jnp.array([camera in grids for camera in self.cameras]), stacked.shape[:2])
+        return self.fusion(stacked, drop_cameras(self, present, self.camera_dropout, train), frame_mask)
 
 
 class MeanHead(nn.Module):
-    """The backbone's head on each view, and the mean of their logits.
+    """The backbone's head on each camera, and the mean of their logits.
 
     Attributes:
         head: the backbone's.
-        view_dropout: share of the views that the mean does without in training.
+        camera_dropout: share of the cameras that the mean does without in training.
     """
 
     head: nn.Module
-    view_dropout: float = 0.0
+    camera_dropout: float = 0.0
 
     def setup(self):
         """The head's variables keep their names."""
@@ -136,17 +137,17 @@ class MeanHead(nn.Module):
         return self.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
 
     def pool(self, x: Mapping[str, Any], train: bool = False, frame_mask: FrameMask = None) -> Float[Array, "b c"]:
-        """The mean of the views' features."""
-        mask = each_view(frame_mask, len(x))
+        """The mean of the cameras' features."""
+        mask = each_camera(frame_mask, len(x))
         pooled = self.head.pool(fold(x), train, mask)  # pyright: ignore[reportAttributeAccessIssue]
         return unfold(pooled, len(x)).mean(axis=1)
 
     @nn.compact
     def __call__(self, x: Mapping[str, Any], train: bool = False, frame_mask: FrameMask = None) -> Logits:
-        """What the body made of each view, to logits."""
-        logits = unfold(self.head(fold(x), train, each_view(frame_mask, len(x))), len(x))
+        """What the body made of each camera, to logits."""
+        logits = unfold(self.head(fold(x), train, each_camera(frame_mask, len(x))), len(x))
         shape = jax.tree.leaves(logits)[0].shape[:2]
-        kept = drop_views(self, jnp.ones(shape, bool), self.view_dropout, train)
+        kept = drop_cameras(self, jnp.ones(shape, bool), self.camera_dropout, train)
         return jax.tree.map(lambda z: z.mean(axis=1, where=kept[..., None]), logits)
 
 
@@ -154,57 +155,58 @@ def fuse(
     backbone: VideoModel,
     *,
     name: str,
-    views: tuple[str, ...] = VIEWS,
+    cameras: tuple[str, ...] = CAMERAS,
     fusion: str = "attention",
     separate: bool = False,
-    view_dropout: float = 0.0,
+    camera_dropout: float = 0.0,
     heads: int = 4,
     dtype: Any = jnp.float32,
 ) -> VideoModel:
-    """A model of several views out of one of a single video, whose parts it takes as they are.
+    """A model of several cameras out of one of a single video, whose parts it takes as they are.
 
     Args:
         backbone: any model; for "concat" and "attention" its stem and body give one grid.
         name: what errors call it.
-        views: names of the cameras, in the order in which "concat" and "attention" know them.
+        cameras: names of the cameras, in the order in which "concat" and "attention" know them.
         fusion: "attention", "concat" or "late".
-        separate: a stem and a body for each view, instead of the same for all.
-        view_dropout: in training, the share of the views that samples do without, so that the model knows what to do
-            without them at the test.
+        separate: a stem and a body for each camera, instead of the same for all.
+        camera_dropout: in training, the share of the cameras that samples do without, so that the model knows what to
+            do without them at the test.
         heads: of the attention.
         dtype: compute type of the fusion.
 
     Raises:
-        ValueError: an unknown fusion, unsuitable names of views or a share out of range; or maps that cannot be joined.
+        ValueError: an unknown fusion, unsuitable names of cameras or a share out of range; or maps that cannot be
+            joined.
     """
     if fusion not in FUSIONS:
         raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
-    if not views or len(set(views)) < len(views) or not all(map(_fits, views)):
+    if not cameras or len(set(cameras)) < len(cameras) or not all(map(_fits, cameras)):
         raise ValueError(
-            f"views must be distinct names that can be part of a parameter's, such as {VIEWS}, without 'norm' in them, "
-            f"got {tuple(views)}"
+            f"cameras must be distinct names that can be part of a parameter's, such as {CAMERAS}, without 'norm' in "
+            f"them, got {tuple(cameras)}"
         )
-    if not 0 <= view_dropout < 1:
-        raise ValueError(f"view_dropout must lie in [0, 1), got {view_dropout}")
-    if backbone.views or (fusion != "late" and not _gives_one_grid(backbone)):
-        what = "takes several views itself" if backbone.views else "makes several maps of a clip, and not one grid"
+    if not 0 <= camera_dropout < 1:
+        raise ValueError(f"camera_dropout must lie in [0, 1), got {camera_dropout}")
+    if backbone.cameras or (fusion != "late" and not _gives_one_grid(backbone)):
+        what = "takes several cameras itself" if backbone.cameras else "makes several maps of a clip, and not one grid"
         raise ValueError(f'{name} {what}: fusion={fusion!r} cannot join them; use fusion="late" or another backbone')
     late = fusion == "late"
     join = {"attention": CrossViewAttention(heads, dtype=dtype), "concat": Concatenation(dtype), "late": None}[fusion]
     return VideoModel(
-        stem=PerView(backbone.stem, views, separate),
-        body=PerView(backbone.body, views, separate, join, 0.0 if late else view_dropout),
-        head=MeanHead(backbone.head, view_dropout) if late else backbone.head,
+        stem=PerCamera(backbone.stem, cameras, separate),
+        body=PerCamera(backbone.body, cameras, separate, join, 0.0 if late else camera_dropout),
+        head=MeanHead(backbone.head, camera_dropout) if late else backbone.head,
         feature_dim=backbone.feature_dim,
         clip=backbone.clip,
         altered=tuple(re.sub(r"^(stem|body)/", r"\1/\\w+/", path) if separate else path for path in backbone.altered),
-        views=views,
+        cameras=cameras,
     )
 
 
-def _fits(view: str) -> bool:
+def _fits(camera: str) -> bool:
     """A name with "norm" in it would make private all that is below it; see `flaxvid.frames.is_norm`."""
-    return view.isidentifier() and "norm" not in view and view not in ("part", "fusion")
+    return camera.isidentifier() and "norm" not in camera and camera not in ("part", "fusion")
 
 
 def _gives_one_grid(model: VideoModel) -> bool:
@@ -220,10 +222,10 @@ def specs(create: Callable[..., VideoModel]) -> dict[str, ModelSpec]:
         *,
         backbone: str = "res3dcnn",
         backbone_options: Mapping[str, Any] | None = None,
-        views: tuple[str, ...] = VIEWS,
+        cameras: tuple[str, ...] = CAMERAS,
         fusion: str = "attention",
         separate: bool = False,
-        view_dropout: float = 0.0,
+        camera_dropout: float = 0.0,
         heads: int = 4,
         num_classes: int | Mapping[str, int] = 400,
         num_frames: int | None = None,
@@ -232,12 +234,12 @@ def specs(create: Callable[..., VideoModel]) -> dict[str, ModelSpec]:
         dtype: Any = jnp.float32,
         remat: bool = False,
     ) -> VideoModel:
-        """A model of several views.
+        """A model of several cameras.
 
         Args:
             backbone: a name of the zoo.
             backbone_options: its overrides, beside those below.
-            views, fusion, separate, view_dropout, heads: see `fuse`.
+            cameras, fusion, separate, camera_dropout, heads: see `fuse`.
             num_classes: classes, or a dict of them for several classifiers.
             num_frames, image_size, dropout: the backbone's own where they are None.
             dtype: compute type; parameters, statistics and logits stay float32.
@@ -249,10 +251,10 @@ def specs(create: Callable[..., VideoModel]) -> dict[str, ModelSpec]:
         return fuse(
             create(backbone, **options),
             name=backbone,
-            views=tuple(views),
+            cameras=tuple(cameras),
             fusion=fusion,
             separate=separate,
-            view_dropout=view_dropout,
+            camera_dropout=camera_dropout,
             heads=heads,
             dtype=jnp.dtype(dtype),
         )

@@ -39,17 +39,17 @@ The parts of an existing model, each with its own share of the variables:
 >>> model.head.apply(part(variables, "head"), x).shape
 (2, 9)
 
-Several views, a stem and a body each, their maps fused by one convolution in front of one head:
+Several cameras, a stem and a body each, their maps fused by one convolution in front of one head:
 
 >>> videos = {"front": video, "left": video, "right": video}
 >>> keys = jax.random.split(jax.random.key(4), 3)
->>> views = {view: model.init(key, video) for view, key in zip(videos, keys)}
+>>> cameras = {camera: model.init(key, video) for camera, key in zip(videos, keys)}
 >>> fusion = flaxvid.layers.Conv(2048, (1, 1, 1), use_bias=True)
->>> def maps(views, videos):
-...     models = {view: model.bind(variables) for view, variables in views.items()}
-...     outs = [m.body(m.stem(m.normalise(videos[view]))) for view, m in models.items()]
+>>> def maps(cameras, videos):
+...     models = {camera: model.bind(variables) for camera, variables in cameras.items()}
+...     outs = [m.body(m.stem(m.normalise(videos[camera]))) for camera, m in models.items()]
 ...     return jnp.concatenate(outs, axis=-1)
->>> fused, fusion_variables = fusion.init_with_output(jax.random.key(5), maps(views, videos))
+>>> fused, fusion_variables = fusion.init_with_output(jax.random.key(5), maps(cameras, videos))
 >>> head.apply(part(variables, "head"), fused).shape
 (2, 9)
 

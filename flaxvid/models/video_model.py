@@ -13,7 +13,7 @@ from flaxvid.layers.heads import Logits
 from flaxvid.types import ClipSpec
 
 Video = Num[Array, "b t h w 3"] | Mapping[str, Num[Array, "b t h w 3"]]
-"""A batch of clips; for a model of several views the clips of each view, ``{"front": ..., "left": ...}``."""
+"""A batch of clips; for a model of several cameras the clips of each camera, ``{"front": ..., "left": ...}``."""
 
 
 class VideoModel(nn.Module):
@@ -31,8 +31,8 @@ class VideoModel(nn.Module):
         clip: frame count, size and normalisation that the model was made for.
         altered: patterns (whole-path regular expressions below "params") of the kernels that `FrameFlexible` alters:
             ungrouped ones that alone consume their input.
-        views: names of the cameras whose videos the model takes, as a dict of them; () for a model of one video. A view
-            that a dict lacks is missing, and the model makes do with the others.
+        cameras: names of the cameras whose videos the model takes, as a dict of them; () for a model of one video. A
+            camera that a dict lacks is missing, and the model makes do with the others.
     """
 
     stem: nn.Module
@@ -41,20 +41,20 @@ class VideoModel(nn.Module):
     feature_dim: int
     clip: ClipSpec = ClipSpec()
     altered: tuple[str, ...] = ()
-    views: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
 
     @nn.nowrap
     def normalise(self, video: Video) -> Any:
         """uint8 video to zero mean and unit deviation by `clip`; floating-point video is taken as normalised
-        already. Of several views each."""
-        if isinstance(video, Mapping) or self.views:
-            return {view: self._normalise(clip) for view, clip in _check_views(video, self.views).items()}
+        already. Of several cameras each."""
+        if isinstance(video, Mapping) or self.cameras:
+            return {camera: self._normalise(clip) for camera, clip in _check_cameras(video, self.cameras).items()}
         return self._normalise(video)
 
     @nn.nowrap
-    def for_views(self, video: Any) -> Any:
-        """The same video, or what stands for it, for each of the views; itself for a model of one video."""
-        return dict.fromkeys(self.views, video) if self.views else video
+    def for_cameras(self, video: Any) -> Any:
+        """The same video, or what stands for it, for each of the cameras; itself for a model of one video."""
+        return dict.fromkeys(self.cameras, video) if self.cameras else video
 
     @nn.nowrap
     def _normalise(self, video: Num[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
@@ -82,7 +82,7 @@ class VideoModel(nn.Module):
         """Logits of a batch of clips.
 
         Args:
-            video: uint8 RGB, or floating-point values normalised already; of several views a dict of them.
+            video: uint8 RGB, or floating-point values normalised already; of several cameras a dict of them.
             train: batch statistics and dropout; needs ``mutable=["batch_stats"]`` and a "dropout" key in `rngs`.
             frame_mask: False for frames that only pad a shorter clip; they change nothing.
 
@@ -105,7 +105,7 @@ class VideoModel(nn.Module):
 
 
 def clip_length(video: Any) -> int:
-    """Frames of a clip (b, t, h, w, 3), the same for all its views."""
+    """Frames of a clip (b, t, h, w, 3), the same for all its cameras."""
     return jax.tree.leaves(video)[0].shape[1]
 
 
@@ -124,28 +124,30 @@ def init_variables(model: VideoModel, key: Array, video: Video) -> dict[str, Any
     return jax.jit(model.init, compiler_options=options)(key, video)
 
 
-def _check_views(video: Video, views: tuple[str, ...]) -> Mapping[str, Num[Array, "b t h w 3"]]:
-    """The views as they are, or what is wrong with them."""
-    if not views:
+def _check_cameras(video: Video, cameras: tuple[str, ...]) -> Mapping[str, Num[Array, "b t h w 3"]]:
+    """The cameras as they are, or what is wrong with them."""
+    if not cameras:
         raise ValueError(
-            f"this model takes one video, got views {', '.join(video)}: give it one of them, or make a model of "
-            'several views such as "ts_cva"'
+            f"this model takes one video, got cameras {', '.join(video)}: give it one of them, or make a model of "
+            'several cameras such as "ts_cva"'
         )
-    known = ", ".join(views)
+    known = ", ".join(cameras)
     if not isinstance(video, Mapping) or not video:
-        got = "no view" if isinstance(video, Mapping) else f"a video of {tuple(video.shape)}"
-        raise ValueError(f"this model takes a dict of the views {known}, got {got}: name it, {{{views[0]!r}: video}}")
-    unknown = [view for view in video if view not in views]
+        got = "no camera" if isinstance(video, Mapping) else f"a video of {tuple(video.shape)}"
+        raise ValueError(
+            f"this model takes a dict of the cameras {known}, got {got}: name it, {{{cameras[0]!r}: video}}"
+        )
+    unknown = [camera for camera in video if camera not in cameras]
     if unknown:
         raise ValueError(
-            f"this model knows the views {known}, got {', '.join(unknown)}: rename it, or make the model with "
-            f"views={(*views, *unknown)}"
+            f"this model knows the cameras {known}, got {', '.join(unknown)}: rename it, or make the model with "
+            f"cameras={(*cameras, *unknown)}"
         )
-    shapes = {view: tuple(clip.shape) for view, clip in video.items()}
+    shapes = {camera: tuple(clip.shape) for camera, clip in video.items()}
     if len(set(shapes.values())) > 1:
-        got = ", ".join(f"{shape} of {view}" for view, shape in shapes.items())
+        got = ", ".join(f"{shape} of {camera}" for camera, shape in shapes.items())
         raise ValueError(
-            f"the views of a scene must have one shape (b, t, h, w, 3), got {got}: cut the same frames, at the same "
+            f"the cameras of a scene must have one shape (b, t, h, w, 3), got {got}: cut the same frames, at the same "
             "size, from each"
         )
     return video

@@ -76,7 +76,9 @@ def group_by_data(runs: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
             title = next((describe_data(record.data) for _, record in group if record.data), _described(group[0][1]))
             title += f" ({len(titled) + 1})" * (title in titled)
             titled[title] = {
-                f"{name} {task}".rstrip(): part for name, record in group for task, part in record.by_task().items()
+                f"{name} {target}".rstrip(): part
+                for name, record in group
+                for target, part in record.by_target().items()
             }
     return titled
 
@@ -85,7 +87,9 @@ def _described(run: Run) -> str:
     """The videos of a record without a digest, as far as its recipe or itself tells."""
     data = run.recipe.get("data")
     if isinstance(data, Mapping):
-        rest = ", ".join(f"{key} {data[key]}" for key in ("fold", "lists", "group", "views", "motion") if data.get(key))
+        rest = ", ".join(
+            f"{key} {data[key]}" for key in ("fold", "lists", "group", "cameras", "motion") if data.get(key)
+        )
         named = {"name": data.get("name"), "root": data.get("root"), "split": data.get("eval_split")}
         return describe_data({**named, "videos": run.any_frame[0]["clips"]}) + f", {rest}" * bool(rest)
     return describe_data(run.data) if run.data else "videos that no record names"

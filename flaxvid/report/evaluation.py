@@ -14,12 +14,12 @@ CONFUSED = 10
 """Pairs of classes that the table of confusions shows."""
 
 
-def evaluation_section(run: Run, task: str = "", data: str = "") -> str:
-    """Scores and costs at each frame count, what they were taken on, calibration, confusion; of one task.
+def evaluation_section(run: Run, target: str = "", data: str = "") -> str:
+    """Scores and costs at each frame count, what they were taken on, calibration, confusion; of one target.
 
     Args:
         run: with an evaluation.
-        task: its name, where there are several.
+        target: its name, where there are several.
         data: the data set's name, where it is not the run's own.
     """
     evaluation = run.evaluation
@@ -31,14 +31,14 @@ def evaluation_section(run: Run, task: str = "", data: str = "") -> str:
         image(reliability_plot(evaluation), "Accuracy against confidence; the larger a mark the more videos"),
         image(confusion_plot(evaluation), f"Confusion at {last['frames']} frames, shares of each true class"),
     ]
-    of = _of(task, data)
+    of = _of(target, data)
     return (
         f"<h2>Evaluation{of}</h2>{rows}{notes}{_faults(evaluation)}"
         f'<h2>Calibration and confusion{of}</h2><div class="plots">{"".join(plots)}</div>{_confused(evaluation)}'
     )
 
 
-def clips_section(run: Run, task: str = "", data: str = "") -> str:
+def clips_section(run: Run, target: str = "", data: str = "") -> str:
     """Film strips of some videos, the right answers apart from the wrong ones; arguments as above."""
     evaluation = run.evaluation
     last = str(evaluation["frames"][-1]["frames"])
@@ -49,11 +49,11 @@ def clips_section(run: Run, task: str = "", data: str = "") -> str:
         for title, clips in ((f"Right at {last} frames", right), (f"Wrong at {last} frames, the surest first", wrong))
         if clips
     ]
-    return f"<h2>Clips and answers{_of(task, data)}</h2>" + "".join(parts)
+    return f"<h2>Clips and answers{_of(target, data)}</h2>" + "".join(parts)
 
 
-def _of(task: str, data: str) -> str:
-    return html.escape(f" on other videos, {data}" * bool(data) + f": {task}" * bool(task))
+def _of(target: str, data: str) -> str:
+    return html.escape(f" on other videos, {data}" * bool(data) + f": {target}" * bool(target))
 
 
 def _clip(run: Run, clip: Mapping[str, Any]) -> str:

@@ -30,14 +30,14 @@ def render_page(run: Run) -> str:
     sections = [_cards(run), _any_frame(run)]
     for record in (run, *run.others):
         data = "" if record is run else describe_data(record.data)
-        for task, part in record.by_task().items() if record.evaluation else ():
-            sections += [evaluation_section(part, task, data), clips_section(part, task, data)]
+        for target, part in record.by_target().items() if record.evaluation else ():
+            sections += [evaluation_section(part, target, data), clips_section(part, target, data)]
     return document(str(run.recipe.get("name") or run.name), [*sections, _curves(run), _recipe(run)])
 
 
 def _cards(run: Run) -> str:
     pairs = [
-        (f"{100 * row['top1']:.2f} %", f"{row.get('task', '')} top-1, {row['frames']} frames".lstrip())
+        (f"{100 * row['top1']:.2f} %", f"{row.get('target', '')} top-1, {row['frames']} frames".lstrip())
         for row in run.any_frame
     ]
     if run.metrics:
@@ -57,15 +57,15 @@ def _any_frame(run: Run) -> str:
     if not run.any_frame:
         return heading + quiet("Not evaluated yet.")
     header = ("frames", "top-1 (%)", "top-5 (%)", "GFLOPs a clip", "clips")
-    parts = run.by_task()
+    parts = run.by_target()
     rows = "".join(
-        (f"<h3>{html.escape(task)}</h3>" if task else "")
+        (f"<h3>{html.escape(target)}</h3>" if target else "")
         + scroll(table([any_frame_cells(row) for row in part.any_frame], header))
-        for task, part in parts.items()
+        for target, part in parts.items()
     )
     data = f" On {describe_data(run.data)}." if "digest" in run.data else ""
     note = quiet(f"One set of weights. GFLOPs are multiply-adds counted once.{data}")
-    lines = {task or run.name: [part] for task, part in parts.items()}
+    lines = {target or run.name: [part] for target, part in parts.items()}
     plot = image(accuracy_plot(lines), "Top-1 accuracy against frames")
     return f'{heading}<div class="plots"><div>{rows}{note}</div>{plot}</div>'
 

@@ -121,8 +121,8 @@ def _outside(record: Mapping[str, Any]) -> Iterator[str]:
         yield "expected a row for each frame count, got none"
     for key in ("frames", "examples"):
         for entry in record[key]:
-            task = entry.get("task", "")
-            names = classes.get(task) if isinstance(classes, dict) else classes
+            target = entry.get("target", "")
+            names = classes.get(target) if isinstance(classes, dict) else classes
             if key == "frames":
                 numbers = [number for label, guess, _ in entry["confusion"] for number in (label, guess)]
             else:
@@ -130,6 +130,6 @@ def _outside(record: Mapping[str, Any]) -> Iterator[str]:
                 if missing := counts - entry["guesses"].keys():
                     yield f"expected guesses at {', '.join(sorted(missing))} frames of {entry['id']}, got none"
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                yield f"expected class names{f' of {task}' * bool(task)}, got none"
+                yield f"expected class names{f' of {target}' * bool(target)}, got none"
             elif wrong := [number for number in numbers if not 0 <= number < len(names)]:
                 yield f"expected numbers of {len(names)} classes in {key}, got {wrong[0]}"

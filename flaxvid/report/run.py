@@ -21,13 +21,13 @@ class Run:
         recipe: nested settings of recipe.json; {} if there is none.
         metrics: the objects of metrics.jsonl by step: {"step", "epoch", "time", "train/loss", "eval/top1_4", ...}.
         any_frame: rows of any_frame.json, {"frames", "top1", "top5", "gflops", "clips"}, accuracies in [0, 1], and
-            "task" where there are several; those of the evaluation where training has left none.
+            "target" where there are several; those of the evaluation where training has left none.
         evaluation: evaluation.json, of the run's own test videos; "data" says which: "name", "root", "split", "videos",
             "digest", ... Older versions wrote no root, split and digest, and the record may be of other videos.
             Besides there are "protocol", "device", "classes"; "frames", rows like those above with
             "mean_class", "calibration_error", "milliseconds", "confusion" as [label, guess, videos] and "reliability";
-            "examples", videos with their "label", "guesses" and "strip". {} if there is none. Of several tasks,
-            "classes" are by task, and rows and examples have a "task".
+            "examples", videos with their "label", "guesses" and "strip". {} if there is none. Of several targets,
+            "classes" are by target, and rows and examples have a "target".
         folder: where it lies; the strips are read from there.
         others: evaluations of other data sets, each a run that has only that.
     """
@@ -51,15 +51,16 @@ class Run:
         values = [math.nan if row[key] is None else row[key] for row in rows]
         return np.array([row["step"] for row in rows], float), np.array(values, float)
 
-    def by_task(self) -> dict[str, "Run"]:
-        """The run as each of its tasks sees it, with its own rows, classes and examples; an only task is called ""."""
+    def by_target(self) -> dict[str, "Run"]:
+        """The run as each of its targets sees it, with its own rows, classes and examples; an only target is called
+        ""."""
         rows, classes = (*self.any_frame, *self.evaluation.get("frames", ())), self.evaluation.get("classes")
         parts = {}
-        for task in dict.fromkeys(row.get("task", "") for row in rows) or [""]:
-            own = {key: _of_task(self.evaluation[key], task) for key in ("frames", "examples") if self.evaluation}
-            own |= {"classes": classes[task]} if task and classes else {}
-            parts[task] = dataclasses.replace(
-                self, any_frame=tuple(_of_task(self.any_frame, task)), evaluation={**self.evaluation, **own}
+        for target in dict.fromkeys(row.get("target", "") for row in rows) or [""]:
+            own = {key: _of_target(self.evaluation[key], target) for key in ("frames", "examples") if self.evaluation}
+            own |= {"classes": classes[target]} if target and classes else {}
+            parts[target] = dataclasses.replace(
+                self, any_frame=tuple(_of_target(self.any_frame, target)), evaluation={**self.evaluation, **own}
             )
         return parts
 
@@ -77,7 +78,7 @@ def read_run(folder: str | Path) -> Run:
         raise FileNotFoundError(f"expected a run's folder with {', '.join(names)}, got none of them in {folder}")
     recipe, evaluation = read_object(folder / "recipe.json"), read_evaluation(folder / "evaluation.json")
     any_frame = read_rows(folder / "any_frame.json") or evaluation.get("frames", [])
-    rows = tuple(sorted(any_frame, key=lambda row: (row.get("task", ""), row["frames"])))
+    rows = tuple(sorted(any_frame, key=lambda row: (row.get("target", ""), row["frames"])))
     others = [read_run(path.parent) for path in sorted(folder.glob("evaluations/*/evaluation.json"))]
     name = folder.resolve().name
     if evaluation and "digest" not in evaluation["data"] and evaluation["frames"][0]["clips"] != rows[0]["clips"]:
@@ -96,5 +97,5 @@ def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:
     return tuple(read_lines(Path(path)))
 
 
-def _of_task(rows: Iterable[Mapping[str, Any]], task: str) -> list[dict[str, Any]]:
-    return [{key: row[key] for key in row if key != "task"} for row in rows if row.get("task", "") == task]
+def _of_target(rows: Iterable[Mapping[str, Any]], target: str) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in row if key != "target"} for row in rows if row.get("target", "") == target]

@@ -15,8 +15,8 @@ NAMED = 10
 def any_frame_table(run: Run, style: str = "markdown") -> str:
     """Tabulates what one set of weights scores at each frame count: frames, top-1, top-5, GFLOPs a clip, clips.
 
-    Several tasks have rows of their own, with the task in front. GFLOPs are multiply-adds counted once, as video papers
-    print them; accuracies are in percent.
+    Several targets have rows of their own, with the target in front. GFLOPs are multiply-adds counted once, as video
+    papers print them; accuracies are in percent.
 
     Raises:
         ValueError: an unknown style, or a run without any-frame evaluation.
@@ -24,7 +24,7 @@ def any_frame_table(run: Run, style: str = "markdown") -> str:
     if not run.any_frame:
         raise ValueError(f"expected any_frame.json in the folder of run {run.name!r}, got none: evaluate it first")
     header = ("frames", "top-1", "top-5", "GFLOPs a clip", "clips")
-    return render(*_with_tasks(header, run.any_frame, any_frame_cells), style)
+    return render(*_with_targets(header, run.any_frame, any_frame_cells), style)
 
 
 def any_frame_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ def evaluation_table(evaluation: Mapping[str, Any], style: str = "text") -> str:
     Raises:
         ValueError: an unknown style.
     """
-    return render(*_with_tasks(EVALUATION_HEADER, evaluation["frames"], evaluation_cells), style)
+    return render(*_with_targets(EVALUATION_HEADER, evaluation["frames"], evaluation_cells), style)
 
 
 def evaluation_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -84,15 +84,15 @@ def _class_notes(evaluation: Mapping[str, Any]) -> list[str]:
     notes = []
     if evaluation["data"].get("by_number"):
         notes.append("Labels: compared by number, for the names of the network's classes are not known.")
-    for row in {row.get("task", ""): row for row in evaluation["frames"]}.values():
-        classes, task = evaluation["classes"], row.get("task", "")
-        names = classes[task] if isinstance(classes, Mapping) else classes
+    for row in {row.get("target", ""): row for row in evaluation["frames"]}.values():
+        classes, target = evaluation["classes"], row.get("target", "")
+        names = classes[target] if isinstance(classes, Mapping) else classes
         there = sorted({label for label, _, _ in row["confusion"]})
         if len(there) < len(names):
             some = ", ".join(names[label] for label in there[:NAMED]) + ", ..." * (len(there) > NAMED)
             notes.append(
-                f"Classes{f' of {task}' * bool(task)}: videos of {len(there)} of the network's {len(names)} ({some}); "
-                "an answer may be any of them all."
+                f"Classes{f' of {target}' * bool(target)}: videos of {len(there)} of the network's {len(names)} ({some})"
+                "; an answer may be any of them all."
             )
     return notes
 
@@ -123,11 +123,13 @@ def seed_statistics(runs: Sequence[Run], metric: str = "top1") -> dict[int, tupl
     """Gives {frames: (mean, sample deviation, seeds)} in percent; the deviation of one seed is 0.
 
     Raises:
-        ValueError: rows of several tasks.
+        ValueError: rows of several targets.
     """
-    tasks = sorted({row.get("task", "") for run in runs for row in run.any_frame})
-    if len(tasks) > 1:
-        raise ValueError(f"expected rows of one task, got {', '.join(tasks)}: take those of Run.by_task(), one by one")
+    targets = sorted({row.get("target", "") for run in runs for row in run.any_frame})
+    if len(targets) > 1:
+        raise ValueError(
+            f"expected rows of one target, got {', '.join(targets)}: take those of Run.by_target(), one by one"
+        )
     scores: dict[int, list[float]] = {}
     for run in runs:
         for row in run.any_frame:
@@ -165,13 +167,13 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str = "m
 Rows = Sequence[Mapping[str, Any]]
 
 
-def _with_tasks(
+def _with_targets(
     header: Sequence[str], rows: Rows, cells: Callable[[Mapping[str, Any]], tuple[str, ...]]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and cells of rows, with the task in front where rows have one."""
-    if not any("task" in row for row in rows):
+    """Header and cells of rows, with the target in front where rows have one."""
+    if not any("target" in row for row in rows):
         return tuple(header), [cells(row) for row in rows]
-    return ("task", *header), [(row["task"], *cells(row)) for row in rows]
+    return ("target", *header), [(row["target"], *cells(row)) for row in rows]
 
 
 def _percent(row: Mapping[str, Any], *names: str) -> list[str]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from flaxvid.frames import FrameFlexible
 from flaxvid.losses.classification import HardOrMixed
 from flaxvid.losses.distillation import ffn_loss, label_loss
-from flaxvid.losses.multitask import sum_over_tasks
+from flaxvid.losses.multitask import sum_over_targets
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.mixing import UNMIXED, Mixing
 from flaxvid.tasks.task import LossOutput, Metrics, Share, accuracy, init_model, mix_batch, whole_loss
@@ -29,7 +29,7 @@ class FrameFlexibleTask:
         distil: False gives every count the label instead, the paper's ablation.
         label_smoothing: of the cross-entropy.
         mixing: of the clips in training, the same at all counts.
-        task_weights: of the losses of several tasks, 1 for those not in it; each task is distilled by itself.
+        target_weights: of the losses of several targets, 1 for those not in it; each task is distilled by itself.
     """
 
     flexible: FrameFlexible
@@ -37,7 +37,7 @@ class FrameFlexibleTask:
     distil: bool = True
     label_smoothing: float = 0.0
     mixing: Mixing = UNMIXED
-    task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    target_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def model(self) -> VideoModel:
@@ -55,7 +55,7 @@ class FrameFlexibleTask:
         return self.flexible.specialise(init_model(self.model, model_key) if plain is None else plain, gain_key)
 
     def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
-        """`ffn_loss` of the batch, or `label_loss`; of several tasks their sum."""
+        """`ffn_loss` of the batch, or `label_loss`; of several targets their sum."""
         return whole_loss(self, variables, batch, key)
 
     def divide(self, batch: Batch, key: Array, groups: int = 1) -> list[Share]:
@@ -69,8 +69,8 @@ class FrameFlexibleTask:
         )
         # Each task's logits by count, where they came as each count's by task.
         by_count: Any = jax.tree.map(lambda *counts: dict(zip(logits, counts, strict=True)), *logits.values())
-        loss, metrics = sum_over_tasks(
-            lambda z, target: self.judge(z, *target), by_count, share["target"], self.task_weights
+        loss, metrics = sum_over_targets(
+            lambda z, target: self.judge(z, *target), by_count, share["target"], self.target_weights
         )
         return loss, (updated, {"loss": loss, **metrics})
 

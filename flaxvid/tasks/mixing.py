@@ -1,5 +1,5 @@
-"""Mixup, cutmix and random erasing: on the device, on normalised video, one draw for all frames, frame counts and views
-of a scene."""
+"""Mixup, cutmix and random erasing: on the device, on normalised video, one draw for all frames, frame counts and
+cameras of a scene."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.special import betaincinv
 
 from flaxvid.models.video_model import Video, VideoModel
-from flaxvid.types import Batch, by_task
+from flaxvid.types import Batch, by_target
 
 Labels = Int[Array, " b"] | Float[Array, "b k"] | Mapping[str, Any]
 
@@ -65,8 +65,8 @@ class Mixing:
         if self.mixup or self.cutmix:
             own = self.weights(mix_key, b, h, w)
             video = jax.tree.map(lambda clips: _blend(clips, own[:, None, :, :, None]), video)
-            share, classes = own.mean((1, 2))[:, None], by_task(model.head.num_classes)  # pyright: ignore
-            mixed = {t: _mixed_labels(hard, classes[t], share) for t, hard in by_task(labels).items()}
+            share, classes = own.mean((1, 2))[:, None], by_target(model.head.num_classes)  # pyright: ignore
+            mixed = {t: _mixed_labels(hard, classes[t], share) for t, hard in by_target(labels).items()}
             labels = mixed if isinstance(labels, Mapping) else mixed[""]
         return video, labels
 

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from flaxvid.losses.classification import HardOrMixed, cross_entropy, label_weights
-from flaxvid.losses.multitask import sum_over_tasks
+from flaxvid.losses.multitask import sum_over_targets
 from flaxvid.models.video_model import Video, VideoModel, clip_length, init_variables
 from flaxvid.tasks.mixing import UNMIXED, Mixing
 from flaxvid.types import Batch, Variables
@@ -19,7 +19,7 @@ Metrics = dict[str, Float[Array, ""]]
 LossOutput = tuple[Float[Array, ""], tuple[dict[str, Any], Metrics]]
 Share = dict[str, Any]
 """Rows of a batch: "video" by frame count, and "target", each row's label and what it weighs in a mean over them, of
-several tasks by their names."""
+several targets by their names."""
 
 
 class Task(Protocol):
@@ -71,7 +71,7 @@ class Task(Protocol):
 def init_model(model: VideoModel, key: Array) -> dict[str, Any]:
     """Random variables of a model, at its own clip's size."""
     size = model.clip.image_size
-    return init_variables(model, key, model.for_views(jnp.zeros((1, model.clip.num_frames, size, size, 3))))
+    return init_variables(model, key, model.for_cameras(jnp.zeros((1, model.clip.num_frames, size, size, 3))))
 
 
 def accuracy(
@@ -138,7 +138,7 @@ class Supervised:
         sampling: "proportional" or "mixed"; of no effect with one frame count.
         share: of the clips at the longest count.
         mixing: of the clips in training.
-        task_weights: of the losses of several tasks, 1 for those not in it.
+        target_weights: of the losses of several targets, 1 for those not in it.
     """
 
     model: VideoModel
@@ -147,7 +147,7 @@ class Supervised:
     sampling: str = "proportional"
     share: float = 0.5
     mixing: Mixing = UNMIXED
-    task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    target_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.sampling not in ("proportional", "mixed"):
@@ -189,7 +189,7 @@ class Supervised:
         ]
 
     def share_loss(self, variables: Variables, share: Share, key: Array) -> LossOutput:
-        """Cross-entropy, of several tasks their sum."""
+        """Cross-entropy, of several targets their sum."""
         ((count, clip),) = share["video"].items()
         logits, updated = self.model.apply(
             {name: variables[name] for name in ("params", "batch_stats") if name in variables},
@@ -198,13 +198,13 @@ class Supervised:
             rngs={"dropout": jax.random.fold_in(key, count)},
             mutable=["batch_stats"],
         )
-        loss, metrics = sum_over_tasks(
-            lambda z, target: self.judge(z, *target), logits, share["target"], self.task_weights
+        loss, metrics = sum_over_targets(
+            lambda z, target: self.judge(z, *target), logits, share["target"], self.target_weights
         )
         return loss, (dict(updated), {"loss": loss, **metrics})
 
     def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
-        """Cross-entropy over the batch, of several tasks their sum; statistics are updated share by share."""
+        """Cross-entropy over the batch, of several targets their sum; statistics are updated share by share."""
         return whole_loss(self, variables, batch, key)
 
     def judge(

@@ -109,8 +109,8 @@ def _batches(recipe: Any) -> Iterator[str]:
                 f"task.share={task.share} of {group} leaves no clip for frames={tuple(starved)}: raise batch_size, or "
                 "change task.share"
             )
-    if any(weight < 0 for weight in task.task_weights.values()):
-        yield f"task.task_weights must not be negative, got {task.task_weights}"
+    if any(weight < 0 for weight in task.target_weights.values()):
+        yield f"task.target_weights must not be negative, got {task.target_weights}"
 
 
 def _schedules(recipe: Any) -> Iterator[str]:

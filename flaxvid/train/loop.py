@@ -51,7 +51,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         workdir: gets recipe.json, metrics.jsonl, checkpoints/, any_frame.json and index.html.
 
     Returns:
-        The rows of the any-frame table: ``[{"frames", "top1", "top5", "gflops", "clips"}, ...]``, with the "task" of
+        The rows of the any-frame table: ``[{"frames", "top1", "top5", "gflops", "clips"}, ...]``, with the "target" of
         each where the data has several.
 
     Raises:
@@ -199,7 +199,7 @@ def find_shapes(recipe: Recipe) -> Variables:
         ValueError: its network cannot be made.
     """
     try:
-        task = make_task(recipe, make_model(recipe, dict.fromkeys(recipe.task.task_weights, 1) or 1))
+        task = make_task(recipe, make_model(recipe, dict.fromkeys(recipe.task.target_weights, 1) or 1))
         return jax.eval_shape(task.init, jax.random.key(0))
     except ValueError:
         raise

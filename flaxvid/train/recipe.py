@@ -34,7 +34,7 @@ class ModelRecipe:
     Attributes:
         name: one of `flaxvid.list_models`.
         weights: start from these: a run's folder, a .safetensors file, a torch file, or a known name such as
-            "torchvision/resnet50-imagenet1k-v1"; for a network of several views its own or its backbone's; "" trains
+            "torchvision/resnet50-imagenet1k-v1"; for a network of several cameras its own or its backbone's; "" trains
             from scratch.
         num_frames, image_size, dropout, dtype, remat: overrides of `create_model`.
         options: further overrides, by name.
@@ -60,7 +60,7 @@ class DataRecipe:
     Attributes:
         name: "motion", "folder", "list", "ucf101", ...
         root: the data set's folder; "" is the cache folder for "motion", which is built there on first use.
-        views: names of the cameras, for a network of several views; `root` has a folder for each of them, of the same
+        cameras: their names, for a network of several cameras; `root` has a folder for each of them, of the same
             kind and with the same file names, and "motion" is drawn from the front, left and right. () is one video.
         train_split, eval_split: of the data set.
         test_size: short side of a test video before its centre crop; 0 is the usual image_size * 256 / 224.
@@ -90,7 +90,7 @@ class DataRecipe:
 
     name: str = "motion"
     root: str = ""
-    views: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
     train_split: str = "train"
     eval_split: str = "test"
     test_size: int = 0
@@ -129,7 +129,8 @@ class TaskRecipe:
         weight, distil: of FFN's distillation; see `FrameFlexibleTask`.
         alteration, private_norms: see `FrameFlexible`.
         sampling, share: of supervised training with several counts; see `Supervised`.
-        task_weights: of the losses where the data's labels are of several tasks, ``{"actor": 0.5}``; 1 for the others.
+        target_weights: of the losses where the data's labels are of several targets, ``{"actor": 0.5}``; 1 for the
+            others.
         label_smoothing: of the cross-entropy.
         mixup, cutmix, erasing: of training clips on the device, 0 for none; see `Mixing`.
     """
@@ -146,7 +147,7 @@ class TaskRecipe:
     mixup: float = 0.0
     cutmix: float = 0.0
     erasing: float = 0.0
-    task_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    target_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass

@@ -156,9 +156,9 @@ class Session:
 
 
 def top1_metrics(evaluation: Evaluations) -> dict[str, float]:
-    """``{"eval/top1_4": 0.61, ...}``, of several tasks ``{"eval/action_top1_4": ...}``."""
+    """``{"eval/top1_4": 0.61, ...}``, of several targets ``{"eval/action_top1_4": ...}``."""
     rows = score_rows(evaluation)
-    return {f"eval/{row['task'] + '_' if 'task' in row else ''}top1_{row['frames']}": row["top1"] for row in rows}
+    return {f"eval/{row['target'] + '_' if 'target' in row else ''}top1_{row['frames']}": row["top1"] for row in rows}
 
 
 def mean_metrics(

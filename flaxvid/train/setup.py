@@ -24,14 +24,14 @@ from flaxvid.train.recipe import DataRecipe, Recipe, read_recipe
 from flaxvid.train.recipe import clip_config as clip_config
 from flaxvid.train.state import averaged
 from flaxvid.train.workdir import read_classes, run_folder
-from flaxvid.types import Classes, Variables, by_task
+from flaxvid.types import Classes, Variables, by_target
 from flaxvid.weights.download import resolve_weights
 from flaxvid.weights.native import is_native, load_variables
 from flaxvid.weights.torch import import_torch
 
 
 def open_data(recipe: DataRecipe, split: str) -> Source:
-    """One split of the recipe's data set, of a single video or of several views."""
+    """One split of the recipe's data set, of a single video or of several cameras."""
     from flaxvid.data.motion.build import MotionConfig  # tensorflow-datasets takes half a second to import
 
     known = [field.name for field in dataclasses.fields(MotionConfig)]
@@ -40,7 +40,7 @@ def open_data(recipe: DataRecipe, split: str) -> Source:
         raise ValueError(f"data.motion has no field {', '.join(unknown)}: valid ones are {', '.join(known)}")
     if not recipe.root and recipe.name != "motion":
         raise ValueError(f"data.root is empty: say where {recipe.name} lies with --config.data.root=FOLDER")
-    opener = functools.partial(open_scenes, views=recipe.views) if recipe.views else open_source
+    opener = functools.partial(open_scenes, cameras=recipe.cameras) if recipe.cameras else open_source
     return opener(
         recipe.name,
         recipe.root or None,
@@ -60,15 +60,15 @@ def data_origin(recipe: DataRecipe) -> dict[str, Any]:
 
 
 def count_classes(classes: Classes) -> int | dict[str, int]:
-    """How many there are; of several tasks, ``{"action": 9, "actor": 4}``."""
-    return {task: len(names) for task, names in classes.items()} if isinstance(classes, Mapping) else len(classes)
+    """How many there are; of several targets, ``{"action": 9, "actor": 4}``."""
+    return {target: len(names) for target, names in classes.items()} if isinstance(classes, Mapping) else len(classes)
 
 
 def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoModel:
-    """The recipe's network; one of several views takes those of the data.
+    """The recipe's network; one of several cameras takes those of the data.
 
     Raises:
-        ValueError: an option that the network does not have, or several views for a network of one video, or none for
+        ValueError: an option that the network does not have, or several cameras for a network of one video, or none for
             one of several.
     """
     named = dataclasses.asdict(recipe.model)
@@ -81,36 +81,38 @@ def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoMod
             f"model.options repeats {', '.join(repeated)}: these are fields of model itself, and num_classes is "
             "the data's"
         )
-    fuses = _takes_views(name)
-    if fuses != bool(recipe.data.views):
+    fuses = _takes_cameras(name)
+    if fuses != bool(recipe.data.cameras):
         raise ValueError(
-            f"{name} takes several views, and data.views is empty: name them, as in data.views=('front', 'left')"
+            f"{name} takes several cameras, and data.cameras is empty: name them, as in data.cameras=('front', 'left')"
             if fuses
-            else f"{name} takes one video, got data.views={tuple(recipe.data.views)}: leave it empty, or take a model "
-            "of several views such as ts_cva"
+            else f"{name} takes one video, got data.cameras={tuple(recipe.data.cameras)}: leave it empty, or take a "
+            "model of several cameras such as ts_cva"
         )
-    views = {"views": tuple(recipe.data.views)} if fuses else {}
-    return create_model(name, num_classes=num_classes, **named, **{**views, **options})
+    cameras = {"cameras": tuple(recipe.data.cameras)} if fuses else {}
+    return create_model(name, num_classes=num_classes, **named, **{**cameras, **options})
 
 
 def make_task(recipe: Recipe, model: VideoModel) -> Task:
     """The recipe's task.
 
     Raises:
-        ValueError: weights of tasks that the model has not.
+        ValueError: weights of targets that the model has not.
     """
-    task, tasks = recipe.task, by_task(model.head.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
-    if unknown := sorted(set(task.task_weights) - set(tasks)):
-        known = ", ".join(filter(None, tasks)) or "one only, without a name"
-        raise ValueError(f"task.task_weights has {', '.join(unknown)}, the data's tasks are {known}: correct the names")
+    task, targets = recipe.task, by_target(model.head.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
+    if unknown := sorted(set(task.target_weights) - set(targets)):
+        known = ", ".join(filter(None, targets)) or "one only, without a name"
+        raise ValueError(
+            f"task.target_weights has {', '.join(unknown)}, the data's targets are {known}: correct the names"
+        )
     mixing = Mixing(task.mixup, task.cutmix, task.erasing)
     if task.name == "ffn":
         flexible = FrameFlexible(model, tuple(task.frames), task.alteration, task.private_norms)
         return FrameFlexibleTask(
-            flexible, task.weight, task.distil, task.label_smoothing, mixing, dict(task.task_weights)
+            flexible, task.weight, task.distil, task.label_smoothing, mixing, dict(task.target_weights)
         )
     return Supervised(
-        model, tuple(task.frames), task.label_smoothing, task.sampling, task.share, mixing, dict(task.task_weights)
+        model, tuple(task.frames), task.label_smoothing, task.sampling, task.share, mixing, dict(task.target_weights)
     )
 
 
@@ -119,7 +121,7 @@ def load_start(recipe: Recipe, model: VideoModel, classes: Classes | None = None
 
     `recipe.model.weights` is a run's folder, a .safetensors file of ours, a torch file, or a known name. Of
     frame-flexible weights the longest frame count's are taken. With `recipe.model.inflate` they are a 2-D network's. Of
-    a network of several views they may be its backbone's. A fusion that the weights have not starts anew, and that is
+    a network of several cameras they may be its backbone's. A fusion that the weights have not starts anew, and that is
     said.
 
     A head is kept if its classes have the same names, its columns in the order of `classes`; otherwise it starts anew,
@@ -138,12 +140,12 @@ def load_start(recipe: Recipe, model: VideoModel, classes: Classes | None = None
     weights, rule, key = recipe.model.weights, recipe.model.inflate, jax.random.key(recipe.seed)
     if not weights:
         return None
-    if model.views and not _knows_views(weights):
+    if model.cameras and not _knows_cameras(weights):
         single = _of_backbone(recipe)
         backbone = make_model(single, model.head.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
         plain = load_start(single, backbone, classes)
-        print(f"{weights}: for the backbone, {single.model.name}, of {', '.join(model.views)}; a fusion starts anew")
-        return spread(init_model(model, key), plain or {}, model.views)
+        print(f"{weights}: for the backbone, {single.model.name}, of {', '.join(model.cameras)}; a fusion starts anew")
+        return spread(init_model(model, key), plain or {}, model.cameras)
     names, started = None, []
     if Path(weights).is_dir():
         variables = averaged(restore_variables(weights))
@@ -191,19 +193,19 @@ def load_start(recipe: Recipe, model: VideoModel, classes: Classes | None = None
 
 def _fit_head(weights: str, variables: Variables, names: Classes, classes: Classes) -> dict[str, Any]:
     """Trained variables with the columns of the head in the order of the data's classes, without those of others."""
-    old, columns = by_task(names), {}
-    for task, wanted in by_task(classes).items():
-        head = f"the head{f' of {task}' if task else ''}"
-        if task not in old:
-            tasks = ", ".join(filter(None, old)) or "one only, without a name"
-            print(f"{weights}: {head} starts anew: the tasks there are {tasks}")
+    old, columns = by_target(names), {}
+    for target, wanted in by_target(classes).items():
+        head = f"the head{f' of {target}' if target else ''}"
+        if target not in old:
+            targets = ", ".join(filter(None, old)) or "one only, without a name"
+            print(f"{weights}: {head} starts anew: the targets there are {targets}")
             continue
-        order = find_classes(wanted, old[task])
-        same = set(order) == set(range(len(old[task]))) and len(wanted) == len(old[task])
-        columns[task] = order if same else None
+        order = find_classes(wanted, old[target])
+        same = set(order) == set(range(len(old[target]))) and len(wanted) == len(old[target])
+        columns[target] = order if same else None
         if not same:
             print(
-                f"{weights}: {head} starts anew: its classes are {list_names(old[task])}, the data's are "
+                f"{weights}: {head} starts anew: its classes are {list_names(old[target])}, the data's are "
                 f"{list_names(wanted)}"
             )
         elif order != tuple(range(len(order))):
@@ -213,23 +215,23 @@ def _fit_head(weights: str, variables: Variables, names: Classes, classes: Class
     return arrange_head(variables, columns)
 
 
-def _knows_views(weights: str) -> bool:
-    """Whether weights are those of a network of several views, and not of its backbone."""
+def _knows_cameras(weights: str) -> bool:
+    """Whether weights are those of a network of several cameras, and not of its backbone."""
     if Path(weights).is_dir():
-        return bool(read_recipe(Path(weights)).data.views)
+        return bool(read_recipe(Path(weights)).data.cameras)
     path = resolve_weights(weights)
-    return is_native(path) and _takes_views(load_variables(path)[1].model)
+    return is_native(path) and _takes_cameras(load_variables(path)[1].model)
 
 
-def _takes_views(name: str) -> bool:
-    return "views" in inspect.signature(get_spec(name).build).parameters
+def _takes_cameras(name: str) -> bool:
+    return "cameras" in inspect.signature(get_spec(name).build).parameters
 
 
 def _of_backbone(recipe: Recipe) -> Recipe:
-    """The recipe of one video's network that a network of several views is made of."""
+    """The recipe of one video's network that a network of several cameras is made of."""
     options = recipe.model.options
     default = inspect.signature(get_spec(recipe.model.name).build).parameters["backbone"].default
     model = dataclasses.replace(
         recipe.model, name=options.get("backbone", default), options=dict(options.get("backbone_options") or {})
     )
-    return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, views=()))
+    return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, cameras=()))

@@ -17,7 +17,7 @@ from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, TaskRecipe, re
 from flaxvid.train.setup import count_classes, make_model, make_task, open_data
 from flaxvid.train.state import averaged
 from flaxvid.train.workdir import CLASSES_FILE, read_classes, run_folder
-from flaxvid.types import Classes, Variables, by_task
+from flaxvid.types import Classes, Variables, by_target
 from flaxvid.weights.native import check_fit, is_native, load_variables
 
 
@@ -29,7 +29,7 @@ class Trained:
         model: the ordinary model.
         select: gives its ordinary variables for a frame count, any count.
         frames: the counts that it was trained at, ascending.
-        classes: class names in the order of the logits; of several tasks those of each.
+        classes: class names in the order of the logits; of several targets those of each.
         recipe: of the run; of a weights file one that says what the file does, with no data set.
         folder: of the run; None for a weights file.
         named: False where nobody knows the classes' names and `classes` only numbers them.
@@ -101,7 +101,7 @@ def _from_file(path: Path, classes: Classes | None) -> Trained:
     frames = tuple(info.frames or (model.clip.num_frames,))
     recipe = Recipe(
         ModelRecipe(info.model, str(path), model.clip.num_frames, model.clip.image_size),
-        DataRecipe(name="", short="repeat", views=model.views),
+        DataRecipe(name="", short="repeat", cameras=model.cameras),
         TaskRecipe("ffn" if info.frames else "supervised", frames),
         eval_frames=frames,
     )
@@ -122,14 +122,14 @@ def _num_classes(variables: Variables) -> int | dict[str, int]:
 def _numbered(counts: int | dict[str, int]) -> Classes:
     if isinstance(counts, int):
         return tuple(f"class {number}" for number in range(counts))
-    return {task: tuple(f"{task} {number}" for number in range(count)) for task, count in counts.items()}
+    return {target: tuple(f"{target} {number}" for number in range(count)) for target, count in counts.items()}
 
 
 def _checked(classes: Any, variables: Variables, path: Path) -> Classes:
     """Class names as tuples, as many as the network has."""
     classes = as_classes(classes)
     if count_classes(classes) != _num_classes(variables):
-        some = [name for names in by_task(classes).values() for name in names][:3]
+        some = [name for names in by_target(classes).values() for name in names][:3]
         raise ValueError(
             f"expected names of the {_num_classes(variables)} classes of the network in {path}, got "
             f"{count_classes(classes)} ({', '.join(some)}, ...): is this the data set that it was trained on?"

@@ -13,7 +13,7 @@ import numpy as np
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model
-from flaxvid.types import Classes, Variables, by_task
+from flaxvid.types import Classes, Variables, by_target
 from flaxvid.weights.pickled import Unreadable
 from flaxvid.weights.safetensors_file import looks_like_safetensors, read_safetensors
 from flaxvid.weights.tensors import check_finite, check_there, one_error
@@ -28,7 +28,7 @@ class WeightsInfo:
         model: its name.
         overrides: what `create_model` was given: num_classes, num_frames, mean, std, ..., as JSON values.
         frames: the counts of `FrameFlexible` variables; None for a plain model.
-        classes: class names in the order of the logits, if known; of several tasks those of each.
+        classes: class names in the order of the logits, if known; of several targets those of each.
     """
 
     model: str
@@ -111,7 +111,7 @@ def check_fit(path: str | Path, variables: Variables, flexible: FrameFlexible, *
 
     def init() -> Variables:
         video = jnp.zeros((1, model.clip.num_frames, size, size, 3), jnp.uint8)
-        return model.init(jax.random.key(0), model.for_views(video))
+        return model.init(jax.random.key(0), model.for_cameras(video))
 
     with one_error(str(path)):
         want = _shapes(init)
@@ -137,7 +137,7 @@ def _read_info(text: str, tensors: int) -> WeightsInfo:
     if not isinstance(facts, dict) or not set(facts) <= set(fields):
         raise Unreadable(f"must say its {', '.join(fields)}, got {text[:80]!r}: write it by this version of flaxvid")
     facts = fields | facts
-    frames, classes = facts["frames"], by_task(facts["classes"] or {})
+    frames, classes = facts["frames"], by_target(facts["classes"] or {})
     if frames is not None and not (isinstance(frames, list) and all(type(n) is int and n > 0 for n in frames)):
         raise Unreadable(f"must have frame counts such as [4, 8] or none, got {str(frames)[:80]}")
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in classes.values()):
@@ -148,7 +148,7 @@ def _read_info(text: str, tensors: int) -> WeightsInfo:
             raise ValueError(f"it has {tensors} tensors for {blocks} blocks")
     except Exception as error:  # of whatever kind a wrong option makes it
         raise Unreadable(f"is of a model that flaxvid cannot make: {error}") from error
-    classes = {task: tuple(names) for task, names in classes.items()}
+    classes = {target: tuple(names) for target, names in classes.items()}
     named = classes.get("", classes) if facts["classes"] else None
     return WeightsInfo(facts["model"], facts["overrides"], tuple(frames) if frames else None, named)
 

@@ -306,7 +306,7 @@ def _some(items: Sequence[str], shown: int = 10) -> str:
 
 def _blank(model: VideoModel) -> Video:
     size = model.clip.image_size
-    return model.for_views(jnp.zeros((1, model.clip.num_frames, size, size, 3), jnp.uint8))
+    return model.for_cameras(jnp.zeros((1, model.clip.num_frames, size, size, 3), jnp.uint8))
 
 
 def _initial_head(model: VideoModel, key: Array) -> dict[str, Array]:

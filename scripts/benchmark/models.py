@@ -65,7 +65,7 @@ class FlaxvidTrainer:
         self.state = create_state(task.init(self.key), optimizer)
         self.batch = jax.device_put(
             {
-                "video": {count: model.for_views(random(batch, count, size, size, 3)) for count in frames},
+                "video": {count: model.for_cameras(random(batch, count, size, size, 3)) for count in frames},
                 "label": np.arange(batch, dtype=np.int32),
             }
         )

@@ -1,8 +1,8 @@
-"""Makes the comparison of several views with single ones on the scenes of `motion`: python scripts/reproduce/cameras.py
-[--seeds 0 1 2] [--jobs 2].
+"""Makes the comparison of several cameras with single ones on the scenes of `motion`: python
+scripts/reproduce/cameras.py [--seeds 0 1 2] [--jobs 2].
 
-Trains every fusion, and the same network on each view alone, with every seed; tests those that know three views with
-each choice of them, as if the other cameras had failed; skips what is finished and goes on with what is not.
+Trains every fusion, and the same network on each camera alone, with every seed; tests those that know three cameras
+with each choice of them, as if the other cameras had failed; skips what is finished and goes on with what is not.
 """
 
 import argparse
@@ -15,53 +15,54 @@ from pathlib import Path
 
 from frames import Runs, train_all
 
-VIEWS = ("front", "left", "right")
+CAMERAS = ("front", "left", "right")
 
 # name: (config, overrides), as in frames.py.
 RUNS: Runs = {
     "attention": ("ts_cva", []),
-    "attention-all-views": ("ts_cva", ["model.options.view_dropout=0.0"]),
+    "attention-all-cameras": ("ts_cva", ["model.options.camera_dropout=0.0"]),
     "concat": ("ts_cva", ["model.options.fusion=concat"]),
     "late": ("ts_cva", ["model.options.fusion=late"]),
     "late-separate": ("ts_cva", ["model.options.fusion=late", "model.options.separate=True"]),
-    **{view: ("ts_cva", [f'data.views=("{view}",)', "model.options.view_dropout=0.0"]) for view in VIEWS},
+    **{camera: ("ts_cva", [f'data.cameras=("{camera}",)', "model.options.camera_dropout=0.0"]) for camera in CAMERAS},
 }
 
 ROWS = {
     "attention": "cross-view attention (ts_cva)",
-    "attention-all-views": "... no view dropped in training",
+    "attention-all-cameras": "... no camera dropped in training",
     "concat": "concatenation",
     "late": "mean of logits",
-    "late-separate": "... a backbone for each view",
+    "late-separate": "... a backbone for each camera",
     "front": "front alone",
     "left": "left alone",
     "right": "right alone",
 }
 
-CHOICES = [choice for count in (3, 2, 1) for choice in itertools.combinations(VIEWS, count)]
+CHOICES = [choice for count in (3, 2, 1) for choice in itertools.combinations(CAMERAS, count)]
 
 
 def test_choices(run: Path) -> dict[str, float]:
-    """Top-1 of a run with each choice of the views that it knows; those measured before are taken from views.json."""
+    """Top-1 of a run with each choice of the cameras that it knows; those measured before are taken from
+    cameras.json."""
     from flaxvid.data.pipeline import eval_batches
     from flaxvid.evaluate.evaluator import evaluate_videos
     from flaxvid.train.loop import enable_compilation_cache
     from flaxvid.train.setup import clip_config, open_data
     from flaxvid.train.trained import load_trained
-    from flaxvid.types import by_task
+    from flaxvid.types import by_target
     from flaxvid.writing import written_whole
 
-    file = run / "views.json"
+    file = run / "cameras.json"
     if file.exists():
         return json.loads(file.read_text())
     enable_compilation_cache()
     trained, scores = load_trained(run), {}
     recipe, count = trained.recipe, max(trained.frames)
     for choice in CHOICES:
-        if set(choice) <= set(trained.model.views):
-            source = open_data(dataclasses.replace(recipe.data, views=choice), recipe.data.eval_split)
+        if set(choice) <= set(trained.model.cameras):
+            source = open_data(dataclasses.replace(recipe.data, cameras=choice), recipe.data.eval_split)
             batches = eval_batches(source, clip_config(recipe, (count,)), recipe.eval_batch_size)
-            evaluation = by_task(evaluate_videos(trained.model, {count: trained.select(count)}, batches))[""]
+            evaluation = by_target(evaluate_videos(trained.model, {count: trained.select(count)}, batches))[""]
             scores[" ".join(choice)] = evaluation.scores()[count]["top1"]
     with written_whole(file) as path:
         path.write_text(json.dumps(scores, indent=1))
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="which runs; default all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default one a core")
-    parser.add_argument("--folder", type=Path, default=Path("runs/views"), help="of the runs and the results")
+    parser.add_argument("--folder", type=Path, default=Path("runs/cameras"), help="of the runs and the results")
     parser.add_argument("--set", action="append", default=[], metavar="epochs=1", help="override for every run")
     args = parser.parse_args()
 

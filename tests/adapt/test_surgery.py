@@ -178,7 +178,7 @@ def test_2_d_files_are_for_networks_with_a_2_d_sibling(images, tmp_path):
 
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("kind", ["torch", "native", "2-D"])
-def test_several_views_start_from_their_backbone(images, random_variables, tmp_path, capsys, kind, separate):
+def test_several_cameras_start_from_their_backbone(images, random_variables, tmp_path, capsys, kind, separate):
     options = {"width": 8, "depths": (1, 1, 1, 1)}
     backbone, path = create_tiny("slow_r50", num_classes=7), tmp_path / "w.safetensors"
     weights = random_variables(backbone)
@@ -190,14 +190,16 @@ def test_several_views_start_from_their_backbone(images, random_variables, tmp_p
         save_file(to_torch("tsn_resnet50", images(num_classes=1000), "torchvision"), path)
     options = {"backbone": "slow_r50", "backbone_options": options, "separate": separate}
     model = ModelRecipe("ts_cva", str(path), 4, 32, options=options, inflate="centre" if kind == "2-D" else "")
-    recipe = Recipe(model, DataRecipe(views=("front", "left")))
+    recipe = Recipe(model, DataRecipe(cameras=("front", "left")))
     network = make_model(recipe, 7)
     variables = load_start(recipe, network)
     template = init_model(network, jax.random.key(0))
     chex.assert_trees_all_equal_shapes(variables, template)
     chex.assert_trees_all_equal(variables["params"]["body"]["fusion"], template["params"]["body"]["fusion"])
     bodies = (
-        [variables["params"]["body"][view] for view in ("front", "left")] if separate else [variables["params"]["body"]]
+        [variables["params"]["body"][camera] for camera in ("front", "left")]
+        if separate
+        else [variables["params"]["body"]]
     )
     for body in bodies:
         kernel = body["layer3_0"]["conv_a"]["conv"]["kernel"]

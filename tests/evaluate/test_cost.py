@@ -76,7 +76,7 @@ def test_resnet50_costs_what_the_frame_flexible_paper_says():
     assert [round(cost.gflops / 8 * n, 1) for n in (8, 16)] == pytest.approx([32.7, 65.4], abs=0.11)
 
 
-def test_several_views_are_counted_together():
+def test_several_cameras_are_counted_together():
     options = {"width": 8, "depths": (1,)}
     single = model_cost(create_tiny("tsm_resnet18", **options), (1, 4, 32, 32, 3))
     late = model_cost(create_tiny("ts_cva", fusion="late", backbone_options=options), (1, 4, 32, 32, 3))

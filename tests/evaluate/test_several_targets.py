@@ -16,7 +16,9 @@ CLASSES = {"action": ("a", "b", "c", "d", "e"), "actor": ("x", "y", "z")}
 
 @pytest.fixture(scope="module")
 def network(random_variables):
-    model = create_tiny("tsm_resnet18", depths=(1,), num_classes={task: len(names) for task, names in CLASSES.items()})
+    model = create_tiny(
+        "tsm_resnet18", depths=(1,), num_classes={target: len(names) for target, names in CLASSES.items()}
+    )
     return model, random_variables(model)
 
 
@@ -34,41 +36,46 @@ def evaluations(network, batches):
     return evaluate_videos(model, {4: variables, 2: variables}, batches)
 
 
-def test_each_task_is_evaluated_by_its_own_logits(network, batches, evaluations):
+def test_each_target_is_evaluated_by_its_own_logits(network, batches, evaluations):
     model, variables = network
     assert set(evaluations) == {"action", "actor"}
-    for task, evaluation in evaluations.items():
+    for target, evaluation in evaluations.items():
         assert evaluation.index.tolist() == [0, 1, 3, 4, 5, 6]
         assert evaluation.broken == (2,)
-        labels = np.concatenate([batch["label"][task] for batch in batches])[evaluation.index]
+        labels = np.concatenate([batch["label"][target] for batch in batches])[evaluation.index]
         np.testing.assert_array_equal(evaluation.label, labels)
         video = np.concatenate([batch["video"][2] for batch in batches])[evaluation.index]
-        views = [jax.nn.softmax(jax.jit(model.apply)(variables, video[:, view])[task]) for view in (0, 1)]
+        views = [jax.nn.softmax(jax.jit(model.apply)(variables, video[:, view])[target]) for view in (0, 1)]
         guess = np.asarray(views[0] + views[1]).argmax(-1)
         np.testing.assert_array_equal(evaluation.frames[2].guess, guess)
         assert evaluation.frames[2].scores["top1"] == (guess == labels).mean()
 
 
-def test_rows_name_their_task(evaluations):
+def test_rows_name_their_target(evaluations):
     rows = score_rows(evaluations)
-    assert [(row["task"], row["frames"]) for row in rows] == [("action", 2), ("action", 4), ("actor", 2), ("actor", 4)]
-    assert "task" not in score_rows(evaluations["actor"])[0]
+    assert [(row["target"], row["frames"]) for row in rows] == [
+        ("action", 2),
+        ("action", 4),
+        ("actor", 2),
+        ("actor", 4),
+    ]
+    assert "target" not in score_rows(evaluations["actor"])[0]
 
 
-def test_passes_join_task_by_task(network, batches, evaluations):
+def test_passes_join_target_by_target(network, batches, evaluations):
     model, variables = network
     apart = [evaluate_videos(model, {n: variables}, batches) for n in (4, 2)]
     assert score_rows(join(apart)) == score_rows(evaluations)
 
 
-def test_labels_of_other_tasks_are_told(network, batches):
+def test_labels_of_other_targets_are_told(network, batches):
     model, variables = network
     (wrong,) = [{**batch, "label": {"actor": batch["label"]["actor"]}} for batch in batches[:1]]
-    with pytest.raises(ValueError, match="expected labels of the network's task 'action', got those of 'actor'"):
+    with pytest.raises(ValueError, match="expected labels of the network's target 'action', got those of 'actor'"):
         evaluate_videos(model, {2: variables}, [wrong])
 
 
-def test_the_record_comes_back_as_a_run_for_each_task(evaluations, tmp_path):
+def test_the_record_comes_back_as_a_run_for_each_target(evaluations, tmp_path):
     from matplotlib.image import imsave
 
     paths = tuple(f"v{number}" for number in range(7))
@@ -82,15 +89,15 @@ def test_the_record_comes_back_as_a_run_for_each_task(evaluations, tmp_path):
     record = evaluation_record(evaluations, source, clips=ClipConfig((1,), 32), protocol=facts, costs=costs)
     path = write_record(tmp_path / "run", record, evaluations, source)
     assert len(json.loads(path.read_text())["examples"]) == len(list((tmp_path / "run" / "strips").iterdir()))
-    parts = read_run(tmp_path / "run").by_task()
+    parts = read_run(tmp_path / "run").by_target()
     assert set(parts) == {"action", "actor"}
-    for task, run in parts.items():
+    for target, run in parts.items():
         assert [row["frames"] for row in run.any_frame] == [2, 4]
-        assert tuple(run.evaluation["classes"]) == CLASSES[task]
+        assert tuple(run.evaluation["classes"]) == CLASSES[target]
         assert [row["top1"] for row in run.evaluation["frames"]] == [
-            evaluations[task].frames[n].scores["top1"] for n in (2, 4)
+            evaluations[target].frames[n].scores["top1"] for n in (2, 4)
         ]
-        assert all(clip["strip"] and "task" not in clip for clip in run.evaluation["examples"])
+        assert all(clip["strip"] and "target" not in clip for clip in run.evaluation["examples"])
 
 
 def test_a_missing_label_counts_nowhere(network, batches):

@@ -106,5 +106,5 @@ def test_pool_head_drops_features_in_training_and_gives_a_dict(x, variables):
     first, second = (head.apply(variables, x, True, rngs={"dropout": jax.random.key(i)}) for i in range(2))
     assert not np.allclose(first, second)
     several = jax.eval_shape(PoolHead({"action": 5, "actor": 2}).init_with_output, jax.random.key(0), x)
-    assert {task: logits.shape for task, logits in several[0].items()} == {"action": (3, 5), "actor": (3, 2)}
+    assert {target: logits.shape for target, logits in several[0].items()} == {"action": (3, 5), "actor": (3, 2)}
     assert set(several[1]["params"]) == {"classifier_action", "classifier_actor"}

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from flaxvid.losses.classification import cross_entropy
-from flaxvid.losses.multitask import sum_over_tasks
+from flaxvid.losses.multitask import sum_over_targets
 
 LOGITS = {"action": jnp.log(jnp.array([[0.5, 0.25, 0.25]])), "actor": jnp.log(jnp.array([[0.1, 0.9]]))}
 LABELS = {"action": jnp.array([0]), "actor": jnp.array([0])}
@@ -14,7 +14,7 @@ def judged(logits, labels):
 
 
 def test_the_sum_by_hand():
-    total, parts = sum_over_tasks(judged, LOGITS, LABELS, {"actor": 0.5})
+    total, parts = sum_over_targets(judged, LOGITS, LABELS, {"actor": 0.5})
     assert set(parts) == {"action_loss", "action_accuracy", "actor_loss", "actor_accuracy"}
     np.testing.assert_allclose(parts["action_loss"], np.log(2), rtol=1e-6)
     np.testing.assert_allclose(parts["actor_loss"], np.log(10), rtol=1e-6)
@@ -22,19 +22,21 @@ def test_the_sum_by_hand():
     assert (parts["action_accuracy"], parts["actor_accuracy"]) == (1, 0)
 
 
-def test_an_only_task_at_several_frame_counts():
+def test_an_only_target_at_several_frame_counts():
     by_count = {2: LOGITS["actor"], 4: LOGITS["actor"]}
-    total, _ = sum_over_tasks(lambda z, y: (sum(cross_entropy(z[n], y) for n in z), {}), by_count, LABELS["actor"], {})
+    total, _ = sum_over_targets(
+        lambda z, y: (sum(cross_entropy(z[n], y) for n in z), {}), by_count, LABELS["actor"], {}
+    )
     np.testing.assert_allclose(total, 2 * np.log(10), rtol=1e-6)
 
 
-def test_an_only_task_is_just_its_loss():
-    total, parts = sum_over_tasks(judged, LOGITS["actor"], LABELS["actor"], {})
+def test_an_only_target_is_just_its_loss():
+    total, parts = sum_over_targets(judged, LOGITS["actor"], LABELS["actor"], {})
     np.testing.assert_allclose(total, np.log(10), rtol=1e-6)
     assert set(parts) == {"accuracy"}
 
 
 @pytest.mark.parametrize("labels", [{"action": LABELS["action"]}, LABELS["action"]])
-def test_other_tasks_than_the_network_s_are_told(labels):
+def test_other_targets_than_the_network_s_are_told(labels):
     with pytest.raises(ValueError, match=r"labels are of .*, logits of action, actor: create the model with a number"):
-        sum_over_tasks(judged, LOGITS, labels, {})
+        sum_over_targets(judged, LOGITS, labels, {})

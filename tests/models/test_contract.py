@@ -20,10 +20,10 @@ NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm, 
 
 
 def as_taken(model, clip, shape, seed):
-    """Random video as the model takes it: one, or one for each of its views."""
-    if not model.views:
+    """Random video as the model takes it: one, or one for each of its cameras."""
+    if not model.cameras:
         return clip(*shape, seed=seed)
-    return {view: clip(*shape, seed=seed + 100 * number) for number, view in enumerate(model.views)}
+    return {camera: clip(*shape, seed=seed + 100 * number) for number, camera in enumerate(model.cameras)}
 
 
 class Subject:
@@ -74,7 +74,7 @@ def trainable(subject):
 
 def shapes(model, video_shape, method=None, dtype=np.uint8, **arguments):
     """Shapes of variables and output, without computing either."""
-    video = model.for_views(jax.ShapeDtypeStruct((*video_shape, 3), dtype))
+    video = model.for_cameras(jax.ShapeDtypeStruct((*video_shape, 3), dtype))
     variables = jax.eval_shape(model.init, jax.random.key(0), video)
     return variables, jax.eval_shape(lambda v, x: model.apply(v, x, method=method, **arguments), variables, video)
 

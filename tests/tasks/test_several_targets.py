@@ -34,8 +34,8 @@ def batch(clip):
     return {"video": {n: clip(4, n, 32, 32, seed=n) for n in (2, 4)}, "label": label}
 
 
-def test_supervised_training_sums_the_tasks(model, variables, batch):
-    task = Supervised(model, (2, 4), task_weights=WEIGHTS)
+def test_supervised_training_sums_the_targets(model, variables, batch):
+    task = Supervised(model, (2, 4), target_weights=WEIGHTS)
 
     @jax.jit
     def both(variables, batch):
@@ -52,9 +52,9 @@ def test_supervised_training_sums_the_tasks(model, variables, batch):
     chex.assert_trees_all_close({name: metrics[f"{name}_loss"] for name in expected}, expected, rtol=1e-5)
 
 
-def test_each_task_is_distilled_by_itself(model, variables, batch):
+def test_each_target_is_distilled_by_itself(model, variables, batch):
     flexible = FrameFlexible(model, (2, 4))
-    task = FrameFlexibleTask(flexible, weight=2.0, task_weights=WEIGHTS)
+    task = FrameFlexibleTask(flexible, weight=2.0, target_weights=WEIGHTS)
 
     @jax.jit
     def both(variables, batch):
@@ -82,7 +82,7 @@ def test_both_classifiers_and_the_body_have_gradients(model, variables, batch):
     assert np.abs(gradient["stem"]["conv1"]["kernel"]).max() > 0
 
 
-def test_mixed_labels_are_shares_of_each_task_s_classes(model, batch):
+def test_mixed_labels_are_shares_of_each_target_s_classes(model, batch):
     _, labels = Mixing(mixup=0.5).mix(model, batch, KEY)
     assert {name: own.shape for name, own in labels.items()} == {"action": (4, 5), "actor": (4, 3)}
     for name, own in labels.items():

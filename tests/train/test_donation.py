@@ -51,10 +51,10 @@ def from_a_file(kind):
     else:
         save_variables(path, weights, WeightsInfo("tsn_resnet18", {"depths": [1], "width": 8}))
     options = {"backbone": "tsn_resnet18", "backbone_options": {"width": 8, "depths": (1,)}, "separate": True}
-    recipe = Recipe(ModelRecipe("ts_cva", path, 2, 32, options=options), DataRecipe(views=("front", "left")))
+    recipe = Recipe(ModelRecipe("ts_cva", path, 2, 32, options=options), DataRecipe(cameras=("front", "left")))
     model = make_model(recipe, 3)
-    views = {view: video for view in ("front", "left")}
-    batch = {"video": {2: views}, "label": np.zeros(4, np.int32), "index": np.arange(4, dtype=np.int32)}
+    cameras = {camera: video for camera in ("front", "left")}
+    batch = {"video": {2: cameras}, "label": np.zeros(4, np.int32), "index": np.arange(4, dtype=np.int32)}
     step_twice(Supervised(model, (2,)), load_start(recipe, model), batch, ema=0.9)
 
 

@@ -74,7 +74,7 @@ def test_only_kernels_and_gains_decay(name):
     """Of every model: nothing with one axis, no embedding and no position, by either set of rules."""
     flexible = FrameFlexible(create_tiny(name), (2, 4))
     size = flexible.model.clip.image_size
-    video = flexible.model.for_views(jnp.zeros((1, 4, size, size, 3)))
+    video = flexible.model.for_cameras(jnp.zeros((1, 4, size, size, 3)))
     shapes = trainable(jax.eval_shape(lambda key: flexible.init(key, video), jax.random.key(0)))
     for rules in (DECAY_RULES, FFN_RULES):
         _, decays = group_factors(shapes, rules)

@@ -56,7 +56,7 @@ def step(task, variables, batch, **arguments):
 def test_the_gradient_of_the_parts_is_that_of_the_whole(model, variables, batch, kind, no_batch_statistics):
     """Mixed, divided, smoothed, with labels missing: every number is the same, but for rounding."""
     mixing = Mixing(mixup=0.8, cutmix=1.0, erasing=0.5)
-    task = make_task(model, kind, mixing=mixing, label_smoothing=0.1, task_weights={"actor": 0.5})
+    task = make_task(model, kind, mixing=mixing, label_smoothing=0.1, target_weights={"actor": 0.5})
     whole, metrics = step(task, variables, batch)
     for accumulate in (2, 8):
         parts, part_metrics = step(task, variables, batch, accumulate=accumulate)

@@ -113,7 +113,7 @@ REFUSED = {
     "task__mixup": (-0.2, NAN),
     "task__cutmix": (-1.0, INF),
     "task__erasing": (-0.1, 1.5, NAN),
-    "task__task_weights": ({"actor": -1.0}, {"actor": NAN}, {"actor": "1"}),
+    "task__target_weights": ({"actor": -1.0}, {"actor": NAN}, {"actor": "1"}),
     "optimizer__learning_rate": (-0.1, NAN, INF, "0.1", 10**400),
     "optimizer__momentum": (-0.9, 1.0, 1.1, NAN),
     "optimizer__weight_decay": (-1e-4, NAN),

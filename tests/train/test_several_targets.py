@@ -41,7 +41,7 @@ def recipe(videos):
     return Recipe(
         model=ModelRecipe("tsm_resnet18", image_size=32, num_frames=4, options=OPTIONS),
         data=DataRecipe("list", root=str(videos)),
-        task=TaskRecipe("ffn", (2, 4), task_weights={"actor": 0.5}),
+        task=TaskRecipe("ffn", (2, 4), target_weights={"actor": 0.5}),
         batch_size=4,
         eval_batch_size=4,
         eval_frames=(2, 4),
@@ -66,7 +66,7 @@ def script(name, monkeypatch, *arguments):
 def test_the_run_has_rows_metrics_and_a_page_of_both(run):
     folder, rows = run
     pairs = [("action", 2), ("action", 4), ("actor", 2), ("actor", 4)]
-    assert [(row["task"], row["frames"]) for row in rows] == pairs
+    assert [(row["target"], row["frames"]) for row in rows] == pairs
     assert all(row["clips"] == 8 and row["gflops"] > 0 for row in rows)
     metrics = read_metrics(folder / "metrics.jsonl")
     first = next(row for row in metrics if "train/loss" in row)
@@ -86,7 +86,7 @@ def test_evaluate_and_predict_tell_each_task(run, videos, monkeypatch, capsys):
     before = read_run(folder).any_frame
     script("evaluate.py", monkeypatch, folder, "--frames", 2, 4)
     table = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in table[2:6]] == [[row["task"], str(row["frames"])] for row in before]
+    assert [line.split()[:2] for line in table[2:6]] == [[row["target"], str(row["frames"])] for row in before]
     assert [float(line.split()[2]) for line in table[2:6]] == [round(100 * row["top1"], 2) for row in rows]
     with pytest.raises(SystemExit) as status:
         script("predict.py", monkeypatch, "--run", folder, videos / "0.mp4", "--top", 1)
@@ -139,10 +139,13 @@ def test_a_frozen_backbone_takes_another_run_s_weights(run, recipe, tmp_path):
     [
         ({"freeze": ("stme",)}, "freeze='stme' matches no part of the network"),
         (
-            {"task": TaskRecipe(frames=(2, 4), task_weights={"acter": 1.0})},
-            "task.task_weights has acter, .* action, actor",
+            {"task": TaskRecipe(frames=(2, 4), target_weights={"acter": 1.0})},
+            "task.target_weights has acter, .* action, actor",
         ),
-        ({"task": TaskRecipe(frames=(2, 4), task_weights={"actor": -1.0})}, "task.task_weights must not be negative"),
+        (
+            {"task": TaskRecipe(frames=(2, 4), target_weights={"actor": -1.0})},
+            "task.target_weights must not be negative",
+        ),
     ],
 )
 def test_slips_show_before_anything_is_written(recipe, tmp_path, changes, message):
@@ -176,7 +179,7 @@ def test_each_task_of_other_data_is_matched_by_its_name(run, videos, monkeypatch
     assert "Classes of action: videos of 2 of the network's 3 (jump, sit)" in out
     assert "Classes of actor: videos of 1 of the network's 2 (1)" in out
     (other,) = read_run(folder).others
-    confusions = {row["task"]: row["confusion"] for row in other.evaluation["frames"]}
+    confusions = {row["target"]: row["confusion"] for row in other.evaluation["frames"]}
     assert {label for label, _, _ in confusions["action"]} == {0, 2}
     assert {label for label, _, _ in confusions["actor"]} == {1}
     assert (folder / "evaluation.json").read_bytes() == own

@@ -225,14 +225,14 @@ def _draw(
 
 
 def mirror(label: Label, mirrored: FlipLabels) -> Label | None:
-    """The label of a mirrored video, None where it must not be mirrored; of several tasks all must allow it.
+    """The label of a mirrored video, None where it must not be mirrored; of several targets all must allow it.
 
     A missing label stays missing.
     """
     table: Any = mirrored
     if mirrored is None or not isinstance(label, Mapping):
         return label if mirrored is None or label == NO_LABEL else table[label]
-    labels: Any = {task: mirror(own, table[task]) for task, own in label.items()}
+    labels: Any = {target: mirror(own, table[target]) for target, own in label.items()}
     return None if None in labels.values() else labels
 
 

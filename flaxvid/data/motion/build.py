@@ -20,8 +20,8 @@ from flaxvid.data.motion.draw import (
     HEADINGS,
     MOTION_CLASSES,
     encode,
+    render_camera,
     render_clip,
-    render_view,
 )
 from flaxvid.data.workers import processes
 from flaxvid.writing import take_lock
@@ -82,7 +82,7 @@ def make_clip(config: MotionConfig, split: str, index: int) -> bytes:
     if not config.camera:
         return encode(*render_clip(label, config.size, config.num_frames, rng))
     own = np.random.default_rng((*source, 1 + list(CAMERAS).index(config.camera)))
-    return encode(*render_view(label, config.size, config.num_frames, config.camera, rng, own))
+    return encode(*render_camera(label, config.size, config.num_frames, config.camera, rng, own))
 
 
 def build_motion(

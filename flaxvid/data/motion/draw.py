@@ -125,7 +125,7 @@ def render_clip(
     return _compose(luma, ball, pillar, _paints(rng), rng.permutation(2))
 
 
-def render_view(
+def render_camera(
     label: int, size: int, frames: int, camera: str, scene: np.random.Generator, own: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "t h w"], UInt8[np.ndarray, "t 2 h2 w2"]]:
     """Luma and (half-resolution) chroma planes of what one camera sees of a scene of class `label`.

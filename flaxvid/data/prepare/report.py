@@ -27,7 +27,7 @@ class Finding:
 
     Attributes:
         id: The video.
-        label: Its label; where there are several tasks, one of each.
+        label: Its label; where there are several targets, one of each.
         frames: How many decode; 0 where they do not.
         digest: SHA-256 of the file, of a folder of frames that of all files; empty where there is none.
         signature: Grey levels of a few small pictures as hexadecimal digits, or empty; see `pictures_differ`.
@@ -126,10 +126,10 @@ def find_contradictions(split: str, rows: Sequence[Finding]) -> list[Duplicate]:
 
 
 def _contradict(a: int | Mapping[str, int], b: int | Mapping[str, int]) -> bool:
-    """Whether two labels differ; of several tasks, in one that both have."""
+    """Whether two labels differ; of several targets, in one that both have."""
     if not isinstance(a, Mapping) or not isinstance(b, Mapping):
         return a != b
-    return any(a[task] != b[task] and a[task] >= 0 and b[task] >= 0 for task in a)
+    return any(a[target] != b[target] and a[target] >= 0 and b[target] >= 0 for target in a)
 
 
 def find_duplicates(

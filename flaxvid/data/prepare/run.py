@@ -27,7 +27,7 @@ from flaxvid.data.prepare.report import Finding, Report, summarise
 from flaxvid.data.sources.open import Source
 from flaxvid.data.sources.tfds import shard_path, shard_writer, write_info
 from flaxvid.data.workers import processes
-from flaxvid.types import by_task
+from flaxvid.types import by_target
 from flaxvid.writing import read_json, take_lock, written_whole
 
 IN_FLIGHT = 2**29
@@ -91,7 +91,7 @@ def prepare(
                 f"expected an output folder outside of the videos' folder {root}, got {output}: there it "
                 "would be taken for a class"
             )
-    names = [name for source in splits.values() for own in by_task(source.classes).values() for name in own]
+    names = [name for source in splits.values() for own in by_target(source.classes).values() for name in own]
     wrong = [name for name in names if len(name.splitlines()) != 1 or re.search("[\ud800-\udfff]", name)]
     if wrong and preparation.store:
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any
 from unicodedata import normalize
 
 from flaxvid.data.sources.files import NO_LABEL
-from flaxvid.types import by_task
+from flaxvid.types import by_target
 
 SHOWN = 20
 """Classes that are listed one by one; of more only those that look odd."""
@@ -29,10 +29,10 @@ def describe_splits(splits: Mapping[str, Any]) -> str:
         check_labels(splits["train"], fewest=2)
     first = {split: _first(source) for split, source in splits.items()}
     lines = list(dict.fromkeys(note for source in first.values() for note in getattr(source, "notes", ())))
-    counted = {split: by_task(source.labels) for split, source in first.items() if hasattr(source, "labels")}
-    for task, classes in by_task(next(iter(first.values())).classes).items() if counted else ():
-        counts = {split: Counter(labels[task]) for split, labels in counted.items() if task in labels}
-        lines = _table(task, classes, counts) + _alike(classes) + lines
+    counted = {split: by_target(source.labels) for split, source in first.items() if hasattr(source, "labels")}
+    for target, classes in by_target(next(iter(first.values())).classes).items() if counted else ():
+        counts = {split: Counter(labels[target]) for split, labels in counted.items() if target in labels}
+        lines = _table(target, classes, counts) + _alike(classes) + lines
     lines = ["".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line) for line in lines]
     return "\n".join(lines)  # names of files may be any bytes, and have line ends in them
 
@@ -41,17 +41,17 @@ def check_labels(source: Any, fewest: int) -> None:
     """Refuses videos that have too few classes: two to learn from, one to be tested on. Counts what is in memory.
 
     Raises:
-        ValueError: There are fewer of some task.
+        ValueError: There are fewer of some target.
     """
     source = _first(source)
-    for task, labels in by_task(getattr(source, "labels", {})).items() if hasattr(source, "labels") else ():
+    for target, labels in by_target(getattr(source, "labels", {})).items() if hasattr(source, "labels") else ():
         seen = sorted({*labels} - {NO_LABEL})
         if len(seen) < fewest:
-            only = ", ".join(by_task(source.classes)[task][label] for label in seen) or "no label"
+            only = ", ".join(by_target(source.classes)[target][label] for label in seen) or "no label"
             wanted = "videos of two classes" if fewest > 1 else "a labelled video"
             raise ValueError(
-                f"{source.name}: expected {wanted}{f' of {task}' * bool(task)} or more, got all {len(source)} of "
-                f"{only}: correct the list, or add videos{'; or drop the column' * bool(task)}"
+                f"{source.name}: expected {wanted}{f' of {target}' * bool(target)} or more, got all {len(source)} of "
+                f"{only}: correct the list, or add videos{'; or drop the column' * bool(target)}"
             )
 
 
@@ -61,14 +61,14 @@ def _first(source: Any) -> Any:
     return next(iter(cameras.values())) if cameras else source
 
 
-def _table(task: str, classes: Sequence[str], counts: Mapping[str, Counter[int]]) -> list[str]:
+def _table(target: str, classes: Sequence[str], counts: Mapping[str, Counter[int]]) -> list[str]:
     rows = [(name, [own[label] for own in counts.values()]) for label, name in enumerate(classes)]
     if missing := [own[NO_LABEL] for own in counts.values()] if any(own[NO_LABEL] for own in counts.values()) else []:
         rows.append(("(no label)", missing))
     odd = [row for row in rows if 0 in row[1]]
     shown = rows if len(rows) <= SHOWN else odd[:SHOWN]
-    width = max([len(name) for name, _ in shown] + [len(task), 7])
-    lines = [f"{task or 'class':<{width}}" + "".join(f"{split:>12}" for split in counts)]
+    width = max([len(name) for name, _ in shown] + [len(target), 7])
+    lines = [f"{target or 'class':<{width}}" + "".join(f"{split:>12}" for split in counts)]
     lines += [f"{name:<{width}}" + "".join(f"{count:>12}" for count in row) for name, row in shown]
     if len(shown) < len(rows):
         spans = []
@@ -79,7 +79,7 @@ def _table(task: str, classes: Sequence[str], counts: Mapping[str, Counter[int]]
         lines.append(f"{'... and ' if shown else ''}{len(rows) - len(shown)} classes of {', '.join(spans)}")
     for at, split in enumerate(counts):
         if empty := [name for name, row in rows[: len(classes)] if not row[at]]:
-            lines.append(f"classes without {split} videos{f' of {task}' * bool(task)}: {_some(empty)}")
+            lines.append(f"classes without {split} videos{f' of {target}' * bool(target)}: {_some(empty)}")
     if "train" in counts and len(counts) > 1:
         single = [name for name, row in rows[: len(classes)] if sum(row) == 1]
         if single:

@@ -16,37 +16,39 @@ class Scenes:
     """Sources of equal videos from several sides as one; its "video" is a dict, ``{"front": ..., "left": ...}``.
 
     Attributes:
-        cameras: a source for each view; position i is the same scene in all of them.
+        sources: a source for each camera; position i is the same scene in all of them.
 
     Raises:
         ValueError: they have not as many videos, or not the same classes.
     """
 
-    cameras: Mapping[str, Source]
+    sources: Mapping[str, Source]
 
     def __post_init__(self):
-        lengths = {view: len(source) for view, source in self.cameras.items()}
+        lengths = {camera: len(source) for camera, source in self.sources.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"expected the same scenes in every view, got as many videos as {lengths}: complete them")
-        if any(source.classes != self._first.classes for source in self.cameras.values()):
             raise ValueError(
-                f"expected the same classes in every view, got others in one of {', '.join(self.cameras)}: "
+                f"expected the same scenes in every camera, got as many videos as {lengths}: complete them"
+            )
+        if any(source.classes != self._first.classes for source in self.sources.values()):
+            raise ValueError(
+                f"expected the same classes in every camera, got others in one of {', '.join(self.sources)}: "
                 "the folders of all classes must be there for each"
             )
 
     @property
     def _first(self) -> Source:
-        return next(iter(self.cameras.values()))
+        return next(iter(self.sources.values()))
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def cameras(self) -> tuple[str, ...]:
         """Names of the cameras."""
-        return tuple(self.cameras)
+        return tuple(self.sources)
 
     @property
     def name(self) -> str:
-        """The first camera's, and all views."""
-        return f"{self._first.name} from {', '.join(self.cameras)}"
+        """The first camera's, and all cameras."""
+        return f"{self._first.name} from {', '.join(self.sources)}"
 
     @property
     def classes(self) -> Any:
@@ -62,13 +64,13 @@ class Scenes:
         return len(self._first)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        items = {view: source[index] for view, source in self.cameras.items()}
-        scene = {view: (item["id"], item["label"]) for view, item in items.items()}
+        items = {camera: source[index] for camera, source in self.sources.items()}
+        scene = {camera: (item["id"], item["label"]) for camera, item in items.items()}
         if any(one != scene[next(iter(scene))] for one in scene.values()):
             raise ValueError(
-                f"expected one scene at position {index} of every view, got {scene}: files of one scene have one name"
+                f"expected one scene at position {index} of every camera, got {scene}: files of one scene have one name"
             )
-        return {**next(iter(items.values())), "video": {view: item["video"] for view, item in items.items()}}
+        return {**next(iter(items.values())), "video": {camera: item["video"] for camera, item in items.items()}}
 
 
 def open_scenes(
@@ -76,43 +78,43 @@ def open_scenes(
     root: str | Path | None,
     split: str = "train",
     *,
-    views: Sequence[str],
+    cameras: Sequence[str],
     fold: int | None = None,
     lists: str | Path | None = None,
     motion: "MotionConfig | None" = None,
     missing: Literal["error", "keep"] = "error",
     group: str | None = None,
 ) -> Scenes:
-    """Opens one split of a data set that has several views of each scene.
+    """Opens one split of a data set that has several cameras of each scene.
 
-    `<root>/<view>` is for each view a data set of its own, as `open_source` reads it, in which the files of a scene
+    `<root>/<camera>` is for each camera a data set of its own, as `open_source` reads it, in which the files of a scene
     have the same name: `videos/front/jump/a.mp4` and `videos/left/jump/a.mp4`. `motion` is drawn for each camera.
 
     Args:
         name, split, fold, lists, missing, group: As in `open_source`; a scene is missing that one camera did not see.
-        root: The folder of the views' folders.
-        views: Which of them, or for `motion` which of its cameras "front", "left" and "right".
+        root: The folder of the cameras' folders.
+        cameras: Which of them, or for `motion` which of its cameras "front", "left" and "right".
         motion: What `motion` is to look like; its camera is of no account.
 
     Raises:
-        ValueError: No views or one twice, or what `open_source` and `Scenes` find wrong.
-        FileNotFoundError: A view's folder, or its files, are not there.
+        ValueError: No cameras or one twice, or what `open_source` and `Scenes` find wrong.
+        FileNotFoundError: A camera's folder, or its files, are not there.
     """
-    if not views or len(set(views)) < len(views):
-        raise ValueError(f"expected views as distinct names, got {tuple(views)}")
+    if not cameras or len(set(cameras)) < len(cameras):
+        raise ValueError(f"expected cameras as distinct names, got {tuple(cameras)}")
     if name == "motion":
         from flaxvid.data.motion.build import MotionConfig  # brings tensorflow_datasets
 
         config = motion or MotionConfig()
-        cameras = {view: dataclasses.replace(config, camera=view) for view in views}
-        return Scenes({view: open_source(name, root, split, motion=own) for view, own in cameras.items()})
+        configs = {camera: dataclasses.replace(config, camera=camera) for camera in cameras}
+        return Scenes({camera: open_source(name, root, split, motion=own) for camera, own in configs.items()})
     if root is None:
-        raise ValueError(f"{name}: expected the folder of the views' folders {', '.join(views)} as root, got None")
-    unknown = [view for view in views if not (Path(root).expanduser() / view).is_dir()]
+        raise ValueError(f"{name}: expected the folder of the cameras' folders {', '.join(cameras)} as root, got None")
+    unknown = [camera for camera in cameras if not (Path(root).expanduser() / camera).is_dir()]
     if unknown:
         raise FileNotFoundError(
-            f"{name}: expected a folder for each view in {root}, got none for {', '.join(unknown)}: each view is a "
+            f"{name}: expected a folder for each camera in {root}, got none for {', '.join(unknown)}: each camera is a "
             "data set of its own, with the same file names"
         )
     options = {"fold": fold, "lists": lists, "missing": missing, "group": group}
-    return Scenes({view: open_source(name, Path(root) / view, split, **options) for view in views})
+    return Scenes({camera: open_source(name, Path(root) / camera, split, **options) for camera in cameras})

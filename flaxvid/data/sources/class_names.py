@@ -9,7 +9,7 @@ from typing import Any
 
 from flaxvid.data.sources.files import NO_LABEL, FileSource, FlipLabels, flip_labels
 from flaxvid.data.sources.open import Source
-from flaxvid.types import Classes, by_task
+from flaxvid.types import Classes, by_target
 
 SHOWN = 20
 """Class names that a message lists."""
@@ -20,9 +20,9 @@ class Relabelled:
     """A source whose labels count other classes than its own, those of a network that it is shown to.
 
     Attributes:
-        source: with its own labels; further tasks that it has are left out.
+        source: with its own labels; further targets that it has are left out.
         classes: what the labels count here.
-        numbers: for each task the number in `classes` of each of the source's classes.
+        numbers: for each target the number in `classes` of each of the source's classes.
     """
 
     source: Source
@@ -40,16 +40,16 @@ class Relabelled:
         return flip_labels(self.classes)
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def cameras(self) -> tuple[str, ...]:
         """The source's cameras, if it has scenes."""
-        return getattr(self.source, "views", ())
+        return getattr(self.source, "cameras", ())
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.source[index]
-        labels = {task: _renumber(by_task(item["label"])[task], own) for task, own in self.numbers.items()}
+        labels = {target: _renumber(by_target(item["label"])[target], own) for target, own in self.numbers.items()}
         return {**item, "label": labels if isinstance(self.classes, Mapping) else labels[""]}
 
 
@@ -67,41 +67,42 @@ def relabel(
 
     Args:
         source: the videos.
-        classes: of the network; where there are several tasks those of each.
+        classes: of the network; where there are several targets those of each.
         owner: whose classes they are, for messages: "the network".
         advice: what to do about other names, for messages.
-        renames: for each task ("" where there is only one) the name in `classes` by the source's own, where it is
+        renames: for each target ("" where there is only one) the name in `classes` by the source's own, where it is
             another; two names may become one.
 
     Raises:
-        ValueError: the source has videos of classes that `classes` has not, or not its tasks; the message has both
+        ValueError: the source has videos of classes that `classes` has not, or not its targets; the message has both
             lists.
     """
-    known, own, renames = by_task(classes), by_task(source.classes), renames or {}
+    known, own, renames = by_target(classes), by_target(source.classes), renames or {}
     if isinstance(classes, Mapping) != isinstance(source.classes, Mapping) or known.keys() - own.keys():
         raise ValueError(
-            f"expected labels of {owner}'s {_tasks(known)}, got {_tasks(own)} in {source.name}: tasks are matched by "
-            "name, a list has a column for each"
+            f"expected labels of {owner}'s {_targets(known)}, got {_targets(own)} in {source.name}: targets are matched "
+            "by name, a list has a column for each"
         )
     if strange := sorted(renames.keys() - known.keys()):
-        raise ValueError(f"expected names to change of {_tasks(known)}, got {_tasks(dict.fromkeys(strange))}")
+        raise ValueError(f"expected names to change of {_targets(known)}, got {_targets(dict.fromkeys(strange))}")
     wrong, numbers = [], {}
-    for task, names in known.items():
-        renamed = _rename(own[task], renames.get(task, {}), source.name)
+    for target, names in known.items():
+        renamed = _rename(own[target], renames.get(target, {}), source.name)
         found = find_classes(renamed, names)
-        seen = {*by_task(source.labels)[task]} if isinstance(source, FileSource) else {*range(len(found))}
+        seen = {*by_target(source.labels)[target]} if isinstance(source, FileSource) else {*range(len(found))}
         unknown = [renamed[own] for own, number in enumerate(found) if number is None and own in seen]
         if unknown:
-            wrong.append(_difference(task, names, renamed, unknown, owner, source.name))
-        numbers[task] = tuple(NO_LABEL if number is None else number for number in found)
+            wrong.append(_difference(target, names, renamed, unknown, owner, source.name))
+        numbers[target] = tuple(NO_LABEL if number is None else number for number in found)
     if wrong:
         raise ValueError(f"{'; '.join(wrong)}: {advice}")
-    same = known.keys() == own.keys() and all(numbers[task] == tuple(range(len(known[task]))) for task in known)
+    same = known.keys() == own.keys() and all(numbers[target] == tuple(range(len(known[target]))) for target in known)
     if same:
         return source
     if isinstance(source, FileSource):  # it stays one: its labels are in memory, to be counted
         labels = {
-            task: tuple(_renumber(label, numbers[task]) for label in by_task(source.labels)[task]) for task in known
+            target: tuple(_renumber(label, numbers[target]) for label in by_target(source.labels)[target])
+            for target in known
         }
         return dataclasses.replace(
             source, labels=labels if isinstance(classes, Mapping) else labels[""], classes=classes
@@ -121,16 +122,16 @@ def find_classes(names: Sequence[str], known: Sequence[str]) -> tuple[int | None
 def differences(old: Classes, new: Classes) -> list[str]:
     """What became of class names, a line each: which are gone, which are new, or that their order is another."""
     lines = []
-    if isinstance(old, Mapping) != isinstance(new, Mapping) or by_task(old).keys() != by_task(new).keys():
-        lines.append(f"{_tasks(by_task(old))} there, {_tasks(by_task(new))} here")
-    for task in (task for task in by_task(old) if task in by_task(new)):
-        there, here = by_task(old)[task], by_task(new)[task]
+    if isinstance(old, Mapping) != isinstance(new, Mapping) or by_target(old).keys() != by_target(new).keys():
+        lines.append(f"{_targets(by_target(old))} there, {_targets(by_target(new))} here")
+    for target in (target for target in by_target(old) if target in by_target(new)):
+        there, here = by_target(old)[target], by_target(new)[target]
         gone = [name for name, number in zip(there, find_classes(there, here), strict=True) if number is None]
         come = [name for name, number in zip(here, find_classes(here, there), strict=True) if number is None]
         parts = [f"{text} {list_names(names)}" for text, names in (("gone:", gone), ("new:", come)) if names]
         if not parts and (len(there) != len(here) or find_classes(there, here) != tuple(range(len(here)))):
             parts = [f"in another order: {list_names(there)} there, {list_names(here)} here"]
-        lines += [f"{f'{task}: ' if task else ''}{part}" for part in parts]
+        lines += [f"{f'{target}: ' if target else ''}{part}" for part in parts]
     return lines
 
 
@@ -150,23 +151,23 @@ def as_classes(value: Any) -> Classes:
     Raises:
         ValueError: it is not a list of texts, nor a dict of such lists.
     """
-    for names in by_task(value).values() or [()]:
+    for names in by_target(value).values() or [()]:
         if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-            raise ValueError("expected class names as a list of texts, or such a list for each task")
-    return {task: tuple(names) for task, names in value.items()} if isinstance(value, Mapping) else tuple(value)
+            raise ValueError("expected class names as a list of texts, or such a list for each target")
+    return {target: tuple(names) for target, names in value.items()} if isinstance(value, Mapping) else tuple(value)
 
 
 def _renumber(label: int, numbers: Sequence[int]) -> int:
-    return numbers[label] if label >= 0 else label  # below 0 it is none: of several tasks one may be unknown
+    return numbers[label] if label >= 0 else label  # below 0 it is none: of several targets one may be unknown
 
 
 def _difference(
-    task: str, known: Sequence[str], names: Sequence[str], unknown: Sequence[str], owner: str, where: str
+    target: str, known: Sequence[str], names: Sequence[str], unknown: Sequence[str], owner: str, where: str
 ) -> str:
     folded = {_folded(name): name for name in known}
     meant = [f"{folded[_folded(name)]!r} for {name!r}" for name in unknown if _folded(name) in folded]
     text = (
-        f"expected classes of {owner}{f' for {task}' * bool(task)} ({list_names(known)}), got "
+        f"expected classes of {owner}{f' for {target}' * bool(target)} ({list_names(known)}), got "
         + ("none of them" if len(unknown) == len(names) else f"also {list_names(unknown)}")
         + f" in {where} ({list_names(names)})"
     )
@@ -188,8 +189,8 @@ def _rename(names: Sequence[str], renames: Mapping[str, str], where: str) -> tup
     return tuple(renames.get(name, name) for name in names)
 
 
-def _tasks(tasks: Mapping[str, Any]) -> str:
-    return f"tasks {', '.join(tasks)}" if "" not in tasks else "one task without a name"
+def _targets(targets: Mapping[str, Any]) -> str:
+    return f"targets {', '.join(targets)}" if "" not in targets else "one target without a name"
 
 
 def _text(name: str) -> str:

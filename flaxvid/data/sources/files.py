@@ -11,7 +11,7 @@ from typing import Any
 
 from flaxvid.data.clips.crops import mirrored_labels
 from flaxvid.data.sources.search import VIDEO_SUFFIXES, find_videos, is_junk
-from flaxvid.types import Classes, by_task
+from flaxvid.types import Classes, by_target
 
 __all__ = ["NO_LABEL", "VIDEO_SUFFIXES", "FileSource", "FlipLabels", "file_source", "find_videos", "flip_labels"]
 
@@ -19,17 +19,17 @@ NO_LABEL = -1
 """Where a video has several labels, one that is missing: it counts in no loss and no accuracy."""
 
 FlipLabels = tuple[int | None, ...] | Mapping[str, tuple[int | None, ...] | None] | None
-"""What each label becomes in a mirror, None for one that must not be mirrored; by task where there are several; None if
-all keep theirs."""
+"""What each label becomes in a mirror, None for one that must not be mirrored; by target where there are several; None
+if all keep theirs."""
 
 _mirrored = functools.cache(mirrored_labels)  # asked for with every video
 
 
 def flip_labels(classes: Classes) -> FlipLabels:
-    """`mirrored_labels` of each task's classes, or of the only one's."""
+    """`mirrored_labels` of each target's classes, or of the only one's."""
     if not isinstance(classes, Mapping):
         return _mirrored(classes)
-    mirrored = {task: _mirrored(names) for task, names in classes.items()}
+    mirrored = {target: _mirrored(names) for target, names in classes.items()}
     return mirrored if any(mirrored.values()) else None
 
 
@@ -41,8 +41,8 @@ class FileSource:
         name: The data set and split, for messages.
         root: What the paths are relative to.
         paths: One video each; they are the videos' ids, too.
-        labels: One a video; where there are several tasks, that for each task, or `NO_LABEL`.
-        classes: Class names, by label; where there are several tasks, those of each.
+        labels: One a video; where there are several targets, that for each target, or `NO_LABEL`.
+        classes: Class names, by label; where there are several targets, those of each.
         layout: What the data set looks like on disk, for messages.
         notes: What was left out, or looks odd, a sentence each: for whoever starts a run.
 
@@ -65,12 +65,12 @@ class FileSource:
                 f"is {self.layout}"
             )
         least = NO_LABEL if isinstance(self.labels, Mapping) else 0
-        for task, labels in by_task(self.labels).items():
-            count = len(by_task(self.classes)[task])
+        for target, labels in by_target(self.labels).items():
+            count = len(by_target(self.classes)[target])
             for path, label in zip(self.paths, labels, strict=True):
                 if not least <= label < count:
                     raise ValueError(
-                        f"{self.name}: expected labels{' of ' * bool(task)}{task} from 0 to {count - 1} ({count} "
+                        f"{self.name}: expected labels{' of ' * bool(target)}{target} from 0 to {count - 1} ({count} "
                         f"classes), got {label} for {path}: correct the list or the class names"
                     )
 
@@ -84,7 +84,7 @@ class FileSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, labels = self.paths[index], self.labels
-        label = {task: own[index] for task, own in labels.items()} if isinstance(labels, Mapping) else labels[index]
+        label = {target: own[index] for target, own in labels.items()} if isinstance(labels, Mapping) else labels[index]
         return {"video": os.path.join(self.root, path), "label": label, "id": path}
 
     def located(self, *, some: bool = False) -> "FileSource":

@@ -205,7 +205,7 @@ def _check_classes(root: Path, classes: Mapping[str, Found], layout: str, fewest
             f"in {root}. Either {_some(filled)} are the classes: put the videos directly into them. Or "
             f"{_some(sorted(below[one]))} are: put them directly into {root}, or set the root to one of "
             f"{root / one}, ... A list (data.name=list) can say either, too, and "
-            "data.views names folders that are cameras"
+            "data.cameras names folders that are cameras"
         )
     seen: dict[tuple[int, int], str] = {}
     for name in filled:

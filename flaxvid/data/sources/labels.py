@@ -53,7 +53,7 @@ def _plainly(cell: str) -> str:
 
 
 def read_labels(
-    columns: Mapping[str, Column], task: str = "", names: Sequence[str] = (), others: Sequence[str] = ()
+    columns: Mapping[str, Column], target: str = "", names: Sequence[str] = (), others: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
     """The classes of a column, and its labels in each list.
 
@@ -63,7 +63,7 @@ def read_labels(
 
     Args:
         columns: The same column of each list, that of "train" first if there is one.
-        task: Its name where there are several; then cells may be empty, -1 or NaN, which is `NO_LABEL`.
+        target: Its name where there are several; then cells may be empty, -1 or NaN, which is `NO_LABEL`.
         names: The class names, where they are known.
         others: What the column has in further lists: numbers of theirs may tell where these count from.
 
@@ -75,7 +75,7 @@ def read_labels(
     none = _NONE_BESIDE_NUMBERS if 2 * sum(map(is_number, own)) > len(own) else _NONE
     cells = {cell: column for column in columns.values() for cell in dict.fromkeys(column.cells)}
     absent = {cell for cell in cells if cell.lower() in none and cell not in names}
-    for cell in absent if not task else ():
+    for cell in absent if not target else ():
         column = cells[cell]
         raise ValueError(
             f"{column.at(cell)}: expected a label, got {cell or 'an empty cell'} for {column.video(cell)}: label the "
@@ -83,18 +83,18 @@ def read_labels(
         )
     known = [cell for cell in own if cell not in absent]
     further = [cell for cell in (*cells, *dict.fromkeys(others)) if cell not in absent and cell.lower() not in none]
-    index, classes = _index(first, known, further, names, task)
+    index, classes = _index(first, known, further, names, target)
     labels = {}
     for split, column in columns.items():
         for cell in dict.fromkeys(column.cells):
             if cell not in index and cell not in absent:
-                raise _unknown(column, cell, classes, "classes.txt" if names else first.file.name, task)
+                raise _unknown(column, cell, classes, "classes.txt" if names else first.file.name, target)
         labels[split] = tuple(index.get(cell, NO_LABEL) for cell in column.cells)
     return classes, labels
 
 
 def _index(
-    first: Column, known: Sequence[str], cells: Sequence[str], names: Sequence[str], task: str
+    first: Column, known: Sequence[str], cells: Sequence[str], names: Sequence[str], target: str
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """The label of each cell, and the classes."""
     by_name = {name: label for label, name in enumerate(names)}
@@ -106,7 +106,7 @@ def _index(
     if fractions := [cell for cell in words if _DECIMAL.fullmatch(cell)]:
         raise ValueError(f"{first.at(fractions[0])}: expected whole numbers or class names, got {fractions[0]}")
     if names and words:
-        raise _unknown(first, words[0], names, "classes.txt", task)
+        raise _unknown(first, words[0], names, "classes.txt", target)
     if names and len(figures) < len(known) and any(map(is_number, names)):
         odd = next(cell for cell in figures if cell not in by_name)
         raise ValueError(
@@ -117,7 +117,7 @@ def _index(
         odd, rule = (words[0], "numbers") if len(figures) >= len(words) else (figures[0], "class names")
         raise ValueError(
             f"{first.at(odd)}: expected {rule} as in the other lines, got {odd} for {first.video(odd)}"
-            f"{f' as {task}' * bool(task)}: write one or the other in all of them"
+            f"{f' as {target}' * bool(target)}: write one or the other in all of them"
         )
     if not figures:
         classes = tuple(sorted(words))
@@ -160,9 +160,9 @@ def _are_folders(column: Column) -> bool:
     return all(folder == cell for folder, cell in zip(folders, column.cells, strict=True))
 
 
-def _unknown(column: Column, cell: str, classes: Sequence[str], where: str, task: str) -> ValueError:
+def _unknown(column: Column, cell: str, classes: Sequence[str], where: str, target: str) -> ValueError:
     some = ", ".join(classes[:_SHOWN]) + f", ... ({len(classes)})" * (len(classes) > _SHOWN)
     return ValueError(
-        f"{column.at(cell)}: expected {task or 'the label'} to be one of {some}, as in {where}, got {cell} for "
+        f"{column.at(cell)}: expected {target or 'the label'} to be one of {some}, as in {where}, got {cell} for "
         f"{column.video(cell)}: correct it, or give the class training videos"
     )

@@ -40,9 +40,9 @@ class Rows(NamedTuple):
     targets: Mapping[str, Sequence[str]]
     columns: Mapping[str, Sequence[str]]
 
-    def column(self, task: str) -> Column:
+    def column(self, target: str) -> Column:
         """The cells of a target."""
-        return Column(self.file, self.targets[task], self.lines, self.paths)
+        return Column(self.file, self.targets[target], self.lines, self.paths)
 
 
 def read_lists(

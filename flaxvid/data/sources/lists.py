@@ -40,7 +40,7 @@ def list_source(root: Path, split: str, lists: str | Path | None = None, group: 
     places = list_places(root, lists)
     layout = (
         f"{places[0]}/{split}.txt (or .csv) with lines `path label` or `path,label`, paths relative to {root}, and if "
-        f"you like {places[0]}/classes.txt with a name a line; or, for several tasks, {split}.csv with the heading "
+        f"you like {places[0]}/classes.txt with a name a line; or, for several targets, {split}.csv with the heading "
         "`path,action,actor`"
     )
     names, rows, notes = read_lists(places[0], split, Disk(str(root)), layout, group)
@@ -58,7 +58,7 @@ def list_source(root: Path, split: str, lists: str | Path | None = None, group: 
         parts, notes = [wanted], notes + more
     classes, labels = _read_targets(rows, parts, names)
     paths = [path for part in parts for path in rows[part].paths]
-    joined = {task: [label for part in parts for label in own[part]] for task, own in labels.items()}
+    joined = {target: [label for part in parts for label in own[part]] for target, own in labels.items()}
     together = [*zip(*joined.values(), strict=True)]
     keep = [at for at, own in enumerate(together) if any(label != NO_LABEL for label in own)]
     if len(keep) < len(paths):
@@ -79,7 +79,7 @@ def list_source(root: Path, split: str, lists: str | Path | None = None, group: 
                     f"data.group={group!r}: correct it, or write a test list"
                 )
             keep = [at for number, at in enumerate(keep) if (number in test) == (wanted == "test")]
-    picked = {task: tuple(own[at] for at in keep) for task, own in joined.items()}
+    picked = {target: tuple(own[at] for at in keep) for target, own in joined.items()}
     several = "" not in picked
     return FileSource(
         f"list {split}",
@@ -103,10 +103,10 @@ def _read_targets(
             wanted, got = (", ".join(["path", *(name or "label" for name in r.targets)]) for r in (first, rows[part]))
             raise ValueError(f"{rows[part].file}: expected the columns {wanted} of {first.file.name}, got {got}")
     classes, labels = {}, {}
-    for task in first.targets:
-        others = [cell for part, own in rows.items() if part not in used for cell in own.targets.get(task, ())]
-        columns = {part: rows[part].column(task) for part in used}
-        classes[task], labels[task] = read_labels(columns, task, () if task else names, others)
+    for target in first.targets:
+        others = [cell for part, own in rows.items() if part not in used for cell in own.targets.get(target, ())]
+        columns = {part: rows[part].column(target) for part in used}
+        classes[target], labels[target] = read_labels(columns, target, () if target else names, others)
     return classes, labels
 
 

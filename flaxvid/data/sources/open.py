@@ -22,7 +22,7 @@ from flaxvid.data.sources.published import (
     ucf101_source,
 )
 from flaxvid.data.sources.tfds import tfds_source
-from flaxvid.types import Classes, by_task
+from flaxvid.types import Classes, by_target
 
 if TYPE_CHECKING:
     from flaxvid.data.motion.build import MotionConfig
@@ -44,7 +44,7 @@ class Source(Protocol):
 
     @property
     def classes(self) -> Classes:
-        """Class names, by label; where there are several tasks, those of each."""
+        """Class names, by label; where there are several targets, those of each."""
         ...
 
     @property
@@ -115,10 +115,10 @@ def open_source(
     source = kind.open(None if root is None else Path(root).expanduser(), split, **given)
     if isinstance(source, FileSource) and kind.open is not folder_source:  # whose files were just found
         source = source.located(some=missing == "keep")
-    for task, classes in by_task(source.classes).items():
+    for target, classes in by_target(source.classes).items():
         if len(classes) < 2 and split.startswith("train"):
             raise ValueError(
-                f"{source.name}: expected two classes{' of ' * bool(task)}{task} or more, got {len(classes)} "
+                f"{source.name}: expected two classes{' of ' * bool(target)}{target} or more, got {len(classes)} "
                 f"({', '.join(classes)}): a network learns to tell classes apart; correct the root or the list"
             )
     return source

@@ -47,9 +47,9 @@ class Subset:
         return self.source.flip_labels
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def cameras(self) -> tuple[str, ...]:
         """The source's cameras, if it has scenes."""
-        return getattr(self.source, "views", ())
+        return getattr(self.source, "cameras", ())
 
     def __len__(self) -> int:
         return self.count

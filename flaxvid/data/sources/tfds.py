@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from flaxvid.data.clips.decode import VideoError
 from flaxvid.data.sources.files import FlipLabels, flip_labels
 from flaxvid.data.sources.splits import choose_split, split_of
-from flaxvid.types import Classes, by_task
+from flaxvid.types import Classes, by_target
 from flaxvid.writing import written_whole
 
 
@@ -30,7 +30,7 @@ class Shard(NamedTuple):
 class Fields(NamedTuple):
     """Which features of a record are the video (encoded, whole or frame by frame), the labels and the id, if any.
 
-    Several labels are those of several tasks, by the features' names.
+    Several labels are those of several targets, by the features' names.
     """
 
     video: str
@@ -132,7 +132,7 @@ def shard_path(folder: Path, name: str, split: str, number: int) -> Path:
 
 
 def shard_writer(classes: Classes) -> Callable[[Path, Iterable[Mapping[str, Any]]], None]:
-    """A function that writes a file of `{"video": bytes, "label": int, "id": str}`; labels may be `{task: int}`.
+    """A function that writes a file of `{"video": bytes, "label": int, "id": str}`; labels may be `{target: int}`.
 
     The file comes into being when it is complete. Call this before any progress bar starts: while TFDS is being
     imported, imports of other threads fail.
@@ -147,7 +147,7 @@ def shard_writer(classes: Classes) -> Callable[[Path, Iterable[Mapping[str, Any]
         with written_whole(path) as beside:
             writer = ArrayRecordWriter(str(beside), "group_size:1")
             for example in examples:
-                labels = {name or "label": label for name, label in by_task(example["label"]).items()}
+                labels = {name or "label": label for name, label in by_target(example["label"]).items()}
                 stored = {"video": example["video"], **labels, "id": fsencode(example["id"])}
                 writer.write(serializer.serialize_example(features.encode_example(stored)))
             writer.close()
@@ -195,7 +195,7 @@ def write_info(
 def _features(classes: Classes) -> Any:
     from tensorflow_datasets.core import features
 
-    labels = {name or "label": features.ClassLabel(names=list(names)) for name, names in by_task(classes).items()}
+    labels = {name or "label": features.ClassLabel(names=list(names)) for name, names in by_target(classes).items()}
     described = {"video": features.Text(), **labels, "id": features.Text()}
     return features.FeaturesDict(described)  # Text takes arbitrary bytes and gives them back
 
@@ -215,7 +215,7 @@ def _find(root: Path, dataset: str) -> Path:
 
 
 def _fields(folder: Path) -> tuple[Fields, Classes]:
-    """Which features to read, and the class names: of the `label`, or else of every ClassLabel, each its own task."""
+    """Which features to read, and the class names: of the `label`, or else of every ClassLabel, each its own target."""
     try:
         features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
         kinds = {key: value["pythonClassName"].rpartition(".")[2] for key, value in features.items()}

@@ -33,7 +33,7 @@ def test_near_pairs_across_blocks():
     assert near_pairs(a, b) == [(0, 7, 0.0), (1023, 8, 0.0), (1024, 9, 0.0), (2099, 10, 0.0)]
 
 
-def test_labels_of_several_tasks_contradict_only_where_both_are_known():
+def test_labels_of_several_targets_contradict_only_where_both_are_known():
     labels = [{"do": 0, "who": -1}, {"do": -1, "who": 2}, {"do": 1, "who": 2}]
     first, *others = (dataclasses.replace(row(f"{n}", 10, "x"), label=label) for n, label in enumerate(labels))
     kinds = [pair.kind for pair in find_duplicates(("train", "test"), [first], others)]

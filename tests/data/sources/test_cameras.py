@@ -11,13 +11,12 @@ from flaxvid.data.clips.crops import mirrored_labels
 from flaxvid.data.clips.cut import Augmentation, ClipConfig, cut_views, draw_clips, find_fault
 from flaxvid.data.clips.decode import VideoError
 from flaxvid.data.motion.build import MotionConfig
-from flaxvid.data.motion.draw import CAMERAS, HEADINGS, render_view
+from flaxvid.data.motion.draw import CAMERAS, HEADINGS, render_camera
 from flaxvid.data.pipeline import eval_batches, train_batches
 from flaxvid.data.sources.cameras import Scenes, open_scenes
 from flaxvid.data.sources.open import open_source
 from flaxvid.data.sources.subset import Subset
 
-VIEWS = ("front", "left", "right")
 CLIPS = ClipConfig((2, 4), 24, test_size=28)
 
 
@@ -25,9 +24,9 @@ CLIPS = ClipConfig((2, 4), 24, test_size=28)
 def recorded(tmp_path_factory, write_video):
     """Four scenes of 20 frames; what the right camera saw is noise."""
     root = tmp_path_factory.mktemp("recorded")
-    for view, number in itertools.product(VIEWS, range(4)):
+    for camera, number in itertools.product(CAMERAS, range(4)):
         name = "turn_left" if number < 2 else "turn_right"
-        write_video(root / view / "train" / name / f"{number}.mp4", noise=view == "right")
+        write_video(root / camera / "train" / name / f"{number}.mp4", noise=camera == "right")
     return root
 
 
@@ -37,38 +36,38 @@ def root(recorded, tmp_path):
     return shutil.copytree(recorded, tmp_path / "recorded")
 
 
-def test_a_data_set_for_each_view_read_side_by_side(recorded):
-    scenes = open_scenes("folder", recorded, views=VIEWS)
-    assert (len(scenes), scenes.views, scenes.classes) == (4, VIEWS, ("turn_left", "turn_right"))
+def test_a_data_set_for_each_camera_read_side_by_side(recorded):
+    scenes = open_scenes("folder", recorded, cameras=CAMERAS)
+    assert (len(scenes), scenes.cameras, scenes.classes) == (4, CAMERAS, ("turn_left", "turn_right"))
     assert scenes.name == "folder train from front, left, right"
     assert scenes.flip_labels == (1, 0)
     item = scenes[2]
-    assert (item["id"], item["label"], list(item["video"])) == ("train/turn_right/2.mp4", 1, list(VIEWS))
+    assert (item["id"], item["label"], list(item["video"])) == ("train/turn_right/2.mp4", 1, list(CAMERAS))
     assert item["video"]["left"] == str(recorded / "left" / "train/turn_right/2.mp4")
-    assert Subset(scenes, 2).views == VIEWS
-    assert open_scenes("folder", recorded, views=("left",)).views == ("left",)
+    assert Subset(scenes, 2).cameras == CAMERAS
+    assert open_scenes("folder", recorded, cameras=("left",)).cameras == ("left",)
 
 
 def test_what_does_not_fit_together(root, write_video):
-    with pytest.raises(FileNotFoundError, match=r"expected a folder for each view in .*got none for rear, top"):
-        open_scenes("folder", root, views=("front", "rear", "top"))
-    with pytest.raises(ValueError, match="expected views as distinct names"):
-        open_scenes("folder", root, views=("front", "front"))
-    with pytest.raises(ValueError, match="expected the folder of the views' folders"):
-        open_scenes("folder", None, views=VIEWS)
+    with pytest.raises(FileNotFoundError, match=r"expected a folder for each camera in .*got none for rear, top"):
+        open_scenes("folder", root, cameras=("front", "rear", "top"))
+    with pytest.raises(ValueError, match="expected cameras as distinct names"):
+        open_scenes("folder", root, cameras=("front", "front"))
+    with pytest.raises(ValueError, match="expected the folder of the cameras' folders"):
+        open_scenes("folder", None, cameras=CAMERAS)
     (root / "left/train/turn_left/1.mp4").rename(root / "left/train/turn_left/7.mp4")
-    with pytest.raises(ValueError, match=r"expected one scene at position 1 of every view, got .*turn_left/7.mp4"):
-        open_scenes("folder", root, views=VIEWS)[1]
+    with pytest.raises(ValueError, match=r"expected one scene at position 1 of every camera, got .*turn_left/7.mp4"):
+        open_scenes("folder", root, cameras=CAMERAS)[1]
     (root / "left/train/turn_left/7.mp4").unlink()
-    with pytest.raises(ValueError, match=r"expected the same scenes in every view, got .*'left': 3"):
-        open_scenes("folder", root, views=VIEWS)
+    with pytest.raises(ValueError, match=r"expected the same scenes in every camera, got .*'left': 3"):
+        open_scenes("folder", root, cameras=CAMERAS)
     write_video(root / "left/train/sit/1.mp4")
-    with pytest.raises(ValueError, match="expected the same classes in every view"):
-        open_scenes("folder", root, views=VIEWS)
+    with pytest.raises(ValueError, match="expected the same classes in every camera"):
+        open_scenes("folder", root, cameras=CAMERAS)
 
 
 def test_all_cameras_get_the_same_frames_and_crop(recorded, frame_numbers):
-    scenes = open_scenes("folder", recorded, views=("front", "left"))
+    scenes = open_scenes("folder", recorded, cameras=("front", "left"))
     clips = ClipConfig((2, 4), 24, augmentation=Augmentation("resized", (0.3, 1.0), randaugment=1), flip=True)
     for batch in itertools.islice(train_batches(scenes, clips, 4), 3):
         for n in clips.frames:
@@ -81,27 +80,27 @@ def test_all_cameras_get_the_same_frames_and_crop(recorded, frame_numbers):
 
 
 def test_in_a_mirror_left_is_right(recorded):
-    scenes = open_scenes("folder", recorded, views=VIEWS)
+    scenes = open_scenes("folder", recorded, cameras=CAMERAS)
     clips = ClipConfig((2,), 32, scales=(1.0,))
     labels = set()
     for seed in range(12):
         video, label = draw_clips(scenes[0], clips, scenes.flip_labels, np.random.default_rng(seed))
-        noisy = max(VIEWS, key=lambda view: video[2][view].std())
+        noisy = max(CAMERAS, key=lambda camera: video[2][camera].std())
         assert noisy == ("left" if label else "right")
         labels.add(label)
     assert labels == {0, 1}
-    one_sided = open_scenes("folder", recorded, views=("front", "left"))
+    one_sided = open_scenes("folder", recorded, cameras=("front", "left"))
     drawn = {draw_clips(one_sided[0], clips, (1, 0), np.random.default_rng(seed))[1] for seed in range(12)}
     assert drawn == {0}
 
 
 def test_evaluation_of_scenes_and_of_those_that_cannot_be_read(root, frame_numbers):
     (root / "left/train/turn_left/1.mp4").write_bytes(b"no video")
-    scenes = open_scenes("folder", root, views=VIEWS)
+    scenes = open_scenes("folder", root, cameras=CAMERAS)
     (batch,) = eval_batches(scenes, ClipConfig((2, 4), 24, test_size=28, clips=2), 6)
-    for view in VIEWS:
-        chex.assert_shape(batch["video"][4][view], (6, 2, 4, 24, 24, 3))
-        assert not batch["video"][2][view][[1, 4, 5]].any()
+    for camera in CAMERAS:
+        chex.assert_shape(batch["video"][4][camera], (6, 2, 4, 24, 24, 3))
+        assert not batch["video"][2][camera][[1, 4, 5]].any()
     np.testing.assert_array_equal(frame_numbers(batch["video"][2]["front"][0]), [[5, 15], [0, 10]])
     np.testing.assert_array_equal(batch["mask"], [True, False, True, True, False, False])
     np.testing.assert_array_equal(batch["broken"], [-1, 1, -1, -1, -1, -1])
@@ -112,7 +111,7 @@ def test_evaluation_of_scenes_and_of_those_that_cannot_be_read(root, frame_numbe
 @pytest.mark.parametrize("odd", [{"frames": 18}, {"height": 40}])
 def test_cameras_that_do_not_agree_are_a_broken_scene(root, write_video, odd):
     write_video(root / "left/train/turn_left/0.mp4", **odd)
-    scenes = open_scenes("folder", root, views=VIEWS)
+    scenes = open_scenes("folder", root, cameras=CAMERAS)
     message = (
         r"turn_left/0.mp4: expected videos of one length and size from all cameras, got front 20 frames of 32 x 48"
     )
@@ -132,7 +131,7 @@ def drawn(tmp_path_factory):
 
 
 def test_motion_from_three_cameras(drawn):
-    scenes = open_scenes("motion", drawn, "test", views=VIEWS, motion=TINY)
+    scenes = open_scenes("motion", drawn, "test", cameras=CAMERAS, motion=TINY)
     assert scenes.classes == HEADINGS
     assert [scenes[i]["label"] for i in range(8)] == list(range(8))
     assert len({video for i in range(8) for video in scenes[i]["video"].values()}) == 24
@@ -144,7 +143,7 @@ def test_motion_from_three_cameras(drawn):
     batch = next(train_batches(scenes, ClipConfig((4,), 24), 4))
     chex.assert_shape(batch["video"][4]["right"], (4, 4, 24, 24, 3))
     with pytest.raises(ValueError, match="the cameras of a scene are front, left, right, got 'rear'"):
-        open_scenes("motion", drawn, views=("rear",), motion=TINY)
+        open_scenes("motion", drawn, cameras=("rear",), motion=TINY)
 
 
 def way_across(luma):
@@ -162,9 +161,11 @@ def test_each_camera_sees_what_lies_across_its_line_of_sight():
         [
             [
                 way_across(
-                    render_view(label, 64, 32, camera, np.random.default_rng(seed), np.random.default_rng((seed, n)))[0]
+                    render_camera(label, 64, 32, camera, np.random.default_rng(seed), np.random.default_rng((seed, n)))[
+                        0
+                    ]
                 )
-                for n, camera in enumerate(VIEWS)
+                for n, camera in enumerate(CAMERAS)
             ]
             for label in range(8)
             for seed in range(6)
@@ -183,5 +184,5 @@ def test_each_camera_sees_what_lies_across_its_line_of_sight():
 def test_sources_of_scenes_are_checked_at_once(drawn):
     two = open_source("motion", drawn, "test", motion=MotionConfig(32, 8, 9, 1, 8, camera="left"))
     three = open_source("motion", drawn, "train", motion=MotionConfig(32, 8, 9, 1, 8, camera="right"))
-    with pytest.raises(ValueError, match="expected the same scenes in every view"):
+    with pytest.raises(ValueError, match="expected the same scenes in every camera"):
         Scenes({"left": two, "right": three})

@@ -1,4 +1,4 @@
-"""Labels are matched by name: whatever the order, with classes missing, several tasks; nothing is guessed."""
+"""Labels are matched by name: whatever the order, with classes missing, several targets; nothing is guessed."""
 
 import pickle
 
@@ -18,7 +18,7 @@ def files(classes, labels):
 class Plain:
     """A source that is no FileSource: labels come with the videos only."""
 
-    name, views = "plain test", ("front",)
+    name, cameras = "plain test", ("front",)
 
     def __init__(self, classes, labels):
         self.classes, self._labels = classes, labels
@@ -79,7 +79,7 @@ def test_a_files_labels_stay_in_memory_and_cameras_are_known():
     assert match(files(("sit", "jump"), (0, 1))).labels == (2, 0)
     relabelled = match(Plain(("sit", "jump"), (0, 1)))
     assert isinstance(relabelled, Relabelled)
-    assert (relabelled.views, relabelled.name, len(relabelled)) == (("front",), "plain test", 2)
+    assert (relabelled.cameras, relabelled.name, len(relabelled)) == (("front",), "plain test", 2)
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,12 @@ def test_a_long_list_is_cut():
 TASKS = {"action": KNOWN, "actor": ("me", "you")}
 
 
-def test_each_of_several_tasks_is_matched_by_its_name():
+def test_each_of_several_targets_is_matched_by_its_name():
     classes = {"place": ("in", "out"), "actor": ("you", "me"), "action": ("sit", "run")}
     labels = {"place": (0, 1), "actor": (0, 1), "action": (0, 1)}
     expected = [{"action": 2, "actor": 1}, {"action": 1, "actor": 0}]
     assert labels_of(match(files(classes, labels), TASKS)) == expected
-    rows = [{task: own[index] for task, own in labels.items()} for index in (0, 1)]
+    rows = [{target: own[index] for target, own in labels.items()} for index in (0, 1)]
     assert labels_of(match(Plain(classes, rows), TASKS)) == expected
     rows[1]["action"] = -1  # a label that is missing stays missing
     assert labels_of(match(Plain(classes, rows), TASKS))[1] == {"action": -1, "actor": 0}
@@ -137,13 +137,13 @@ def test_each_of_several_tasks_is_matched_by_its_name():
 @pytest.mark.parametrize(
     ("classes", "known", "message"),
     [
-        ({"action": KNOWN}, TASKS, "expected labels of the network's tasks action, actor, got tasks action in"),
-        (KNOWN, TASKS, "got one task without a name in their test"),
-        (TASKS, KNOWN, "expected labels of the network's one task without a name, got tasks action, actor"),
+        ({"action": KNOWN}, TASKS, "expected labels of the network's targets action, actor, got targets action in"),
+        (KNOWN, TASKS, "got one target without a name in their test"),
+        (TASKS, KNOWN, "expected labels of the network's one target without a name, got targets action, actor"),
         ({"action": ("a", "b"), "actor": ("c",)}, TASKS, "the network for actor (me, you), got none of them in their"),
     ],
 )
-def test_other_tasks_are_one_error(classes, known, message):
+def test_other_targets_are_one_error(classes, known, message):
     labels = dict.fromkeys(classes, (0, 0)) if isinstance(classes, dict) else (0, 0)
     with pytest.raises(ValueError, match="expected") as error:
         match(files(classes, labels), known)
@@ -161,7 +161,7 @@ def test_names_can_be_given():
     assert labels_of(source) == [{"action": 1, "actor": 0}]
     with pytest.raises(ValueError, match=r"expected to rename classes of their test \(jump\), got hop"):
         match(files(("jump",), (0,)), renames={"": {"hop": "jump"}})
-    with pytest.raises(ValueError, match=r"expected names to change of one task without a name, got tasks action"):
+    with pytest.raises(ValueError, match=r"expected names to change of one target without a name, got targets action"):
         match(files(("jump",), (0,)), renames={"action": {"hop": "jump"}})
 
 
@@ -172,5 +172,5 @@ def test_differences_of_two_lists():
     assert differences(KNOWN, (*KNOWN, "walk")) == ["new: walk"]
     assert differences(KNOWN, ("run", "jump", "sit")) == ["in another order: jump, run, sit there, run, jump, sit here"]
     assert differences(TASKS, {**TASKS, "actor": ("me", "us")}) == ["actor: gone: you", "actor: new: us"]
-    assert differences(KNOWN, TASKS) == ["one task without a name there, tasks action, actor here"]
-    assert differences({"action": KNOWN}, TASKS) == ["tasks action there, tasks action, actor here"]
+    assert differences(KNOWN, TASKS) == ["one target without a name there, targets action, actor here"]
+    assert differences({"action": KNOWN}, TASKS) == ["targets action there, targets action, actor here"]

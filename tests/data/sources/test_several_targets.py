@@ -1,4 +1,4 @@
-"""Lists with a column of labels for each task, from the file to the batch and into a stored data set."""
+"""Lists with a column of labels for each target, from the file to the batch and into a stored data set."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def root(motion_data, tmp_path_factory):
     """Four videos, a training list of all and a test list of two."""
     from flaxvid.data.motion.build import MotionConfig, MotionSource, build_motion
 
-    root = tmp_path_factory.mktemp("tasks")
+    root = tmp_path_factory.mktemp("targets")
     config = MotionConfig(size=32, num_frames=16, train=24, validation=8, test=8)
     source = MotionSource(build_motion(motion_data, config), "train")
     for index, (name, *_) in enumerate(ROWS):
@@ -63,7 +63,7 @@ def test_labels_are_dicts_in_batches(root):
     assert 0 < mirrored < 36
 
 
-def test_evaluation_pads_every_task(root):
+def test_evaluation_pads_every_target(root):
     *_, last = eval_batches(open_source("list", root, "test"), ClipConfig((2,), 32, 32), 3)
     assert last["mask"].tolist() == [True, True, False]
     assert {name: own.tolist() for name, own in last["label"].items()} == {"action": [2, 0, 0], "actor": [1, 0, 0]}

@@ -168,7 +168,7 @@ def test_a_list_is_held_out_by_a_column_or_a_rule(tmp_path):
 def test_cameras_are_held_out_alike(tmp_path):
     for camera in ("front", "left"):
         ucf(tmp_path / camera)
-    train = open_scenes("folder", tmp_path, views=("front", "left"), group=r"_(g\d+)_")
-    test = open_scenes("folder", tmp_path, "test", views=("front", "left"), group=r"_(g\d+)_")
+    train = open_scenes("folder", tmp_path, cameras=("front", "left"), group=r"_(g\d+)_")
+    test = open_scenes("folder", tmp_path, "test", cameras=("front", "left"), group=r"_(g\d+)_")
     assert (len(train), len(test)) == (64, 16)
     assert {train[i]["id"].split("_")[2] for i in range(64)}.isdisjoint(test[i]["id"].split("_")[2] for i in range(16))

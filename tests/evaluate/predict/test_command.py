@@ -233,7 +233,7 @@ def test_files_that_name_no_classes(predict, videos, tmp_path, name, content, me
     assert "none.txt" in first_class(predict, videos / "a.mp4", tmp_path / "none.txt")
 
 
-def test_class_names_of_several_tasks(predict, videos, random_variables, tmp_path):
+def test_class_names_of_several_targets(predict, videos, random_variables, tmp_path):
     overrides = {"image_size": 32, "width": 8, "depths": (1,), "num_frames": 4}
     overrides["num_classes"] = {"action": 2, "actor": 3}
     weights = tmp_path / "two.safetensors"

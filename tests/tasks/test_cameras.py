@@ -1,4 +1,4 @@
-"""Tasks take scenes of several views as they take single videos."""
+"""Tasks take scenes of several cameras as they take single videos."""
 
 import chex
 import jax
@@ -12,7 +12,7 @@ from flaxvid.tasks.frame_flexible import FrameFlexibleTask
 from flaxvid.tasks.mixing import Mixing
 from flaxvid.tasks.task import Supervised
 
-VIEWS = ("front", "left", "right")
+CAMERAS = ("front", "left", "right")
 OPTIONS = {"backbone_options": {"width": 8, "depths": (1,)}, "dropout": 0.0}
 MIXING = Mixing(mixup=0.5, cutmix=0.5, erasing=0.5)
 KEY = jax.random.key(3)
@@ -25,7 +25,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def batch(clip):
-    video = {n: {view: clip(4, n, 32, 32, seed=n + i) for i, view in enumerate(VIEWS)} for n in (2, 4)}
+    video = {n: {camera: clip(4, n, 32, 32, seed=n + i) for i, camera in enumerate(CAMERAS)} for n in (2, 4)}
     return {"video": video, "label": np.arange(4) % 5}
 
 
@@ -59,8 +59,8 @@ def check(task, batch):
     assert (loss.shape, metrics["accuracy"].shape) == ((), ())
 
 
-def test_all_views_of_a_scene_are_mixed_alike(model, batch):
-    alike = {n: dict.fromkeys(VIEWS, clips["front"]) for n, clips in batch["video"].items()}
+def test_all_cameras_of_a_scene_are_mixed_alike(model, batch):
+    alike = {n: dict.fromkeys(CAMERAS, clips["front"]) for n, clips in batch["video"].items()}
     video, labels = MIXING.mix(model, {**batch, "video": alike}, KEY)
     assert labels.shape == (4, 5)
     for clips in video.values():

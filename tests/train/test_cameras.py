@@ -1,4 +1,4 @@
-"""Several views from the command line to predictions: trained, tested with views missing, tabulated, refused."""
+"""Several cameras from the command line to predictions: trained, tested with cameras missing, tabulated, refused."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from flaxvid.train.setup import clip_config, make_model, open_data
 from flaxvid.train.trained import load_trained
 
 ROOT = Path(__file__).parents[2]
-VIEWS = ("front", "left", "right")
+CAMERAS = ("front", "left", "right")
 TINY = {
     "data.motion.size": 32,
     "data.motion.num_frames": 8,
@@ -37,7 +37,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def reproduce(tmp_path_factory):
     """Runs scripts/reproduce/cameras.py with one fusion and one seed, and gives its folder; twice is allowed."""
-    folder = tmp_path_factory.mktemp("views")
+    folder = tmp_path_factory.mktemp("cameras")
     overrides = [f"--set={name}={value}" for name, value in {**TINY, "data.root": folder / "data"}.items()]
     command = [sys.executable, "scripts/reproduce/cameras.py", "--runs", "attention", "--seeds", "0", "--jobs", "1"]
 
@@ -61,42 +61,51 @@ def trained(reproduce, table):
     return load_trained(reproduce[0] / "attention-seed0")
 
 
-def test_the_table_has_every_choice_of_views(reproduce, table):
+def test_the_table_has_every_choice_of_cameras(reproduce, table):
     folder, start = reproduce
-    scores = json.loads((folder / "attention-seed0" / "views.json").read_text())
+    scores = json.loads((folder / "attention-seed0" / "cameras.json").read_text())
     assert len(scores) == 7
     assert all((value * 12).is_integer() for value in scores.values())
     assert scores["front left right"] == read_run(folder / "attention-seed0").any_frame[0]["top1"]
     assert "cross-view attention (ts_cva)" in table
     assert table.strip().endswith((folder / "table.md").read_text().strip())
-    (folder / "attention-seed0" / "views.json").write_text(json.dumps({**scores, "left": 0.125}))
+    (folder / "attention-seed0" / "cameras.json").write_text(json.dumps({**scores, "left": 0.125}))
     assert "12.50" in start()  # nothing is measured twice
 
 
-def test_a_run_knows_its_views(trained):
-    assert (trained.model.views, trained.recipe.data.views) == (VIEWS, list(VIEWS))
+def test_a_run_knows_its_cameras(trained):
+    assert (trained.model.cameras, trained.recipe.data.cameras) == (CAMERAS, list(CAMERAS))
     predictor = Predictor(trained.model, trained.select, trained.classes, clip_config(trained.recipe, (4,)))
     scene = open_data(trained.recipe.data, "test")[5]["video"]
-    for views in (VIEWS, ("left", "right")):
-        (prediction,) = predictor.predict({view: scene[view] for view in views}, 4)
+    for cameras in (CAMERAS, ("left", "right")):
+        (prediction,) = predictor.predict({camera: scene[camera] for camera in cameras}, 4)
         assert prediction.probabilities.shape == (8,)
         assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
-    with pytest.raises(ValueError, match="knows the views front, left, right, got rear"):
+    with pytest.raises(ValueError, match="knows the cameras front, left, right, got rear"):
         next(predictor.predict({"rear": scene["left"]}, 4))
-    with pytest.raises(ValueError, match="takes a dict of the views front, left, right"):
+    with pytest.raises(ValueError, match="takes a dict of the cameras front, left, right"):
         next(predictor.predict(scene["left"], 4))
     with pytest.raises(ValueError, match="take the scene whole"):
         next(predictor.predict(scene, 4, window=1.0))
 
 
-def test_evaluation_with_a_view_missing(reproduce, trained, tmp_path):
+def test_evaluation_with_a_camera_missing(reproduce, trained, tmp_path):
     run = reproduce[0] / "attention-seed0"
-    command = [sys.executable, "scripts/evaluate.py", str(run), "--views", "front", "right", "--output", str(tmp_path)]
+    command = [
+        sys.executable,
+        "scripts/evaluate.py",
+        str(run),
+        "--cameras",
+        "front",
+        "right",
+        "--output",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((tmp_path / "evaluation.json").read_text())
     assert record["data"]["name"] == "motion from front, right"
-    assert record["frames"][0]["top1"] == json.loads((run / "views.json").read_text())["front right"]
+    assert record["frames"][0]["top1"] == json.loads((run / "cameras.json").read_text())["front right"]
 
 
 def test_the_strips_show_every_camera(reproduce, table):
@@ -106,13 +115,13 @@ def test_the_strips_show_every_camera(reproduce, table):
 
 
 def test_network_and_data_must_agree():
-    recipe = Recipe(ModelRecipe("tsm_resnet18"), DataRecipe(views=VIEWS))
-    with pytest.raises(ValueError, match=r"tsm_resnet18 takes one video, got data.views=\('front', .*such as ts_cva"):
+    recipe = Recipe(ModelRecipe("tsm_resnet18"), DataRecipe(cameras=CAMERAS))
+    with pytest.raises(ValueError, match=r"tsm_resnet18 takes one video, got data.cameras=\('front', .*such as ts_cva"):
         make_model(recipe, 8)
-    with pytest.raises(ValueError, match=r"ts_cva takes several views, and data.views is empty: name them"):
+    with pytest.raises(ValueError, match=r"ts_cva takes several cameras, and data.cameras is empty: name them"):
         make_model(Recipe(ModelRecipe("ts_cva")), 8)
-    model = make_model(Recipe(ModelRecipe("ts_cva"), DataRecipe(views=("top", "side"))), 8)
-    assert model.views == ("top", "side")
+    model = make_model(Recipe(ModelRecipe("ts_cva"), DataRecipe(cameras=("top", "side"))), 8)
+    assert model.cameras == ("top", "side")
 
 
 def test_a_camera_alone_is_an_ordinary_data_set(reproduce, table):
@@ -120,4 +129,4 @@ def test_a_camera_alone_is_an_ordinary_data_set(reproduce, table):
     data = DataRecipe(root=str(reproduce[0] / "data"), motion={**settings, "camera": "left"})
     source = open_data(data, "test")
     assert (type(source[0]["video"]), len(source.classes)) == (bytes, 8)
-    assert make_model(Recipe(ModelRecipe("tsm_resnet18"), data), 8).views == ()
+    assert make_model(Recipe(ModelRecipe("tsm_resnet18"), data), 8).cameras == ()
