@@ -113,8 +113,8 @@ def evaluate_videos(
             for target, probabilities in by_target(average_views(model, plain, batch["video"][count])).items():
                 if target not in labels:
                     raise ValueError(
-                        f"expected labels of the network's target {target!r}, got those of {', '.join(map(repr, labels))}"
-                        ": evaluate it on the data that it was trained for"
+                        f"expected labels of the network's target {target!r}, got those of "
+                        f"{', '.join(map(repr, labels))}: evaluate it on the data that it was trained for"
                     )
                 mask = batch["mask"] & (labels[target] != NO_LABEL)
                 sums, guesses[target, count] = _judge(probabilities, labels[target], mask)

@@ -91,8 +91,8 @@ def _class_notes(evaluation: Mapping[str, Any]) -> list[str]:
         if len(there) < len(names):
             some = ", ".join(names[label] for label in there[:NAMED]) + ", ..." * (len(there) > NAMED)
             notes.append(
-                f"Classes{f' of {target}' * bool(target)}: videos of {len(there)} of the network's {len(names)} ({some})"
-                "; an answer may be any of them all."
+                f"Classes{f' of {target}' * bool(target)}: videos of {len(there)} of the network's {len(names)} "
+                f"({some}); an answer may be any of them all."
             )
     return notes
 

@@ -80,8 +80,8 @@ def relabel(
     known, own, renames = by_target(classes), by_target(source.classes), renames or {}
     if isinstance(classes, Mapping) != isinstance(source.classes, Mapping) or known.keys() - own.keys():
         raise ValueError(
-            f"expected labels of {owner}'s {_targets(known)}, got {_targets(own)} in {source.name}: targets are matched "
-            "by name, a list has a column for each"
+            f"expected labels of {owner}'s {_targets(known)}, got {_targets(own)} in {source.name}: targets are "
+            "matched by name, a list has a column for each"
         )
     if strange := sorted(renames.keys() - known.keys()):
         raise ValueError(f"expected names to change of {_targets(known)}, got {_targets(dict.fromkeys(strange))}")
