@@ -245,13 +245,13 @@ def test_an_alteration_of_a_wrong_name_or_kernel_is_one_clear_error(model, plain
     with pytest.raises(ValueError, match="alteration must be one of normal, kaiming, zeros or none, got 'big'"):
         FrameFlexible(model, alteration="big")
     for pattern, found in (("body/.*/bias", "no parameter"), ("head/classifier/bias", "head/classifier/bias")):
-        wrong = FrameFlexible(model.clone(altered=(pattern,)))
+        wrong = FrameFlexible(model.clone(altered=((pattern, -2),)))
         with pytest.raises(ValueError, match=f"must match ungrouped kernels .* got {found}"):
             wrong.specialise(plain)
 
 
 def test_a_dense_kernels_gain_is_on_its_input_axis(model, plain):
-    flexible = FrameFlexible(model.clone(altered=("head/classifier/kernel",)), (4, 8))
+    flexible = FrameFlexible(model.clone(altered=(("head/classifier/kernel", -2),)), (4, 8))
     variables = flexible.specialise(plain)
     gain = np.linspace(0, 1, 16, dtype=np.float32)
     variables["params_4f"]["head"]["classifier"]["gain"] = gain

@@ -199,7 +199,9 @@ def fuse(
         head=MeanHead(backbone.head, camera_dropout) if late else backbone.head,
         feature_dim=backbone.feature_dim,
         clip=backbone.clip,
-        altered=tuple(re.sub(r"^(stem|body)/", r"\1/\\w+/", path) if separate else path for path in backbone.altered),
+        altered=tuple(
+            (re.sub(r"^(stem|body)/", r"\1/\\w+/", path) if separate else path, axis) for path, axis in backbone.altered
+        ),
         cameras=cameras,
     )
 

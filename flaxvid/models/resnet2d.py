@@ -187,7 +187,7 @@ def build(
         head=ConsensusHead(num_classes, dropout, classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1) * block.expansion,
         clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
-        altered=(r"body/layer\d+_\d+/conv1/kernel",),
+        altered=((r"body/layer\d+_\d+/conv1/kernel", -2),),
     )
 
 

@@ -215,7 +215,7 @@ def build(
         head=Head(num_classes, hidden, head_features, dropout, classifier_std, dtype),
         feature_dim=head_features,
         clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
-        altered=(r"body/layer\d+_\d+/conv_a/conv/kernel",),
+        altered=((r"body/layer\d+_\d+/conv_a/conv/kernel", -2),),
     )
 
 
