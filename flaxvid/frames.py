@@ -29,11 +29,6 @@ GAIN_INITS = {
 }
 
 
-def is_norm(path: str) -> bool:
-    """Whether a variable belongs to a normalisation layer: its path names one."""
-    return "norm" in path
-
-
 def _gain_path(kernel_path: str) -> str:
     return kernel_path.removesuffix("kernel") + "gain"
 
@@ -42,9 +37,10 @@ def _gain_path(kernel_path: str) -> str:
 class FrameFlexible:
     """A model with private normalisation and weight alteration for each of several frame counts.
 
-    Variables are ``params`` (shared), ``params_4f``, ``batch_stats_4f``, ``params_8f``, ...: a norm's affine under its
-    own path, and next to an altered kernel its `gain`, one number an input channel: the kernel in use is ``W * (1 +
-    gain)``, which is FFN's depthwise 1x1 adapter with its skip connection exactly (arXiv 2303.14817, eq. 8).
+    Variables are ``params`` (shared), ``params_4f``, ``batch_stats_4f``, ``params_8f``, ... Private are all norms, as
+    `trees.norm_modules` finds them, under their own paths, and their statistics. So is the `gain` next to an altered
+    kernel, one number for each input channel: the kernel in use is ``W * (1 + gain)``. That is exactly FFN's depthwise
+    1x1 adapter with its skip connection (arXiv 2303.14817, eq. 8).
 
     Attributes:
         model: any model of the zoo.
@@ -84,7 +80,8 @@ class FrameFlexible:
             plain: variables of the model.
             key: for the gains' named init; without one they start at zero, and `select` gives back `plain` exactly.
         """
-        shared, norms = trees.split(plain["params"], lambda path: not (self.private_norms and is_norm(path)))
+        private_modules = trees.norm_modules(plain) if self.private_norms else ()
+        norms, shared = trees.split(plain["params"], lambda path: path.rpartition("/")[0] in private_modules)
         variables: dict[str, Any] = {"params": shared}
         if not self.private_norms and "batch_stats" in plain:
             variables["batch_stats"] = plain["batch_stats"]
