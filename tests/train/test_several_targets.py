@@ -85,9 +85,9 @@ def test_evaluate_and_predict_tell_each_target(run, videos, monkeypatch, capsys)
     folder, rows = run
     before = read_run(folder).any_frame
     script("evaluate.py", monkeypatch, folder, "--frames", 2, 4)
-    table = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in table[2:6]] == [[row["target"], str(row["frames"])] for row in before]
-    assert [float(line.split()[2]) for line in table[2:6]] == [round(100 * row["top1"], 2) for row in rows]
+    table = [line.replace("|", "").split() for line in capsys.readouterr().out.splitlines()[2:6]]
+    assert [line[:2] for line in table] == [[row["target"], str(row["frames"])] for row in before]
+    assert [float(line[2]) for line in table] == [round(100 * row["top1"], 2) for row in rows]
     with pytest.raises(SystemExit) as status:
         script("predict.py", monkeypatch, "--run", folder, videos / "0.mp4", "--top", 1)
     assert status.value.code == 0
