@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +37,7 @@ from flaxvid.train.state import create_state, trainable
 from flaxvid.train.step import TrainStep, make_train_step
 from flaxvid.train.workdir import check_name, claim_classes, claim_workdir, lock_workdir
 from flaxvid.types import Variables
-from flaxvid.writing import written_whole
+from flaxvid.writing import cache_folder, written_whole
 
 Rows = list[dict[str, float]]
 
@@ -231,5 +230,5 @@ def compile_step(jitted: Any, arguments: tuple[Any, ...], log: RunLogger) -> Tra
 def enable_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR or the program itself chose a place."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        default = Path(os.environ.get("FLAXVID_CACHE", "~/.cache/flaxvid")).expanduser() / "compiled"
+        default = cache_folder() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(default))

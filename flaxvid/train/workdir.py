@@ -12,7 +12,7 @@ from typing import Any
 from flaxvid.data.sources.class_names import as_classes, differences
 from flaxvid.train.recipe import Recipe, read_recipe, to_json
 from flaxvid.types import Classes
-from flaxvid.writing import take_lock, written_whole
+from flaxvid.writing import locked, written_whole
 
 CLASSES_FILE = "classes.json"
 """In a run's folder: the class names in the order of the logits."""
@@ -50,20 +50,19 @@ def lock_workdir(workdir: Path) -> Iterator[Callable[[], None]]:
         ValueError: a run is at work there; the message names its process.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("a+") as file:
-        if not take_lock(file):
-            file.seek(0)
+    file = workdir / ".lock"
+    with locked(file) as is_ours:
+        if not is_ours:
             raise ValueError(
-                f"another run is at work in {workdir} ({file.read().strip() or 'it has just begun'}): wait for it, "
-                "stop it, or give --workdir another folder"
+                f"another run is at work in {workdir} ({file.read_text().strip() or 'it has just begun'}): wait for "
+                "it, stop it, or give --workdir another folder"
             )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        ours = file.stat()
 
         def check_there() -> None:
             try:
-                there = os.path.samestat(os.fstat(file.fileno()), (workdir / ".lock").stat())
+                there = os.path.samestat(ours, file.stat())
             except FileNotFoundError:
                 there = False
             if not there:

@@ -8,7 +8,7 @@ that were asked for are resized and converted.
 import abc
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,9 @@ from flaxvid.data.clips.video_file import Video, VideoError, open_stream, printa
 
 __all__ = ("OpenVideo", "Video", "VideoError", "count_frames", "decode", "open_video")
 
-KEPT = 2**27
-"""Bytes of decoded frames that are kept after a full decode for counting. A longer video is decoded again."""
+KEPT = 2**26
+"""Pixels of decoded frames that are kept once a video was decoded to count them, mostly 100 MB. A larger video is
+decoded again."""
 
 Indices = Sequence[int] | Int[np.ndarray, " t"]
 
@@ -54,7 +55,9 @@ def open_video(video: Video, name: str | None = None) -> "Iterator[OpenVideo]":
         yield _Stream(video, stream, name)
 
 
-def decode(video: Video, indices: Indices, *, size: Size = None, name: str | None = None) -> UInt8[np.ndarray, "t h w 3"]:
+def decode(
+    video: Video, indices: Indices, *, size: Size = None, name: str | None = None
+) -> UInt8[np.ndarray, "t h w 3"]:
     """The frames of a video at some positions; see `OpenVideo.frames`."""
     with open_video(video, name) as opened:
         return opened.frames(indices, size=size)
@@ -153,7 +156,7 @@ class OpenVideo(abc.ABC):
     def _fill(
         self, wanted: Int[np.ndarray, " t"], frames: Iterable[tuple[int, av.VideoFrame]], size: Size, count: int
     ) -> UInt8[np.ndarray, "t h w 3"]:
-        """The pictures at ascending positions, out of pairs of a position and its frame, which are read to their end."""
+        """The pictures at ascending positions, of pairs of a position and its frame, which are read to their end."""
         painter, slots = Painter(size, self.name, count), {int(position): slot for slot, position in enumerate(wanted)}
         pictures, last = np.empty((0, 0, 0, 3), np.uint8), -1
         for last, frame in frames:
@@ -230,7 +233,7 @@ class _Stream(OpenVideo):
         painter = Painter(None, self.name)
         if self._proof:
             with suppress(InexactError):
-                return [painter.shape(frame) for position, frame in self._sparse([0]) if position == 0][0]
+                return painter.shape(dict(self._sparse([0]))[0])
             self._proof = None
         if len(self) and self._kept:
             return painter.shape(self._kept[0])
@@ -272,11 +275,11 @@ class _Stream(OpenVideo):
     @cached_property
     def _decoded(self) -> list[tuple[int | None, int | None]]:
         """When each frame of the full decode begins, and how long it is shown; keeps the frames if they are few."""
-        times, kept, size = [], [], 0
+        times, kept, pixels = [], [], 0
         for frame in self._all():
             times.append((frame.pts, frame.duration))
-            size += sum(plane.buffer_size for plane in frame.planes)
-            if size <= KEPT:
+            pixels += frame.width * frame.height
+            if pixels <= KEPT:
                 kept.append(frame)
             else:
                 kept.clear()
@@ -326,7 +329,9 @@ class _Stream(OpenVideo):
 
 
 def _no_times(name: str) -> VideoError:
-    return VideoError(f"{name}: expected a video whose frames have times, got none: take it as one clip, without a window")
+    return VideoError(
+        f"{name}: expected a video whose frames have times, got none: take it as one clip, without a window"
+    )
 
 
 def _read(stream: VideoStream, packets: Iterable[Packet], name: str) -> Iterator[av.VideoFrame]:

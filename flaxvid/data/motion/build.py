@@ -24,7 +24,7 @@ from flaxvid.data.motion.draw import (
     render_clip,
 )
 from flaxvid.data.workers import processes
-from flaxvid.writing import take_lock
+from flaxvid.writing import cache_folder, locked
 
 VERSION = "1.0.0"  # raise it whenever a clip would come out differently
 _SPLITS = ("train", "validation", "test")
@@ -94,7 +94,7 @@ def build_motion(
     finished, and of two processes that start at once, the second waits for the first.
 
     Args:
-      root: folder of data sets; default `$FLAXVID_DATA`, or else `~/.cache/flaxvid`.
+      root: folder of data sets; default `$FLAXVID_DATA`, or else `cache_folder()`.
       config: what to draw; default `MotionConfig()`.
       workers: processes that draw, which never changes the clips; default one a core. 1 draws in this process. A script
         that asks for more runs its own work under `if __name__ == "__main__"`, as `multiprocessing` demands.
@@ -103,13 +103,12 @@ def build_motion(
       A TFDS folder (`tfds.builder_from_directory` opens it) of ArrayRecord files.
     """
     config = config or MotionConfig()
-    root = Path(root or os.environ.get("FLAXVID_DATA") or Path.home() / ".cache" / "flaxvid").expanduser().absolute()
+    root = Path(root or os.environ.get("FLAXVID_DATA") or cache_folder()).expanduser().absolute()
     path = root / "motion" / config.folder
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("w") as lock:
-        take_lock(lock, wait=True)
+    with locked(path.parent / f".{path.name}.lock", wait=True):
         for leftover in path.parent.glob(f".{path.name}.building-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         if not path.exists():
