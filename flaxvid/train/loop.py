@@ -26,11 +26,12 @@ from flaxvid.report.run import read_run
 from flaxvid.report.tables import any_frame_table
 from flaxvid.tasks.task import Task
 from flaxvid.train.checkpoint import Checkpoints
+from flaxvid.train.groups import check_rules
 from flaxvid.train.hosts import end_with_peers
 from flaxvid.train.interrupt import StopRequest
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
-from flaxvid.train.optimizer import check_rules, make_optimizer, make_schedule
+from flaxvid.train.optimizer import make_optimizer, make_schedule
 from flaxvid.train.origin import with_implied
 from flaxvid.train.recipe import Recipe, check
 from flaxvid.train.session import Session
@@ -38,6 +39,7 @@ from flaxvid.train.setup import clip_config, count_classes, data_origin, load_st
 from flaxvid.train.state import create_state, trainable
 from flaxvid.train.step import TrainStep, make_train_step
 from flaxvid.train.workdir import check_name, claim_classes, claim_workdir, lock_workdir
+from flaxvid.trees import norm_modules
 from flaxvid.types import Variables
 from flaxvid.writing import written_whole
 
@@ -121,9 +123,11 @@ def train(
 ) -> Evaluations:
     """Trains from the newest whole checkpoint of `workdir`, else from `plain`, else from scratch; tests at the end."""
     hosts, epoch_steps = jax.process_count(), count_steps(recipe, source)
-    optimizer = make_optimizer(recipe.optimizer, make_schedule(recipe.optimizer, recipe.epochs, epoch_steps))
+    schedule = make_schedule(recipe.optimizer, recipe.epochs, epoch_steps)
+    rate_at = jax.jit(schedule, out_shardings=replicated(mesh))  # apart from the step, which is the same for all rates
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
     variables = task.init(init_key, plain)
+    optimizer = make_optimizer(recipe.optimizer, norm_modules(variables))
     state = create_state(variables, optimizer, ema=recipe.optimizer.ema > 0, freeze=recipe.freeze)
     state = jax.device_put(state, replicated(mesh))
     clip_rules = clip_config(recipe, task.frames)
@@ -183,9 +187,10 @@ def train(
             clips = session.next_clips(step, state)
             batch = put_batch(clips, mesh)
             session.waiting.arrived()
-            train_step = train_step or compile_step(jitted, (state, batch, step_key), log)
+            rate = rate_at(state.step)
+            train_step = train_step or compile_step(jitted, (state, batch, step_key, rate), log)
             stop.hold()
-            state, metrics = train_step(state, batch, step_key)
+            state, metrics = train_step(state, batch, step_key, rate)
             session.finish(step, state, metrics, clips)
         data.close()  # its processes are not needed for the test
         if tally.broken:

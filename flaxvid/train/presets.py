@@ -3,7 +3,8 @@
 import dataclasses
 
 from flaxvid.data.motion.build import MotionConfig
-from flaxvid.train.recipe import FFN_RULES, NORM_RULES, DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe
+from flaxvid.train.groups import FFN_RULES, NORM_RULES
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe
 
 
 def _imagenet(frames: int) -> ModelRecipe:

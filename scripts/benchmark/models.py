@@ -60,7 +60,7 @@ class FlaxvidTrainer:
         if len(frames) > 1:
             task = FfnRecipe(frames).make(model)
         recipe = OptimizerRecipe()
-        optimizer = make_optimizer(recipe, lambda step: recipe.learning_rate)
+        optimizer = make_optimizer(recipe)
         self.key = jax.random.key(0)
         self.state = create_state(task.init(self.key), optimizer)
         self.batch = jax.device_put(
@@ -69,7 +69,8 @@ class FlaxvidTrainer:
                 "label": np.arange(batch, dtype=np.int32),
             }
         )
-        step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer), donate_argnums=0)
+        one_step = functools.partial(train_step, rate=recipe.learning_rate, task=task, optimizer=optimizer)
+        step = jax.jit(one_step, donate_argnums=0)
         start = time.perf_counter()
         self.step = step.lower(self.state, self.batch, self.key).compile()
         self.compile_seconds = time.perf_counter() - start
