@@ -47,6 +47,8 @@ class DataRecipe:
         cameras: their names, for a network of several cameras; `root` has a folder for each of them, of the same
             kind and with the same file names, and "motion" is drawn from the front, left and right. () is one video.
         train_split, eval_split: of the data set.
+        validation_split: evaluated during training, which chooses the best checkpoint; "" is the split "validation",
+            where the data has one. With that of `eval_split` the best is chosen on the videos of the final table.
         test_size: short side of a test video before its centre crop; 0 is the usual image_size * 256 / 224.
         scales: sides of the multi-scale crop, as parts of the short side.
         flip: mirror training clips where the labels allow it.
@@ -77,6 +79,7 @@ class DataRecipe:
     cameras: tuple[str, ...] = ()
     train_split: str = "train"
     eval_split: str = "test"
+    validation_split: str = ""
     test_size: int = 0
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     flip: bool = False
@@ -187,7 +190,8 @@ class Recipe:
         seed: of initialisation, sampling and dropout.
         eval_batch_size: videos in a step of evaluation.
         eval_frames: frame counts of the any-frame table at the end.
-        eval_every: epochs between evaluations at the task's frame counts; 0 evaluates at the end only.
+        eval_every: epochs between evaluations on the validation split, one view of each video at the task's frame
+            counts; 0 evaluates on the test split at the end only.
         checkpoint_every: epochs between checkpoints; the last epoch always has one, and so has every evaluation.
         keep: the latest checkpoints that stay, beside the best one that was evaluated.
         keep_every: epochs whose checkpoints stay for ever; 0 keeps none of them.
@@ -206,7 +210,7 @@ class Recipe:
     seed: int = 0
     eval_batch_size: int = 32
     eval_frames: tuple[int, ...] = (4, 6, 8, 10, 12, 14, 16)
-    eval_every: int = 0
+    eval_every: int = 1
     checkpoint_every: int = 1
     keep: int = 3
     keep_every: int = 0
