@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from flaxvid.data.clips.cut import ClipConfig, cut_views
 from flaxvid.data.clips.decode import Video
 from flaxvid.data.clips.windows import cut_windows
-from flaxvid.data.sources.files import find_videos as videos_below
+from flaxvid.data.sources.search import find_videos as videos_below
 from flaxvid.evaluate.any_frame import clip_milliseconds
 from flaxvid.evaluate.views import average_views
 from flaxvid.models.video_model import VideoModel

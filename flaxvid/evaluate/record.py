@@ -19,7 +19,7 @@ from jaxtyping import Int, UInt8
 
 from flaxvid.data.broken import why_broken
 from flaxvid.data.clips.cut import UNREADABLE, ClipConfig
-from flaxvid.data.clips.decode import decode
+from flaxvid.data.clips.decode import open_video
 from flaxvid.data.clips.sampling import segment_indices
 from flaxvid.data.sources.open import Source
 from flaxvid.evaluate.evaluator import Evaluation, Evaluations, Result, score_rows
@@ -187,9 +187,8 @@ def film_strip(
             np.pad(film_strip(one, name), ((0, GAP), (0, 0), (0, 0)), constant_values=255) for one in video.values()
         ]
         return np.concatenate(rows)[:-GAP]
-    frames = decode(
-        video, lambda length: segment_indices(length, STRIP_FRAMES, short="repeat")[0], size=STRIP_HEIGHT, name=name
-    )
+    with open_video(video, name) as opened:
+        frames = opened.frames(segment_indices(len(opened), STRIP_FRAMES, short="repeat")[0], size=STRIP_HEIGHT)
     padded = np.pad(frames, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
     return np.concatenate(list(padded), axis=1)[:, :-GAP]
 
