@@ -1,7 +1,6 @@
 """The train loop: one function for every task, from a recipe to a trained network and its any-frame table."""
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable
@@ -17,11 +16,8 @@ from flaxvid.data.pipeline import steps_per_epoch, train_batches
 from flaxvid.data.sources.account import check_labels, describe_splits
 from flaxvid.data.sources.class_names import relabel
 from flaxvid.data.sources.open import Source
-from flaxvid.evaluate.cost import model_cost
-from flaxvid.evaluate.evaluator import Evaluations, score_rows
-from flaxvid.evaluate.record import evaluation_record, write_record
-from flaxvid.evaluate.views import describe_views
-from flaxvid.report.page import write_page
+from flaxvid.evaluate.evaluator import Evaluations
+from flaxvid.evaluate.record import any_frame_rows, finish_evaluation
 from flaxvid.report.run import read_run
 from flaxvid.report.tables import any_frame_table
 from flaxvid.tasks.task import Task
@@ -38,7 +34,6 @@ from flaxvid.train.state import create_state, trainable
 from flaxvid.train.step import TrainStep, make_train_step
 from flaxvid.train.workdir import check_name, claim_classes, claim_workdir, lock_workdir
 from flaxvid.types import Variables
-from flaxvid.writing import written_whole
 
 Rows = list[dict[str, float]]
 
@@ -92,19 +87,19 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         with end_with_peers():
             evaluation = train(recipe, workdir, task, plain, source, eval_source, mesh, check_there)
         check_there()
-        size = model.clip.image_size
-        costs = {n: {"gflops": model_cost(model, (1, n, size, size, 3)).gflops} for n in recipe.eval_frames}
-        rows = [{**row, **costs[row["frames"]]} for row in score_rows(evaluation)]
+        record, _ = finish_evaluation(
+            evaluation,
+            eval_source,
+            model,
+            clip_config(recipe, recipe.eval_frames),
+            origin=data_origin(recipe.data),
+            checkpoint={"name": "latest", "step": recipe.epochs * count_steps(recipe, source)},
+            folder=workdir,
+            final=True,
+        )
         if jax.process_index() == 0:
-            clips = clip_config(recipe, recipe.eval_frames)
-            facts = {"name": "the recipe's", "views": describe_views(clips), "size": size}
-            origin = data_origin(recipe.data)
-            record = evaluation_record(evaluation, eval_source, clips=clips, protocol=facts, costs=costs, origin=origin)
-            write_record(workdir, record, evaluation, eval_source)
-            with written_whole(workdir / "any_frame.json") as path:
-                path.write_text(json.dumps(rows, indent=1))
-            print(f"{any_frame_table(read_run(workdir))}\nall about this run: {write_page(workdir)}")
-    return rows
+            print(f"{any_frame_table(read_run(workdir))}\nall about this run: {workdir / 'index.html'}")
+    return any_frame_rows(record)
 
 
 def train(
