@@ -1,7 +1,6 @@
 """The train loop: one function for every task, from a recipe to a trained network and its any-frame table."""
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable
@@ -16,11 +15,7 @@ from flaxvid.adapt.freezing import check_frozen
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import steps_per_epoch, train_batches
 from flaxvid.data.sources.open import Source
-from flaxvid.evaluate.cost import model_cost
-from flaxvid.evaluate.evaluator import score_rows
-from flaxvid.evaluate.record import evaluation_record, write_record
-from flaxvid.evaluate.views import describe_views
-from flaxvid.report.page import write_page
+from flaxvid.evaluate.record import any_frame_rows, finish_evaluation
 from flaxvid.report.run import read_run
 from flaxvid.report.tables import any_frame_table
 from flaxvid.tasks.task import Findings, Task
@@ -42,7 +37,6 @@ from flaxvid.train.step import TrainStep, make_train_step
 from flaxvid.train.workdir import check_name, claim_classes, claim_workdir, lock_workdir
 from flaxvid.trees import norm_modules
 from flaxvid.types import Variables
-from flaxvid.writing import written_whole
 
 Rows = list[dict[str, float]]
 
@@ -91,19 +85,19 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         with end_with_peers():
             evaluation = train(recipe, workdir, task, plain, splits, mesh, check_there).details
         check_there()
-        size = model.clip.image_size
-        costs = {n: {"gflops": model_cost(model, (1, n, size, size, 3)).gflops} for n in recipe.eval_frames}
-        rows = [{**row, **costs[row["frames"]]} for row in score_rows(evaluation)]
+        record, _ = finish_evaluation(
+            evaluation,
+            splits.test,
+            model,
+            clip_config(recipe, recipe.eval_frames),
+            origin=data_origin(recipe.data),
+            checkpoint={"name": "latest", "step": recipe.epochs * count_steps(recipe, source)},
+            folder=workdir,
+            final=True,
+        )
         if jax.process_index() == 0:
-            clips = clip_config(recipe, recipe.eval_frames)
-            facts = {"name": "the recipe's", "views": describe_views(clips), "size": size}
-            origin = data_origin(recipe.data)
-            record = evaluation_record(evaluation, splits.test, clips=clips, protocol=facts, costs=costs, origin=origin)
-            write_record(workdir, record, evaluation, splits.test)
-            with written_whole(workdir / "any_frame.json") as path:
-                path.write_text(json.dumps(rows, indent=1))
-            print(f"{any_frame_table(read_run(workdir))}\nall about this run: {write_page(workdir)}")
-    return rows
+            print(f"{any_frame_table(read_run(workdir))}\nall about this run: {workdir / 'index.html'}")
+    return any_frame_rows(record)
 
 
 def train(

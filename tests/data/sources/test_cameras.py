@@ -7,9 +7,9 @@ import chex
 import numpy as np
 import pytest
 
-from flaxvid.data.mirror import mirrored_names
 from flaxvid.data.clips.cut import Augmentation, ClipConfig, cut_views, draw_clips, find_fault
 from flaxvid.data.clips.decode import VideoError
+from flaxvid.data.mirror import mirrored_names
 from flaxvid.data.motion.build import MotionConfig
 from flaxvid.data.motion.draw import CAMERAS as ANGLES
 from flaxvid.data.motion.draw import HEADINGS, render_camera

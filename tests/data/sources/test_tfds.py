@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
-from flaxvid.data.clips.decode import VideoError, decode
+from flaxvid.data.clips.decode import VideoError
 from flaxvid.data.motion.build import MotionConfig, build_motion
 from flaxvid.data.sources.open import open_source
 
