@@ -59,14 +59,14 @@ class Shifted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Frames of all clips on the batch axis."""
         if self.shift:
-            clips, fold = x.unflatten(0, (-1, self.count)), x.shape[1] // 8
-            out = torch.zeros_like(clips)
-            out[:, :-1, :fold] = clips[:, 1:, :fold]
-            out[:, 1:, fold : 2 * fold] = clips[:, :-1, fold : 2 * fold]
-            out[:, :, 2 * fold :] = clips[:, :, 2 * fold :]
-            x = out.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            # On (b, t, h, w, c), as channels last lies in memory: a slice of (b, t, c, h, w) would be copied twice.
+            clips, fold = x.permute(0, 2, 3, 1).unflatten(0, (-1, self.count)), x.shape[1] // 8
+            ahead, behind, rest = clips.split((fold, fold, x.shape[1] - 2 * fold), -1)
+            ahead = F.pad(ahead[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
+            behind = F.pad(behind[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
+            x = torch.cat([ahead, behind, rest], -1).flatten(0, 1).permute(0, 3, 1, 2)
         if self.gains:
-            x = x + self.gains[str(self.count)] * x
+            x = x * (1 + self.gains[str(self.count)]).to(x.dtype)
         return self.conv(x)
 
 
