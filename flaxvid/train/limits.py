@@ -16,9 +16,8 @@ from typing import Any
 
 import jax
 
-from flaxvid.frames import FrameFlexible
-from flaxvid.tasks.mixing import Mixing
-from flaxvid.tasks.task import Supervised, rows_by_count
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 
 CHOICES = {
     "task.name": ("ffn", "supervised"),
@@ -42,7 +41,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         "not be negative",
         lambda value: value >= 0,
         (
-            *("seed", "eval_every", "keep_every", "data.num_workers", "data.fold", "task.weight"),
+            *("seed", "eval_every", "keep_every", "data.num_workers", "data.fold"),
             *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm"),
             *("optimizer.warmup_epochs", "optimizer.warmup_start"),
         ),
@@ -50,7 +49,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "lie in [0, 1)",
         lambda value: 0 <= value < 1,
-        ("optimizer.momentum", "optimizer.ema", "model.dropout", "task.label_smoothing"),
+        ("optimizer.momentum", "optimizer.ema", "model.dropout"),
     ),
     ("lie in [0, 1]", lambda value: 0 <= value <= 1, ("data.max_broken",)),
 )
@@ -83,10 +82,6 @@ def find_problems(recipe: Any, clip_config: Callable[[Any, tuple[int, ...]], Any
 def _batches(recipe: Any) -> Iterator[str]:
     """Batches, and what of them each part and each frame count gets."""
     task, repeats, size = recipe.task, recipe.data.repeats, recipe.batch_size
-    if task.name == "ffn" and len(task.frames) == 1:
-        yield f"task.frames: FFN needs two frame counts or more, got {task.frames}"
-    if not task.frames:
-        yield "task.frames is empty: give the frame counts, such as (4, 8, 16)"
     for name, parts in (("data.repeats", repeats), ("optimizer.accumulate", recipe.optimizer.accumulate)):
         if size % max(1, parts) or (parts < 1 and name != "data.repeats"):  # clips have that rule themselves
             yield f"{name}={parts} must divide batch_size={size}"
@@ -109,8 +104,6 @@ def _batches(recipe: Any) -> Iterator[str]:
                 f"task.share={task.share} of {group} leaves no clip for frames={tuple(starved)}: raise batch_size, or "
                 "change task.share"
             )
-    if any(weight < 0 for weight in task.target_weights.values()):
-        yield f"task.target_weights must not be negative, got {task.target_weights}"
 
 
 def _schedules(recipe: Any) -> Iterator[str]:
@@ -169,18 +162,13 @@ def _others_rules(recipe: Any, clip_config: Callable[[Any, tuple[int, ...]], Any
         alone.append((f"data.{field.name}", functools.partial(clip_config, one, anything)))
     together = [("data", functools.partial(clip_config, recipe, anything))]
     yield from _refusals(alone) or _refusals(together)
-    model: Any = None  # their rules need none
     asked = [
-        ("task.frames", functools.partial(clip_config, plain, task.frames or anything)),
         ("eval_frames", functools.partial(clip_config, plain, recipe.eval_frames)),
-        ("task", functools.partial(Mixing, task.mixup, task.cutmix, task.erasing)),
     ]
-    if task.name == "ffn":
-        asked.append(("task", functools.partial(FrameFlexible, model, anything, task.alteration)))
-    if task.name == "supervised":
-        asked.append(("task", functools.partial(Supervised, model, anything, sampling=task.sampling)))
-        asked.append(("task", functools.partial(Supervised, model, anything, share=task.share)))
     yield from _refusals(asked)
+    if kind := {"ffn": FfnRecipe, "supervised": SupervisedRecipe}.get(task.name):
+        own = kind(**{field.name: getattr(task, field.name) for field in dataclasses.fields(kind)})
+        yield from (f"task.{problem}" for problem in own.problems())
 
 
 def _refusals(asked: Iterable[tuple[str, Callable[[], Any]]]) -> list[str]:

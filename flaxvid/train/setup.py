@@ -16,9 +16,9 @@ from flaxvid.data.sources.open import Source, open_source
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model, get_spec
 from flaxvid.models.video_model import VideoModel
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.tasks.mixing import Mixing
-from flaxvid.tasks.task import Supervised, Task, init_model
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
+from flaxvid.tasks.task import Task, init_model
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, Recipe, read_recipe
 from flaxvid.train.recipe import clip_config as clip_config
@@ -93,27 +93,17 @@ def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoMod
     return create_model(name, num_classes=num_classes, **named, **{**cameras, **options})
 
 
+TASKS = {kind.name: kind for kind in (SupervisedRecipe, FfnRecipe)}
+
+
 def make_task(recipe: Recipe, model: VideoModel) -> Task:
     """The recipe's task.
 
     Raises:
         ValueError: weights of targets that the model has not.
     """
-    task, targets = recipe.task, by_target(model.head.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
-    if unknown := sorted(set(task.target_weights) - set(targets)):
-        known = ", ".join(filter(None, targets)) or "one only, without a name"
-        raise ValueError(
-            f"task.target_weights has {', '.join(unknown)}, the data's targets are {known}: correct the names"
-        )
-    mixing = Mixing(task.mixup, task.cutmix, task.erasing)
-    if task.name == "ffn":
-        flexible = FrameFlexible(model, tuple(task.frames), task.alteration, task.private_norms)
-        return FrameFlexibleTask(
-            flexible, task.weight, task.distil, task.label_smoothing, mixing, dict(task.target_weights)
-        )
-    return Supervised(
-        model, tuple(task.frames), task.label_smoothing, task.sampling, task.share, mixing, dict(task.target_weights)
-    )
+    kind = TASKS[recipe.task.name]
+    return kind(**{field.name: getattr(recipe.task, field.name) for field in dataclasses.fields(kind)}).make(model)
 
 
 def load_start(recipe: Recipe, model: VideoModel, classes: Classes | None = None) -> dict[str, Any] | None:

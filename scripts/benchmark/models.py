@@ -16,8 +16,8 @@ from timing import Rows, Timing, interleaved, print_rows, random
 
 import flaxvid
 from flaxvid.report.tables import render
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.tasks.task import Supervised
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
 from flaxvid.train.state import create_state
@@ -56,9 +56,9 @@ class FlaxvidTrainer:
     def __init__(self, name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str):
         options = {"num_frames": frames[-1], "image_size": size, "dtype": dtype, **LIKE_THE_PEER.get(name, {})}
         model = flaxvid.create_model(name, num_classes=174, **options)
-        task = Supervised(model, frames)
+        task = SupervisedRecipe(frames).make(model)
         if len(frames) > 1:
-            task = FrameFlexibleTask(flaxvid.FrameFlexible(model, frames))
+            task = FfnRecipe(frames).make(model)
         recipe = OptimizerRecipe()
         optimizer = make_optimizer(recipe, lambda step: recipe.learning_rate)
         self.key = jax.random.key(0)

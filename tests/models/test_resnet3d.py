@@ -15,7 +15,7 @@ from flaxvid import trees
 from flaxvid.evaluate.cost import model_cost
 from flaxvid.models import resnet3d
 from flaxvid.models.registry import create_model, create_tiny, get_spec
-from flaxvid.tasks.task import Supervised
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
 from flaxvid.train.state import create_state
@@ -169,7 +169,7 @@ def test_a_frozen_backbone_stays_bit_by_bit(frozen, random_variables, clip):
     model = create_tiny("r3d_18_se", depths=(1, 1), se_stages=(2,), freeze_norms=frozen)
     rules = ((r"params/(stem|body)/.*", 0.0, 0.0),) if frozen else ()
     optimizer = make_optimizer(OptimizerRecipe("sgd", 0.1, clip_norm=0, rules=rules), lambda _: 0.1)
-    step = jax.jit(functools.partial(train_step, task=Supervised(model, (4,)), optimizer=optimizer))
+    step = jax.jit(functools.partial(train_step, task=SupervisedRecipe((4,)).make(model), optimizer=optimizer))
     before = random_variables(model)
     state = create_state(before, optimizer)
     for seed in range(2):

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.loop import run
 from flaxvid.train.recipe import (
     DataRecipe,
@@ -40,7 +41,7 @@ def test_all_problems_are_said_at_once():
     ("recipe", "message"),
     [
         (Recipe(task=TaskRecipe("ffn", frames=(16,))), "FFN needs two frame counts or more"),
-        (Recipe(task=TaskRecipe("supervised", frames=())), "task.frames is empty"),
+        (Recipe(task=TaskRecipe("supervised", frames=())), "task.frames must be distinct positive frame counts"),
         (Recipe(optimizer=OptimizerRecipe(accumulate=3)), "accumulate=3 must divide batch_size=32"),
         (Recipe(optimizer=OptimizerRecipe(accumulate=0)), "accumulate=0"),
         (Recipe(data=DataRecipe(max_broken=5.0)), r"data.max_broken must lie in \[0, 1\], got 5.0"),
@@ -245,11 +246,14 @@ def test_a_recipe_makes_its_model_and_task():
     assert (model.clip.num_frames, model.clip.image_size, model.head.num_classes) == (5, 40, 7)
     assert (model.head.dropout, model.feature_dim) == (0.1, 64)
     task = make_task(recipe, model)
-    assert (task.frames, task.weight, task.distil) == ((2, 6), 0.5, False)
+    assert (task.frames, task.recipe.weight, task.recipe.distil) == ((2, 6), 0.5, False)
     assert (task.flexible.alteration, task.flexible.private_norms) == ("zeros", False)
     recipe.task = TaskRecipe("supervised", (4, 8), sampling="mixed", share=0.75, label_smoothing=0.1)
     task = make_task(recipe, model)
-    assert (task.frames, task.sampling, task.share, task.label_smoothing) == ((4, 8), "mixed", 0.75, 0.1)
+    assert (task.frames, task.recipe) == (
+        (4, 8),
+        SupervisedRecipe((4, 8), sampling="mixed", share=0.75, label_smoothing=0.1),
+    )
 
 
 @pytest.mark.parametrize("options", [{"num_classes": 3}, {"dropout": 0.2}])
