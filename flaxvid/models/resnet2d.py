@@ -22,7 +22,7 @@ from flaxvid.layers.heads import ConsensusHead
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.pooling import max_pool
 from flaxvid.layers.shift import TemporalShift
-from flaxvid.models.spec import ModelSpec
+from flaxvid.models.spec import ModelSpec, formats
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import RGB, ClipSpec
 
@@ -251,8 +251,8 @@ TINY = {"width": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 4, "
 
 SPECS = {
     f"{name}_resnet{depth}": ModelSpec(
-        build, {"block": block, "depths": depths, "shift": shift}, torch_keys=torch_keys, tiny=TINY
+        build, {"block": block, "depths": depths, "shift": shift}, formats=formats(tables), tiny=TINY
     )
-    for name, shift, torch_keys in (("tsn", "none", TSN_TORCH_KEYS), ("tsm", "both", TORCH_KEYS))
+    for name, shift, tables in (("tsn", "none", TSN_TORCH_KEYS), ("tsm", "both", TORCH_KEYS))
     for depth, (block, depths) in DEPTHS.items()
 }

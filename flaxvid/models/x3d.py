@@ -22,7 +22,7 @@ from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, 
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import Logits, classify
 from flaxvid.models.resnet3d import PYTORCHVIDEO_CLIP, pyslowfast_keys
-from flaxvid.models.spec import ModelSpec
+from flaxvid.models.spec import ModelSpec, formats
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import RGB, ClipSpec
 
@@ -250,7 +250,12 @@ TORCH_KEYS = {
 TINY = {"width": 8, "depths": (2, 1, 1), "head_features": 32, "num_classes": 5, "num_frames": 4, "image_size": 32}
 
 SPECS = {
-    name: ModelSpec(build, {"num_frames": frames, "image_size": size, "depths": depths}, TORCH_KEYS, TINY)
+    name: ModelSpec(
+        build,
+        {"num_frames": frames, "image_size": size, "depths": depths},
+        formats=formats(TORCH_KEYS),
+        tiny=TINY,
+    )
     for name, frames, size, depths in (
         ("x3d_xs", 4, 160, (3, 5, 11, 7)),
         ("x3d_s", 13, 160, (3, 5, 11, 7)),

@@ -1,4 +1,4 @@
-"""PyTorch weights in and out, by one table of module renames a family (`ModelSpec.torch_keys`).
+"""PyTorch weights in and out, by one table of module renames a family (`ModelSpec.formats`).
 
 A table takes module paths of ours to the reference's, ``(r"body/layer(\\d+)_(\\d+)/conv1", r"layer\\1.\\2.conv1")``;
 what is private to a frame count stands under its count (``16f/stem/norm1``). Import looks up, for each variable of the
@@ -226,7 +226,7 @@ def torch_key(path: str, table: KeyTable) -> str | None:
 
 
 def _tables(name: str, format: str | None) -> dict[str, KeyTable]:
-    tables = dict(get_spec(name).torch_keys)
+    tables = {key: known.keys for key, known in get_spec(name).formats.items()}
     if not tables or format not in (None, *tables):
         raise ValueError(f"{name} has the torch formats {', '.join(tables) or '(none)'}, got format={format!r}")
     return tables if format is None else {format: tables[format]}

@@ -191,8 +191,8 @@ def test_every_table_names_each_variable_once():
         model = create_tiny(name)
         shapes = jax.eval_shape(model.init, jax.random.PRNGKey(0), VIDEO)
         flexible = jax.eval_shape(flaxvid.FrameFlexible(model, (4, 8)).specialise, shapes)
-        for fmt, table in get_spec(name).torch_keys.items():
+        for fmt, known in get_spec(name).formats.items():
             paths = trees.flatten(flexible if fmt == "ffn" else shapes)
-            keys = [torch_key(path, table) for path in paths]
+            keys = [torch_key(path, known.keys) for path in paths]
             assert None not in keys
             assert len(set(keys)) == len(keys)
