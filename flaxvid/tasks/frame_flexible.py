@@ -39,7 +39,7 @@ class FfnRecipe(LabelledRecipe):
     def problems(self) -> Iterator[str]:
         """Finds values that cannot be: a line each, which begins with the field's name."""
         yield from super().problems()
-        if len(self.frames) == 1:
+        if len(self.frames) < 2:
             yield f"frames: FFN needs two frame counts or more, got {tuple(self.frames)}"
         if self.weight < 0:
             yield f"weight must not be negative, got {self.weight}"

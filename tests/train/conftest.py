@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import flaxvid
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "white": (230, 230, 230)}
 
@@ -51,7 +52,7 @@ def colour_recipe(coloured_videos):
             options={"width": 8, "depths": (1,), "classifier_std": 0.1},
         ),
         DataRecipe("folder", str(coloured_videos), short="repeat"),
-        TaskRecipe("supervised", (2,)),
+        SupervisedRecipe((2,)),
         OptimizerRecipe("adamw", 5e-3, schedule="constant"),
         batch_size=6,
         eval_batch_size=4,
