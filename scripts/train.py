@@ -60,7 +60,6 @@ def parse(argv: list[str]) -> list[str]:
         if any(word.startswith("--config") for word in argv):
             argv = ["--list" if word in ("--help", "-help", "-h") else word for word in argv]
         config_flags.DEFINE_config_file("config", None, "Recipe: FILE or FILE:ARGUMENT.", sys_argv=argv)
-        flags.mark_flag_as_required("config")
         rest = flags.FLAGS(argv)
         recipe = flags.FLAGS.config
         hasattr(recipe, "model")  # a file that is not there shows only here
@@ -73,6 +72,8 @@ def parse(argv: list[str]) -> list[str]:
             "expected a config file, Python with a function get_config() as in configs/tsm.py, "
             f"got {type(error).__name__}: {error}{where}"
         )
+    if recipe is None:
+        sys.exit("expected a config file, such as --config configs/ffn.py")
     if not isinstance(recipe, Recipe):
         sys.exit(f"expected get_config() to return a Recipe as in configs/tsm.py, got {type(recipe).__name__}")
     if rest[1:]:

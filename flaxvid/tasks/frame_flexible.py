@@ -23,7 +23,7 @@ class FfnRecipe(LabelledRecipe):
     """FFN: every video at all frame counts in one step; the longest clip learns the label and teaches the others.
 
     Attributes:
-        weight: of the distillation terms.
+        weight: factor of the distillation terms.
         distil: False gives every frame count the label instead, the paper's ablation.
         alteration: how the gains of the altered kernels start; see `FrameFlexible`.
         private_norms: whether each frame count has norms of its own; see `FrameFlexible`.

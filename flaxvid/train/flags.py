@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from flaxvid.models.registry import SPECS
 from flaxvid.models.spec import Common
 from flaxvid.train.fields import meanings, walk
-from flaxvid.train.recipe import OLD_NAMES, ModelRecipe, Recipe
+from flaxvid.train.recipe import FILLED, OLD_NAMES, ModelRecipe, Recipe
 
 FIELD = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(?P<equals>=(?P<value>.*))?", re.DOTALL)
 
@@ -54,9 +54,10 @@ def last_of_each(argv: Sequence[str]) -> list[str]:
     """The command line without flags of fields that are given again later; ml_collections would join tuples.
 
     Raises:
-        ValueError: a flag has a name of before; the message says the new one.
+        ValueError: a flag has a name of before, and the message says the new one; or it is no field but a part.
     """
     kept: dict[Any, list[str]] = {}
+    paths = [field.path for field in walk(Recipe())]
     word, position = "", 0
     while position < len(argv):
         word, position, key = argv[position], position + 1, position
@@ -65,11 +66,13 @@ def last_of_each(argv: Sequence[str]) -> list[str]:
             key = field["path"]
             if key in OLD_NAMES:
                 raise ValueError(f"--config.{key} is --config.{OLD_NAMES[key]} now")
-            if key == "task.name":
+            if key in ("task", "task.name"):
                 raise ValueError(
-                    "--config.task.name: each task has options of its own: take its config file, such as "
-                    "configs/ffn.py or configs/tsm.py"
+                    f"--config.{key}: each task has options of its own: take its config file, such as configs/ffn.py "
+                    "or configs/tsm.py"
                 )
+            if inner := [path for path in paths if path.startswith(f"{key}.")]:
+                raise ValueError(f"--config.{key} is a part of the recipe: give its fields, such as --config.{inner[0]}")
             kept.pop(key, None)
             if not (field["equals"] or field["no"]) and position < len(argv) and not argv[position].startswith("--"):
                 words, position = [word, argv[position]], position + 1
@@ -104,30 +107,38 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
 
 
 def describe(recipe: Recipe) -> Iterator[str]:
-    """A line for every field: its flag, its value and its meaning; options of the network and of "motion" as well."""
+    """A line for every field: its flag and its value, and what it means.
+
+    Below a dict of options come those that it may hold: what it has as flags, the others as they stand in a dict.
+    """
     shared = meanings(Common)
     for field in walk(recipe):
+        if field.path in FILLED:
+            continue
         meaning = meanings(type(field.owner))[field.name]
         if isinstance(field.owner, ModelRecipe) and field.name in shared:
-            meaning = shared[field.name] + (" None is the network's own value." if field.value is None else "")
-        yield _line(field.path, field.value, meaning)
-        yield from (_line(f"{field.path}.{name}", *rest) for name, *rest in _entries(recipe, field.path))
+            meaning = shared[field.name] + " None is the network's own value." * (field.value is None)
+        yield _line(f"--config.{field.path}={field.value!r}", meaning)
+        for name, (default, meaning) in _entries(recipe, field.path).items():
+            given = f"--config.{field.path}.{name}={field.value[name]!r}" if name in field.value else ""
+            yield _line(given or f"    {name!r}: {default!r}", meaning)
 
 
-def _entries(recipe: Recipe, path: str) -> Iterator[tuple[str, Any, str]]:
-    """Names, values and meanings of what a dict among the fields may hold."""
+def _entries(recipe: Recipe, path: str) -> dict[str, tuple[Any, str]]:
+    """Defaults and meanings of what a dict among the fields may hold, as far as they are known."""
     if path == "model.options" and recipe.model.name in SPECS:
         spec = SPECS[recipe.model.name]
-        defaults = {**(spec.build.__kwdefaults__ or {}), **spec.variant}
-        for name, meaning in meanings(spec.build, "Args").items():
-            if name in defaults:
-                yield name, recipe.model.options.get(name, defaults[name]), meaning
+        known = meanings(Common) | meanings(spec.build, "Args")
+        defaults = dataclasses.asdict(Common()) | (spec.build.__kwdefaults__ or {}) | dict(spec.variant)
+        own = {"num_classes", "cameras"} | {field.name for field in dataclasses.fields(ModelRecipe)}
+        return {name: (defaults[name], known[name]) for name in known if name in defaults and name not in own}
     if path == "data.motion" and recipe.data.name == "motion":
         from flaxvid.data.motion.build import MotionConfig  # tensorflow-datasets takes half a second to import
 
-        for name, meaning in meanings(MotionConfig).items():
-            yield name, recipe.data.motion.get(name, getattr(MotionConfig(), name)), meaning
+        defaults = dataclasses.asdict(MotionConfig())
+        return {name: (defaults[name], meaning) for name, meaning in meanings(MotionConfig).items() if name != "camera"}
+    return {}
 
 
-def _line(path: str, value: Any, meaning: str) -> str:
-    return f"--config.{path}={value!r}".ljust(56) + f"  {meaning}"
+def _line(setting: str, meaning: str) -> str:
+    return f"{setting:<56}  {meaning}"

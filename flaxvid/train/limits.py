@@ -15,7 +15,7 @@ import jax
 
 from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 from flaxvid.train.fields import choices, misfit
-from flaxvid.train.recipe import Recipe
+from flaxvid.train.recipe import FILLED, Recipe
 from flaxvid.train.setup import complete
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -72,9 +72,9 @@ def check(recipe: Recipe) -> None:
 def _clips(recipe: Recipe) -> Iterator[str]:
     """How clips are cut, and of how many frames."""
     clips = copy.copy(recipe.data.clips)
-    for name, owner in (("frames", "task.frames and eval_frames"), ("image_size", "model.image_size")):
-        if value := getattr(clips, name):
-            yield f"data.clips.{name} is for {owner} to say, got {value}: leave it empty"
+    for path, owner in FILLED.items():
+        if value := operator.attrgetter(path)(recipe):
+            yield f"{path} is for {owner} to say, got {value}: leave it empty"
     clips.frames, clips.image_size = (), max(0, recipe.model.image_size or 0)
     yield from (f"data.clips.{problem}" for problem in clips.problems())
     yield from (f"data.clips.augmentation.{problem}" for problem in clips.augmentation.problems())

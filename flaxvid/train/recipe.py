@@ -41,8 +41,8 @@ class ModelRecipe:
         weights: start from these: a run's folder, a .safetensors file, a torch file, or a known name such as
             "torchvision/resnet50-imagenet1k-v1"; for a network of several cameras its own or its backbone's; "" trains
             from scratch.
-        num_frames, image_size, dropout: as in `models.spec.Common`; None is the network's own value.
-        dtype, remat: as in `models.spec.Common`.
+        num_frames, image_size, dropout: see `models.spec.Common`; None is the network's own value.
+        dtype, remat: see `models.spec.Common`.
         options: the network's other options, by name.
         inflate: `weights` are those of a 2-D network, a ResNet's run or file: "mean" or "centre" says how its kernels
             get a time axis, see `adapt.surgery.inflate`; "" for weights of the network itself.
@@ -105,12 +105,12 @@ class OptimizerRecipe:
 
     Attributes:
         name: "sgd" (with momentum, torch's order of decay and momentum) or "adamw".
-        learning_rate: the peak, at the recipe's batch size.
-        momentum: of SGD.
-        weight_decay: added to the gradient (SGD) or to the step (AdamW).
-        schedule: "step", "cosine" or "constant".
+        learning_rate: the peak of the schedule, at the recipe's batch size.
+        momentum: momentum of SGD.
+        weight_decay: factor of the parameters that is added to the gradient (SGD) or to the step (AdamW).
+        schedule: how the learning rate goes on after the warm-up: "step", "cosine" or "constant".
         milestones: epochs at which "step" multiplies the rate by 0.1.
-        warmup_epochs: of linear warm-up; parts of an epoch are allowed.
+        warmup_epochs: epochs of linear warm-up; parts of an epoch are allowed.
         warmup_start: the rate that warm-up begins with.
         cosine_from_start: the cosine begins at epoch 0, and warm-up rises to where it is by then, as in PySlowFast;
             else it begins after the warm-up, at the peak.
@@ -152,7 +152,7 @@ class Recipe:
             trains the head alone; see `adapt.freezing`.
         norm_groups: groups of a batch that are normalised by their own statistics; 1 is the whole batch, over all
             devices, and as many as there are devices spare the communication.
-        seed: of initialisation, sampling and dropout.
+        seed: what initialisation, sampling and dropout are drawn from.
         eval_batch_size: videos in a step of evaluation.
         eval_frames: frame counts of the any-frame table at the end; () is those of the task.
         eval_every: epochs between evaluations at the task's frame counts; 0 evaluates at the end only.
@@ -181,6 +181,9 @@ class Recipe:
     log_every: int = 20
     published: str = ""
 
+
+FILLED = {"data.clips.frames": "task.frames and eval_frames", "data.clips.image_size": "model.image_size"}
+"""Fields that are empty in a recipe, and the fields that say them."""
 
 OLD_NAMES = {
     "data.views": "data.cameras",
