@@ -183,8 +183,7 @@ def fuse(
         raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
     if not cameras or len(set(cameras)) < len(cameras) or not all(map(_fits, cameras)):
         raise ValueError(
-            f"cameras must be distinct names that can be part of a parameter's, such as {CAMERAS}, without 'norm' in "
-            f"them, got {tuple(cameras)}"
+            f"cameras must be distinct names that can be part of a parameter's, such as {CAMERAS}, got {tuple(cameras)}"
         )
     if not 0 <= camera_dropout < 1:
         raise ValueError(f"camera_dropout must lie in [0, 1), got {camera_dropout}")
@@ -199,14 +198,16 @@ def fuse(
         head=MeanHead(backbone.head, camera_dropout) if late else backbone.head,
         feature_dim=backbone.feature_dim,
         clip=backbone.clip,
-        altered=tuple(re.sub(r"^(stem|body)/", r"\1/\\w+/", path) if separate else path for path in backbone.altered),
+        altered=tuple(
+            (re.sub(r"^(stem|body)/", r"\1/\\w+/", path) if separate else path, axis) for path, axis in backbone.altered
+        ),
         cameras=cameras,
     )
 
 
 def _fits(camera: str) -> bool:
-    """A name with "norm" in it would make private all that is below it; see `flaxvid.frames.is_norm`."""
-    return camera.isidentifier() and "norm" not in camera and camera not in ("part", "fusion")
+    """Whether it can name a submodule beside those that there are."""
+    return camera.isidentifier() and camera not in ("part", "fusion")
 
 
 def _gives_one_grid(model: VideoModel) -> bool:

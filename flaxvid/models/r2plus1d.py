@@ -151,7 +151,7 @@ def build_basic(
         head=PoolHead(num_classes, dropout, classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1),
         clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
-        altered=(r"body/layer\d+_\d+/conv1_spatial/conv/kernel",),
+        altered=((r"body/layer\d+_\d+/conv1_spatial/conv/kernel", -2),),
     )
 
 
@@ -179,7 +179,7 @@ def build_bottleneck(
         head=PoolHead(num_classes, dropout, classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1) * Bottleneck.expansion,
         clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
-        altered=(r"body/layer\d+_\d+/conv_a/conv/kernel",),
+        altered=((r"body/layer\d+_\d+/conv_a/conv/kernel", -2),),
     )
 
 

@@ -277,7 +277,7 @@ def build_slow(
         head=PoolHead(num_classes, dropout, classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1) * Bottleneck.expansion,
         clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
-        altered=(r"body/layer\d+_\d+/conv_a/conv/kernel",),
+        altered=((r"body/layer\d+_\d+/conv_a/conv/kernel", -2),),
     )
 
 
@@ -333,7 +333,7 @@ def build_r3d(
         head=PoolHead(num_classes, dropout, classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1),
         clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
-        altered=(r"body/layer\d+_\d+/conv1/conv/kernel",),
+        altered=((r"body/layer\d+_\d+/conv1/conv/kernel", -2),),
     )
 
 

@@ -178,7 +178,7 @@ def build(
         head=PoolHead(num_classes, dropout, classifier_std),
         feature_dim=slow_dim + slow_dim // beta,
         clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
-        altered=(r"body/(slow|fast)_layer\d+_\d+/conv_a/conv/kernel",),
+        altered=((r"body/(slow|fast)_layer\d+_\d+/conv_a/conv/kernel", -2),),
     )
 
 

@@ -159,7 +159,7 @@ def train(
     with contextlib.ExitStack() as opened:
         checkpoints = opened.enter_context(Checkpoints(workdir / "checkpoints", recipe.keep, keep_every))
         if checkpoints.latest_step() is not None:
-            state, _ = checkpoints.restore(state, data)
+            state = checkpoints.restore(state, data)
         start = int(state.step)
         tested = 0 < start < total and checkpoints.has_score(start)
         log = opened.enter_context(RunLogger(workdir, total, start, tested))

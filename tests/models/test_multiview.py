@@ -140,6 +140,14 @@ def test_frame_flexible(fusion, clip, random_variables):
     assert {f"body/{camera}/layer1_0/conv1/gain" for camera in CAMERAS} <= set(gains)
 
 
+def test_a_camera_called_normal_is_no_norm(random_variables):
+    model = create_tiny("ts_cva", cameras=("normal", "front"), separate=True)
+    variables = FrameFlexible(model, (2,), alteration="none").specialise(random_variables(model))
+    private, shared = (trees.flatten(variables[name]["stem"]) for name in ("params_2f", "params"))
+    assert set(private) == {f"{camera}/norm1/{leaf}" for camera in model.cameras for leaf in ("scale", "bias")}
+    assert set(shared) == {f"{camera}/conv1/kernel" for camera in model.cameras}
+
+
 def test_several_targets(scene, random_variables):
     for fusion in FUSIONS:
         model = create_tiny("ts_cva", num_classes={"action": 3, "actor": 2}, fusion=fusion)
@@ -199,7 +207,7 @@ def test_several_maps_are_refused_by_name(fusion):
         ({"fusion": "sum"}, "fusion must be one of attention, concat, late, got 'sum'"),
         ({"cameras": ()}, "cameras must be distinct names"),
         ({"cameras": ("front", "front")}, "cameras must be distinct names"),
-        ({"cameras": ("normal", "front")}, "without 'norm' in them, got"),
+        ({"cameras": ("a camera", "front")}, "can be part of a parameter's, such as"),
         ({"camera_dropout": 1.0}, r"camera_dropout must lie in \[0, 1\), got 1.0"),
     ],
 )

@@ -27,9 +27,13 @@ def pytorchvideo_hub(torchvision_models):
 
 @pytest.fixture(scope="session")
 def randomised():
-    """Randomises every tensor of a torch module, as references start many at constants, which would hide a slip."""
+    """Randomises every tensor of a torch module, as references start many at constants, which would hide a slip.
 
-    def randomise(module, seed=0):
+    With `small` variances, of 0.01 to 1, another epsilon shows; the scales are then smaller too, so that deep networks
+    stay finite.
+    """
+
+    def randomise(module, seed=0, small=False):
         torch = pytest.importorskip("torch")
         generator = torch.Generator().manual_seed(seed)
 
@@ -40,8 +44,10 @@ def randomised():
             for name, tensor in module.state_dict().items():
                 if name.endswith("num_batches_tracked"):
                     continue
-                if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):
-                    uniform(tensor, 0.5, 1.5)
+                if name.endswith("running_var"):
+                    uniform(tensor, *((0.01, 1) if small else (0.5, 1.5)))
+                elif name.endswith("weight") and tensor.ndim == 1:
+                    uniform(tensor, *((0.2, 0.6) if small else (0.5, 1.5)))
                 elif tensor.ndim == 1 or "adaconv" in name:
                     uniform(tensor, -0.2, 0.2)
                 else:  # a kernel that keeps the size of the activations

@@ -108,7 +108,7 @@ def test_a_folder_without_results_takes_other_classes(stopped):
     assert json.loads((folder / "classes.json").read_text()) == ["a_red", "blue", "green"]
 
 
-def test_other_orders_and_tasks_are_refused_too(colour_recipe, coloured_videos, tmp_path):
+def test_other_orders_and_targets_are_refused_too(colour_recipe, coloured_videos, tmp_path):
     recipe = dataclasses.replace(colour_recipe, data=listed(tmp_path / "list", coloured_videos, COLOURS), epochs=1)
     flaxvid.run(recipe, tmp_path / "run")
     (tmp_path / "run" / "any_frame.json").unlink()
@@ -119,7 +119,7 @@ def test_other_orders_and_tasks_are_refused_too(colour_recipe, coloured_videos, 
         (tmp_path / "list" / f"{split}.txt").unlink()
         rows = [f"{name}/{number}.mp4,{name},{number % 2}" for name in COLOURS for number in range(8)]
         (tmp_path / "list" / f"{split}.csv").write_text("\n".join(["path,hue,side", *rows]))
-    assert "one task without a name there, tasks hue, side here" in refused(recipe, tmp_path / "run")
+    assert "one target without a name there, targets hue, side here" in refused(recipe, tmp_path / "run")
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -191,7 +191,7 @@ def test_a_head_is_kept_for_the_same_names_only(weights, colour_recipe, capsys, 
         told = f"the head starts anew: its classes are blue, green, red, the data's are {', '.join(classes)}"
         assert told in capsys.readouterr().out
     assert start(colour_recipe, file, {"hue": NAMES, "side": ("0", "1")}) == {"hue": [[]] * 3, "side": [[]] * 2}
-    assert "the head of hue starts anew: the tasks there are one only, without a name" in capsys.readouterr().out
+    assert "the head of hue starts anew: the targets there are one only, without a name" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["plain", "torch"])
@@ -231,6 +231,6 @@ def test_a_run_starts_from_another_whose_classes_are_in_another_order(
 
 
 def test_so_does_a_network_for_every_frame_count(colour_recipe, colour_run, tmp_path):
-    """Each task of several is taken by its name."""
+    """Each target of several is taken by its name."""
     recipe = dataclasses.replace(colour_recipe, task=FfnRecipe((2, 3)))
     assert start(recipe, colour_run, ("red", "blue", "green")) == {"": [[2], [0], [1]]}

@@ -28,6 +28,9 @@ class Sum:
         loss = sum((leaf * batch["x"].mean()).sum() for leaf in jax.tree.leaves(variables["params"]))
         return loss, ({}, {"loss": loss})
 
+    def after(self, variables, step):
+        return variables
+
 
 def step_twice(task, variables, batch, optimizer=optax.sgd(0.1), ema=0.0):
     state = create_state(variables, optimizer, ema=ema > 0)

@@ -10,7 +10,8 @@ import pytest
 import flaxvid
 from flaxvid import trees
 from flaxvid.models.registry import create_tiny, get_spec
-from flaxvid.weights.torch import import_torch, torch_key
+from flaxvid.weights.keys import torch_key
+from flaxvid.weights.torch import import_torch
 
 TINY = {"width": 8, "depths": (1, 1, 1, 1), "image_size": 32, "num_frames": 2}
 VIDEO = np.zeros((1, 2, 32, 32, 3), np.uint8)

@@ -9,6 +9,7 @@ from flaxvid.data.clips import windows
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.clips.decode import VideoError, decode, frame_times
 from flaxvid.data.clips.windows import cut_windows
+from flaxvid.evaluate.predictor import Predictor
 
 CLIPS = ClipConfig((2,), image_size=32, test_size=32, short="repeat")
 
@@ -85,8 +86,9 @@ def test_a_pause_shows_the_frame_before_it(tmp_path):
     assert [row[2] for row in rows] == [[0, 2], [2, 2], [2, 2], [2, 2], [2, 2], [3, 4]]
 
 
-def test_a_pause_is_answered_once(tmp_path, predictor, monkeypatch):
+def test_a_pause_is_answered_once(tmp_path, monkeypatch):
     path, asked = write(tmp_path / "screen.mkv", [0, 100, 200, 10_000, 10_100]), []
+    predictor = Predictor(None, lambda _: {}, (), ClipConfig(image_size=32, test_size=32))  # no network is asked
     monkeypatch.setattr(predictor, "_answer", lambda view: asked.append(view) or len(asked))
     answers = [prediction.probabilities for prediction in predictor.predict(path, 2, window=2)]
     assert answers == [1, 2, 2, 2, 2, 3]
