@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+
 @dataclasses.dataclass(frozen=True)
 class Field:
     """One option.

@@ -72,7 +72,9 @@ def last_of_each(argv: Sequence[str]) -> list[str]:
                     "or configs/tsm.py"
                 )
             if inner := [path for path in paths if path.startswith(f"{key}.")]:
-                raise ValueError(f"--config.{key} is a part of the recipe: give its fields, such as --config.{inner[0]}")
+                raise ValueError(
+                    f"--config.{key} is a part of the recipe: give its fields, such as --config.{inner[0]}"
+                )
             kept.pop(key, None)
             if not (field["equals"] or field["no"]) and position < len(argv) and not argv[position].startswith("--"):
                 words, position = [word, argv[position]], position + 1
@@ -101,7 +103,9 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{field['name']} has no field {field['field']!r}: {hint}valid ones are {', '.join(known)}"
     if isinstance(error, KeyError):
-        return f"the recipe has no entry {text!r}: give the whole dict, such as --config.model.options=\"{{'width': 8}}\""
+        return (
+            f"the recipe has no entry {text!r}: give the whole dict, such as --config.model.options=\"{{'width': 8}}\""
+        )
     *before, last = text.splitlines()
     return last.strip() if re.match(r"\s*(ValueError:|\[Errno)", last) or not before else text
 

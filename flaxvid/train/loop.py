@@ -47,7 +47,7 @@ from flaxvid.train.setup import (
 )
 from flaxvid.train.state import create_state, trainable
 from flaxvid.train.step import TrainStep, make_train_step
-from flaxvid.train.workdir import check_name, claim_classes, claim_workdir, lock_workdir
+from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, lock_workdir
 from flaxvid.types import Variables
 from flaxvid.writing import written_whole
 
@@ -95,6 +95,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext(lambda: None) as check_there:
         claim_workdir(recipe, workdir)
         claim_classes(source.classes, workdir)
+        claim_videos(source, workdir)
         if (workdir / "any_frame.json").exists():
             finished = read_run(workdir)
             print(f"{workdir} is finished:\n{any_frame_table(finished)}")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import flaxvid
+from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
 
@@ -51,7 +52,7 @@ def colour_recipe(coloured_videos):
             dropout=0.0,
             options={"width": 8, "depths": (1,), "classifier_std": 0.1},
         ),
-        DataRecipe("folder", str(coloured_videos), short="repeat"),
+        DataRecipe("folder", str(coloured_videos), clips=ClipConfig(short="repeat")),
         SupervisedRecipe((2,)),
         OptimizerRecipe("adamw", 5e-3, schedule="constant"),
         batch_size=6,

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import flaxvid
+from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, OptimizerRecipe
@@ -31,7 +32,7 @@ def listed(root, videos, names):
     for split, numbers in (("train", range(6)), ("test", range(6, 8))):
         lines = [f"{name}/{number}.mp4 {COLOURS.index(name)}" for name in COLOURS for number in numbers]
         (root / f"{split}.txt").write_text("\n".join(lines))
-    return DataRecipe("list", str(root), short="repeat")
+    return DataRecipe("list", str(root), clips=ClipConfig(short="repeat"))
 
 
 @pytest.fixture
