@@ -151,7 +151,11 @@ def read_renames(path: Path) -> dict[str, dict[str, str]]:
 def data_recipe(recipe: DataRecipe, arguments: argparse.Namespace) -> DataRecipe:
     """The run's data set, or the one asked for; missing videos are kept, for they are counted and named."""
     if arguments.data and arguments.data != recipe.name:
-        recipe = DataRecipe(arguments.data, test_size=recipe.test_size, short=recipe.short, cameras=recipe.cameras)
+        recipe = DataRecipe(
+            arguments.data,
+            clips=ClipConfig(test_size=recipe.clips.test_size, short=recipe.clips.short),
+            cameras=recipe.cameras,
+        )
     if not recipe.name:
         raise ValueError("a weights file does not say which videos: add --data NAME --root FOLDER")
     names = ("root", "fold", "lists", "cameras")

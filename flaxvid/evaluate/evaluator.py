@@ -156,7 +156,7 @@ def _joined(passes: Sequence[Evaluation]) -> Evaluation:
         counts = [f"{len(other.broken)} at {', '.join(map(str, other.frames))} frames" for other in passes]
         raise ValueError(
             f"expected the same unreadable videos at every frame count, got {'; '.join(counts)}: evaluate the counts "
-            "one by one, or repeat frames of short videos (data.short)"
+            "one by one, or repeat frames of short videos (data.clips.short)"
         )
     frames = {count: result for other in passes for count, result in other.frames.items()}
     return dataclasses.replace(first, frames=frames)

@@ -23,18 +23,28 @@ from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.groups import check_rules
 from flaxvid.train.hosts import end_with_peers
 from flaxvid.train.interrupt import StopRequest
+from flaxvid.train.limits import check
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import make_optimizer, make_schedule
 from flaxvid.train.origin import with_implied
 from flaxvid.train.prefetch import Prefetch
-from flaxvid.train.recipe import Recipe, check
+from flaxvid.train.recipe import Recipe
 from flaxvid.train.session import Session
-from flaxvid.train.setup import clip_config, count_classes, data_origin, load_start, make_model, make_task
+from flaxvid.train.setup import (
+    clip_config,
+    complete,
+    count_classes,
+    data_origin,
+    find_shapes,
+    load_start,
+    make_model,
+    make_task,
+)
 from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.state import create_state, trainable
 from flaxvid.train.step import TrainStep, make_train_step
-from flaxvid.train.workdir import check_name, claim_classes, claim_workdir, lock_workdir
+from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, lock_workdir
 from flaxvid.trees import norm_modules
 from flaxvid.types import Variables
 
@@ -59,11 +69,10 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     """
     check(recipe)
     check_name(Path(workdir))
+    recipe = complete(recipe)
     shapes = find_shapes(recipe)  # a slip shows now, and not after the data set was made
     check_frozen(shapes, recipe.freeze)
     check_rules(trainable(shapes), recipe.optimizer.rules)
-    for frames in (recipe.task.frames, recipe.eval_frames):
-        clip_config(recipe, frames)
     enable_compilation_cache()
     workdir, mesh = Path(workdir), make_mesh()
     check_batch_size(recipe.batch_size, mesh, accumulate=recipe.optimizer.accumulate)
@@ -78,6 +87,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext(lambda: None) as check_there:
         claim_workdir(recipe, workdir)
         claim_classes(source.classes, workdir)
+        claim_videos(source, workdir)
         if (workdir / "any_frame.json").exists():
             finished = read_run(workdir)
             print(f"{workdir} is finished:\n{any_frame_table(finished)}")
@@ -200,29 +210,10 @@ def make_batches(recipe: Recipe, source: Source) -> grain.DatasetIterator:
     )
 
 
-def find_shapes(recipe: Recipe) -> Variables:
-    """The shapes of the recipe's variables; of the data's tasks only those with weights are known yet.
-
-    Raises:
-        ValueError: its network cannot be made.
-    """
-    try:
-        task = make_task(recipe, make_model(recipe, dict.fromkeys(recipe.task.target_weights, 1) or 1))
-        return jax.eval_shape(task.init, jax.random.key(0))
-    except ValueError:
-        raise
-    except Exception as error:  # whatever a wrong option makes it
-        reason = next(iter(str(error).splitlines()), "")
-        raise ValueError(
-            f"{recipe.model.name} cannot be made with model.options={recipe.model.options} "
-            f"({type(error).__name__}: {reason}): correct them"
-        ) from error
-
-
 def count_steps(recipe: Recipe, source: Source) -> int:
     """Steps of one pass over the training videos."""
     hosts = jax.process_count()
-    return steps_per_epoch(source, recipe.batch_size // hosts // recipe.data.repeats, hosts)
+    return steps_per_epoch(source, recipe.batch_size // hosts // recipe.data.clips.repeats, hosts)
 
 
 @jax.transfer_guard("allow")

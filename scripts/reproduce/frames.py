@@ -27,7 +27,7 @@ RUNS: Runs = {
     "ffn": ("ffn", []),
     "single-frame": ("tsm", ["task.frames=(1,)", "eval_frames=(1,)"]),
     "order-blind": ("tsm", ["model.name=tsn_resnet18"]),
-    "shuffled": ("tsm", ["data.shuffle_frames=True"]),
+    "shuffled": ("tsm", ["data.clips.shuffle_frames=True"]),
     "ffn-shared-norms": ("ffn", ["task.private_norms=False"]),
     "ffn-no-alteration": ("ffn", ["task.alteration=none"]),
     "ffn-no-distillation": ("ffn", ["task.distil=False"]),

@@ -85,7 +85,7 @@ def test_a_strip_shows_whole_frames_in_order(source):
 def test_faults_are_told_apart(source):
     assert "2.png" in find_fault(source, 1, CLIPS)["reason"]
     assert find_fault(source, 4, CLIPS)["missing"]
-    assert "clip shorter than the frame count" in find_fault(source, 0, ClipConfig((8,)))["reason"]
+    assert "clip shorter than the frame count" in find_fault(source, 0, ClipConfig((8,), 32))["reason"]
 
 
 def test_passes_join_only_over_the_same_videos(evaluation):

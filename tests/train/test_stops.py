@@ -35,7 +35,7 @@ def get_config():
     return Recipe(
         model=ModelRecipe("tsm_resnet18", num_frames=2, image_size=32, options={"width": 8, "depths": (1,)}),
         data=DataRecipe("folder", num_threads=1, validation_split="test"),
-        task=TaskRecipe("supervised", frames=(2,)),
+        task=SupervisedRecipe(frames=(2,)),
         optimizer=OptimizerRecipe("adamw", 1e-3, schedule="constant"),
         batch_size=2, epochs=12, eval_batch_size=1, eval_frames=(2,), eval_every=6, checkpoint_every=1000, log_every=1,
     )

@@ -54,7 +54,9 @@ def open_video(video: Video, name: str | None = None) -> "Iterator[OpenVideo]":
         yield _Stream(video, stream, name)
 
 
-def decode(video: Video, indices: Indices, *, size: Size = None, name: str | None = None) -> UInt8[np.ndarray, "t h w 3"]:
+def decode(
+    video: Video, indices: Indices, *, size: Size = None, name: str | None = None
+) -> UInt8[np.ndarray, "t h w 3"]:
     """The frames of a video at some positions; see `OpenVideo.frames`."""
     with open_video(video, name) as opened:
         return opened.frames(indices, size=size)
@@ -326,7 +328,9 @@ class _Stream(OpenVideo):
 
 
 def _no_times(name: str) -> VideoError:
-    return VideoError(f"{name}: expected a video whose frames have times, got none: take it as one clip, without a window")
+    return VideoError(
+        f"{name}: expected a video whose frames have times, got none: take it as one clip, without a window"
+    )
 
 
 def _read(stream: VideoStream, packets: Iterable[Packet], name: str) -> Iterator[av.VideoFrame]:
