@@ -260,7 +260,7 @@ def _from_json(kind: Any, saved: Any, where: str) -> Any:
                 f"{where}: expected {name} of {kind.__name__} to be like {expected.__name__}, got {value!r:.60}: put a "
                 "whole copy there"
             )
-        if len(nested) > 1:
+        if isinstance(value, dict) and len(nested) > 1:
             value, nested = _task(value, where)
         values[name] = _from_json(nested[0], value, where) if nested else _tupled(value)
     return kind(**values)
