@@ -8,23 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 from jax.sharding import Mesh
 
 from flaxvid.adapt.freezing import check_frozen
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import steps_per_epoch, train_batches
-from flaxvid.data.sources.account import check_labels, describe_splits
-from flaxvid.data.sources.class_names import relabel
 from flaxvid.data.sources.open import Source
 from flaxvid.evaluate.cost import model_cost
-from flaxvid.evaluate.evaluator import Evaluations, score_rows
+from flaxvid.evaluate.evaluator import score_rows
 from flaxvid.evaluate.record import evaluation_record, write_record
 from flaxvid.evaluate.views import describe_views
 from flaxvid.report.page import write_page
 from flaxvid.report.run import read_run
 from flaxvid.report.tables import any_frame_table
-from flaxvid.tasks.task import Task
+from flaxvid.tasks.task import Findings, Task
 from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.hosts import end_with_peers
 from flaxvid.train.interrupt import StopRequest
@@ -32,6 +31,7 @@ from flaxvid.train.limits import check
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import check_rules, make_optimizer, make_schedule
+from flaxvid.train.prefetch import Prefetch
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.session import Session
 from flaxvid.train.setup import (
@@ -43,8 +43,8 @@ from flaxvid.train.setup import (
     load_start,
     make_model,
     make_task,
-    open_data,
 )
+from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.state import create_state, trainable
 from flaxvid.train.step import TrainStep, make_train_step
 from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, lock_workdir
@@ -62,8 +62,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         workdir: gets recipe.json, metrics.jsonl, checkpoints/, any_frame.json and index.html.
 
     Returns:
-        The rows of the any-frame table: ``[{"frames", "top1", "top5", "gflops", "clips"}, ...]``, with the "target" of
-        each where the data has several.
+        The rows of the final table, those of any_frame.json.
 
     Raises:
         ValueError: recipe, data or weights do not fit, or another run is at work in `workdir`; raised before anything
@@ -82,13 +81,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     check_batch_size(recipe.batch_size, mesh, accumulate=recipe.optimizer.accumulate)
     check_norm_groups(recipe.batch_size // recipe.optimizer.accumulate, recipe.norm_groups, mesh)
     check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
-    source, eval_source = (open_data(recipe.data, split) for split in (recipe.data.train_split, recipe.data.eval_split))
-    eval_source = relabel(eval_source, source.classes, source.name, "give it training videos, or correct its labels")
-    check_labels(source, fewest=2)
-    check_labels(eval_source, fewest=1)
-    account = describe_splits({recipe.data.train_split: source, recipe.data.eval_split: eval_source})
-    if account and jax.process_index() == 0:
-        print(account)
+    splits = open_splits(recipe)
+    source = splits.train
     count_steps(recipe, source)  # too few videos for a batch show now
     model = make_model(recipe, count_classes(source.classes))
     task, plain = make_task(recipe, model), load_start(recipe, model, source.classes)
@@ -101,7 +95,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
             print(f"{workdir} is finished:\n{any_frame_table(finished)}")
             return [dict(row) for row in finished.any_frame]
         with end_with_peers():
-            evaluation = train(recipe, workdir, task, plain, source, eval_source, mesh, check_there)
+            evaluation = train(recipe, workdir, task, plain, splits, mesh, check_there).details
         check_there()
         size = model.clip.image_size
         costs = {n: {"gflops": model_cost(model, (1, n, size, size, 3)).gflops} for n in recipe.eval_frames}
@@ -110,8 +104,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
             clips = clip_config(recipe, recipe.eval_frames)
             facts = {"name": "the recipe's", "views": describe_views(clips), "size": size}
             origin = data_origin(recipe.data)
-            record = evaluation_record(evaluation, eval_source, clips=clips, protocol=facts, costs=costs, origin=origin)
-            write_record(workdir, record, evaluation, eval_source)
+            record = evaluation_record(evaluation, splits.test, clips=clips, protocol=facts, costs=costs, origin=origin)
+            write_record(workdir, record, evaluation, splits.test)
             with written_whole(workdir / "any_frame.json") as path:
                 path.write_text(json.dumps(rows, indent=1))
             print(f"{any_frame_table(read_run(workdir))}\nall about this run: {write_page(workdir)}")
@@ -123,30 +117,17 @@ def train(
     workdir: Path,
     task: Task,
     plain: Variables | None,
-    source: Source,
-    eval_source: Source,
+    splits: Splits,
     mesh: Mesh,
     check_there: Callable[[], None],
-) -> Evaluations:
+) -> Findings:
     """Trains from the newest whole checkpoint of `workdir`, else from `plain`, else from scratch; tests at the end."""
-    hosts, epoch_steps = jax.process_count(), count_steps(recipe, source)
+    epoch_steps, same = count_steps(recipe, splits.train), replicated(mesh)
     optimizer = make_optimizer(recipe.optimizer, make_schedule(recipe.optimizer, recipe.epochs, epoch_steps))
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
     variables = task.init(init_key, plain)
     state = create_state(variables, optimizer, ema=recipe.optimizer.ema > 0, freeze=recipe.freeze)
-    state = jax.device_put(state, replicated(mesh))
-    clip_rules = clip_config(recipe, task.frames)
-    tally = Tally(source, clip_rules, recipe.data.max_broken)
-    data = train_batches(
-        source,
-        clip_rules,
-        recipe.batch_size // hosts,
-        seed=recipe.seed,
-        shard_index=jax.process_index(),
-        shard_count=hosts,
-        num_threads=recipe.data.num_threads,
-        num_workers=recipe.data.num_workers,
-    )
+    state, step_key = jax.device_put((state, step_key), same)
     jitted = make_train_step(
         task,
         optimizer,
@@ -156,22 +137,24 @@ def train(
         norm_groups=recipe.norm_groups,
         freeze=recipe.freeze,
     )
-    keep_every, total = recipe.keep_every * epoch_steps or None, recipe.epochs * epoch_steps
+    batches = Prefetch(make_batches(recipe, splits.train), lambda clips: put_batch(clips, mesh))
+    total, train_step = recipe.epochs * epoch_steps, None
     with contextlib.ExitStack() as opened:
+        keep_every = recipe.keep_every * epoch_steps or None
         checkpoints = opened.enter_context(Checkpoints(workdir / "checkpoints", recipe.keep, keep_every))
         if checkpoints.latest_step() is not None:
-            state = checkpoints.restore(state, data)
+            state = checkpoints.restore(state, batches)
         start = int(state.step)
-        tested = 0 < start < total and checkpoints.has_score(start)
-        log = opened.enter_context(RunLogger(workdir, total, start, tested))
+        evaluated = start > 0 and checkpoints.has_score(start)
+        log = opened.enter_context(RunLogger(workdir, total, start, evaluated))
         stop = opened.enter_context(StopRequest())
+        tally = Tally(splits.train, clip_config(recipe, task.frames), recipe.data.max_broken)
         session = Session(
             recipe,
             task,
-            source,
-            eval_source,
+            splits,
             mesh,
-            data=data,
+            batches=batches,
             checkpoints=checkpoints,
             log=log,
             stop=stop,
@@ -181,26 +164,49 @@ def train(
             start=start,
         )
         log.print(parameter_table(state.variables))
-        log.print(
-            f"{source.name}: {len(source)} training and {len(eval_source)} test videos, "
-            f"{count_classes(source.classes)} classes; {recipe.epochs} epochs of {epoch_steps} steps on "
-            f"{mesh.size} {jax.default_backend()} device(s)" + (f"; going on after step {start}" if start else "")
-        )
-        session.make_up(state, tested)
-        train_step: TrainStep | None = None
+        log.print(describe_run(recipe, splits, mesh, epoch_steps, start))
+        opened.enter_context(jax.transfer_guard("disallow"))  # what moves between host and device says so
+        session.evaluate_if_due(start, state)
         for step in range(start + 1, total + 1):
-            clips = session.next_clips(step, state)
-            batch = put_batch(clips, mesh)
-            session.waiting.arrived()
+            batch, clips = session.next_batch(step, state)
             train_step = train_step or compile_step(jitted, (state, batch, step_key), log)
             stop.hold()
             state, metrics = train_step(state, batch, step_key)
-            session.finish(step, state, metrics, clips)
-        data.close()  # its processes are not needed for the test
+            session.log_if_due(step, metrics, clips)
+            session.save_if_due(step, state)
+            session.evaluate_if_due(step, state)
+        batches.close()  # its processes are not needed for the test
         if tally.broken:
             log.print(f"{len(tally.broken)} broken videos were replaced, of {len(tally.seen)} in training")
-        log.print(f"testing on {len(eval_source)} videos at {', '.join(map(str, recipe.eval_frames))} frames")
-        return session.test(total, state, recipe.eval_frames)
+        log.print(f"testing on {len(splits.test)} videos at {', '.join(map(str, recipe.eval_frames))} frames")
+        return session.test(state)
+
+
+def describe_run(recipe: Recipe, splits: Splits, mesh: Mesh, epoch_steps: int, start: int) -> str:
+    """The run in a sentence."""
+    videos = [f"{len(splits.train)} training", f"{len(splits.test)} test"]
+    if splits.validation is not None:
+        videos.insert(1, f"{len(splits.validation)} validation")
+    return (
+        f"{recipe.data.name}: {', '.join(videos)} videos, {count_classes(splits.train.classes)} classes; "
+        f"{recipe.epochs} epochs of {epoch_steps} steps on {mesh.size} {jax.default_backend()} device(s)"
+        + (f"; going on after step {start}" if start else "")
+    )
+
+
+def make_batches(recipe: Recipe, source: Source) -> grain.DatasetIterator:
+    """The training batches of this process."""
+    hosts = jax.process_count()
+    return train_batches(
+        source,
+        clip_config(recipe, recipe.task.frames),
+        recipe.batch_size // hosts,
+        seed=recipe.seed,
+        shard_index=jax.process_index(),
+        shard_count=hosts,
+        num_threads=recipe.data.num_threads,
+        num_workers=recipe.data.num_workers,
+    )
 
 
 def count_steps(recipe: Recipe, source: Source) -> int:
@@ -209,6 +215,7 @@ def count_steps(recipe: Recipe, source: Source) -> int:
     return steps_per_epoch(source, recipe.batch_size // hosts // recipe.data.clips.repeats, hosts)
 
 
+@jax.transfer_guard("allow")
 def compile_step(jitted: Any, arguments: tuple[Any, ...], log: RunLogger) -> TrainStep:
     """Compiles the step ahead of its first use and says how long that took; a warm cache makes it short."""
     begin = time.perf_counter()

@@ -70,6 +70,9 @@ class DataRecipe:
             kind and with the same file names, and "motion" is drawn from the front, left and right. () is one video.
         train_split: the split of the data set that is learnt from.
         eval_split: the split that is tested on.
+        validation_split: the split that is evaluated during training, which chooses the best checkpoint; "" is
+            "validation", where the data has one. With that of `eval_split` the best is chosen on the videos of the
+            final table.
         clips: how clips are cut from the videos.
         missing: what listed videos that are not there mean: "error" before the start, or "keep", they count as broken.
         max_broken: the share of training videos that may turn out broken; they are replaced and named, more of them
@@ -88,6 +91,7 @@ class DataRecipe:
     cameras: tuple[str, ...] = ()
     train_split: str = "train"
     eval_split: str = "test"
+    validation_split: str = ""
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     missing: Literal["error", "keep"] = "error"
     max_broken: float = 0.1
@@ -155,7 +159,8 @@ class Recipe:
         seed: what initialisation, sampling and dropout are drawn from.
         eval_batch_size: videos in a step of evaluation.
         eval_frames: frame counts of the any-frame table at the end; () is those of the task.
-        eval_every: epochs between evaluations at the task's frame counts; 0 evaluates at the end only.
+        eval_every: epochs between evaluations on the validation split, one view of each video at the task's frame
+            counts; 0 evaluates on the test split at the end only.
         checkpoint_every: epochs between checkpoints; the last epoch always has one, and so has every evaluation.
         keep: the latest checkpoints that stay, beside the best one that was evaluated.
         keep_every: epochs whose checkpoints stay for ever; 0 keeps none of them.
@@ -174,7 +179,7 @@ class Recipe:
     seed: int = 0
     eval_batch_size: int = 32
     eval_frames: tuple[int, ...] = (4, 6, 8, 10, 12, 14, 16)
-    eval_every: int = 0
+    eval_every: int = 1
     checkpoint_every: int = 1
     keep: int = 3
     keep_every: int = 0
