@@ -100,8 +100,8 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
         owner = pkgutil.resolve_name(f"{field['place']}:{field['name']}")
         known = [one.name for one in dataclasses.fields(owner)]
         near = difflib.get_close_matches(field["field"], known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"{field['name']} has no field {field['field']!r}: {hint}valid ones are {', '.join(known)}"
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{field['name']} has no field {field['field']!r}: valid ones are {', '.join(known)}{hint}"
     if isinstance(error, KeyError):
         return (
             f"the recipe has no entry {text!r}: give the whole dict, such as --config.model.options=\"{{'width': 8}}\""

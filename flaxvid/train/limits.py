@@ -103,8 +103,8 @@ def _batches(recipe: Recipe) -> Iterator[str]:
         )
     elif max(task.mixup, task.cutmix) > 0 and videos < 2:
         yield f"task.mixup={task.mixup} and task.cutmix={task.cutmix} need two clips in a batch, got batch_size={size}"
-    several = isinstance(task, SupervisedRecipe) and len(task.frames) > 1 and 0 < task.share < 1
-    if several and 0 < recipe.norm_groups <= size:
+    several = len(task.frames) > 1 and 0 < recipe.norm_groups <= size
+    if isinstance(task, SupervisedRecipe) and several and 0 < task.share < 1:
         got = rows_by_count(tuple(sorted(task.frames)), task.share, size // recipe.norm_groups)
         if starved := sorted(count for count, own in got.items() if own.start == own.stop):
             group = f"batch_size={size}" if recipe.norm_groups == 1 else f"each of norm_groups={recipe.norm_groups}"

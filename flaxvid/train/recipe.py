@@ -54,8 +54,9 @@ class DataRecipe:
             kind and with the same file names, and "motion" is drawn from the front, left and right. () is one video.
         train_split: the split of the data set that is learnt from.
         eval_split: the split that is tested on.
-        validation_split: evaluated during training, which chooses the best checkpoint; "" is the split "validation",
-            where the data has one. With that of `eval_split` the best is chosen on the videos of the final table.
+        validation_split: the split that is evaluated during training, which chooses the best checkpoint; "" is
+            "validation", where the data has one. With that of `eval_split` the best is chosen on the videos of the
+            final table.
         clips: how clips are cut from the videos.
         missing: what listed videos that are not there mean: "error" before the start, or "keep", they count as broken.
         max_broken: the share of training videos that may turn out broken; they are replaced and named, more of them
@@ -250,7 +251,7 @@ def _from_json(kind: Any, saved: Any, where: str) -> Any:
                 f"{where}: expected {name} of {kind.__name__} to be like {expected.__name__}, got {value!r:.60}: put a "
                 "whole copy there"
             )
-        if len(nested) > 1:
+        if isinstance(value, dict) and len(nested) > 1:
             value, nested = _task(value, where)
         values[name] = _from_json(nested[0], value, where) if nested else _tupled(value)
     return kind(**values)

@@ -23,7 +23,7 @@ from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, read_recipe
 from flaxvid.train.state import averaged
 from flaxvid.train.workdir import read_classes, run_folder
-from flaxvid.types import Classes, Variables
+from flaxvid.types import Classes, Variables, by_target
 from flaxvid.weights.download import resolve_weights
 from flaxvid.weights.native import is_native, load_variables
 from flaxvid.weights.torch import import_torch

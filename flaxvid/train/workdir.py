@@ -122,7 +122,7 @@ def plainly_named(folder: Path) -> Iterator[Path]:
 
 MAY_CHANGE = frozenset(
     {
-        *("data.root", "data.lists", "data.missing", "data.max_broken", "data.num_threads"),
+        *("data.root", "data.lists", "data.missing", "data.max_broken", "data.num_threads", "data.validation_split"),
         *("checkpoint_every", "keep", "keep_every", "log_every", "eval_every", "eval_batch_size", "published"),
     }
 )

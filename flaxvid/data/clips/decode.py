@@ -155,7 +155,7 @@ class OpenVideo(abc.ABC):
     def _fill(
         self, wanted: Int[np.ndarray, " t"], frames: Iterable[tuple[int, av.VideoFrame]], size: Size, count: int
     ) -> UInt8[np.ndarray, "t h w 3"]:
-        """The pictures at ascending positions, out of pairs of a position and its frame, which are read to their end."""
+        """The pictures at ascending positions, out of pairs of a position and its frame; reads all pairs."""
         painter, slots = Painter(size, self.name, count), {int(position): slot for slot, position in enumerate(wanted)}
         pictures, last = np.empty((0, 0, 0, 3), np.uint8), -1
         for last, frame in frames:
@@ -232,7 +232,7 @@ class _Stream(OpenVideo):
         painter = Painter(None, self.name)
         if self._proof:
             with suppress(InexactError):
-                return [painter.shape(frame) for position, frame in self._sparse([0]) if position == 0][0]
+                return next(painter.shape(frame) for position, frame in self._sparse([0]) if position == 0)
             self._proof = None
         if len(self) and self._kept:
             return painter.shape(self._kept[0])
