@@ -1,7 +1,7 @@
 """How one video becomes a training clip, or what a test sees of it: sampling, crop and augmentation, in one decode."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,17 +21,17 @@ Clips = dict[int, Any]
 for each frame count."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Augmentation:
     """How training clips vary, besides their frames and their mirroring. One draw serves all frames.
 
     Attributes:
         crop: "multiscale" is TSN's, by `ClipConfig.scales`; "resized" takes any part of the frame, by area and aspect.
         area: Least and largest part of the frame that a resized crop takes.
-        aspect: Least and largest width over height of that part.
+        aspect: Least and largest width over height of a resized crop.
         colour_jitter: Largest changes of brightness, contrast, saturation (parts) and hue (turns); zeros for none.
         randaugment: Operations of RandAugment on each clip; 0 for none.
-        magnitude: Strength of these operations, from 0 to 10.
+        magnitude: Strength of RandAugment's operations, from 0 to 10.
     """
 
     crop: Literal["multiscale", "resized"] = "multiscale"
@@ -41,31 +41,34 @@ class Augmentation:
     randaugment: int = 0
     magnitude: float = 9.0
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
+        """Finds values that cannot be: a line each, which begins with the field's name."""
         if self.crop not in ("multiscale", "resized"):
-            raise ValueError(f'expected crop="multiscale" or "resized", got {self.crop!r}')
+            yield f'crop: expected crop="multiscale" or "resized", got {self.crop!r}'
         if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ValueError(f"expected the area of crops as 0 < least <= largest <= 1, got {self.area}")
+            yield f"area: expected the area of crops as 0 < least <= largest <= 1, got {self.area}"
         if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1]:
-            raise ValueError(f"expected the aspect of crops as 0 < least <= largest, got {self.aspect}")
+            yield f"aspect: expected the aspect of crops as 0 < least <= largest, got {self.aspect}"
         jitter = self.colour_jitter
         if len(jitter) != 4 or not all(0 <= s <= most for s, most in zip(jitter, (1, 1, 1, 0.5), strict=True)):
-            raise ValueError(
-                "expected colour_jitter as brightness, contrast and saturation in [0, 1] and hue in [0, 0.5], "
-                f"got {jitter}"
+            yield (
+                "colour_jitter: expected brightness, contrast and saturation in [0, 1] and hue in [0, 0.5], got "
+                f"{jitter}"
             )
-        if self.randaugment < 0 or not 0 <= self.magnitude <= 10:
-            raise ValueError(
-                f"expected randaugment >= 0 operations of magnitude 0 to 10, got {self.randaugment}, {self.magnitude}"
-            )
+        if self.randaugment < 0:
+            yield f"randaugment: expected 0 operations or more, got {self.randaugment}"
+        if not 0 <= self.magnitude <= 10:
+            yield f"magnitude: expected 0 to 10, got {self.magnitude}"
+
+    def __post_init__(self):
+        refuse(self.problems())
 
 
-PLAIN = Augmentation()
-
-
-@dataclass(frozen=True)
+@dataclass
 class ClipConfig:
     """How clips are cut from videos.
+
+    A recipe leaves `frames` and `image_size` empty: its task and its network say them.
 
     Attributes:
         frames: Frame counts; every video yields one clip of each, drawn independently.
@@ -85,17 +88,17 @@ class ClipConfig:
         shuffle_frames: Whether every clip's frames come in random order. It shows what a model owes to their order.
     """
 
-    frames: tuple[int, ...] = (16,)
-    image_size: int = 224
+    frames: tuple[int, ...] = ()
+    image_size: int = 0
     test_size: int | None = None
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    flip: bool = True
+    flip: bool = False
     short: Literal["error", "repeat"] = "error"
     sampling: Literal["segment", "dense", "even"] = "segment"
     interval: int = 8
     clips: int = 1
     crops: int = 1
-    augmentation: Augmentation = PLAIN
+    augmentation: Augmentation = field(default_factory=Augmentation)
     repeats: int = 1
     shuffle_frames: bool = False
 
@@ -104,28 +107,42 @@ class ClipConfig:
         """Views of a test video."""
         return self.clips * self.crops
 
-    def __post_init__(self):
-        if not self.frames or min(self.frames) < 1 or len(set(self.frames)) < len(self.frames):
-            raise ValueError(f"expected distinct frame counts such as (4, 8, 16), got frames={self.frames}")
+    def problems(self) -> Iterator[str]:
+        """Finds values that cannot be: a line each, which begins with the field's name."""
+        if min(self.frames, default=1) < 1 or len(set(self.frames)) < len(self.frames):
+            yield f"frames: expected distinct frame counts such as (4, 8, 16), got frames={self.frames}"
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
-            raise ValueError(f"expected crop scales in (0, 1] such as (1.0, 0.75), got scales={self.scales}")
-        if self.image_size < 1 or (self.test_size is not None and self.test_size < self.image_size):
-            raise ValueError(
-                f"expected 1 <= image_size <= test_size, got image_size={self.image_size}, test_size={self.test_size}"
+            yield f"scales: expected crop scales in (0, 1] such as (1.0, 0.75), got scales={self.scales}"
+        if self.image_size < 0:
+            yield f"image_size: expected pixels, got {self.image_size}"
+        if self.test_size is not None and self.test_size < max(1, self.image_size):
+            yield (
+                "test_size: expected 1 <= image_size <= test_size, got "
+                f"image_size={self.image_size}, test_size={self.test_size}"
             )
         if self.short not in ("error", "repeat"):
-            raise ValueError(f'expected short="error" or "repeat", got {self.short!r}')
-        if self.sampling not in ("segment", "dense", "even") or self.interval < 1:
-            raise ValueError(
-                f'expected sampling="segment", "dense" or "even" and interval >= 1, got {self.sampling!r}, '
-                f"{self.interval}"
-            )
-        if self.sampling == "even" and self.clips != 1:
-            raise ValueError(f'a video has one clip with sampling="even", got clips={self.clips}: take "segment"')
+            yield f'short: expected short="error" or "repeat", got {self.short!r}'
+        if self.sampling not in ("segment", "dense", "even"):
+            yield f'sampling: expected sampling="segment", "dense" or "even", got {self.sampling!r}'
+        if self.interval < 1:
+            yield f"interval: expected interval >= 1, got {self.interval}"
+        if self.sampling == "even" and self.clips > 1:
+            yield f'clips: a video has one clip with sampling="even", got clips={self.clips}: take "segment"'
         if self.repeats < 1:
-            raise ValueError(f"expected repeats >= 1, got {self.repeats}")
-        if self.clips < 1 or self.crops not in (1, 3, 5, 10):
-            raise ValueError(f"expected clips >= 1 and crops 1, 3, 5 or 10, got clips={self.clips}, crops={self.crops}")
+            yield f"repeats: expected repeats >= 1, got {self.repeats}"
+        if self.clips < 1:
+            yield f"clips: expected clips >= 1, got clips={self.clips}"
+        if self.crops not in (1, 3, 5, 10):
+            yield f"crops: expected crops 1, 3, 5 or 10, got crops={self.crops}"
+
+    def __post_init__(self):
+        refuse(self.problems())
+
+
+def refuse(problems: Iterator[str]) -> None:
+    """Raises ValueError for the first problem, if there is one."""
+    for problem in problems:
+        raise ValueError(problem)
 
 
 class Drawn(NamedTuple):
@@ -212,7 +229,13 @@ def frame_indices(
 
     Raises:
         VideoError: There are too few frames.
+        ValueError: `clips` has no frame counts or no size, as in a recipe.
     """
+    if not (clips.frames and clips.image_size):
+        raise ValueError(
+            f"expected frame counts and a size of clips, got frames={clips.frames}, image_size={clips.image_size}: "
+            "these fields are empty in recipes only"
+        )
     count = clips.clips if rng is None else 1
     try:
         if clips.sampling == "even":

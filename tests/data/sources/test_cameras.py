@@ -19,7 +19,7 @@ from flaxvid.data.sources.open import open_source
 from flaxvid.data.sources.subset import Subset
 
 CAMERAS = ("front", "left", "right")
-CLIPS = ClipConfig((2, 4), 24, test_size=28)
+CLIPS = ClipConfig((2, 4), 24, test_size=28, flip=True)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_all_cameras_get_the_same_frames_and_crop(recorded, frame_numbers):
 
 def test_in_a_mirror_left_is_right(recorded):
     scenes = open_scenes("folder", recorded, cameras=CAMERAS)
-    clips = ClipConfig((2,), 32, scales=(1.0,))
+    clips = ClipConfig((2,), 32, scales=(1.0,), flip=True)
     labels = set()
     for seed in range(12):
         video, label = draw_clips(scenes[0], clips, scenes.flip_labels, np.random.default_rng(seed))
