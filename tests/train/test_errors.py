@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flaxvid
-from flaxvid.data.motion.build import MotionConfig, MotionSource, build_motion
+from flaxvid.data.motion.build import MotionConfig, build_motion, motion_source
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.checkpoint import Checkpoints, restore_variables
@@ -20,7 +20,7 @@ def videos(motion_data, tmp_path_factory):
     """Class folders of real videos of 16 frames: two classes, four videos each."""
     root = tmp_path_factory.mktemp("videos")
     config = MotionConfig(size=32, num_frames=16, train=24, validation=8, test=8)
-    source = MotionSource(build_motion(motion_data, config), "train")
+    source = motion_source(build_motion(motion_data, config), "train")
     for index in range(8):
         path = root / f"class{index % 2}" / f"video{index}.mp4"
         path.parent.mkdir(exist_ok=True)

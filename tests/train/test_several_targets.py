@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import flaxvid
-from flaxvid.data.motion.build import MotionConfig, MotionSource, build_motion
+from flaxvid.data.motion.build import MotionConfig, build_motion, motion_source
 from flaxvid.report.run import read_metrics, read_run
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
@@ -28,7 +28,7 @@ OPTIONS = {"width": 8, "depths": (1,)}
 def videos(motion_data, tmp_path_factory):
     """Eight h264 files and a list that asks two things of each."""
     root = tmp_path_factory.mktemp("videos")
-    source = MotionSource(build_motion(motion_data, MotionConfig(32, 16, train=24, validation=8, test=8)), "train")
+    source = motion_source(build_motion(motion_data, MotionConfig(32, 16, train=24, validation=8, test=8)), "train")
     lines = ["path,action,actor"]
     for index in range(8):
         (root / f"{index}.mp4").write_bytes(source[index]["video"])
