@@ -1,7 +1,6 @@
 """The train loop: one function for every task, from a recipe to a trained network and its any-frame table."""
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable
@@ -16,21 +15,19 @@ from flaxvid.adapt.freezing import check_frozen
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import steps_per_epoch, train_batches
 from flaxvid.data.sources.open import Source
-from flaxvid.evaluate.cost import model_cost
-from flaxvid.evaluate.evaluator import score_rows
-from flaxvid.evaluate.record import evaluation_record, write_record
-from flaxvid.evaluate.views import describe_views
-from flaxvid.report.page import write_page
+from flaxvid.evaluate.record import any_frame_rows, finish_evaluation
 from flaxvid.report.run import read_run
 from flaxvid.report.tables import any_frame_table
 from flaxvid.tasks.task import Findings, Task
 from flaxvid.train.checkpoint import Checkpoints
+from flaxvid.train.groups import check_rules
 from flaxvid.train.hosts import end_with_peers
 from flaxvid.train.interrupt import StopRequest
 from flaxvid.train.limits import check
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
-from flaxvid.train.optimizer import check_rules, make_optimizer, make_schedule
+from flaxvid.train.optimizer import make_optimizer, make_schedule
+from flaxvid.train.origin import with_implied
 from flaxvid.train.prefetch import Prefetch
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.session import Session
@@ -48,8 +45,8 @@ from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.state import create_state, trainable
 from flaxvid.train.step import TrainStep, make_train_step
 from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, lock_workdir
+from flaxvid.trees import norm_modules
 from flaxvid.types import Variables
-from flaxvid.writing import written_whole
 
 Rows = list[dict[str, float]]
 
@@ -84,6 +81,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     splits = open_splits(recipe)
     source = splits.train
     count_steps(recipe, source)  # too few videos for a batch show now
+    recipe = with_implied(recipe)
     model = make_model(recipe, count_classes(source.classes))
     task, plain = make_task(recipe, model), load_start(recipe, model, source.classes)
     with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext(lambda: None) as check_there:
@@ -97,19 +95,19 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         with end_with_peers():
             evaluation = train(recipe, workdir, task, plain, splits, mesh, check_there).details
         check_there()
-        size = model.clip.image_size
-        costs = {n: {"gflops": model_cost(model, (1, n, size, size, 3)).gflops} for n in recipe.eval_frames}
-        rows = [{**row, **costs[row["frames"]]} for row in score_rows(evaluation)]
+        record, _ = finish_evaluation(
+            evaluation,
+            splits.test,
+            model,
+            clip_config(recipe, recipe.eval_frames),
+            origin=data_origin(recipe.data),
+            checkpoint={"name": "latest", "step": recipe.epochs * count_steps(recipe, source)},
+            folder=workdir,
+            final=True,
+        )
         if jax.process_index() == 0:
-            clips = clip_config(recipe, recipe.eval_frames)
-            facts = {"name": "the recipe's", "views": describe_views(clips), "size": size}
-            origin = data_origin(recipe.data)
-            record = evaluation_record(evaluation, splits.test, clips=clips, protocol=facts, costs=costs, origin=origin)
-            write_record(workdir, record, evaluation, splits.test)
-            with written_whole(workdir / "any_frame.json") as path:
-                path.write_text(json.dumps(rows, indent=1))
-            print(f"{any_frame_table(read_run(workdir))}\nall about this run: {write_page(workdir)}")
-    return rows
+            print(f"{any_frame_table(read_run(workdir))}\nall about this run: {workdir / 'index.html'}")
+    return any_frame_rows(record)
 
 
 def train(
@@ -123,9 +121,11 @@ def train(
 ) -> Findings:
     """Trains from the newest whole checkpoint of `workdir`, else from `plain`, else from scratch; tests at the end."""
     epoch_steps, same = count_steps(recipe, splits.train), replicated(mesh)
-    optimizer = make_optimizer(recipe.optimizer, make_schedule(recipe.optimizer, recipe.epochs, epoch_steps))
+    schedule = make_schedule(recipe.optimizer, recipe.epochs, epoch_steps)
+    rate_at = jax.jit(schedule, out_shardings=same)  # apart from the step, which is the same for all rates
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
     variables = task.init(init_key, plain)
+    optimizer = make_optimizer(recipe.optimizer, norm_modules(variables))
     state = create_state(variables, optimizer, ema=recipe.optimizer.ema > 0, freeze=recipe.freeze)
     state, step_key = jax.device_put((state, step_key), same)
     jitted = make_train_step(
@@ -169,9 +169,10 @@ def train(
         session.evaluate_if_due(start, state)
         for step in range(start + 1, total + 1):
             batch, clips = session.next_batch(step, state)
-            train_step = train_step or compile_step(jitted, (state, batch, step_key), log)
+            rate = rate_at(state.step)
+            train_step = train_step or compile_step(jitted, (state, batch, step_key, rate), log)
             stop.hold()
-            state, metrics = train_step(state, batch, step_key)
+            state, metrics = train_step(state, batch, step_key, rate)
             session.log_if_due(step, metrics, clips)
             session.save_if_due(step, state)
             session.evaluate_if_due(step, state)

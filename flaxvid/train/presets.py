@@ -5,7 +5,8 @@ import dataclasses
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.motion.build import MotionConfig
 from flaxvid.tasks.supervised import SupervisedRecipe
-from flaxvid.train.recipe import FFN_RULES, NORM_RULES, DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
+from flaxvid.train.groups import FFN_RULES, NORM_RULES
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
 
 
 def _imagenet(frames: int) -> ModelRecipe:

@@ -9,27 +9,11 @@ from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.fields import choices
+from flaxvid.train.groups import DECAY_RULES, Rules, renew
 from flaxvid.writing import read_json
 
 TASKS = {kind.name: kind for kind in (SupervisedRecipe, FfnRecipe)}
 """The recipes of tasks by their names."""
-
-Rules = tuple[tuple[str, float, float], ...]
-
-DECAY_RULES: Rules = ((r".*norm.*", 1.0, 0.0), (r".*/(bias|own|which)", 1.0, 0.0))
-"""No weight decay on normalisation layers, biases, and what TS-CVA knows of each camera: `which`, an embedding, and
-`own`, a projection that starts as the identity. Kernels and FFN's gains decay."""
-
-NORM_RULES: Rules = ((r".*norm.*", 1.0, 0.0),)
-"""No weight decay on normalisation layers alone, as in PySlowFast."""
-
-FFN_RULES: Rules = (
-    (r"params/head/classifier\w*/kernel", 5.0, 1.0),
-    (r"params/head/classifier\w*/bias", 10.0, 0.0),
-    (r".*norm.*|.*/(own|which)", 1.0, 0.0),
-    (r".*/bias", 2.0, 0.0),
-)
-"""The parameter groups of TSM's and FFN's authors: a faster classifier, and no decay where `DECAY_RULES` have none."""
 
 
 @dataclasses.dataclass
@@ -122,7 +106,7 @@ class OptimizerRecipe:
         clip_norm: the largest global gradient norm; 0 clips nothing.
         accumulate: parts that a batch is computed in, one after the other, to save memory.
         ema: decay of the moving average that is evaluated, after a warm-up; 0 keeps none.
-        rules: parameter groups, `(path regex, learning-rate factor, weight-decay factor)`, the first match counts.
+        rules: parameter groups, `(group, learning-rate factor, weight-decay factor)`; see `train.groups`.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -223,7 +207,9 @@ def read_recipe(workdir: Path) -> Recipe:
     """
     file = workdir / "recipe.json"
     saved = read_json(file, dict)
-    return _from_json(Recipe, _renamed(saved), str(file))
+    recipe = _from_json(Recipe, _renamed(saved), str(file))
+    recipe.optimizer.rules = renew(recipe.optimizer.rules)
+    return recipe
 
 
 def _renamed(saved: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,6 @@ def test_cameras_of_a_scene_are_seen_together(clip, random_variables):
     video = {camera: clip(2, 3, 4, 32, 32, seed=number) for number, camera in enumerate(("front", "right"))}
     each = [model.apply(variables, {camera: clips[:, view] for camera, clips in video.items()}) for view in range(3)]
     expected = sum(jax.nn.softmax(logits) for logits in each) / 3
-    np.testing.assert_allclose(average_views(model, variables, video), expected, atol=1e-5)
+    np.testing.assert_allclose(average_views(model, variables, video)[""], expected, atol=1e-5)
     with pytest.raises(ValueError, match="takes uint8 video, got float32"):
         average_views(model, variables, {**video, "right": video["right"] / np.float32(255)})

@@ -168,8 +168,9 @@ def test_slow_sees_neighbouring_frames_in_the_last_two_stages_only(random_variab
 def test_a_frozen_backbone_stays_bit_by_bit(frozen, random_variables, clip):
     model = create_tiny("r3d_18_se", depths=(1, 1), se_stages=(2,), freeze_norms=frozen)
     rules = ((r"params/(stem|body)/.*", 0.0, 0.0),) if frozen else ()
-    optimizer = make_optimizer(OptimizerRecipe("sgd", 0.1, clip_norm=0, rules=rules), lambda _: 0.1)
-    step = jax.jit(functools.partial(train_step, task=SupervisedRecipe((4,)).make(model), optimizer=optimizer))
+    optimizer = make_optimizer(OptimizerRecipe("sgd", clip_norm=0, rules=rules))
+    task = SupervisedRecipe((4,)).make(model)
+    step = jax.jit(functools.partial(train_step, rate=0.1, task=task, optimizer=optimizer))
     before = random_variables(model)
     state = create_state(before, optimizer)
     for seed in range(2):

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flaxvid.data.sources.files import NO_LABEL, Disk, FileSource
+from flaxvid.data.mirror import NO_LABEL
+from flaxvid.data.sources.files import Disk, FileSource
 from flaxvid.data.sources.labels import read_labels
 from flaxvid.data.sources.list_files import Rows, read_lists
 from flaxvid.data.sources.splits import NoSplitError, check_groups, choose_split, group_rule, hold_out, split_of

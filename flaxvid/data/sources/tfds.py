@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flaxvid.data.clips.decode import VideoError
-from flaxvid.data.sources.files import FlipLabels, flip_labels
+from flaxvid.data.mirror import FlipLabels, flip_labels
 from flaxvid.data.sources.splits import NoSplitError, choose_split, split_of
 from flaxvid.types import Classes, by_target
 from flaxvid.writing import written_whole

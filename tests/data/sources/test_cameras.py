@@ -7,9 +7,9 @@ import chex
 import numpy as np
 import pytest
 
-from flaxvid.data.clips.crops import mirrored_labels
 from flaxvid.data.clips.cut import Augmentation, ClipConfig, cut_views, draw_clips, find_fault
 from flaxvid.data.clips.decode import VideoError
+from flaxvid.data.mirror import mirrored_names
 from flaxvid.data.motion.build import MotionConfig
 from flaxvid.data.motion.draw import CAMERAS as ANGLES
 from flaxvid.data.motion.draw import HEADINGS, render_camera
@@ -180,7 +180,7 @@ def test_each_camera_sees_what_lies_across_its_line_of_sight():
         across = np.sin(headings - np.deg2rad(ANGLES[camera]))
         clear = np.abs(across) > 0.4
         assert (np.sign(np.median(seen, axis=1)) == np.sign(across))[clear].all()
-    assert mirrored_labels(HEADINGS) == (0, 7, 6, 5, 4, 3, 2, 1)
+    assert mirrored_names(HEADINGS) == (0, 7, 6, 5, 4, 3, 2, 1)
 
 
 def test_sources_of_scenes_are_checked_at_once(drawn):
