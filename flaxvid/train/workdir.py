@@ -157,8 +157,9 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
                 )
             listed = "\n  ".join(refused)
             raise ValueError(f"{workdir} holds a run of another recipe:\n  {listed}\ngive --workdir another folder")
-        if changes:
-            print(f"{workdir} goes on with changes:\n  " + "\n  ".join(changes.values()))
+        if not changes:
+            return
+        print(f"{workdir} goes on with changes:\n  " + "\n  ".join(changes.values()))
         if changes.keys() & (TESTS | {"epochs"}):
             (workdir / "any_frame.json").unlink(missing_ok=True)  # of other epochs or another test
     workdir.mkdir(parents=True, exist_ok=True)
