@@ -31,6 +31,7 @@ from flaxvid.train.interrupt import StopRequest
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import check_rules, make_optimizer, make_schedule
+from flaxvid.train.origin import with_implied
 from flaxvid.train.recipe import Recipe, check
 from flaxvid.train.session import Session
 from flaxvid.train.setup import clip_config, count_classes, data_origin, load_start, make_model, make_task, open_data
@@ -80,6 +81,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     if account and jax.process_index() == 0:
         print(account)
     count_steps(recipe, source)  # too few videos for a batch show now
+    recipe = with_implied(recipe)
     model = make_model(recipe, count_classes(source.classes))
     task, plain = make_task(recipe, model), load_start(recipe, model, source.classes)
     with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext(lambda: None) as check_there:

@@ -131,6 +131,8 @@ def choose(
     best = [reading for reading in readings if _count(reading) == fewest]
     if any(reading.implied != best[0].implied for reading in best):
         best = [reading for reading in best if reading.exact] or best
+        said = [reading for reading in best if formats[reading.format].overrides and not reading.implied]
+        best = said or best  # who names all that an origin implies means that one
     other = next((reading for reading in best if reading.implied != best[0].implied), None)
     if other is not None and not fewest:
         calls = "\n".join(

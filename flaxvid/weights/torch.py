@@ -219,12 +219,13 @@ def import_torch(
 def find_implied(
     name: str, source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The options of `create_model` that a checkpoint's origin implies, beside the caller's; its head may be any.
+    """The options of `create_model` that a checkpoint's origin implies, those that `overrides` names too.
 
-    A checkpoint that does not fit implies what the nearest format does: `import_torch` says why it does not fit.
+    Its head may be any. Of a checkpoint that does not fit, those of the nearest format; `import_torch` says why.
     """
-    checkpoint = describe(_read(source, allow_nonfinite=True), *_names_of(source))
-    return dict(choose(name, checkpoint, known_formats(name, None), overrides or {}, 1, None).implied)
+    formats, checkpoint = known_formats(name, None), describe(_read(source, allow_nonfinite=True), *_names_of(source))
+    reading = choose(name, checkpoint, formats, overrides or {}, num_classes=1, frames=None)
+    return dict(formats[reading.format].overrides)
 
 
 def to_torch(
@@ -266,8 +267,8 @@ def to_torch(
     chosen = next((fmt for fmt in fitting if not unsaid[fmt]), fitting[0])
     if unsaid[chosen]:
         warnings.warn(
-            f"who reads {name} in the format {chosen!r} makes it with {as_options(unsaid[chosen])}: pass "
-            f"overrides={unsaid[chosen]!r} if that is your model; if not, say so to whoever reads the file",
+            f"{chosen!r} means a {name} with {as_options(unsaid[chosen])}: pass overrides={unsaid[chosen]!r} if your "
+            "model has that; if it has not, whoever reads the file must be told",
             stacklevel=2,
         )
     state_dict = {}
