@@ -294,9 +294,7 @@ def test_a_checkpoint_is_named_by_its_step_or_as_the_best(tmp_path):
         for step in (5, 10, 15):
             checkpoints.save(step, make_state(seed=step))
         checkpoints.wait()
-        with pytest.raises(
-            FileNotFoundError, match=r"got none with a score: .* or one of the steps 5, 10, 15"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"got none with a score: .* or one of the steps 5, 10, 15"):
             find_checkpoint(run, "best")
         checkpoints.set_score(10, 0.5)
         checkpoints.set_score(15, 0.25)
