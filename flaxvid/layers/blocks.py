@@ -72,7 +72,8 @@ class ConvNorm(nn.Module):
         groups: of the channels.
         activation: such as `nn.relu`; None where the residual is added first.
         dtype: compute type.
-        zero_init: start the norm's scale at zero: a block whose last one does so begins as its shortcut (arXiv
+        norm_epsilon: of the norm.
+        zero_init: start the norm's scale at zero. A block whose last norm does so begins as its shortcut (arXiv
             1706.02677, section 5.1).
     """
 
@@ -82,6 +83,7 @@ class ConvNorm(nn.Module):
     groups: int = 1
     activation: Activation = None
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
     zero_init: bool = False
 
     @nn.compact
@@ -91,7 +93,7 @@ class ConvNorm(nn.Module):
             x = mask_frames(x, frame_mask)
         x = Conv(self.features, self.kernel_size, self.strides, groups=self.groups, dtype=self.dtype, name="conv")(x)
         scale_init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
-        norm = BatchNorm(dtype=self.dtype, scale_init=scale_init, name="norm")
+        norm = BatchNorm(epsilon=self.norm_epsilon, dtype=self.dtype, scale_init=scale_init, name="norm")
         x = norm(x, train, fit_mask(frame_mask, x.shape[1]))
         return x if self.activation is None else self.activation(x)
 

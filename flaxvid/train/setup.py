@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from flaxvid.data.sources.cameras import open_scenes
 from flaxvid.data.sources.class_names import are_numbers, find_classes, list_names
 from flaxvid.data.sources.open import Source, open_source
 from flaxvid.frames import FrameFlexible
-from flaxvid.models.registry import create_model, get_spec
+from flaxvid.models.registry import create_model, get_spec, list_options
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.task import Task, init_model
 from flaxvid.train.checkpoint import restore_variables
@@ -257,14 +256,15 @@ def _knows_cameras(weights: str) -> bool:
 
 
 def _takes_cameras(name: str) -> bool:
-    return "cameras" in inspect.signature(get_spec(name).build).parameters
+    return "cameras" in list_options(name)
 
 
 def _of_backbone(recipe: Recipe) -> Recipe:
     """The recipe of one video's network that a network of several cameras is made of."""
     options = recipe.model.options
-    default = inspect.signature(get_spec(recipe.model.name).build).parameters["backbone"].default
     model = dataclasses.replace(
-        recipe.model, name=options.get("backbone", default), options=dict(options.get("backbone_options") or {})
+        recipe.model,
+        name=options.get("backbone", get_spec(recipe.model.name).backbone),
+        options=dict(options.get("backbone_options") or {}),
     )
     return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, cameras=()))
