@@ -157,6 +157,12 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
                 )
             listed = "\n  ".join(refused)
             raise ValueError(f"{workdir} holds a run of another recipe:\n  {listed}\ngive --workdir another folder")
+        options = read_json(file, dict).get("model", {}).get("options", {})
+        if options.get("freeze_norms") and not (workdir / "any_frame.json").exists():
+            raise ValueError(
+                f"{workdir} was begun by an older version with model.options.freeze_norms, whose checkpoints hold more "
+                f"than those of --config.freeze: begin a new run with --config.model.weights={workdir}"
+            )
         if not changes:
             return
         print(f"{workdir} goes on with changes:\n  " + "\n  ".join(changes.values()))
