@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from flaxvid.models.registry import create_model, list_models
     from flaxvid.train.loop import run
     from flaxvid.types import ClipSpec
-    from flaxvid.weights.torch import load_torch, to_torch
+    from flaxvid.weights.torch import load_model, load_torch, to_torch
 
 _PUBLIC = {
     "ClipSpec": "flaxvid.types",
     "FrameFlexible": "flaxvid.frames",
     "create_model": "flaxvid.models.registry",
     "list_models": "flaxvid.models.registry",
+    "load_model": "flaxvid.weights.torch",
     "load_torch": "flaxvid.weights.torch",
     "run": "flaxvid.train.loop",
     "to_torch": "flaxvid.weights.torch",
@@ -30,6 +31,7 @@ __all__ = [
     "create_model",
     "layers",
     "list_models",
+    "load_model",
     "load_torch",
     "losses",
     "run",

@@ -4,7 +4,8 @@
     python scripts/import_torch.py tsm_resnet50 torchvision/resnet50-imagenet1k-v1 start.safetensors --num-classes 174 \
         --frames 4 8 16
 
-`flaxvid.weights.native.load_variables` reads the result.
+`flaxvid.weights.native.load_variables` reads the result, and so do training, evaluation and prediction. The file says
+which options its model has, those too that the origin of the checkpoint implies.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from flaxvid import trees
 from flaxvid.arguments import number, one_each
 from flaxvid.models.registry import list_models
 from flaxvid.weights.native import WeightsInfo, save_variables
+from flaxvid.weights.readings import as_options
 from flaxvid.weights.torch import Imported, import_torch
 
 
@@ -46,12 +48,16 @@ def main() -> None:
         )
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
-    overrides = {} if imported.num_classes is None else {"num_classes": imported.num_classes}
+    overrides = dict(imported.implied)
+    if imported.num_classes is not None:
+        overrides["num_classes"] = imported.num_classes
     save_variables(arguments.output, imported.variables, WeightsInfo(arguments.model, overrides, imported.frames))
     console = Console()
     console.print(account(imported))
     frames = "" if imported.frames is None else f", frames={imported.frames}"
     console.print(f"{arguments.model} from {imported.format} keys{frames} -> {arguments.output}")
+    if imported.implied:
+        console.print(f"{imported.format} implies {as_options(imported.implied)}, which {arguments.output} says too")
 
 
 def account(imported: Imported) -> Table:

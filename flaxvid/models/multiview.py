@@ -267,4 +267,4 @@ def specs(create: Callable[..., VideoModel]) -> dict[str, ModelSpec]:
         "num_frames": 4,
         "image_size": 32,
     }
-    return {"ts_cva": ModelSpec(build, {}, tiny=tiny)}
+    return {"ts_cva": ModelSpec(build, tiny=tiny)}

@@ -29,7 +29,7 @@ from flaxvid.models.resnet3d import (
     Stem,
     stage_blocks,
 )
-from flaxvid.models.spec import ModelSpec
+from flaxvid.models.spec import ModelSpec, formats
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import RGB, ClipSpec
 
@@ -212,7 +212,9 @@ BOTTLENECK_TORCH_KEYS = {
 """pytorchvideo's keys."""
 
 SPECS = {
-    "r2plus1d_r18": ModelSpec(build_basic, {"shared_midplanes": True}, TORCH_KEYS, TINY),
-    "r2plus1d_r34": ModelSpec(build_basic, {"depths": (3, 4, 6, 3)}, TORCH_KEYS, TINY),
-    "r2plus1d_r50": ModelSpec(build_bottleneck, {}, BOTTLENECK_TORCH_KEYS, {**TINY, "image_size": 64}),
+    "r2plus1d_r18": ModelSpec(build_basic, {"shared_midplanes": True}, formats=formats(TORCH_KEYS), tiny=TINY),
+    "r2plus1d_r34": ModelSpec(build_basic, {"depths": (3, 4, 6, 3)}, formats=formats(TORCH_KEYS), tiny=TINY),
+    "r2plus1d_r50": ModelSpec(
+        build_bottleneck, formats=formats(BOTTLENECK_TORCH_KEYS), tiny={**TINY, "image_size": 64}
+    ),
 }

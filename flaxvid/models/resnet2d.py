@@ -4,8 +4,8 @@ TSN classifies each frame with a ResNet (arXiv 1512.03385; torchvision's, with t
 takes the mean over time. TSM moves an eighth of the channels one frame forward and an eighth one frame back at the
 start of every residual branch, which gives the same network a view over time for nothing.
 
-Differs from the authors' TSM: their ResNet-101 shifts in every second block only (`shift_every=2` here); ours, like
-FFN's, shifts in every block of every depth.
+Differs from the authors' TSM: their ResNet-101 and -152, and mmaction2's, shift in every second block only
+(`shift_every=2` here, which their files imply); ours, like FFN's, shift in every block of every depth.
 """
 
 import functools
@@ -22,7 +22,7 @@ from flaxvid.layers.heads import ConsensusHead
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.pooling import max_pool
 from flaxvid.layers.shift import TemporalShift
-from flaxvid.models.spec import ModelSpec
+from flaxvid.models.spec import Format, ModelSpec, formats
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import RGB, ClipSpec
 
@@ -247,12 +247,37 @@ TSN_TORCH_KEYS = {
     for name in ("torchvision", "tsm", "mmaction2", "ffn")
 }
 
+# From 23 blocks in the third stage on, the TSM authors and mmaction2 shift in every second block and wrap only these.
+SECOND_TORCH_KEYS = {
+    name: tuple((ours.replace(r"_(\d+)/conv1", r"_(\d*[02468])/conv1"), theirs) for ours, theirs in TORCH_KEYS[name])
+    for name in ("tsm", "mmaction2")
+}
+
+
+def tsm_formats(depth: int) -> dict[str, Format]:
+    """TSM's formats on a ResNet of a depth; "tsm_every_block" are files of the deep ones that shift in every block."""
+    if DEPTHS[depth][1][2] < 23:
+        return formats(TORCH_KEYS)
+    second = {name: Format(keys, {"shift_every": 2}) for name, keys in SECOND_TORCH_KEYS.items()}
+    every = {f"{name}_every_block": TORCH_KEYS[name] for name in second}
+    return second | formats(every | {name: TORCH_KEYS[name] for name in ("torchvision", "ffn")})
+
+
+def tsn_formats(depth: int) -> dict[str, Format]:
+    """TSN's formats on a ResNet of a depth; "tsm_shifted" are files of a TSM, whose keys show it."""
+    shifting = {name: tsm_formats(depth)[name] for name in ("tsm", "mmaction2")}
+    shifted = {
+        f"{name}_shifted": Format(known.keys, {"shift": "both", **known.overrides}) for name, known in shifting.items()
+    }
+    return formats(TSN_TORCH_KEYS) | shifted
+
+
 TINY = {"width": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 4, "image_size": 32}
 
 SPECS = {
     f"{name}_resnet{depth}": ModelSpec(
-        build, {"block": block, "depths": depths, "shift": shift}, torch_keys=torch_keys, tiny=TINY
+        build, {"block": block, "depths": depths, "shift": shift}, formats=make_formats(depth), tiny=TINY
     )
-    for name, shift, torch_keys in (("tsn", "none", TSN_TORCH_KEYS), ("tsm", "both", TORCH_KEYS))
+    for name, shift, make_formats in (("tsn", "none", tsn_formats), ("tsm", "both", tsm_formats))
     for depth, (block, depths) in DEPTHS.items()
 }

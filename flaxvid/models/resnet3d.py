@@ -85,7 +85,7 @@ from jaxtyping import Array, Float
 from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides
 from flaxvid.layers.heads import PoolHead
 from flaxvid.layers.pooling import max_pool
-from flaxvid.models.spec import KeyTable, ModelSpec
+from flaxvid.models.spec import KeyTable, ModelSpec, formats
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import RGB, ClipSpec
 
@@ -318,7 +318,6 @@ def build_r3d(
         classifier_std: deviation of the classifier's initial kernel.
         mean: per-channel mean of RGB in [0, 1].
         std: per-channel deviation of RGB in [0, 1].
-        freeze_norms: all norms use their running statistics in training too.
         dtype: compute type; parameters, statistics and logits stay float32.
         remat: recompute activations in the backward pass.
     """
@@ -389,8 +388,12 @@ R3D_TORCH_KEYS = {
 TINY = {"width": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 4, "image_size": 32}
 
 SPECS = {
-    "slow_r50": ModelSpec(build_slow, {}, TORCH_KEYS, TINY),
-    "res3dcnn": ModelSpec(build_slow, {"stem_kernel": 7, "num_frames": 16, "num_classes": 9}, TORCH_KEYS, TINY),
-    "r3d_18": ModelSpec(build_r3d, {}, R3D_TORCH_KEYS, TINY),
-    "r3d_18_se": ModelSpec(build_r3d, {"se_stages": (3, 4)}, R3D_TORCH_KEYS, {**TINY, "se_reduction": 8}),
+    "slow_r50": ModelSpec(build_slow, formats=formats(TORCH_KEYS), tiny=TINY),
+    "res3dcnn": ModelSpec(
+        build_slow, {"stem_kernel": 7, "num_frames": 16, "num_classes": 9}, formats=formats(TORCH_KEYS), tiny=TINY
+    ),
+    "r3d_18": ModelSpec(build_r3d, formats=formats(R3D_TORCH_KEYS), tiny=TINY),
+    "r3d_18_se": ModelSpec(
+        build_r3d, {"se_stages": (3, 4)}, formats=formats(R3D_TORCH_KEYS), tiny={**TINY, "se_reduction": 8}
+    ),
 }

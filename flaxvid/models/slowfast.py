@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from flaxvid.layers.blocks import ConvNorm, FrameMask
 from flaxvid.layers.heads import PoolHead
 from flaxvid.models import resnet3d
-from flaxvid.models.spec import ModelSpec
+from flaxvid.models.spec import ModelSpec, formats
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import RGB, ClipSpec
 
@@ -233,6 +233,8 @@ TINY = {
 }
 
 SPECS = {
-    "slowfast_r50": ModelSpec(build, {}, TORCH_KEYS, TINY),
-    "slowfast_r101": ModelSpec(build, {"depths": (3, 4, 23, 3), "fusion_kernel": 5}, TORCH_KEYS, TINY),
+    "slowfast_r50": ModelSpec(build, formats=formats(TORCH_KEYS), tiny=TINY),
+    "slowfast_r101": ModelSpec(
+        build, {"depths": (3, 4, 23, 3), "fusion_kernel": 5}, formats=formats(TORCH_KEYS), tiny=TINY
+    ),
 }

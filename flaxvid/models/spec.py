@@ -1,13 +1,64 @@
-"""What the registry knows about a model."""
+"""What the registry knows about a model, and the options that every model takes."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from flaxvid.models.video_model import VideoModel
+from flaxvid.types import RGB, ClipSpec
 
 KeyTable = tuple[tuple[str, str], ...]
 """``(regex, replacement)`` renames from a module path of ours to the torch reference's, whole paths, first match."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """The options that every model takes; a family's `build` adds its own.
+
+    Attributes:
+        num_classes: classes, or a dict of them for several classifiers on one body.
+        num_frames: frames of the clip that the model is made for; it runs on any other count as well.
+        image_size: height and width in pixels of that clip; the model runs on any other size as well.
+        mean: per-channel mean of RGB in [0, 1], subtracted from uint8 video.
+        std: per-channel deviation of RGB in [0, 1], by which uint8 video is divided.
+        dropout: rate on the feature before the classifier in training.
+        classifier_std: deviation of the classifier's initial kernel.
+        dtype: compute type; parameters, statistics and logits stay float32.
+        remat: recompute activations in the backward pass, block by block, to save memory.
+        norm_epsilon: what every norm adds to the variance. It changes results, and no shape shows it.
+    """
+
+    num_classes: int | Mapping[str, int] = 400
+    num_frames: int = ClipSpec.num_frames
+    image_size: int = ClipSpec.image_size
+    mean: RGB = ClipSpec.mean
+    std: RGB = ClipSpec.std
+    dropout: float = 0.5
+    classifier_std: float = 0.01
+    dtype: Any = jnp.float32
+    remat: bool = False
+    norm_epsilon: float = 1e-5
+
+    @property
+    def clip(self) -> ClipSpec:
+        """The clip that the model is made for."""
+        return ClipSpec(self.num_frames, self.image_size, self.mean, self.std)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How one reference saves a model, and what its files imply.
+
+    Attributes:
+        keys: renames from our module paths to the reference's.
+        overrides: options of `create_model` with which our model computes what the reference computes; no shape shows
+            them, so nothing in the file can.
+    """
+
+    keys: KeyTable
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,13 +66,26 @@ class ModelSpec:
     """One name of the zoo.
 
     Attributes:
-        build: makes the model; its keyword arguments are the overrides that the name accepts.
-        variant: keyword arguments that make this name out of the family.
-        torch_keys: tables of module renames by reference ("torchvision", ...); the first is the default for export.
+        build: makes the model of a `Common` and of its own keyword arguments.
+        variant: overrides that make this name out of the family.
+        clip: the clip that it is made for; None for that of its backbone.
+        dropout: its own rate; None for its backbone's.
+        classifier_std: its own deviation; None for its backbone's.
+        backbone: name of the model that it is built on, which `build` takes as `backbone`; "" for none.
+        formats: how references save it, by their names ("torchvision", ...); the first is the default for export.
         tiny: overrides that give the small sibling for tests.
     """
 
     build: Callable[..., VideoModel]
-    variant: Mapping[str, Any]
-    torch_keys: Mapping[str, KeyTable] = dataclasses.field(default_factory=dict)
+    variant: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    clip: ClipSpec | None = None
+    dropout: float | None = None
+    classifier_std: float | None = None
+    backbone: str = ""
+    formats: Mapping[str, Format] = dataclasses.field(default_factory=dict)
     tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def formats(tables: Mapping[str, KeyTable]) -> dict[str, Format]:
+    """Formats that imply no option."""
+    return {reference: Format(keys) for reference, keys in tables.items()}

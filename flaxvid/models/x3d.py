@@ -6,7 +6,7 @@ followed by squeeze-and-excitation; so 3.8 million parameters and few multiply-a
 Differs from the references: pytorchvideo 0.1.5 and, at evaluation, PySlowFast end in a softmax, which is the softmax of
 our logits. They average over windows of the training crop's size, we over the whole grid, which at that crop is the
 same. Of a stage's first block with as many channels out as in, pytorchvideo's shortcut has no norm; PySlowFast's has
-one (`shortcut_norm=True` takes its files). pytorchvideo's key `conv_t` is the stem's spatial convolution, its
+one (`shortcut_norm=True`, which its files imply). pytorchvideo's key `conv_t` is the stem's spatial convolution, its
 `conv_xy` the temporal one.
 """
 
@@ -22,7 +22,7 @@ from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, 
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import Logits, classify
 from flaxvid.models.resnet3d import PYTORCHVIDEO_CLIP, pyslowfast_keys
-from flaxvid.models.spec import ModelSpec
+from flaxvid.models.spec import Format, ModelSpec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import RGB, ClipSpec
 
@@ -247,10 +247,20 @@ TORCH_KEYS = {
 }
 """The keys of pytorchvideo and PySlowFast."""
 
+FORMATS = {
+    "pytorchvideo": Format(TORCH_KEYS["pytorchvideo"]),
+    "pyslowfast": Format(TORCH_KEYS["pyslowfast"], {"shortcut_norm": True}),
+}
+
 TINY = {"width": 8, "depths": (2, 1, 1), "head_features": 32, "num_classes": 5, "num_frames": 4, "image_size": 32}
 
 SPECS = {
-    name: ModelSpec(build, {"num_frames": frames, "image_size": size, "depths": depths}, TORCH_KEYS, TINY)
+    name: ModelSpec(
+        build,
+        {"num_frames": frames, "image_size": size, "depths": depths},
+        formats=FORMATS,
+        tiny=TINY,
+    )
     for name, frames, size, depths in (
         ("x3d_xs", 4, 160, (3, 5, 11, 7)),
         ("x3d_s", 13, 160, (3, 5, 11, 7)),

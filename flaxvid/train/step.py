@@ -71,6 +71,7 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     moved_params: Any = optax.apply_updates(params, optax.tree.scale(rate, updates))
     variables = trees.merge(fixed, updated, moved_params)
+    variables = task.after(variables, state.step)
     if ema:
         current = {name: tree for name, tree in variables.items() if not name.startswith("ema_")}
         averages = {name: variables[f"ema_{name}"] for name in current}

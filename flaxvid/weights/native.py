@@ -143,14 +143,24 @@ def _read_info(text: str, tensors: int) -> WeightsInfo:
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in classes.values()):
         raise Unreadable(f"must have lists of class names, got {str(facts['classes'])[:80]}")
     try:
-        create_model(facts["model"], **facts["overrides"])
-        if (blocks := _count_blocks(facts["overrides"])) > tensors:  # else it would be traced for ever
+        overrides = _by_new_names(facts["overrides"])
+        create_model(facts["model"], **overrides)
+        if (blocks := _count_blocks(overrides)) > tensors:  # else it would be traced for ever
             raise ValueError(f"it has {tensors} tensors for {blocks} blocks")
     except Exception as error:  # of whatever kind a wrong option makes it
         raise Unreadable(f"is of a model that flaxvid cannot make: {error}") from error
     classes = {target: tuple(names) for target, names in classes.items()}
     named = classes.get("", classes) if facts["classes"] else None
-    return WeightsInfo(facts["model"], facts["overrides"], tuple(frames) if frames else None, named)
+    return WeightsInfo(facts["model"], overrides, tuple(frames) if frames else None, named)
+
+
+def _by_new_names(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that an older version wrote by the names of today; `freeze_norms`, which changed training alone, goes."""
+    names = {"views": "cameras", "view_dropout": "camera_dropout"}
+    known = {names.get(name, name): value for name, value in overrides.items() if name != "freeze_norms"}
+    if known.get("backbone_options"):
+        known["backbone_options"] = _by_new_names(known["backbone_options"])
+    return known
 
 
 def _count_blocks(overrides: Mapping[str, Any]) -> int:

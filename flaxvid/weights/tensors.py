@@ -107,6 +107,13 @@ def unwrapped(key: str) -> str:
     return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
 
 
+def without_prefix(key: str) -> str:
+    """A key without the wrapping at its start alone: "module.layer1.0.conv1.net.weight" keeps its ".net"."""
+    parts = key.split(".")
+    start = next((place for place, part in enumerate(parts) if part not in _WRAPPERS), 0)
+    return ".".join(parts[start:])
+
+
 def to_numpy(tensor: Any) -> np.ndarray:
     """A dense torch tensor (on any device) or array of floats as float32.
 

@@ -6,10 +6,9 @@ import pytest
 
 from flaxvid import trees
 from flaxvid.adapt.freezing import check_frozen, is_frozen, keep_statistics
-from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.tasks.task import Supervised
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
 from flaxvid.train.state import create_state
@@ -36,9 +35,9 @@ def start(random_variables):
     def make(kind):
         model = create_tiny("slow_r50" if kind == "3-D" else "tsm_resnet18", depths=(1, 1))
         if kind == "frame-flexible":
-            flexible = FrameFlexible(model, FRAMES)
-            return FrameFlexibleTask(flexible), flexible.specialise(random_variables(model), KEY)
-        return Supervised(model, (4,)), random_variables(model)
+            task = FfnRecipe(FRAMES).make(model)
+            return task, task.flexible.specialise(random_variables(model), KEY)
+        return SupervisedRecipe((4,)).make(model), random_variables(model)
 
     return make
 

@@ -19,7 +19,7 @@ def test_every_name_makes_a_model_and_a_tiny_sibling(name):
     model, tiny = create_model(name), create_tiny(name)
     assert type(model) is type(tiny) is VideoModel
     assert tiny.clip.image_size < model.clip.image_size
-    assert get_spec(name).torch_keys or model.cameras  # nobody publishes weights of several cameras
+    assert get_spec(name).formats or model.cameras  # nobody publishes weights of several cameras
 
 
 def test_overrides_reach_the_model():

@@ -15,7 +15,7 @@ from flaxvid import trees
 from flaxvid.evaluate.cost import model_cost
 from flaxvid.models import resnet3d
 from flaxvid.models.registry import create_model, create_tiny, get_spec
-from flaxvid.tasks.task import Supervised
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
 from flaxvid.train.state import create_state
@@ -85,7 +85,7 @@ def test_examples_of_the_docstring():
 def test_every_table_exports_and_imports_the_same_tensors(name, random_variables):
     variables = random_variables(create_tiny(name))
     overrides = {option: value for option, value in get_spec(name).tiny.items() if option != "num_classes"}
-    for table in get_spec(name).torch_keys:
+    for table in get_spec(name).formats:
         exported = flaxvid.to_torch(name, variables, format=table)
         counters = sum(key.endswith("num_batches_tracked") for key in exported)
         assert len(exported) - counters == len(jax.tree.leaves(variables))
@@ -169,7 +169,8 @@ def test_a_frozen_backbone_stays_bit_by_bit(frozen, random_variables, clip):
     model = create_tiny("r3d_18_se", depths=(1, 1), se_stages=(2,), freeze_norms=frozen)
     rules = ((r"params/(stem|body)/.*", 0.0, 0.0),) if frozen else ()
     optimizer = make_optimizer(OptimizerRecipe("sgd", clip_norm=0, rules=rules))
-    step = jax.jit(functools.partial(train_step, rate=0.1, task=Supervised(model, (4,)), optimizer=optimizer))
+    task = SupervisedRecipe((4,)).make(model)
+    step = jax.jit(functools.partial(train_step, rate=0.1, task=task, optimizer=optimizer))
     before = random_variables(model)
     state = create_state(before, optimizer)
     for seed in range(2):

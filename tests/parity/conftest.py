@@ -1,6 +1,9 @@
 """What the parity tests share. They need torch and torchvision, and are skipped without (`.ci/run` installs both)."""
 
+import contextlib
+import importlib.util
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +13,14 @@ import pytest
 def torchvision_models():
     """`torchvision.models`, also where torchvision is installed without its C++ operators."""
     torch = pytest.importorskip("torch")
+    spec = importlib.util.find_spec("torchvision")
+    for binary in Path(spec.origin).parent.glob("_C*.so") if spec else ():
+        with contextlib.suppress(OSError):  # built for another torch
+            torch.ops.load_library(binary)
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        if not hasattr(torch.ops.torchvision, name):  # to declare it twice ends the process
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     yield pytest.importorskip("torchvision.models")
     del library
 
@@ -27,9 +35,13 @@ def pytorchvideo_hub(torchvision_models):
 
 @pytest.fixture(scope="session")
 def randomised():
-    """Randomises every tensor of a torch module, as references start many at constants, which would hide a slip."""
+    """Randomises every tensor of a torch module, as references start many at constants, which would hide a slip.
 
-    def randomise(module, seed=0):
+    With `small` variances, of 0.01 to 1, another epsilon shows; the scales are then smaller too, so that deep networks
+    stay finite.
+    """
+
+    def randomise(module, seed=0, small=False):
         torch = pytest.importorskip("torch")
         generator = torch.Generator().manual_seed(seed)
 
@@ -40,8 +52,10 @@ def randomised():
             for name, tensor in module.state_dict().items():
                 if name.endswith("num_batches_tracked"):
                     continue
-                if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):
-                    uniform(tensor, 0.5, 1.5)
+                if name.endswith("running_var"):
+                    uniform(tensor, *((0.01, 1) if small else (0.5, 1.5)))
+                elif name.endswith("weight") and tensor.ndim == 1:
+                    uniform(tensor, *((0.2, 0.6) if small else (0.5, 1.5)))
                 elif tensor.ndim == 1 or "adaconv" in name:
                     uniform(tensor, -0.2, 0.2)
                 else:  # a kernel that keeps the size of the activations

@@ -10,7 +10,7 @@ import pytest
 import flaxvid
 from flaxvid import trees
 from flaxvid.models.registry import create_model
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
+from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train.groups import FFN_RULES
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
@@ -202,7 +202,7 @@ def test_three_training_steps(randomised):
 
     overrides = {"width": 16, "depths": (1, 2)}
     model = create_model("tsm_resnet50", num_classes=6, dropout=0.0, **overrides)
-    task = FrameFlexibleTask(flaxvid.FrameFlexible(model, counts))
+    task = FfnRecipe(counts).make(model)
     recipe = OptimizerRecipe(learning_rate=rate, weight_decay=decay, clip_norm=0.0, rules=FFN_RULES)
     optimizer = make_optimizer(recipe)
     quick = {"xla_backend_optimization_level": 0}  # halves the compilation, which is nearly all of this test

@@ -4,10 +4,9 @@ import numpy as np
 import optax
 import pytest
 
-from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.tasks.task import Supervised
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
@@ -29,7 +28,7 @@ def make(random_variables, optimizer):
 
     def state(ema=False, **overrides):
         model = create_tiny("tsm_resnet18", depths=(1,), **overrides)
-        task = Supervised(model, (4,))
+        task = SupervisedRecipe((4,)).make(model)
         return task, create_state(jax.tree.map(np.copy, random_variables(model)), optimizer, ema=ema)
 
     return state
@@ -80,7 +79,7 @@ def test_the_jitted_step_donates_its_state_and_compiles_once(make, optimizer, ba
     chex.clear_trace_counter()
 
     class Counted:
-        model, frames, init, select = task.model, task.frames, task.init, task.select
+        model, frames, init, select, after = task.model, task.frames, task.init, task.select, task.after
         loss = staticmethod(chex.assert_max_traces(task.loss, n=1))
 
     step = make_train_step(Counted(), optimizer, mesh)
@@ -153,9 +152,8 @@ def test_a_bfloat16_step_keeps_the_state_in_float32(make, optimizer, batch):
 
 
 def test_ffn_steps_move_every_collection(random_variables, optimizer, clip):
-    flexible = FrameFlexible(create_tiny("tsm_resnet18", depths=(1,)), (2, 4))
-    task = FrameFlexibleTask(flexible)
-    state = create_state(flexible.specialise(random_variables(flexible.model), KEY), optimizer)
+    task = FfnRecipe((2, 4)).make(create_tiny("tsm_resnet18", depths=(1,)))
+    state = create_state(task.flexible.specialise(random_variables(task.model), KEY), optimizer)
     batch = {"video": {n: clip(4, n, 32, 32, seed=n) for n in (2, 4)}, "label": np.arange(4)}
     new, metrics = step_of(task, optimizer, accumulate=2)(state, batch, KEY)
     assert set(new.variables) == {"params", "params_2f", "params_4f", "batch_stats_2f", "batch_stats_4f"}

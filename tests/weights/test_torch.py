@@ -10,7 +10,8 @@ import pytest
 import flaxvid
 from flaxvid import trees
 from flaxvid.models.registry import create_tiny, get_spec
-from flaxvid.weights.torch import import_torch, torch_key
+from flaxvid.weights.keys import torch_key
+from flaxvid.weights.torch import import_torch
 
 TINY = {"width": 8, "depths": (1, 1, 1, 1), "image_size": 32, "num_frames": 2}
 VIDEO = np.zeros((1, 2, 32, 32, 3), np.uint8)
@@ -191,8 +192,8 @@ def test_every_table_names_each_variable_once():
         model = create_tiny(name)
         shapes = jax.eval_shape(model.init, jax.random.PRNGKey(0), VIDEO)
         flexible = jax.eval_shape(flaxvid.FrameFlexible(model, (4, 8)).specialise, shapes)
-        for fmt, table in get_spec(name).torch_keys.items():
+        for fmt, known in get_spec(name).formats.items():
             paths = trees.flatten(flexible if fmt == "ffn" else shapes)
-            keys = [torch_key(path, table) for path in paths]
+            keys = [torch_key(path, known.keys) for path in paths]
             assert None not in keys
             assert len(set(keys)) == len(keys)

@@ -1,0 +1,263 @@
+"""What a torch checkpoint may be: each format of the model is one reading of its keys, and the one that fits is taken.
+
+A format is a table of names and the options that its origin implies (`flaxvid.models.spec.Format`). Names and shapes
+choose between formats. Where they leave formats that imply different models, nothing is chosen: the error says so.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxvid import trees
+from flaxvid.frames import FrameFlexible
+from flaxvid.models.registry import create_model, get_spec
+from flaxvid.models.spec import Format
+from flaxvid.models.video_model import Video, VideoModel
+from flaxvid.types import Variables
+from flaxvid.weights.keys import source_key, to_torch_layout, torch_key
+from flaxvid.weights.tensors import unwrapped, without_prefix
+
+CLASSIFIER = "params/head/classifier"
+_ANY_COUNT = 54321
+_MOST_COUNTS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint as its keys and shapes show it.
+
+    Attributes:
+        label: what errors call it.
+        argument: how it stands in a call that an error shows.
+        names: `unwrapped` key to the checkpoint's own.
+        shapes: of the tensors, by their unwrapped keys.
+    """
+
+    label: str
+    argument: str
+    names: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A checkpoint read in one format: the model that it then is of, and the tensor that each variable comes from.
+
+    Attributes:
+        format: its name.
+        implied: the options that the format implies and the caller did not give.
+        model: made with these and the caller's.
+        frames: frame counts with variables of their own; () where the checkpoint has none, None for a plain model.
+        shapes: path of each variable to its shape in torch.
+        keys: path of each variable to an unwrapped key, but for those of a fresh head.
+        fresh: paths of a head that starts anew.
+        faults: what does not fit.
+        exact: the checkpoint wraps its modules exactly as the format does, such as in TSM's ".net".
+    """
+
+    format: str
+    implied: Mapping[str, Any]
+    model: VideoModel
+    frames: tuple[int, ...] | None
+    alteration: str
+    shapes: Mapping[str, tuple[int, ...]]
+    keys: Mapping[str, str]
+    fresh: tuple[str, ...]
+    faults: Mapping[str, Sequence[str]]
+    exact: bool
+
+
+def known_formats(name: str, format: str | None) -> dict[str, Format]:
+    """The formats of a model, or the one that is asked for.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    formats = dict(get_spec(name).formats)
+    if not formats or format not in (None, *formats):
+        raise ValueError(f"{name} has the torch formats {', '.join(formats) or '(none)'}, got format={format!r}")
+    return formats if format is None else {format: formats[format]}
+
+
+def describe(tensors: Mapping[str, Any], label: str, argument: str) -> Source:
+    """Keys and shapes of a checkpoint's tensors.
+
+    Raises:
+        ValueError: two tensors have one name.
+    """
+    names: dict[str, str] = {}
+    for key in tensors:
+        if (other := names.setdefault(unwrapped(key), key)) != key:
+            raise ValueError(f"{label} holds two models, {other!r} and {key!r}: pass the state_dict of one")
+    shapes = {short: tuple(tensors[long].shape) for short, long in names.items()}
+    return Source(label, argument, names, shapes)
+
+
+def count_classes(source: Source, formats: Mapping[str, Format]) -> int | None:
+    """Classes of the checkpoint's classifier; None where it has none."""
+    keys = [source_key(f"{CLASSIFIER}/kernel", format.keys) for format in formats.values()]
+    return next((source.shapes[key][0] for key in keys if math.prod(source.shapes.get(key) or (0,))), None)
+
+
+def choose(
+    name: str,
+    source: Source,
+    formats: Mapping[str, Format],
+    overrides: Mapping[str, Any],
+    num_classes: int | Mapping[str, int] | None,
+    frames: Sequence[int] | None,
+) -> Reading:
+    """The reading with the fewest faults.
+
+    Args:
+        name: of the model.
+        source: the checkpoint.
+        formats: those to try.
+        overrides: the caller's options. They go above what a format implies.
+        num_classes: of the head; where it is not the checkpoint's number, the head starts anew.
+        frames: counts of a frame-flexible model of which the checkpoint need not show any.
+
+    Raises:
+        ValueError: several formats fit and imply different models.
+    """
+    readings = list(_readings(name, source, formats, overrides, num_classes, frames))
+    fewest = min(_count(reading) for reading in readings)
+    best = [reading for reading in readings if _count(reading) == fewest]
+    if any(reading.implied != best[0].implied for reading in best):
+        best = [reading for reading in best if reading.exact] or best
+        said = [reading for reading in best if formats[reading.format].overrides and not reading.implied]
+        best = said or best  # who names all that an origin implies means that one
+    other = next((reading for reading in best if reading.implied != best[0].implied), None)
+    if other is not None and not fewest:
+        calls = "\n".join(
+            f'  flaxvid.load_model("{name}", {source.argument}, format="{reading.format}")'
+            f"  # {as_options(reading.implied) or 'as create_model makes it'}"
+            for reading in (best[0], other)
+        )
+        raise ValueError(
+            f"{source.label} fits the formats {best[0].format!r} and {other.format!r} of {name}, whose models compute "
+            f"different things. Say which it is of:\n{calls}"
+        )
+    return best[0]
+
+
+def as_options(overrides: Mapping[str, Any]) -> str:
+    """Options as they stand in a call."""
+    return ", ".join(f"{option}={value!r}" for option, value in overrides.items())
+
+
+def blank_video(model: VideoModel) -> Video:
+    """A video for which every variable is made."""
+    size = model.clip.image_size
+    return model.for_cameras(jnp.zeros((1, model.clip.num_frames, size, size, 3), jnp.uint8))
+
+
+def check_fit(name: str, source: Source, reading: Reading, format: Format) -> None:
+    """Raises ValueError, with every fault in it, unless the checkpoint fits."""
+    lines = [f"  {len(items)} {fault}: {some(items)}" for fault, items in reading.faults.items() if items]
+    if lines:
+        implied = f", which implies {as_options(format.overrides)}" if format.overrides else ""
+        raise ValueError(
+            "\n".join(
+                [
+                    f"{source.label} does not fit {name} (read as {reading.format!r}{implied}):",
+                    *lines,
+                    "Pass the name of the model that the weights belong to (flaxvid.list_models()), or its overrides.",
+                ]
+            )
+        )
+
+
+def some(items: Sequence[str], shown: int = 10) -> str:
+    """The first items of a list, and how many more there are."""
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return ", ".join(items[:shown]) + more
+
+
+def _count(reading: Reading) -> int:
+    return sum(map(len, reading.faults.values()))
+
+
+def _readings(
+    name: str,
+    source: Source,
+    formats: Mapping[str, Format],
+    overrides: Mapping[str, Any],
+    num_classes: int | Mapping[str, int] | None,
+    frames: Sequence[int] | None,
+) -> Iterator[Reading]:
+    in_file = count_classes(source, formats)
+    classes = in_file if num_classes is None else num_classes
+    asked = {**overrides, **({} if classes is None else {"num_classes": classes})}
+    made: list[tuple[Mapping[str, Any], VideoModel, Variables]] = []
+    for fmt, format in formats.items():
+        implied = {option: value for option, value in format.overrides.items() if option not in overrides}
+        if not any(implied == before for before, *_ in made):
+            model = create_model(name, **{**implied, **asked})
+            made.append((implied, model, jax.eval_shape(model.init, jax.random.key(0), blank_video(model))))
+        _, model, plain = next(known for known in made if known[0] == implied)
+        for tree, counts, alteration in _trees(model, plain, source, format, frames):
+            shapes = {
+                path: to_torch_layout(path, np.broadcast_to(np.float32(0), leaf.shape)).shape
+                for path, leaf in trees.flatten(tree).items()
+            }
+            keys = {path: source_key(path, format.keys) for path in shapes}
+            found, fresh = source.shapes, ()
+            if num_classes is not None and num_classes != in_file:
+                head = [path for path in shapes if path.startswith(CLASSIFIER)]
+                fresh = tuple(sorted(path for path in head if found.get(keys[path]) != shapes[path]))
+                old = {source_key(f"{CLASSIFIER}/{leaf}", format.keys) for leaf in ("kernel", "bias")}
+                found = {short: shape for short, shape in found.items() if short not in old}
+            keys = {path: short for path, short in keys.items() if path not in fresh}
+            wrapped = {without_prefix(torch_key(path, format.keys) or "") for path in keys}
+            exact = all(without_prefix(source.names[short]) in wrapped for short in found)
+            faults = _find_faults(source, found, shapes, keys)
+            yield Reading(fmt, implied, model, counts, alteration, shapes, keys, fresh, faults, exact)
+
+
+def _trees(
+    model: VideoModel, plain: Variables, source: Source, format: Format, frames: Sequence[int] | None
+) -> Iterator[tuple[Variables, tuple[int, ...] | None, str]]:
+    """The trees of variables that a checkpoint may hold: the model's, or frame-flexible ones where the table is."""
+    if all(torch_key(path, format.keys) for path in trees.flatten(plain)):
+        yield plain, None, ""
+        return
+
+    def flexible(counts: tuple[int, ...], alteration: str) -> Variables:
+        return jax.eval_shape(FrameFlexible(model, counts, alteration).specialise, plain)
+
+    private = next(path for path in trees.flatten(flexible((_ANY_COUNT,), "none")) if str(_ANY_COUNT) in path)
+    pattern = re.escape(source_key(private, format.keys)).replace(str(_ANY_COUNT), r"(\d{1,5})")
+    counts = sorted(int(match[1]) for match in (re.fullmatch(pattern, short) for short in source.shapes) if match)
+    if len(counts) > _MOST_COUNTS:
+        raise ValueError(
+            f"{source.label} has variables for {len(counts)} frame counts, expected {_MOST_COUNTS} or fewer"
+        )
+    for alteration in ("normal", "none"):
+        yield flexible(tuple(counts or frames or (16,)), alteration), tuple(counts), alteration
+
+
+def _find_faults(
+    source: Source,
+    found: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+    keys: Mapping[str, str],
+) -> dict[str, list[str]]:
+    used = set(keys.values())
+    return {
+        "tensors have no place in the model": [source.names[short] for short in found if short not in used],
+        "variables of the model have no tensor": [
+            f"{path} ({short})" for path, short in keys.items() if short not in found
+        ],
+        "tensors have the wrong shape": [
+            f"{source.names[short]} (expected {shapes[path]}, got {found[short]})"
+            for path, short in keys.items()
+            if short in found and found[short] != shapes[path]
+        ],
+    }
