@@ -1,4 +1,4 @@
-"""Variable trees as flat ``{"stem/conv1/kernel": leaf}`` mappings: rules by path, split and merge, and what is a norm."""
+"""Variable trees as flat ``{"stem/conv1/kernel": leaf}`` mappings: rules by path, split and merge, norms."""
 
 import collections
 import re

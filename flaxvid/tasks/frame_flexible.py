@@ -23,7 +23,7 @@ class FfnRecipe(LabelledRecipe):
     """FFN: every video at all frame counts in one step; the longest clip learns the label and teaches the others.
 
     Attributes:
-        weight: of the distillation terms.
+        weight: factor of the distillation terms.
         distil: False gives every frame count the label instead, the paper's ablation.
         alteration: how the gains of the altered kernels start; see `FrameFlexible`.
         private_norms: whether each frame count has norms of its own; see `FrameFlexible`.
@@ -39,7 +39,7 @@ class FfnRecipe(LabelledRecipe):
     def problems(self) -> Iterator[str]:
         """Finds values that cannot be: a line each, which begins with the field's name."""
         yield from super().problems()
-        if len(self.frames) == 1:
+        if len(self.frames) < 2:
             yield f"frames: FFN needs two frame counts or more, got {tuple(self.frames)}"
         if self.weight < 0:
             yield f"weight must not be negative, got {self.weight}"

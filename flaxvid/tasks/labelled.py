@@ -22,7 +22,7 @@ class LabelledRecipe:
     """Options of every task that learns from labels.
 
     Attributes:
-        frames: frame counts of the training clips.
+        frames: frame counts of the training clips; () is that of the clip that the network is made for.
         label_smoothing: share of each label that is spread evenly over all classes.
         mixup: blends each clip with its neighbour in the batch: the parameter of the Beta distribution that the share
             is drawn from (arXiv 1710.09412); 0 is off.
@@ -32,7 +32,7 @@ class LabelledRecipe:
         target_weights: what the loss of each target counts where labels have several, {"actor": 0.5}; 1 for the others.
     """
 
-    frames: tuple[int, ...] = (16,)
+    frames: tuple[int, ...] = ()
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -41,7 +41,7 @@ class LabelledRecipe:
 
     def problems(self) -> Iterator[str]:
         """Finds values that cannot be: a line each, which begins with the field's name."""
-        if not self.frames or min(self.frames) < 1 or len(set(self.frames)) < len(self.frames):
+        if min(self.frames, default=1) < 1 or len(set(self.frames)) < len(self.frames):
             yield f"frames must be distinct positive frame counts such as (4, 8, 16), got {tuple(self.frames)}"
         if not 0 <= self.label_smoothing < 1:
             yield f"label_smoothing must lie in [0, 1), got {self.label_smoothing}"

@@ -46,7 +46,7 @@ class SupervisedRecipe(LabelledRecipe):
             ValueError: an option cannot be.
         """
         self.check(model)
-        return Supervised(model, self)
+        return Supervised(model, dataclasses.replace(self, frames=tuple(self.frames) or (model.clip.num_frames,)))
 
 
 def rows_by_count(frames: tuple[int, ...], share: float, rows: int) -> dict[int, slice]:

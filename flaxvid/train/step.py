@@ -16,13 +16,14 @@ from flaxvid.train.mesh import divided, replicated
 from flaxvid.train.state import TrainState, is_trainable
 from flaxvid.types import Batch
 
-TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
+    rate: jax.Array | float = 1.0,
     *,
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -37,6 +38,7 @@ def train_step(
         state: is returned moved by one step.
         batch: of the global batch size.
         key: the run's; the step number is folded in.
+        rate: the learning rate of an optimizer from `make_optimizer`; it multiplies any optimizer's updates.
         task: gives the loss.
         optimizer: moves the ``params*`` collections.
         accumulate: parts that the batch is computed in; statistics move from part to part. The gradient is that of the
@@ -67,7 +69,7 @@ def train_step(
 
     updates: Any
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
-    moved_params: Any = optax.apply_updates(params, updates)
+    moved_params: Any = optax.apply_updates(params, optax.tree.scale(rate, updates))
     variables = trees.merge(fixed, updated, moved_params)
     variables = task.after(variables, state.step)
     if ema:
@@ -161,7 +163,8 @@ def make_train_step(
     norm_groups: int = 1,
     freeze: Sequence[str] = (),
 ) -> Any:
-    """`train_step` jitted over `mesh`: the state replicated and donated, the batch divided."""
+    """`train_step` jitted over `mesh`, of state, batch, key and rate: the state replicated and donated, the batch
+    divided."""
 
     step = functools.partial(
         train_step,
@@ -173,4 +176,4 @@ def make_train_step(
         freeze=freeze,
     )
     same = replicated(mesh)
-    return jax.jit(step, in_shardings=(same, divided(mesh), same), out_shardings=same, donate_argnums=0)
+    return jax.jit(step, in_shardings=(same, divided(mesh), same, same), out_shardings=same, donate_argnums=0)

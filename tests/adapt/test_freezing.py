@@ -2,7 +2,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from flaxvid import trees
@@ -21,7 +20,7 @@ FRAMES = (2, 4)
 
 @pytest.fixture(scope="module")
 def optimizer():
-    return make_optimizer(OptimizerRecipe("sgd", 0.1, weight_decay=0.1), optax.constant_schedule(0.1))
+    return make_optimizer(OptimizerRecipe("sgd", weight_decay=0.1))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def trained(task, variables, batch, optimizer, freeze, **arguments):
     state = create_state(variables, optimizer, ema=bool(arguments.get("ema")), freeze=freeze)
     before = {path: np.array(leaf) for path, leaf in trees.flatten(state.variables).items()}
     clips = {**batch, "video": {n: batch["video"][n] for n in task.frames}}
-    step = jax.jit(lambda s, b: train_step(s, b, KEY, task=task, optimizer=optimizer, freeze=freeze, **arguments))
+    step = jax.jit(lambda s, b: train_step(s, b, KEY, 0.1, task=task, optimizer=optimizer, freeze=freeze, **arguments))
     for _ in range(2):
         state, metrics = step(state, clips)
     chex.assert_tree_all_finite(metrics)

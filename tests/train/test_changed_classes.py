@@ -10,8 +10,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import flaxvid
+from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train.checkpoint import restore_variables
-from flaxvid.train.recipe import DataRecipe, OptimizerRecipe, TaskRecipe
+from flaxvid.train.recipe import DataRecipe, OptimizerRecipe
 from flaxvid.train.setup import count_classes, load_start, make_model
 from flaxvid.train.trained import load_trained
 from flaxvid.weights.native import WeightsInfo, save_variables
@@ -30,7 +32,7 @@ def listed(root, videos, names):
     for split, numbers in (("train", range(6)), ("test", range(6, 8))):
         lines = [f"{name}/{number}.mp4 {COLOURS.index(name)}" for name in COLOURS for number in numbers]
         (root / f"{split}.txt").write_text("\n".join(lines))
-    return DataRecipe("list", str(root), short="repeat")
+    return DataRecipe("list", str(root), clips=ClipConfig(short="repeat"))
 
 
 @pytest.fixture
@@ -231,5 +233,5 @@ def test_a_run_starts_from_another_whose_classes_are_in_another_order(
 
 def test_so_does_a_network_for_every_frame_count(colour_recipe, colour_run, tmp_path):
     """Each target of several is taken by its name."""
-    recipe = dataclasses.replace(colour_recipe, task=TaskRecipe("ffn", (2, 3)))
+    recipe = dataclasses.replace(colour_recipe, task=FfnRecipe((2, 3)))
     assert start(recipe, colour_run, ("red", "blue", "green")) == {"": [[2], [0], [1]]}

@@ -37,7 +37,7 @@ def step_twice(task, variables, batch, optimizer=optax.sgd(0.1), ema=0.0):
     state = jax.device_put(state, replicated(mesh))
     step = make_train_step(task, optimizer, mesh, ema=ema)
     for _ in range(2):
-        state, metrics = step(state, put_batch(batch, mesh), jax.random.key(0))
+        state, metrics = step(state, put_batch(batch, mesh), jax.random.key(0), 1.0)
     assert np.isfinite(jax.device_get(metrics["loss"]))
     for leaf in jax.tree.leaves(variables):
         np.asarray(leaf)  # the caller's are still there

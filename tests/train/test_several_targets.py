@@ -13,8 +13,10 @@ import pytest
 import flaxvid
 from flaxvid.data.motion.build import MotionConfig, MotionSource, build_motion
 from flaxvid.report.run import read_metrics, read_run
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.checkpoint import restore_variables
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
 from flaxvid.train.trained import load_trained
 from flaxvid.weights.native import WeightsInfo, save_variables
 
@@ -41,7 +43,7 @@ def recipe(videos):
     return Recipe(
         model=ModelRecipe("tsm_resnet18", image_size=32, num_frames=4, options=OPTIONS),
         data=DataRecipe("list", root=str(videos)),
-        task=TaskRecipe("ffn", (2, 4), target_weights={"actor": 0.5}),
+        task=FfnRecipe((2, 4), target_weights={"actor": 0.5}),
         batch_size=4,
         eval_batch_size=4,
         eval_frames=(2, 4),
@@ -119,9 +121,7 @@ def test_a_weights_file_keeps_the_targets_names(run, tmp_path):
 
 def test_a_frozen_backbone_takes_another_run_s_weights(run, recipe, tmp_path):
     """The issue's transfer: everything but the new head stays to the last bit."""
-    transfer = dataclasses.replace(
-        recipe, freeze=("stem", "body"), epochs=1, eval_every=0, task=TaskRecipe("supervised", (4,))
-    )
+    transfer = dataclasses.replace(recipe, freeze=("stem", "body"), epochs=1, eval_every=0, task=SupervisedRecipe((4,)))
     transfer.model = dataclasses.replace(recipe.model, weights=str(run[0]))
     transfer.optimizer = OptimizerRecipe()
     flaxvid.run(transfer, tmp_path / "run")
@@ -139,11 +139,11 @@ def test_a_frozen_backbone_takes_another_run_s_weights(run, recipe, tmp_path):
     [
         ({"freeze": ("stme",)}, "freeze='stme' matches no part of the network"),
         (
-            {"task": TaskRecipe(frames=(2, 4), target_weights={"acter": 1.0})},
+            {"task": FfnRecipe(frames=(2, 4), target_weights={"acter": 1.0})},
             "task.target_weights has acter, .* action, actor",
         ),
         (
-            {"task": TaskRecipe(frames=(2, 4), target_weights={"actor": -1.0})},
+            {"task": FfnRecipe(frames=(2, 4), target_weights={"actor": -1.0})},
             "task.target_weights must not be negative",
         ),
     ],

@@ -14,12 +14,12 @@ from flaxvid.train.state import averaged, create_state, trainable
 from flaxvid.train.step import make_train_step, train_step, warmed_decay
 
 KEY = jax.random.key(0)
-RECIPE = OptimizerRecipe("sgd", 0.01, 0.9, 5e-4, "constant")
+RATE = 0.01
 
 
 @pytest.fixture(scope="module")
 def optimizer():
-    return make_optimizer(RECIPE, optax.constant_schedule(0.01))
+    return make_optimizer(OptimizerRecipe("sgd", momentum=0.9, weight_decay=5e-4))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def batch(clip):
 
 
 def step_of(task, optimizer, **arguments):
-    return jax.jit(lambda s, b, k: train_step(s, b, k, task=task, optimizer=optimizer, **arguments))
+    return jax.jit(lambda s, b, k: train_step(s, b, k, RATE, task=task, optimizer=optimizer, **arguments))
 
 
 def test_one_step_is_loss_gradient_update(make, optimizer, batch):
@@ -54,7 +54,8 @@ def test_one_step_is_loss_gradient_update(make, optimizer, batch):
 
         (value, (updated, _)), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
         moved, _ = optimizer.update({"params": gradients}, state.opt_state, {"params": variables["params"]})
-        return value, updated, optax.apply_updates(variables["params"], moved["params"]), optax.tree.norm(gradients)
+        params = jax.tree.map(lambda p, u: p + RATE * u, variables["params"], moved["params"])
+        return value, updated, params, optax.tree.norm(gradients)
 
     value, updated, params, norm = by_hand(state.variables, batch)
     assert int(new.step) == 1
@@ -84,7 +85,7 @@ def test_the_jitted_step_donates_its_state_and_compiles_once(make, optimizer, ba
     step = make_train_step(Counted(), optimizer, mesh)
     for _ in range(3):
         old = state
-        state, metrics = step(state, put_batch(batch, mesh), KEY)
+        state, metrics = step(state, put_batch(batch, mesh), KEY, RATE)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.variables, old.opt_state)))
     assert step._cache_size() == 1
     assert int(state.step) == 3

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import flaxvid
+from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train import session
-from flaxvid.train.recipe import ModelRecipe, Recipe, TaskRecipe
+from flaxvid.train.recipe import ModelRecipe, Recipe
 from flaxvid.train.workdir import check_name, claim_workdir, lock_workdir
 
 
@@ -24,7 +25,7 @@ def test_a_work_folder_is_claimed_once_something_was_saved(tmp_path):
     assert json.loads((folder / "recipe.json").read_text())["seed"] == 2
     (folder / "checkpoints" / "10").mkdir(parents=True)
     claim_workdir(Recipe(seed=2), folder)
-    other = Recipe(seed=3, model=ModelRecipe(options={"width": 8}), task=TaskRecipe(frames=(4, 8)))
+    other = Recipe(seed=3, model=ModelRecipe(options={"width": 8}), task=FfnRecipe(frames=(4, 8)))
     with pytest.raises(ValueError, match="holds a run of another recipe") as error:
         claim_workdir(other, folder)
     lines = {line.strip() for line in str(error.value).splitlines()}

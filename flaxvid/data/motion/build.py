@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxvid.data.clips.crops import mirrored_labels
+from flaxvid.data.mirror import FlipLabels, flip_labels
 from flaxvid.data.motion.draw import (
     CAMERAS,
     HEADINGS,
@@ -186,10 +186,6 @@ class MotionSource:
         return tuple((Path(self.path) / "label.labels.txt").read_text().splitlines())
 
     @functools.cached_property
-    def _mirrored(self) -> tuple[int | None, ...] | None:
-        return mirrored_labels(self.classes)
-
-    @functools.cached_property
     def _records(self) -> Any:
         from tensorflow_datasets.core.read_only_builder import ReadOnlyBuilder
 
@@ -202,9 +198,9 @@ class MotionSource:
         return self._names
 
     @property
-    def flip_labels(self) -> tuple[int | None, ...] | None:
+    def flip_labels(self) -> FlipLabels:
         """The label of each class's mirror image."""
-        return self._mirrored
+        return flip_labels(self.classes)
 
     def __getstate__(self) -> dict[str, str]:
         return {"path": self.path, "split": self.split}

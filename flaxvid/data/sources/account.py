@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from unicodedata import normalize
 
-from flaxvid.data.sources.files import NO_LABEL
+from flaxvid.data.mirror import NO_LABEL
 from flaxvid.types import by_target
 
 SHOWN = 20

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from flaxvid.data.sources.files import VIDEO_SUFFIXES, FileSource, FlipLabels
+from flaxvid.data.mirror import FlipLabels
+from flaxvid.data.sources.files import FileSource
 from flaxvid.data.sources.folders import folder_source
 from flaxvid.data.sources.lists import list_source
 from flaxvid.data.sources.published import (
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from flaxvid.data.motion.build import MotionConfig
 
 
-__all__ = ["SOURCES", "VIDEO_SUFFIXES", "FileSource", "Source", "open_source"]
+__all__ = ["SOURCES", "FileSource", "Source", "open_source"]
 
 
 class Source(Protocol):
