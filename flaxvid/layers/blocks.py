@@ -99,16 +99,16 @@ class ConvNorm(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel weights from the whole clip (arXiv 1709.01507): mean, two 1x1x1 convolutions with bias, sigmoid.
+    """Channel weights from the whole clip (arXiv 1709.01507): mean, 1x1x1 convolution, ReLU, another one, sigmoid.
+
+    Both convolutions have a bias.
 
     Attributes:
         hidden: channels between the two.
-        activation: behind the first.
         dtype: compute type; the mean is taken in float32.
     """
 
     hidden: int
-    activation: Callable[[Array], Array] = nn.relu
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -116,5 +116,5 @@ class SqueezeExcitation(nn.Module):
         """The grid with each channel scaled; padded frames have no say in the scales."""
         y = global_mean(x, frame_mask)[:, None, None, None]  # (b, 1, 1, 1, c)
         y = Conv(self.hidden, (1, 1, 1), use_bias=True, dtype=self.dtype, name="reduce")(y)
-        y = Conv(x.shape[-1], (1, 1, 1), use_bias=True, dtype=self.dtype, name="expand")(self.activation(y))
+        y = Conv(x.shape[-1], (1, 1, 1), use_bias=True, dtype=self.dtype, name="expand")(nn.relu(y))
         return x * nn.sigmoid(y)

@@ -39,11 +39,17 @@ def get_spec(name: str) -> ModelSpec:
     return SPECS[name]
 
 
-def list_options(name: str) -> list[str]:
-    """The overrides that `create_model` takes for a name, sorted."""
+def list_options(name: str) -> dict[str, Any]:
+    """The overrides that `create_model` takes for a name, sorted, each with the value that it has without one.
+
+    Of a model on a backbone some values are the backbone's: here those of the backbone that it has by default.
+    """
     spec = get_spec(name)
-    on_backbone = ("backbone", "backbone_options") if spec.backbone else ()
-    return sorted({*option_kinds(Common), *option_kinds(spec.build), *on_backbone})
+    options = dataclasses.asdict(Common()) | (spec.build.__kwdefaults__ or {})
+    if spec.backbone:
+        options |= {"backbone": spec.backbone, "backbone_options": {}}
+        options |= _implied(get_spec(spec.backbone))
+    return dict(sorted((options | _implied(spec) | dict(spec.variant)).items()))
 
 
 def create_model(name: str, **overrides: Any) -> VideoModel:
@@ -71,7 +77,7 @@ def create_tiny(name: str, **overrides: Any) -> VideoModel:
 def _make(name: str, overrides: Mapping[str, Any]) -> tuple[VideoModel, Common]:
     """The model, and the shared options that it was made with."""
     spec, valid = get_spec(name), list_options(name)
-    if unknown := sorted(set(overrides) - set(valid)):
+    if unknown := sorted(overrides.keys() - valid.keys()):
         raise ValueError(f"{name} has no option {', '.join(unknown)}: valid ones are {', '.join(valid)}")
     given, shared, own = {**spec.variant, **overrides}, option_kinds(Common), option_kinds(spec.build)
     common, parts = Common(), {}
@@ -79,11 +85,15 @@ def _make(name: str, overrides: Mapping[str, Any]) -> tuple[VideoModel, Common]:
         for_backbone = {option: value for option, value in overrides.items() if option in shared}
         options = {"num_classes": common.num_classes, **for_backbone, **_options(given.get("backbone_options"))}
         parts["backbone"], common = _make(given.get("backbone", spec.backbone), options)
-    clip = dataclasses.asdict(spec.clip) if spec.clip else {}
-    rates = {"dropout": spec.dropout, "classifier_std": spec.classifier_std}
-    implied = {**clip, **{option: value for option, value in rates.items() if value is not None}}
-    common = dataclasses.replace(common, **_read({**implied, **given}, shared))
+    common = dataclasses.replace(common, **_read({**_implied(spec), **given}, shared))
     return spec.build(common, **parts, **_read(given, own)), common
+
+
+def _implied(spec: ModelSpec) -> dict[str, Any]:
+    """The shared options that a name has a value of its own for."""
+    rates = {"dropout": spec.dropout, "classifier_std": spec.classifier_std}
+    clip = dataclasses.asdict(spec.clip) if spec.clip else {}
+    return clip | {option: value for option, value in rates.items() if value is not None}
 
 
 def _read(given: Mapping[str, Any], kinds: Mapping[str, Kind]) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """From a recipe's words to the things that they name."""
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from flaxvid.models.registry import create_model, get_spec, list_options
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.task import Task, init_model
 from flaxvid.train.checkpoint import restore_variables
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, read_recipe
+from flaxvid.train.recipe import DataRecipe, Recipe, read_recipe
 from flaxvid.train.state import averaged
 from flaxvid.train.workdir import read_classes, run_folder
 from flaxvid.types import Classes, Variables, by_target
@@ -89,8 +88,7 @@ def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoMod
         )
     own |= {name: value for name, value in sizes.items() if value is not None}  # else the network's own
     own |= {"cameras": cameras} if fuses else {}
-    with _blaming_options(model):
-        return create_model(model.name, num_classes=num_classes, **own, **model.options)
+    return create_model(model.name, num_classes=num_classes, **own, **model.options)
 
 
 def complete(recipe: Recipe) -> Recipe:
@@ -120,19 +118,12 @@ def find_shapes(recipe: Recipe) -> Variables:
         ValueError: its network cannot be made.
     """
     task = make_task(recipe, make_model(recipe, dict.fromkeys(recipe.task.target_weights, 1) or 1))
-    with _blaming_options(recipe.model):
-        return jax.eval_shape(task.init, jax.random.key(0))
-
-
-@contextlib.contextmanager
-def _blaming_options(model: ModelRecipe) -> Iterator[None]:
-    """Inside, whatever else than ValueError is raised becomes one that names the network's options."""
     try:
-        yield
+        return jax.eval_shape(task.init, jax.random.key(0))
     except ValueError:
         raise
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "")
+    except Exception as error:  # of whatever kind options that do not go together make it
+        model, reason = recipe.model, next(iter(str(error).splitlines()), "")
         raise ValueError(
             f"{model.name} cannot be made with model.options={model.options} "
             f"({type(error).__name__}: {reason}): correct them"
