@@ -6,8 +6,9 @@
 Arguments: motion (default), ssv1, ssv2, kinetics400, hmdb51, ucf101, ucf101_small, folder.
 """
 
+from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train.presets import preset
-from flaxvid.train.recipe import Recipe, TaskRecipe
+from flaxvid.train.recipe import Recipe
 
 PUBLISHED = {
     "ssv1": "TSM-R50 FFN, top-1 at 4 / 8 / 16 frames: 42.85 / 48.20 / 50.79",
@@ -19,6 +20,6 @@ PUBLISHED = {
 
 def get_config(dataset: str = "motion") -> Recipe:
     recipe = preset(dataset)
-    recipe.task = TaskRecipe("ffn", frames=(4, 8, 16))
+    recipe.task = FfnRecipe()
     recipe.published = PUBLISHED.get(dataset, "")
     return recipe

@@ -29,10 +29,10 @@ def get_config(dataset: str = "motion") -> Recipe:
         options = {"width": 16, "depths": (1, 1, 1, 1), "classifier_std": 0.1}
         recipe.model = dataclasses.replace(recipe.model, name="r2plus1d_r18", options=options)
         return recipe
-    recipe.model = ModelRecipe("r2plus1d_r18", num_frames=16, image_size=112, dropout=0.0)
+    recipe.model = ModelRecipe("r2plus1d_r18")
     if dataset == "kinetics400":
-        recipe.data = dataclasses.replace(
-            recipe.data, sampling="dense", interval=2, test_size=128, scales=(0.875,), eval_clips=5
+        recipe.data.clips = dataclasses.replace(
+            recipe.data.clips, sampling="dense", interval=2, test_size=128, scales=(0.875,), clips=5
         )
         recipe.optimizer = OptimizerRecipe(
             "sgd", 0.01, 0.9, 1e-4, "step", (20, 30, 40), 10, warmup_start=1e-5, clip_norm=0, rules=()

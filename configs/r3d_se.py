@@ -22,11 +22,11 @@ from flaxvid.train.recipe import ModelRecipe, OptimizerRecipe, Recipe
 
 def get_config(dataset: str = "motion") -> Recipe:
     recipe = preset(dataset)
-    recipe.data = dataclasses.replace(recipe.data, sampling="even", short="repeat")
+    recipe.data.clips = dataclasses.replace(recipe.data.clips, sampling="even", short="repeat")
     if recipe.model.options.get("width"):
         options = {"width": 16, "depths": (1, 1, 1, 1), "classifier_std": 0.1}
         recipe.model = dataclasses.replace(recipe.model, name="r3d_18_se", options=options)
         return recipe
-    recipe.model = ModelRecipe("r3d_18_se", num_frames=16, image_size=112, dropout=0.5)
+    recipe.model = ModelRecipe("r3d_18_se", dropout=0.5)
     recipe.optimizer = OptimizerRecipe("adamw", 1e-4, weight_decay=0.05, schedule="cosine", warmup_epochs=1)
     return recipe

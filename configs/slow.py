@@ -26,15 +26,14 @@ PUBLISHED = {
 def get_config(dataset: str = "motion") -> Recipe:
     recipe = preset(dataset)
     recipe.published = PUBLISHED.get(dataset, "")
-    recipe.task.frames = (8,)
     if recipe.model.options.get("width"):
         options = {"width": 16, "depths": (1, 1, 1, 1), "classifier_std": 0.1}
         recipe.model = dataclasses.replace(recipe.model, name="slow_r50", num_frames=8, options=options)
         return recipe
-    recipe.model = ModelRecipe("slow_r50", num_frames=8, image_size=224, dropout=0.5)
+    recipe.model = ModelRecipe("slow_r50")
     if dataset == "kinetics400":
-        recipe.data = dataclasses.replace(
-            recipe.data, sampling="dense", interval=8, scales=(0.875, 0.8, 0.7), eval_clips=10, eval_crops=3
+        recipe.data.clips = dataclasses.replace(
+            recipe.data.clips, sampling="dense", interval=8, scales=(0.875, 0.8, 0.7), clips=10, crops=3
         )
         recipe.model.options = {"zero_init": True}
         recipe.optimizer = pyslowfast(0.1, 1e-4, warmup_epochs=34)

@@ -17,8 +17,9 @@ Arguments: motion (default), motion_ffn, kinetics400, kinetics400_4x16, kinetics
 
 import dataclasses
 
+from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train.presets import preset, pyslowfast
-from flaxvid.train.recipe import ModelRecipe, Recipe, TaskRecipe
+from flaxvid.train.recipe import ModelRecipe, Recipe
 
 PUBLISHED = {
     "kinetics400": "slowfast_r50 8x8 of pytorchvideo, top-1 with 10 x 3 views: 76.94; PySlowFast, 196 epochs: 77.0",
@@ -39,17 +40,17 @@ def get_config(argument: str = "motion") -> Recipe:
     if dataset == "motion":
         options = {"width": 16, "depths": (1, 1, 1, 1), "classifier_std": 0.1}
         recipe.model = dataclasses.replace(recipe.model, name="slowfast_r50", options=options)
-        recipe.task = TaskRecipe("ffn", frames=(4, 8, 16)) if ffn else recipe.task
+        recipe.task = FfnRecipe() if ffn else recipe.task
         return recipe
-    frames = (16, 32, 64) if ffn else (32,)
-    recipe.task = TaskRecipe("ffn" if ffn else "supervised", frames=frames)
-    recipe.eval_frames = (16, 24, 32, 40, 48, 56, 64) if ffn else frames
+    recipe.eval_frames = (16, 24, 32, 40, 48, 56, 64) if ffn else ()
     options = {"alpha": 8, "fusion_kernel": 5} if variant == "4x16" else {}
     name = "slowfast_r101" if variant == "r101" else "slowfast_r50"
-    recipe.model = ModelRecipe(name, num_frames=frames[-1], image_size=224, dropout=0.5, options=options)
+    recipe.model = ModelRecipe(name, options=options)
+    if ffn:
+        recipe.task, recipe.model.num_frames = FfnRecipe((16, 32, 64)), 64
     if dataset == "kinetics400":
-        sampling = {} if ffn else {"sampling": "dense", "interval": 2, "eval_clips": 10, "eval_crops": 3}
-        recipe.data = dataclasses.replace(recipe.data, scales=(0.875, 0.8, 0.7), **sampling)
+        sampling = {} if ffn else {"sampling": "dense", "interval": 2, "clips": 10, "crops": 3}
+        recipe.data.clips = dataclasses.replace(recipe.data.clips, scales=(0.875, 0.8, 0.7), **sampling)
         recipe.model.options = {**options, "zero_init": True}
         recipe.optimizer = pyslowfast(0.1, 1e-4, warmup_epochs=34)
         recipe.batch_size, recipe.epochs = 64, 196

@@ -23,7 +23,7 @@ CAMERAS = ("front", "left", "right")
 
 def get_config(dataset: str = "motion") -> Recipe:
     recipe = preset(dataset)
-    recipe.data = dataclasses.replace(recipe.data, cameras=CAMERAS, flip=False)
+    recipe.data.cameras, recipe.data.clips.flip = CAMERAS, False
     options = {"fusion": "attention", "separate": False, "camera_dropout": 0.2}
     if recipe.model.options.get("width"):
         backbone = {**recipe.model.options, "depths": (1, 1, 1)}
@@ -32,11 +32,10 @@ def get_config(dataset: str = "motion") -> Recipe:
             recipe.model, name="ts_cva", num_frames=8, image_size=32, dropout=0.0, options=options
         )
         recipe.data.motion = {**recipe.data.motion, "size": 32, "num_frames": 16, "train": 3000, "test": 1024}
-        recipe.data.test_size = 32
-        recipe.task.frames = recipe.eval_frames = (8,)
+        recipe.data.clips.test_size, recipe.eval_frames = 32, ()
         recipe.epochs = 6
         return recipe
     options |= {"backbone": "r3d_18", "backbone_options": {}}
-    recipe.model = ModelRecipe("ts_cva", num_frames=16, image_size=112, dropout=0.5, options=options)
+    recipe.model = ModelRecipe("ts_cva", dropout=0.5, options=options)
     recipe.optimizer = OptimizerRecipe("adamw", 1e-4, weight_decay=0.05, schedule="cosine", warmup_epochs=1)
     return recipe

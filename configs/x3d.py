@@ -24,8 +24,8 @@ import dataclasses
 from flaxvid.train.presets import preset, pyslowfast
 from flaxvid.train.recipe import ModelRecipe, Recipe
 
-CLIPS = {"xs": (4, 160, 12), "s": (13, 160, 6), "m": (16, 224, 5), "l": (16, 312, 5)}
-"""Frames, pixels, and frames from one to the next."""
+INTERVALS = {"xs": 12, "s": 6, "m": 5, "l": 5}
+"""Frames from one of a clip to the next."""
 
 PUBLISHED = {
     "xs": "x3d_xs 4x12 of pytorchvideo, top-1 with 10 x 3 views of 182 pixels: 69.12",
@@ -37,15 +37,13 @@ PUBLISHED = {
 
 def get_config(argument: str = "motion") -> Recipe:
     size, _, dataset = argument.partition("_")
-    if size not in CLIPS:
+    if size not in INTERVALS:
         return small(argument)
-    frames, pixels, interval = CLIPS[size]
     recipe = preset(dataset or "kinetics400")
-    recipe.model = ModelRecipe(f"x3d_{size}", num_frames=frames, image_size=pixels, dropout=0.5)
-    recipe.task.frames = recipe.eval_frames = (frames,)
+    recipe.model, recipe.eval_frames = ModelRecipe(f"x3d_{size}"), ()
     if not dataset:
-        recipe.data = dataclasses.replace(
-            recipe.data, sampling="dense", interval=interval, scales=(0.875, 0.8, 0.7), eval_clips=10, eval_crops=3
+        recipe.data.clips = dataclasses.replace(
+            recipe.data.clips, sampling="dense", interval=INTERVALS[size], scales=(0.875, 0.8, 0.7), clips=10, crops=3
         )
         rate, recipe.batch_size, recipe.epochs = (0.05, 64, 256) if size == "l" else (0.1, 128, 300)
         recipe.model.options = {"zero_init": True}
@@ -63,6 +61,6 @@ def small(dataset: str) -> Recipe:
         return recipe
     like = preset("ucf101_small")
     like.data = recipe.data
-    like.model = ModelRecipe("x3d_s", num_frames=13, image_size=56, dropout=0.5, options={"classifier_std": 0.1})
-    like.task.frames = like.eval_frames = (13,)
+    like.model = ModelRecipe("x3d_s", image_size=56, options={"classifier_std": 0.1})
+    like.eval_frames = ()
     return like

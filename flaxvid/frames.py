@@ -29,11 +29,6 @@ GAIN_INITS = {
 }
 
 
-def is_norm(path: str) -> bool:
-    """Whether a variable belongs to a normalisation layer: its path names one."""
-    return "norm" in path
-
-
 def _gain_path(kernel_path: str) -> str:
     return kernel_path.removesuffix("kernel") + "gain"
 
@@ -42,9 +37,10 @@ def _gain_path(kernel_path: str) -> str:
 class FrameFlexible:
     """A model with private normalisation and weight alteration for each of several frame counts.
 
-    Variables are ``params`` (shared), ``params_4f``, ``batch_stats_4f``, ``params_8f``, ...: a norm's affine under its
-    own path, and next to an altered kernel its `gain`, one number an input channel: the kernel in use is ``W * (1 +
-    gain)``, which is FFN's depthwise 1x1 adapter with its skip connection exactly (arXiv 2303.14817, eq. 8).
+    Variables are ``params`` (shared), ``params_4f``, ``batch_stats_4f``, ``params_8f``, ... Private are all norms, as
+    `trees.norm_modules` finds them, under their own paths, and their statistics. So is the `gain` next to an altered
+    kernel, one number for each input channel: the kernel in use is ``W * (1 + gain)``. That is exactly FFN's depthwise
+    1x1 adapter with its skip connection (arXiv 2303.14817, eq. 8).
 
     Attributes:
         model: any model of the zoo.
@@ -84,17 +80,18 @@ class FrameFlexible:
             plain: variables of the model.
             key: for the gains' named init; without one they start at zero, and `select` gives back `plain` exactly.
         """
-        shared, norms = trees.split(plain["params"], lambda path: not (self.private_norms and is_norm(path)))
+        private_modules = trees.norm_modules(plain) if self.private_norms else ()
+        norms, shared = trees.split(plain["params"], lambda path: path.rpartition("/")[0] in private_modules)
         variables: dict[str, Any] = {"params": shared}
         if not self.private_norms and "batch_stats" in plain:
             variables["batch_stats"] = plain["batch_stats"]
         kernels = self._altered_kernels(shared)
         for count in self.frames:
             gains = {}
-            for number, (path, kernel) in enumerate(kernels.items()):
+            for number, (path, channels) in enumerate(kernels.items()):
                 name = "zeros" if key is None else self.alteration
                 leaf_key = jax.random.fold_in(jax.random.PRNGKey(0) if key is None else key, count * 65536 + number)
-                gains[_gain_path(path)] = GAIN_INITS[name](leaf_key, kernel.shape[-2])
+                gains[_gain_path(path)] = GAIN_INITS[name](leaf_key, channels)
             private = trees.merge(norms, trees.unflatten(gains))
             if private:
                 variables[f"params_{count}f"] = jax.tree.map(jnp.array, private)
@@ -118,7 +115,10 @@ class FrameFlexible:
         for path, leaf in private.items():
             if path.endswith("/gain"):
                 kernel_path = path.removesuffix("gain") + "kernel"
-                params[kernel_path] = params[kernel_path] * (1 + leaf)[:, None]
+                # What no pattern names is of another model, such as the 2-D one that a 3-D one starts from.
+                kernel, axis = params[kernel_path], trees.first_match(self.model.altered, kernel_path, -2)
+                others = [i for i in range(kernel.ndim) if i != axis % kernel.ndim]
+                params[kernel_path] = kernel * jnp.expand_dims(1 + leaf, others)
             else:
                 params[path] = leaf
         plain: dict[str, Any] = {"params": trees.unflatten(params)}
@@ -181,19 +181,24 @@ class FrameFlexible:
                 logits[count] = out
         return (logits, updated) if mutable else logits
 
-    def _altered_kernels(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The kernels that get a gain, by path; checks that the model's patterns name such kernels only."""
+    def _altered_kernels(self, params: Mapping[str, Any]) -> dict[str, int]:
+        """The input channels of each kernel that gets a gain, by path; checks that the model's patterns name such
+        kernels only."""
         if self.alteration == "none":
             return {}
         flat = trees.flatten(params)
-        kernels = {}
-        for pattern in self.model.altered:
-            matches = {path: leaf for path, leaf in flat.items() if re.fullmatch(pattern, path)}
-            wrong = [path for path, leaf in matches.items() if leaf.ndim not in (2, 4, 5) or leaf.shape[-2] == 1]
+        channels = {}
+        for pattern, axis in self.model.altered:
+            matches = {path: leaf.shape for path, leaf in flat.items() if re.fullmatch(pattern, path)}
+            wrong = [
+                path
+                for path, shape in matches.items()
+                if not (path.endswith("/kernel") and -len(shape) <= axis < len(shape) and shape[axis] > 1)
+            ]
             if wrong or not matches:
                 raise ValueError(
-                    f"altered pattern {pattern!r} must match ungrouped kernels of Conv (4 or 5 axes) or Dense (2 "
-                    f"axes), got {', '.join(wrong) or 'no parameter'}"
+                    f"altered pattern {pattern!r} must match ungrouped kernels with their input channels on axis "
+                    f"{axis}, got {', '.join(wrong) or 'no parameter'}"
                 )
-            kernels.update(matches)
-        return kernels
+            channels |= {path: shape[axis] for path, shape in matches.items()}
+        return channels

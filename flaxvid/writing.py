@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 
 @contextlib.contextmanager
@@ -52,21 +53,34 @@ def read_json(path: Path, kind: type) -> Any:
     return value
 
 
-def take_lock(file: IO[Any], *, wait: bool = False) -> bool:
-    """Locks an open file against other processes until it is closed or this one ends, however it does.
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Holds a lock file against other processes until the block or this process ends, however it ends.
+
+    The file stays, and so does what is written in it.
 
     Args:
-        file: the open file.
-        wait: for whoever has it.
+        path: The file; it is made if need be.
+        wait: Whether to wait for whoever holds it.
 
-    Returns:
-        Whether it is ours; True, too, on network disks that know no locks.
+    Yields:
+        Whether it is ours. It is taken for ours on network disks that know no locks.
     """
+    lock = FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)  # a soft lock would outlive a kill
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-    return True
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def cache_folder() -> Path:
+    """Where downloads, drawn data and compiled programs are kept: $FLAXVID_CACHE, or ~/.cache/flaxvid."""
+    return Path(os.environ.get("FLAXVID_CACHE") or "~/.cache/flaxvid").expanduser()

@@ -37,12 +37,9 @@ from flaxvid.data.sources.account import check_labels
 from flaxvid.data.sources.class_names import are_numbers, list_names, relabel
 from flaxvid.data.sources.open import Source
 from flaxvid.data.sources.subset import Subset
-from flaxvid.evaluate.any_frame import clip_milliseconds
-from flaxvid.evaluate.cost import model_cost
 from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, join
-from flaxvid.evaluate.record import evaluation_record, place_record, write_record
-from flaxvid.evaluate.views import PROTOCOLS, describe_views
-from flaxvid.report.page import write_page
+from flaxvid.evaluate.record import finish_evaluation
+from flaxvid.evaluate.views import PROTOCOLS
 from flaxvid.report.run import read_run
 from flaxvid.report.tables import evaluation_notes, evaluation_table
 from flaxvid.train.loop import enable_compilation_cache
@@ -101,29 +98,27 @@ def run(arguments: argparse.Namespace) -> None:
     passes = tuple(dataclasses.replace(clips, **given) for clips in passes)
     console = Console(stderr=True)
     evaluation = evaluate(trained, source, passes, arguments, console)
-    size = passes[0].image_size
-    with console.status("measuring"):
-        costs = {
-            n: {
-                "gflops": model_cost(trained.model, (1, n, size, size, 3)).gflops,
-                "milliseconds": clip_milliseconds(trained.model, trained.select(n), n, size),
-            }
-            for n in frames
-        }
-    name = (arguments.protocol or "the recipe's") + " with other numbers" * bool(given)
-    facts = {"name": name, "views": describe_views(passes[0]), "size": size}
     data = data_recipe(trained.recipe.data, arguments)
-    origin = data_origin(data) | ({} if trained.named else {"by_number": True})
-    record = evaluation_record(evaluation, source, clips=passes[0], protocol=facts, costs=costs, origin=origin)
+    ours = dataclasses.replace(trained.recipe.data, missing="keep")
+    same = dataclasses.replace(data, root=ours.root) == ours and data_origin(data) == data_origin(ours)
+    with console.status("measuring"):
+        record, path = finish_evaluation(
+            evaluation,
+            source,
+            trained.model,
+            passes[0],
+            origin=data_origin(data) | ({} if trained.named else {"by_number": True}),
+            checkpoint=None,
+            folder=folder,
+            protocol=(arguments.protocol or "the recipe's") + " with other numbers" * bool(given),
+            timed={n: trained.select(n) for n in frames},
+            own=(same and not arguments.limit) or folder != trained.folder,
+        )
     print(evaluation_table(record), *evaluation_notes(record), sep="\n")
     for fault in record["data"]["faults"]:
         print(f"  {'missing' if fault['missing'] else 'unreadable'}: {fault['reason']}")
     if folder:
-        ours = dataclasses.replace(trained.recipe.data, missing="keep")
-        same = dataclasses.replace(data, root=ours.root) == ours and data_origin(data) == data_origin(ours)
-        own = (same and not arguments.limit) or folder != trained.folder
-        path = write_record(place_record(folder, record["data"], own), record, evaluation, source)
-        print(f"{path}\n{write_page(folder)}")
+        print(f"{path}\n{folder / 'index.html'}")
 
 
 def results_folder(trained: Trained, output: Path | None) -> Path | None:
@@ -156,7 +151,11 @@ def read_renames(path: Path) -> dict[str, dict[str, str]]:
 def data_recipe(recipe: DataRecipe, arguments: argparse.Namespace) -> DataRecipe:
     """The run's data set, or the one asked for; missing videos are kept, for they are counted and named."""
     if arguments.data and arguments.data != recipe.name:
-        recipe = DataRecipe(arguments.data, test_size=recipe.test_size, short=recipe.short, cameras=recipe.cameras)
+        recipe = DataRecipe(
+            arguments.data,
+            clips=ClipConfig(test_size=recipe.clips.test_size, short=recipe.clips.short),
+            cameras=recipe.cameras,
+        )
     if not recipe.name:
         raise ValueError("a weights file does not say which videos: add --data NAME --root FOLDER")
     names = ("root", "fold", "lists", "cameras")

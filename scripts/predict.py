@@ -35,7 +35,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flaxvid.arguments import number, one_each, read_class_names
 from flaxvid.data.clips.decode import VideoError
 from flaxvid.data.clips.windows import SHORTEST
-from flaxvid.evaluate.any_frame import largest_within
+from flaxvid.evaluate.cost import largest_within
 from flaxvid.evaluate.predictor import Prediction, Predictor, find_scenes, find_videos
 from flaxvid.train.loop import enable_compilation_cache
 from flaxvid.train.setup import clip_config

@@ -1,12 +1,10 @@
 """Trains a recipe: python scripts/train.py --config configs/ffn.py [--workdir FOLDER] [--config.epochs=5 ...].
 
-With several processes each of them runs this: on a cluster with --distributed; elsewhere with --coordinator=HOST:PORT
+With --list after a config, every field of its recipe is printed: its flag, its value, and what it means. With several
+processes each of them runs this: on a cluster with --distributed; elsewhere with --coordinator=HOST:PORT
 --num_processes=N --process_id=I, or by scripts/launch.py on one machine.
 """
 
-import dataclasses
-import pkgutil
-import re
 import sys
 import threading
 import traceback
@@ -21,8 +19,8 @@ if __name__ == "__main__":
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: FILE or FILE:ARGUMENT.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config>-<argument>.")
+_LIST = flags.DEFINE_bool("list", False, "Print every field of the recipe, its value and its meaning; so does --help.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this SLURM, MPI, ... or TPU job.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, with --num_processes and --process_id.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
@@ -39,7 +37,7 @@ def main(_argv: list[str]) -> None:
     from flaxvid.train.loop import run
 
     file, _colon, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    recipe = _CONFIG.value
+    recipe = flags.FLAGS.config
     workdir = _WORKDIR.value or Path("runs") / "-".join(filter(None, (Path(file).stem, argument or recipe.data.name)))
     try:
         if _DISTRIBUTED.value or _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value >= 0:
@@ -53,24 +51,20 @@ def main(_argv: list[str]) -> None:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags and loads the recipe; a slip of the pen is one line that says what would be right."""
+    from flaxvid.train.flags import describe, explain, last_of_each, register_types
     from flaxvid.train.recipe import Recipe
 
+    register_types()
     try:
+        argv = last_of_each(argv)
+        if any(word.startswith("--config") for word in argv):
+            argv = ["--list" if word in ("--help", "-help", "-h") else word for word in argv]
+        config_flags.DEFINE_config_file("config", None, "Recipe: FILE or FILE:ARGUMENT.", sys_argv=argv)
         rest = flags.FLAGS(argv)
         recipe = flags.FLAGS.config
         hasattr(recipe, "model")  # a file that is not there shows only here
     except (KeyError, ValueError, OSError, flags.Error) as error:
-        text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
-        field = re.match(r"Field (?P<field>\w+) .*<class '(?P<place>.+)\.(?P<name>\w+)'>", text) or re.match(
-            r"Attribute <class '(?P<place>.+)\.(?P<name>\w+)'>\.(?P<field>\w+) does not exist", text
-        )
-        if field:
-            known = dataclasses.fields(pkgutil.resolve_name(f"{field['place']}:{field['name']}"))
-            text = f"{field['name']} has no field {field['field']!r}: valid ones are {', '.join(f.name for f in known)}"
-        elif isinstance(error, KeyError):
-            text = f"the recipe has no entry {text!r}: entries of a dict are added in the config file, not by a flag"
-        *before, last = text.splitlines()
-        sys.exit(last.strip() if re.match(r"\s*(ValueError:|\[Errno)", last) or not before else text)
+        sys.exit(explain(error, argv))
     except Exception as error:  # whatever the user's own file raises
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = "" if isinstance(error, SyntaxError) else f" ({place.filename}, line {place.lineno})"
@@ -78,11 +72,17 @@ def parse(argv: list[str]) -> list[str]:
             "expected a config file, Python with a function get_config() as in configs/tsm.py, "
             f"got {type(error).__name__}: {error}{where}"
         )
+    if recipe is None:
+        sys.exit("expected a config file, such as --config configs/ffn.py")
     if not isinstance(recipe, Recipe):
         sys.exit(f"expected get_config() to return a Recipe as in configs/tsm.py, got {type(recipe).__name__}")
+    if rest[1:]:
+        sys.exit(f"expected flags only, such as --config configs/ffn.py, got {' '.join(rest[1:])}")
+    if _LIST.value:
+        print(*describe(recipe), sep="\n")
+        sys.exit()
     return rest
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse)

@@ -5,21 +5,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-_CACHE = Path(os.environ.get("FLAXVID_CACHE", "~/.cache/flaxvid")).expanduser() / "test-compiled"
+from flaxvid.writing import cache_folder
 
 # Before JAX is imported, and in the environment, so that the processes that tests start have the same.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "test-compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Tiny programs run once: compiling them well would take most of the suite's time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from flax import linen as nn  # noqa: E402
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
 
-from flaxvid import trees  # noqa: E402
+from flaxvid import trees
 
 for _name in ("jax_platforms", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"):
     _value = os.environ[_name.upper()]

@@ -8,11 +8,37 @@ import pytest
 from flax import linen as nn
 
 from flaxvid import trees
-from flaxvid.frames import FrameFlexible, is_norm
+from flaxvid.frames import FrameFlexible
 from flaxvid.layers.conv import Conv
 from flaxvid.models.registry import create_tiny
 
 KEY = jax.random.key(3)
+
+
+class Pixels(nn.Module):
+    """A stem without variables."""
+
+    def __call__(self, x, train, frame_mask):
+        return x
+
+
+class Tokens(nn.Module):
+    """A body with norms of every kind, whatever they are called, and a learned temperature."""
+
+    @nn.compact
+    def __call__(self, x, train, frame_mask):
+        x = nn.Dense(8, name="normaliser")(x)
+        x = nn.GroupNorm(2)(nn.RMSNorm()(nn.LayerNorm()(x)))
+        x = nn.BatchNorm(use_scale=False, use_bias=False, name="whitening")(x, use_running_average=not train)
+        y = nn.MultiHeadDotProductAttention(2, normalize_qk=True, name="attention")(x)
+        return x + nn.LayerNorm(name="query_ln")(y) * self.param("scale", nn.initializers.ones, ())
+
+
+@pytest.fixture(scope="module")
+def tokens(model):
+    head = model.head.clone(num_classes={"normality": 5})
+    altered = (("body/attention/query/kernel", 0),)
+    return model.clone(stem=Pixels(), body=Tokens(), head=head, feature_dim=8, altered=altered)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +73,7 @@ def test_collections_and_what_is_private(flexible, plain):
     assert set(variables) == {"params", *names}
     shared = set(trees.flatten(variables["params"]))
     every = set(trees.flatten(plain["params"]))
-    norms = {path for path in every if is_norm(path)}
+    norms = {path for path in every if path.startswith(("stem", "body")) and path.endswith(("/scale", "/bias"))}
     assert {path.split("/")[-2] for path in norms} == {"norm1", "norm2", "downsample_norm"}
     assert shared == every - norms
     gains = {"body/layer1_0/conv1/gain", "body/layer2_0/conv1/gain"}
@@ -59,6 +85,34 @@ def test_collections_and_what_is_private(flexible, plain):
         )
         assert [private[path].shape for path in sorted(gains)] == [(8,), (8,)]  # the input channels of each
         chex.assert_trees_all_equal(variables[f"batch_stats_{count}f"], plain["batch_stats"])
+
+
+def test_norms_are_private_whatever_they_are_called(tokens, random_variables):
+    """And the classifier of a label called "normality" is no norm, nor are a layer "normaliser" and a temperature."""
+    plain = random_variables(tokens)
+    flexible = FrameFlexible(tokens, (4, 8))
+    variables = flexible.specialise(plain)
+    of_norms = {"LayerNorm_0", "RMSNorm_0", "GroupNorm_0", "attention/query_ln", "attention/key_ln", "query_ln"}
+    private = trees.flatten(variables["params_4f"]["body"])
+    assert {path.rpartition("/")[0] for path in private} == {*of_norms, "attention/query"}  # of which the gain
+    assert set(variables["params"]["body"]) == {"normaliser", "attention", "scale"}
+    assert set(variables["params"]["head"]) == {"classifier_normality"}
+    assert set(trees.flatten(variables["batch_stats_8f"])) == {"body/whitening/mean", "body/whitening/var"}
+    assert "batch_stats" not in variables
+    chex.assert_trees_all_equal(flexible.select(variables, 8), plain)
+
+
+def test_a_gain_is_on_the_axis_that_the_model_names(tokens, random_variables, clip):
+    """Flax's attention has its query's input on axis 0 of (channels, heads, size); scaling the input is the same."""
+    flexible = FrameFlexible(tokens, (4,))
+    variables = flexible.specialise(random_variables(tokens))
+    gain = np.linspace(-0.5, 0.5, 8, dtype=np.float32)
+    variables["params_4f"]["body"]["attention"]["query"]["gain"] = gain
+    kernel = variables["params"]["body"]["attention"]["query"]["kernel"]
+    selected = flexible.select(variables, 4)["params"]["body"]["attention"]["query"]["kernel"]
+    x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    expected = np.einsum("nc,chd->nhd", x * (1 + gain), kernel)
+    np.testing.assert_allclose(np.einsum("nc,chd->nhd", x, selected), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_private_copies_are_copies(flexible, plain):
@@ -245,13 +299,13 @@ def test_an_alteration_of_a_wrong_name_or_kernel_is_one_clear_error(model, plain
     with pytest.raises(ValueError, match="alteration must be one of normal, kaiming, zeros or none, got 'big'"):
         FrameFlexible(model, alteration="big")
     for pattern, found in (("body/.*/bias", "no parameter"), ("head/classifier/bias", "head/classifier/bias")):
-        wrong = FrameFlexible(model.clone(altered=(pattern,)))
+        wrong = FrameFlexible(model.clone(altered=((pattern, -2),)))
         with pytest.raises(ValueError, match=f"must match ungrouped kernels .* got {found}"):
             wrong.specialise(plain)
 
 
 def test_a_dense_kernels_gain_is_on_its_input_axis(model, plain):
-    flexible = FrameFlexible(model.clone(altered=("head/classifier/kernel",)), (4, 8))
+    flexible = FrameFlexible(model.clone(altered=(("head/classifier/kernel", -2),)), (4, 8))
     variables = flexible.specialise(plain)
     gain = np.linspace(0, 1, 16, dtype=np.float32)
     variables["params_4f"]["head"]["classifier"]["gain"] = gain

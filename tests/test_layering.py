@@ -11,8 +11,9 @@ FLOORS = (
     ("types", "trees", "writing", "arguments"),
     ("layers", "losses", "data", "report"),
     ("models", "frames"),
-    ("weights", "adapt", "tasks"),
+    ("weights", "adapt"),
     ("evaluate",),
+    ("tasks",),
     ("train",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

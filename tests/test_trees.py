@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 
 from flaxvid import trees
@@ -42,3 +43,21 @@ def test_map_paths_gives_path_and_leaf():
     doubled = trees.map_paths(lambda path, leaf: (path.rsplit("/", 1)[-1], 2 * leaf), TREE)
     assert doubled["params"]["stem"]["norm1"] == {"scale": ("scale", 4), "bias": ("bias", 6)}
     assert trees.map_paths(lambda path, leaf: leaf.shape, {"a": {"b": np.zeros((2, 3))}}) == {"a": {"b": (2, 3)}}
+
+
+def test_a_norm_is_read_off_the_tree():
+    channels, kernel = np.ones(3), np.ones((3, 3))
+    own = {
+        "query_ln": {"scale": channels},
+        "LayerNorm_0": {"scale": channels, "bias": channels},
+        "normality": {"kernel": kernel, "bias": channels},  # a label's classifier
+        "temperature": {"scale": np.ones(())},
+        "normalised_conv": {"scale": channels, "kernel": kernel},
+        "shifted": {"bias": channels},  # a batch norm without scale, which keeps statistics
+    }
+    statistics = {"shifted": {"mean": channels, "var": channels}, "queue": {"mean": channels}}
+    variables = {"params": {"body": own}, "params_4f": {"stem": {"a": {"scale": channels}}}}
+    variables["batch_stats_4f"] = {"body": statistics}
+    assert trees.norm_modules(variables) == {"body/query_ln", "body/LayerNorm_0", "body/shifted", "stem/a"}
+    shapes = jax.eval_shape(lambda: variables)
+    assert trees.norm_modules(shapes) == trees.norm_modules(variables)

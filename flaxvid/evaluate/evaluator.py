@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
-from flaxvid.data.sources.files import NO_LABEL
+from flaxvid.data.mirror import NO_LABEL
 from flaxvid.evaluate.metrics import (
     accuracies,
     accuracy_sums,
@@ -46,11 +46,11 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What came out of one pass over a source, for one target.
+    """The results of one target.
 
     Attributes:
         frames: the result at each frame count.
-        index: position in the source of each video that was evaluated: that could be read, and has a label.
+        index: position in the source of each video that could be read and has a label.
         label: its class.
         broken: positions in the source of the videos that could not be read; they count nowhere.
     """
@@ -65,8 +65,8 @@ class Evaluation:
         return {count: dict(result.scores) for count, result in self.frames.items()}
 
 
-Evaluations = Evaluation | Mapping[str, Evaluation]
-"""That of an only target, or one for each of several, by name."""
+Evaluations = Mapping[str, Evaluation]
+"""The evaluation of each target; an only target is called ""."""
 
 
 def score_rows(evaluations: Evaluations) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ def score_rows(evaluations: Evaluations) -> list[dict[str, Any]]:
     several."""
     return [
         {**({"target": target} if target else {}), "frames": count, **result.scores}
-        for target, evaluation in by_target(evaluations).items()
+        for target, evaluation in evaluations.items()
         for count, result in sorted(evaluation.frames.items())
     ]
 
@@ -85,10 +85,10 @@ def evaluate_videos(
     batches: Iterable[Batch],
     *,
     put: Callable[[Batch], Batch] = lambda batch: batch,
-) -> Evaluations:
-    """Evaluates every video at each frame count, the probabilities of its views averaged.
+) -> dict[str, Evaluation]:
+    """Evaluates every video at each frame count; a video's answer is the mean over its views.
 
-    All sums are made on the devices and fetched once at the end; every process of a multi-host run gets the same.
+    The devices add up all sums, which are fetched once at the end. Every process of a multi-host run gets the same.
 
     Args:
         model: the ordinary model.
@@ -98,7 +98,7 @@ def evaluate_videos(
         put: moves a batch to the devices.
 
     Returns:
-        An evaluation; where labels and logits are those of several targets, one for each of them.
+        The evaluation of each target; of an only one ``{"": ...}``.
 
     Raises:
         ValueError: the video is not uint8, no batch, no video that could be read or has a label, or labels of other
@@ -110,7 +110,7 @@ def evaluate_videos(
         batch = put(batch)
         guesses, labels = {}, by_target(batch["label"])
         for count, plain in variables.items():
-            for target, probabilities in by_target(average_views(model, plain, batch["video"][count])).items():
+            for target, probabilities in average_views(model, plain, batch["video"][count]).items():
                 if target not in labels:
                     raise ValueError(
                         f"expected labels of the network's target {target!r}, got those of "
@@ -138,18 +138,16 @@ def evaluate_videos(
             )
         results = {n: _result(totals[target, n], *(g[keep] for g in joined["guesses"][target, n])) for n in variables}
         evaluations[target] = Evaluation(results, joined["index"][keep], label[keep], broken)
-    return evaluations if isinstance(joined["label"], Mapping) else evaluations[""]
+    return evaluations
 
 
-def join(passes: Sequence[Evaluations]) -> Evaluations:
+def join(passes: Sequence[Evaluations]) -> dict[str, Evaluation]:
     """One evaluation out of several passes over the same videos, each at other frame counts.
 
     Raises:
-        ValueError: the passes could not read the same videos.
+        ValueError: a video could be read in one pass and not in another.
     """
-    if isinstance(passes[0], Mapping):
-        return {target: _joined([by_target(other)[target] for other in passes]) for target in passes[0]}
-    return _joined([by_target(other)[""] for other in passes])
+    return {target: _joined([other[target] for other in passes]) for target in passes[0]}
 
 
 def _joined(passes: Sequence[Evaluation]) -> Evaluation:
@@ -158,7 +156,7 @@ def _joined(passes: Sequence[Evaluation]) -> Evaluation:
         counts = [f"{len(other.broken)} at {', '.join(map(str, other.frames))} frames" for other in passes]
         raise ValueError(
             f"expected the same unreadable videos at every frame count, got {'; '.join(counts)}: evaluate the counts "
-            "one by one, or repeat frames of short videos (data.short)"
+            "one by one, or repeat frames of short videos (data.clips.short)"
         )
     frames = {count: result for other in passes for count, result in other.frames.items()}
     return dataclasses.replace(first, frames=frames)

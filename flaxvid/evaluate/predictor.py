@@ -15,8 +15,8 @@ from jaxtyping import Float, UInt8
 from flaxvid.data.clips.cut import ClipConfig, cut_views
 from flaxvid.data.clips.decode import Video
 from flaxvid.data.clips.windows import cut_windows
-from flaxvid.data.sources.files import find_videos as videos_below
-from flaxvid.evaluate.any_frame import clip_milliseconds
+from flaxvid.data.sources.search import find_videos as videos_below
+from flaxvid.evaluate.cost import clip_milliseconds
 from flaxvid.evaluate.views import average_views
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Classes, Variables
@@ -71,7 +71,8 @@ class Predictor:
         """
         num_frames = jax.tree.leaves(video)[0].shape[2]
         on_device: Any = jax.tree.map(jax.numpy.asarray, video)
-        return jax.device_get(average_views(self.model, self._select(num_frames), on_device))
+        answer: Any = average_views(self.model, self._select(num_frames), on_device)
+        return jax.device_get(answer.get("", answer))
 
     def _answer(self, view: Any) -> Any:
         one = self(jax.tree.map(lambda clips: clips[None], view))

@@ -1,7 +1,7 @@
-"""What an evaluation leaves in a run's folder: evaluation.json, and film strips of some videos with their answers.
+"""What an evaluation leaves in a run's folder: evaluation.json, film strips of some videos, and the page.
 
-The run's own record, of its own test videos, lies in the folder itself; those of other data sets each in a folder of
-their own, evaluations/<data set>, so that none takes the place of another.
+The run's own record, of its own test videos, lies in the folder itself. A record of other videos, or of an earlier
+checkpoint, has a folder of its own, evaluations/<data set>: none takes the place of another.
 """
 
 import hashlib
@@ -19,12 +19,16 @@ from jaxtyping import Int, UInt8
 
 from flaxvid.data.broken import why_broken
 from flaxvid.data.clips.cut import UNREADABLE, ClipConfig
-from flaxvid.data.clips.decode import decode
+from flaxvid.data.clips.decode import open_video
 from flaxvid.data.clips.sampling import segment_indices
 from flaxvid.data.sources.open import Source
+from flaxvid.evaluate.cost import clip_milliseconds, model_cost
 from flaxvid.evaluate.evaluator import Evaluation, Evaluations, Result, score_rows
+from flaxvid.evaluate.views import describe_views
+from flaxvid.models.video_model import VideoModel
+from flaxvid.report.page import write_page
 from flaxvid.report.records import read_evaluation
-from flaxvid.types import by_target
+from flaxvid.types import Variables, by_target
 from flaxvid.writing import written_whole
 
 RIGHT, WRONG = 4, 8
@@ -32,6 +36,65 @@ RIGHT, WRONG = 4, 8
 
 STRIP_FRAMES, STRIP_HEIGHT, GAP = 8, 96, 2
 """Frames of a strip, their short side and the gap between them in pixels."""
+
+
+def finish_evaluation(
+    evaluation: Evaluations,
+    source: Source,
+    model: VideoModel,
+    clips: ClipConfig,
+    *,
+    origin: Mapping[str, Any],
+    checkpoint: Mapping[str, Any] | None,
+    folder: Path | None,
+    protocol: str = "the recipe's",
+    timed: Mapping[int, Variables] | None = None,
+    own: bool = True,
+    final: bool = False,
+) -> tuple[dict[str, Any], Path | None]:
+    """Counts what the clips cost and makes the record; writes it with film strips and the page. All processes call it.
+
+    Args:
+        evaluation: of `source`.
+        source: the videos.
+        model: the ordinary model.
+        clips: how the clips were cut, of any pass.
+        origin: where the videos come from: "root", "split", and "by_number" where labels are compared by number.
+        checkpoint: whose weights they are: "name" and "step"; None for those of a file.
+        folder: of the run, or for the results of a weights file; None writes nothing.
+        protocol: its name.
+        timed: ordinary variables for each frame count; with them a clip's milliseconds are measured.
+        own: whether the videos are the run's own test videos; see `place_record`.
+        final: whether this ends a training: its record takes the place of the one in `folder`, and the rows are written
+            as any_frame.json, too, which says that the run is finished.
+
+    Returns:
+        The record, and where it was written.
+    """
+    size = clips.image_size
+    costs = {
+        row["frames"]: {"gflops": model_cost(model, (1, row["frames"], size, size, 3)).gflops}
+        for row in score_rows(evaluation)
+    }
+    for count, variables in (timed or {}).items():
+        costs[count]["milliseconds"] = clip_milliseconds(model, variables, count, size)
+    facts = {"name": protocol, "views": describe_views(clips), "size": size}
+    record = evaluation_record(
+        evaluation, source, clips=clips, protocol=facts, costs=costs, origin=origin, checkpoint=checkpoint
+    )
+    if folder is None or jax.process_index() > 0:
+        return record, None
+    path = write_record(folder if final else place_record(folder, record, own), record, evaluation, source)
+    if final:
+        with written_whole(folder / "any_frame.json") as rows:
+            rows.write_text(json.dumps(any_frame_rows(record), indent=1))
+    write_page(folder)
+    return record, path
+
+
+def any_frame_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the any-frame table of a record: scores and costs."""
+    return [{key: row[key] for key in row if key not in ("confusion", "reliability")} for row in record["frames"]]
 
 
 def evaluation_record(
@@ -42,19 +105,19 @@ def evaluation_record(
     protocol: Mapping[str, Any],
     costs: Mapping[int, Mapping[str, float]],
     origin: Mapping[str, Any] | None = None,
+    checkpoint: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What is known after an evaluation, as JSON values; see `flaxvid.report.run.Run.evaluation` for the keys.
 
     Args:
         evaluation: of `source`.
         source: the videos.
-        clips: how their clips were cut, of any pass; tells what is wrong with those that could not be read.
-        protocol: how they were evaluated: its "name", "views" and "size".
+        clips: how the clips were cut; says what is wrong with a video that could not be read.
+        protocol: its "name", "views" and "size".
         costs: "gflops" of a clip at each frame count, and "milliseconds" where they were measured.
-        origin: where the videos come from: "root" and "split", and "by_number" where labels are compared by number.
+        origin, checkpoint: as in `finish_evaluation`.
     """
-    targets: dict[str, Evaluation] = by_target(evaluation)
-    first, classes = next(iter(targets.values())), source.classes
+    first, classes = next(iter(evaluation.values())), source.classes
     faults = [find_fault(source, position, clips) for position in first.broken]
     missing = sum(fault["missing"] for fault in faults)
     device = jax.devices()[0]
@@ -65,15 +128,16 @@ def evaluation_record(
             **(origin or {}),
             "videos": len(source),
             "digest": digest_videos(source),
-            "evaluated": max(len(part.index) for part in targets.values()),
+            "evaluated": max(len(part.index) for part in evaluation.values()),
             "missing": missing,
             "unreadable": len(faults) - missing,
             "faults": faults,
         },
+        **({"checkpoint": dict(checkpoint)} if checkpoint else {}),
         "device": device.device_kind if device.platform != "cpu" else f"CPU with {os.cpu_count()} cores",
         "classes": dict(classes) if isinstance(classes, Mapping) else list(classes),
         "frames": [
-            {**row, **costs[row["frames"]], **_details(targets[row.get("target", "")].frames[row["frames"]])}
+            {**row, **costs[row["frames"]], **_details(evaluation[row.get("target", "")].frames[row["frames"]])}
             for row in score_rows(evaluation)
         ],
         "examples": [
@@ -86,7 +150,7 @@ def evaluation_record(
                     for count, result in sorted(part.frames.items())
                 },
             }
-            for target, part in targets.items()
+            for target, part in evaluation.items()
             for row in choose_examples(part)
         ],
     }
@@ -95,8 +159,6 @@ def evaluation_record(
 def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluations, source: Source) -> Path:
     """Writes the record as evaluation.json and a strip for each of its examples; replaces what lies there.
 
-    Take the folder of `place_record`, or a record of other videos is lost.
-
     Returns:
         The path of evaluation.json.
     """
@@ -104,7 +166,7 @@ def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluat
     strips = folder / "strips"
     shutil.rmtree(strips, ignore_errors=True)
     strips.mkdir(parents=True)
-    positions = [int(part.index[row]) for part in by_target(evaluation).values() for row in choose_examples(part)]
+    positions = [int(part.index[row]) for part in evaluation.values() for row in choose_examples(part)]
     for number, (example, position) in enumerate(zip(record["examples"], positions, strict=True)):
         item = source[position]
         path = strips / f"{number:02d}.jpg"
@@ -113,6 +175,37 @@ def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluat
     with written_whole(folder / "evaluation.json") as path:
         path.write_text(json.dumps(record))
     return folder / "evaluation.json"
+
+
+def place_record(folder: Path, record: Mapping[str, Any], own: bool) -> Path:
+    """Where in a folder a record belongs: there itself if it is the run's own, or else in evaluations/NAME.
+
+    A run's own record is of its own test videos, and of the latest weights that were evaluated.
+
+    Args:
+        folder: of the run.
+        record: of the evaluation.
+        own: whether the videos come from where the run's test videos do. It decides where the folder has no record yet
+            that says which they are.
+
+    Raises:
+        ValueError: the folder's own record is damaged.
+    """
+    previous, data = read_evaluation(folder / "evaluation.json"), record["data"]
+    there, step, before = previous.get("data", {}), _step(record), _step(previous)
+    if "digest" in there:
+        own = there["digest"] == data["digest"]
+    elif there:  # of an older version
+        own = own and all(there[key] == data[key] for key in ("name", "videos"))
+    earlier = step is not None and before is not None and step < before
+    if own and not earlier:
+        return folder
+    name = re.sub(r"\W+", "-", data["name"]).strip("-")
+    return folder / "evaluations" / f"{name}-{data['digest'][:8]}{f'-step-{step}' * earlier}"
+
+
+def _step(record: Mapping[str, Any]) -> int | None:
+    return record.get("checkpoint", {}).get("step")
 
 
 def digest_videos(source: Source) -> str:
@@ -147,27 +240,6 @@ def _size(video: bytes | str | Path) -> int | None:
         return None
 
 
-def place_record(folder: str | Path, data: Mapping[str, Any], own: bool) -> Path:
-    """Where in a run's folder a record belongs: there itself, if it is of the run's own videos, or evaluations/NAME.
-
-    Args:
-        folder: of the run.
-        data: the record's "data".
-        own: whether the videos come from where the run's test videos do; decides as long as the folder has no record
-            that says which they are.
-
-    Raises:
-        ValueError: the folder's own record is damaged.
-    """
-    previous = read_evaluation(Path(folder) / "evaluation.json").get("data")
-    if previous and "digest" in previous:
-        own = previous["digest"] == data["digest"]
-    elif previous:  # of an older version
-        own = own and all(previous[key] == data[key] for key in ("name", "videos"))
-    name = re.sub(r"\W+", "-", data["name"]).strip("-")
-    return Path(folder) if own else Path(folder) / "evaluations" / f"{name}-{data['digest'][:8]}"
-
-
 def choose_examples(evaluation: Evaluation) -> list[int]:
     """Rows of an evaluation worth a look, by its largest frame count: some right, the most confident wrong."""
     result = evaluation.frames[max(evaluation.frames)]
@@ -187,9 +259,8 @@ def film_strip(
             np.pad(film_strip(one, name), ((0, GAP), (0, 0), (0, 0)), constant_values=255) for one in video.values()
         ]
         return np.concatenate(rows)[:-GAP]
-    frames = decode(
-        video, lambda length: segment_indices(length, STRIP_FRAMES, short="repeat")[0], size=STRIP_HEIGHT, name=name
-    )
+    with open_video(video, name) as opened:
+        frames = opened.frames(segment_indices(len(opened), STRIP_FRAMES, short="repeat")[0], size=STRIP_HEIGHT)
     padded = np.pad(frames, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
     return np.concatenate(list(padded), axis=1)[:, :-GAP]
 

@@ -1,7 +1,4 @@
-"""Views: several clips and crops of one video, their answers averaged, and the protocols that have names.
-
-They are not the views of a scene, which several cameras have of it and a model joins.
-"""
+"""Views: several clips and crops of one video, whose answers are averaged; and the protocols that have names."""
 
 import dataclasses
 import functools
@@ -14,7 +11,7 @@ from jaxtyping import Array, Float, UInt8
 
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import Variables
+from flaxvid.types import Variables, by_target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +77,11 @@ def average_views(
     model: VideoModel,
     variables: Variables,
     video: UInt8[Array, "b v n h w 3"] | Mapping[str, UInt8[Array, "b v n h w 3"]],
-) -> Float[Array, "b k"] | dict[str, Float[Array, "b k"]]:
-    """The mean over a video's views of the probabilities that the network gives each.
+) -> dict[str, Float[Array, "b k"]]:
+    """The mean of the probabilities that the network gives to a video's views.
 
-    Probabilities and not logits: every view has one vote, where the size of logits lets a single sure view decide,
-    and the mean is a distribution whose confidence can be checked for calibration. One view after the other, so that
-    thirty need the memory of one.
+    The mean of probabilities gives every view one vote; of logits a single sure view would decide. And the mean is a
+    distribution, whose calibration can be checked. The views run one after the other: thirty need the memory of one.
 
     Args:
         model: the ordinary model.
@@ -93,7 +89,7 @@ def average_views(
         video: the views of each video; of a scene with several cameras those of each.
 
     Returns:
-        Probabilities; of several targets a dict of them, as the model's logits are.
+        The probabilities of each target; of an only one ``{"": ...}``.
 
     Raises:
         ValueError: the video is not uint8, or has no axis of views.
@@ -110,7 +106,7 @@ def average_views(
                 "is video[:, None]"
             )
     count = jax.tree.leaves(video)[0].shape[1]
-    total = _probabilities(model, variables, video, 0)
+    total: Any = _probabilities(model, variables, video, 0)
     for view in range(1, count):
         total = jax.tree.map(jnp.add, total, _probabilities(model, variables, video, view))
     return jax.tree.map(lambda leaf: leaf / count, total)
@@ -119,5 +115,4 @@ def average_views(
 @functools.partial(jax.jit, static_argnames="model")
 def _probabilities(model: VideoModel, variables: Variables, video: Any, view: int) -> Any:
     one = jax.tree.map(lambda clips: jax.lax.dynamic_index_in_dim(clips, view, axis=1, keepdims=False), video)
-    logits: Any = model.apply(variables, one)
-    return jax.tree.map(jax.nn.softmax, logits)
+    return jax.tree.map(jax.nn.softmax, by_target(model.apply(variables, one)))

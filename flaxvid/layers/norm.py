@@ -1,5 +1,4 @@
-"""Normalisation. Every norm of every model is named ``*norm*``: that name is what makes it private in
-`FrameFlexible`."""
+"""Batch normalisation as torch has it. Any module that owns a `scale` is a norm; see `trees.norm_modules`."""
 
 import jax.numpy as jnp
 from flax import linen as nn

@@ -29,8 +29,9 @@ class VideoModel(nn.Module):
         head: grid to logits; its `pool` gives the clip's feature.
         feature_dim: size of the pooled feature.
         clip: frame count, size and normalisation that the model was made for.
-        altered: patterns (whole-path regular expressions below "params") of the kernels that `FrameFlexible` alters:
-            ungrouped ones that alone consume their input.
+        altered: the kernels that `FrameFlexible` alters, ungrouped ones that alone consume their input, as pairs of a
+            pattern (a regular expression of the whole path below "params") and the axis of the input channels: -2 of
+            a `Conv` or `Dense`, 0 of a query, key or value of Flax's attention.
         cameras: names of the cameras whose videos the model takes, as a dict of them; () for a model of one video. A
             camera that a dict lacks is missing, and the model makes do with the others.
     """
@@ -40,7 +41,7 @@ class VideoModel(nn.Module):
     head: nn.Module
     feature_dim: int
     clip: ClipSpec = ClipSpec()
-    altered: tuple[str, ...] = ()
+    altered: tuple[tuple[str, int], ...] = ()
     cameras: tuple[str, ...] = ()
 
     @nn.nowrap

@@ -3,24 +3,22 @@
 Only accuracies on the same videos stand in one table; those on others have a section of their own.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from flaxvid.report.html import cards, document, image, quiet, scroll, table
+from flaxvid.report.html import write_html
 from flaxvid.report.page import flatten
 from flaxvid.report.plots import accuracy_plot, cost_plot, metric_plot
 from flaxvid.report.run import Run, read_run
 from flaxvid.report.tables import describe_data, seed_statistics
-from flaxvid.writing import written_whole
 
-HEADING = "<h2>Accuracy at each frame count</h2>"
 LONG = 80
 """Characters of a setting that the table of differences shows."""
 
 
 def write_comparison(folders: Sequence[str | Path], path: str | Path) -> Path:
-    """Writes one HTML page about several runs and returns its path.
+    """Writes one HTML page about several runs and returns its path; what some of them lack is left out for these.
 
     Raises:
         FileNotFoundError: a folder holds none of a run's files.
@@ -28,11 +26,18 @@ def write_comparison(folders: Sequence[str | Path], path: str | Path) -> Path:
     """
     if len(set(map(str, folders))) < 2:
         raise ValueError(f"expected two runs or more to compare, got {', '.join(map(str, folders)) or 'none'}")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as page:
-        page.write_text(render_comparison(name_runs(folders)), encoding="utf-8", errors="backslashreplace")
-    return path
+    runs = name_runs(folders)
+    groups = group_by_data(runs)
+    return write_html(
+        path,
+        "comparison.html",
+        title=f"{len(runs)} runs compared",
+        headlines=_headlines(groups),
+        groups=[_accuracy(data, evaluated) for data, evaluated in groups.items()],
+        curves=_curves(runs),
+        names=("", *runs),
+        settings=_settings(runs),
+    )
 
 
 def name_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
@@ -42,15 +47,6 @@ def name_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
     while len({path.parts[-depth:] for path in paths}) < len(set(paths)):
         depth += 1
     return {"/".join(path.parts[-depth:]): read_run(path) for path in paths}
-
-
-def render_comparison(runs: Mapping[str, Run]) -> str:
-    """Renders runs as HTML; what some of them lack is left out for these."""
-    groups = group_by_data(runs)
-    sections = [_accuracy(name, parts, alone=len(groups) == 1) for name, parts in groups.items()]
-    if not sections:
-        sections = [HEADING + quiet("None of them is evaluated yet.")]
-    return document(f"{len(runs)} runs compared", [_cards(groups), *sections, _curves(runs), _settings(runs)])
 
 
 def group_by_data(runs: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
@@ -95,20 +91,19 @@ def _described(run: Run) -> str:
     return describe_data(run.data) if run.data else "videos that no record names"
 
 
-def _cards(groups: Mapping[str, Mapping[str, Run]]) -> str:
+def _headlines(groups: Mapping[str, Mapping[str, Run]]) -> list[tuple[str, str]]:
+    """The best that each run reaches, and at which frame count."""
     best = []
     for runs in groups.values():
         for name, run in runs.items():
             row = max(run.any_frame, key=lambda row: row["top1"])
             where = f" on {run.data['name']}" if len(groups) > 1 and run.data else ""
             best.append((f"{100 * row['top1']:.2f} %", f"{name}, at {row['frames']} frames{where}"))
-    return cards(best)
+    return best
 
 
-def _accuracy(data: str, evaluated: Mapping[str, Run], alone: bool) -> str:
-    heading = HEADING if alone else f"<h2>Accuracy on {html.escape(data)}</h2>"
-    if not alone:
-        heading += quiet("Other videos than those of the other sections: figures are to be compared within this one.")
+def _accuracy(data: str, evaluated: Mapping[str, Run]) -> dict[str, Any]:
+    """What the page says of runs that were evaluated on the same videos."""
     scores = {name: seed_statistics([run]) for name, run in evaluated.items()}
     frames = sorted({n for by_frames in scores.values() for n in by_frames})
     best = {n: max(by_frames[n][0] for by_frames in scores.values() if n in by_frames) for n in frames}
@@ -119,26 +114,27 @@ def _accuracy(data: str, evaluated: Mapping[str, Run], alone: bool) -> str:
             return "–"
         return f"{by_frames[n][0]:.2f}" + " *" * (several and by_frames[n][0] == best[n])
 
-    rows = [(name, *(cell(by_frames, n) for n in frames)) for name, by_frames in scores.items()]
-    header = ("top-1 (%)", *(f"{n} frames" for n in frames))
     videos = {row["clips"] for run in evaluated.values() for row in run.any_frame}
     note = "* the best at this frame count." * several
     if len(videos) > 1:
         note += f" Not on the same videos: {' and '.join(f'{n:,}' for n in sorted(videos))} of them."
     plots = [
-        image(accuracy_plot({name: [run] for name, run in evaluated.items()}), "Top-1 accuracy against frames"),
-        image(
-            cost_plot(evaluated, "gflops", "GFLOPs a clip"), "Top-1 accuracy against cost; frame counts at the points"
-        ),
+        (accuracy_plot({name: [run] for name, run in evaluated.items()}), "Top-1 accuracy against frames"),
+        (cost_plot(evaluated, "gflops", "GFLOPs a clip"), "Top-1 accuracy against cost; frame counts at the points"),
     ]
     timed = {name: evaluation_rows(run) for name, run in evaluated.items() if run.evaluation}
     timed = {name: run for name, run in timed.items() if any("milliseconds" in row for row in run.any_frame)}
     if timed:
         plots.append(
-            image(cost_plot(timed, "milliseconds", "milliseconds a clip, batch 1"), "Accuracy against measured time")
+            (cost_plot(timed, "milliseconds", "milliseconds a clip, batch 1"), "Accuracy against measured time")
         )
-    table_ = scroll(table(rows, header, kind="words"))
-    return f'{heading}{table_}{quiet(note)}<div class="plots">{"".join(plots)}</div>'
+    return {
+        "data": data,
+        "header": ("top-1 (%)", *(f"{n} frames" for n in frames)),
+        "rows": [(name, *(cell(by_frames, n) for n in frames)) for name, by_frames in scores.items()],
+        "note": note,
+        "plots": plots,
+    }
 
 
 def evaluation_rows(run: Run) -> Run:
@@ -146,9 +142,9 @@ def evaluation_rows(run: Run) -> Run:
     return Run(run.name, any_frame=tuple(run.evaluation["frames"]))
 
 
-def _curves(runs: Mapping[str, Run]) -> str:
-    plots = [
-        image(metric_plot(runs, name, label), caption)
+def _curves(runs: Mapping[str, Run]) -> list[tuple[Any, str]]:
+    return [
+        (metric_plot(runs, name, label), caption)
         for name, label, caption in (
             ("train/loss", "training loss", "Training loss; tasks differ in what they add up"),
             ("train/accuracy", "training accuracy (%)", "Accuracy on training clips"),
@@ -156,10 +152,9 @@ def _curves(runs: Mapping[str, Run]) -> str:
         )
         if any(len(run.series(name)[0]) for run in runs.values())
     ]
-    return f'<h2>Training</h2><div class="plots">{"".join(plots)}</div>' if plots else ""
 
 
-def _settings(runs: Mapping[str, Run]) -> str:
+def _settings(runs: Mapping[str, Run]) -> list[tuple[str, ...]]:
     """The settings that are not the same in all runs."""
     settings = {name: dict(flatten(run.recipe)) for name, run in runs.items()}
     paths = dict.fromkeys(path for values in settings.values() for path in values)
@@ -168,5 +163,4 @@ def _settings(runs: Mapping[str, Run]) -> str:
         values = [settings[name].get(path, "–") for name in runs]
         if len(set(values)) > 1:
             rows.append((path, *(value if len(value) <= LONG else value[: LONG - 1] + "…" for value in values)))
-    inside = scroll(table(rows, ("", *runs), kind="settings")) if rows else quiet("None.")
-    return f"<h2>Settings that differ</h2>{inside}"
+    return rows

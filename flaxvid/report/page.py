@@ -1,41 +1,59 @@
-"""One self-contained HTML page a run: no scripts, no files beside it, readable on a phone, safe to send around."""
+"""The page of a run, index.html: one file, readable on a phone."""
 
-import html
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flaxvid.report.evaluation import clips_section, evaluation_section
-from flaxvid.report.html import cards, document, image, quiet, scroll, table
-from flaxvid.report.plots import accuracy_plot, training_plots
+from flaxvid.report.html import write_html
+from flaxvid.report.plots import accuracy_plot, confusion_plot, reliability_plot, training_plots
 from flaxvid.report.run import Run, read_run
-from flaxvid.report.tables import any_frame_cells, describe_data
-from flaxvid.writing import written_whole
+from flaxvid.report.tables import (
+    ANY_FRAME_HEADER,
+    EVALUATION_HEADER,
+    any_frame_cells,
+    describe_data,
+    evaluation_cells,
+    evaluation_notes,
+    in_percent,
+)
+
+CONFUSED = 10
+"""Pairs of classes that the table of confusions shows."""
 
 
 def write_page(folder: str | Path) -> Path:
-    """Writes index.html into a run's folder from what is there so far, and returns its path.
+    """Writes a run's index.html from what is in its folder so far, and returns its path.
 
     Raises:
         FileNotFoundError: the folder holds none of a run's files.
     """
-    path = Path(folder) / "index.html"
-    with written_whole(path) as page:
-        page.write_text(render_page(read_run(folder)), encoding="utf-8", errors="backslashreplace")  # odd file names
-    return path
+    run = read_run(folder)
+    by_target = run.by_target()
+    return write_html(
+        Path(folder) / "index.html",
+        "run.html",
+        title=str(run.recipe.get("name") or run.name),
+        headlines=_headlines(run),
+        any_frame={
+            target: list(map(any_frame_cells, part.any_frame)) for target, part in by_target.items() if part.any_frame
+        },
+        any_frame_header=in_percent(ANY_FRAME_HEADER),
+        on_data=f" On {describe_data(run.data)}." if "digest" in run.data else "",
+        accuracy=accuracy_plot({target or run.name: [part] for target, part in by_target.items()})
+        if run.any_frame
+        else None,
+        evaluations=[
+            evaluation_part(part, target, "" if record is run else describe_data(record.data))
+            for record in (run, *run.others)
+            if record.evaluation
+            for target, part in record.by_target().items()
+        ],
+        curves=[(figure, caption) for caption, figure in training_plots(run).items()],
+        settings=list(flatten(run.recipe)) if run.recipe else [],
+    )
 
 
-def render_page(run: Run) -> str:
-    """Renders a run as HTML: headline numbers, any-frame table and plot, evaluation, clips, curves, recipe."""
-    sections = [_cards(run), _any_frame(run)]
-    for record in (run, *run.others):
-        data = "" if record is run else describe_data(record.data)
-        for target, part in record.by_target().items() if record.evaluation else ():
-            sections += [evaluation_section(part, target, data), clips_section(part, target, data)]
-    return document(str(run.recipe.get("name") or run.name), [*sections, _curves(run), _recipe(run)])
-
-
-def _cards(run: Run) -> str:
+def _headlines(run: Run) -> list[tuple[str, str]]:
     pairs = [
         (f"{100 * row['top1']:.2f} %", f"{row.get('target', '')} top-1, {row['frames']} frames".lstrip())
         for row in run.any_frame
@@ -49,38 +67,69 @@ def _cards(run: Run) -> str:
         _, values = run.series(name)
         if len(values):
             pairs.append((form.format(values[-1]), label))
-    return cards(pairs)
+    return pairs
 
 
-def _any_frame(run: Run) -> str:
-    heading = "<h2>Accuracy at each frame count</h2>"
-    if not run.any_frame:
-        return heading + quiet("Not evaluated yet.")
-    header = ("frames", "top-1 (%)", "top-5 (%)", "GFLOPs a clip", "clips")
-    parts = run.by_target()
-    rows = "".join(
-        (f"<h3>{html.escape(target)}</h3>" if target else "")
-        + scroll(table([any_frame_cells(row) for row in part.any_frame], header))
-        for target, part in parts.items()
-    )
-    data = f" On {describe_data(run.data)}." if "digest" in run.data else ""
-    note = quiet(f"One set of weights. GFLOPs are multiply-adds counted once.{data}")
-    lines = {target or run.name: [part] for target, part in parts.items()}
-    plot = image(accuracy_plot(lines), "Top-1 accuracy against frames")
-    return f'{heading}<div class="plots"><div>{rows}{note}</div>{plot}</div>'
+def evaluation_part(run: Run, target: str = "", data: str = "") -> dict[str, Any]:
+    """What the page says of one target of one evaluation.
+
+    Args:
+        run: with an evaluation.
+        target: its name, where there are several.
+        data: the data set's name, where it is not the run's own.
+    """
+    evaluation, longest = run.evaluation, run.evaluation["frames"][-1]["frames"]
+    clips = [_clip(run, clip) for clip in evaluation["examples"]]
+    return {
+        "of": f" on other videos, {data}" * bool(data) + f": {target}" * bool(target),
+        "longest": longest,
+        "header": in_percent(EVALUATION_HEADER),
+        "rows": list(map(evaluation_cells, evaluation["frames"])),
+        "notes": evaluation_notes(evaluation),
+        "faults": [
+            (fault["id"], "missing" if fault["missing"] else "unreadable") for fault in evaluation["data"]["faults"]
+        ],
+        "plots": [
+            (reliability_plot(evaluation), "Accuracy against confidence; the larger a mark the more videos"),
+            (confusion_plot(evaluation), f"Confusion at {longest} frames, shares of each true class"),
+        ],
+        "confused": _confused(evaluation),
+        "clips": {
+            f"Right at {longest} frames": [clip for clip in clips if clip["answers"][-1][0]],
+            f"Wrong at {longest} frames, the surest first": [clip for clip in clips if not clip["answers"][-1][0]],
+        },
+    }
 
 
-def _curves(run: Run) -> str:
-    images = [image(figure, title) for title, figure in training_plots(run).items()]
-    inside = f'<div class="plots">{"".join(images)}</div>' if images else quiet("No metrics yet.")
-    return f"<h2>Training</h2>{inside}"
+def _clip(run: Run, clip: Mapping[str, Any]) -> dict[str, Any]:
+    """A video's film strip, its label, and the answer at each frame count with whether it is right."""
+    classes, label = run.evaluation["classes"], clip["label"]
+    counts = [str(row["frames"]) for row in run.evaluation["frames"]]
+    guesses = [(count, *clip["guesses"][count]) for count in counts]
+    # Only of the folder's own strips: evaluation.json may come from anywhere.
+    path = run.folder / "strips" / Path(clip.get("strip", "")).name
+    return {
+        "id": clip["id"],
+        "label": classes[label],
+        "strip": path.read_bytes() if path.suffix == ".jpg" and path.is_file() else b"",
+        "answers": [
+            (guess == label, f"{count} frames: {classes[guess]} {100 * confidence:.0f}\u00a0%")
+            for count, guess, confidence in guesses
+        ],
+    }
 
 
-def _recipe(run: Run) -> str:
-    if not run.recipe:
-        return "<h2>Recipe</h2>" + quiet("No recipe.json.")
-    rows = table(list(flatten(run.recipe)), kind="recipe")
-    return f"<h2>Recipe</h2><details><summary>All settings</summary>{rows}</details>"
+def _confused(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The pairs of classes that are most often taken one for the other."""
+    classes, confusion = evaluation["classes"], evaluation["frames"][-1]["confusion"]
+    totals: dict[int, int] = {}
+    for label, _, videos in confusion:
+        totals[label] = totals.get(label, 0) + videos
+    wrong = sorted((entry for entry in confusion if entry[0] != entry[1]), key=lambda entry: -entry[2])
+    return [
+        (f"{classes[label]} → {classes[guess]}", str(videos), f"{100 * videos / totals[label]:.0f}")
+        for label, guess, videos in wrong[:CONFUSED]
+    ]
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -44,6 +44,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     rows = read_json(path, list) if path.exists() else []
     _check(path, rows, [ROW])
+    _rename(rows)
     return rows
 
 
@@ -56,6 +57,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     record = read_object(path)
     if path.exists():
         _check(path, record, EVALUATION)
+        _rename([*record["frames"], *record["examples"]])
         try:
             fault = next(_outside(record), None)
         except (TypeError, ValueError) as error:
@@ -85,6 +87,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                 f"expected a JSON object with its step in line {number} of {path}, got {line[:60]!r}: remove that line"
             )
     return rows
+
+
+def _rename(entries: list[dict[str, Any]]) -> None:
+    """Targets were called tasks."""
+    for entry in entries:
+        if "task" in entry:
+            entry["target"] = entry.pop("task")
 
 
 def _check(path: Path, value: Any, wanted: Any) -> None:

@@ -1,30 +1,43 @@
-"""Tables of accuracy against frames, as Markdown or aligned text."""
+"""Tables of accuracy against frames, as Markdown."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from flaxvid.report.run import Run
 
-STYLES = ("markdown", "text")
 NAMED = 10
 """Class names that a note lists."""
 
 
-def any_frame_table(run: Run, style: str = "markdown") -> str:
+ANY_FRAME_HEADER = ("frames", "top-1", "top-5", "GFLOPs a clip", "clips")
+EVALUATION_HEADER = ("frames", "top-1", "top-5", "mean class", "calibration error", "GFLOPs a clip", "ms a clip")
+PERCENT = ("top-1", "top-5", "mean class", "calibration error")
+
+
+def in_percent(header: Sequence[str]) -> tuple[str, ...]:
+    """The header with the unit behind what is in percent."""
+    return tuple(f"{name} (%)" if name in PERCENT else name for name in header)
+
+
+def any_frame_table(run: Run) -> str:
     """Tabulates what one set of weights scores at each frame count: frames, top-1, top-5, GFLOPs a clip, clips.
 
     Several targets have rows of their own, with the target in front. GFLOPs are multiply-adds counted once, as video
     papers print them; accuracies are in percent.
 
     Raises:
-        ValueError: an unknown style, or a run without any-frame evaluation.
+        ValueError: a run without any-frame evaluation.
     """
     if not run.any_frame:
         raise ValueError(f"expected any_frame.json in the folder of run {run.name!r}, got none: evaluate it first")
-    header = ("frames", "top-1", "top-5", "GFLOPs a clip", "clips")
-    return render(*_with_targets(header, run.any_frame, any_frame_cells), style)
+    return render(*_with_targets(ANY_FRAME_HEADER, run.any_frame, any_frame_cells))
 
 
 def any_frame_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -32,16 +45,9 @@ def any_frame_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (str(row["frames"]), *_percent(row, "top1", "top5"), _short(row["gflops"]), f"{row['clips']:,}")
 
 
-EVALUATION_HEADER = ("frames", "top-1", "top-5", "mean class", "calibration error", "GFLOPs a clip", "ms a clip")
-
-
-def evaluation_table(evaluation: Mapping[str, Any], style: str = "text") -> str:
-    """Tabulates evaluation.json: accuracies and expected calibration error in percent, a row a frame count.
-
-    Raises:
-        ValueError: an unknown style.
-    """
-    return render(*_with_targets(EVALUATION_HEADER, evaluation["frames"], evaluation_cells), style)
+def evaluation_table(evaluation: Mapping[str, Any]) -> str:
+    """Tabulates evaluation.json: accuracies and expected calibration error in percent, a row a frame count."""
+    return render(*_with_targets(EVALUATION_HEADER, evaluation["frames"], evaluation_cells))
 
 
 def evaluation_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -97,7 +103,7 @@ def _class_notes(evaluation: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def seed_table(methods: Mapping[str, Sequence[Run]], metric: str = "top1", style: str = "markdown") -> str:
+def seed_table(methods: Mapping[str, Sequence[Run]], metric: str = "top1") -> str:
     """Tabulates mean and deviation over seeds in percent, one row a method, one column a frame count.
 
     The deviation is that of a sample (n - 1); a method of one seed shows its number alone, a frame count that
@@ -106,17 +112,16 @@ def seed_table(methods: Mapping[str, Sequence[Run]], metric: str = "top1", style
     Args:
         methods: the runs of each method, one a seed.
         metric: "top1" or "top5".
-        style: "markdown" or "text".
 
     Raises:
-        ValueError: no method has an any-frame evaluation, or an unknown style.
+        ValueError: no method has an any-frame evaluation.
     """
     statistics = {method: seed_statistics(runs, metric) for method, runs in methods.items()}
     frames = sorted({n for by_frames in statistics.values() for n in by_frames})
     if not frames:
         raise ValueError(f"expected any_frame.json in some run of {list(methods)}, got none: evaluate them first")
     rows = [(method, *(_mean(by_frames.get(n)) for n in frames)) for method, by_frames in statistics.items()]
-    return render(("method", *(f"{n} frames" for n in frames)), rows, style)
+    return render(("method", *(f"{n} frames" for n in frames)), rows)
 
 
 def seed_statistics(runs: Sequence[Run], metric: str = "top1") -> dict[int, tuple[float, float, int]]:
@@ -140,28 +145,17 @@ def seed_statistics(runs: Sequence[Run], metric: str = "top1") -> dict[int, tupl
     }
 
 
-def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str = "markdown") -> str:
-    """Lays out cells with the first column to the left and the others to the right.
-
-    Raises:
-        ValueError: an unknown style.
-    """
-    if style not in STYLES:
-        raise ValueError(f"expected a style of {STYLES}, got {style!r}")
-    if style == "markdown":
-        header, *rows = ([cell.replace("|", r"\|") for cell in row] for row in (header, *rows))
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    widths = [max(width, 3) for width in widths]
-
-    def line(cells: Sequence[str]) -> list[str]:
-        return [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-
-    if style == "text":
-        return "\n".join(
-            "  ".join(cells).rstrip() for cells in (line(header), ["-" * w for w in widths], *map(line, rows))
-        )
-    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (line(header), rule, *map(line, rows)))
+def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: the first column to the left, the others to the right."""
+    table = Table(box=box.MARKDOWN)
+    for number, cell in enumerate(header):
+        table.add_column(Text(cell.replace("|", r"\|")), justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell.replace("|", r"\|")) for cell in row))
+    console = Console(file=io.StringIO(), width=100_000, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines() if line.strip())
 
 
 Rows = Sequence[Mapping[str, Any]]

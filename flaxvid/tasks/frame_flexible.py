@@ -1,8 +1,9 @@
 """Training one network for every frame count (FFN, arXiv 2303.14817)."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import jax
 from jaxtyping import Array, Float
@@ -12,41 +13,73 @@ from flaxvid.losses.classification import HardOrMixed
 from flaxvid.losses.distillation import ffn_loss, label_loss
 from flaxvid.losses.multitask import sum_over_targets
 from flaxvid.models.video_model import VideoModel
-from flaxvid.tasks.mixing import UNMIXED, Mixing
-from flaxvid.tasks.task import LossOutput, Metrics, Share, accuracy, init_model, mix_batch, whole_loss
-from flaxvid.types import Batch, Variables
+from flaxvid.tasks.labelled import LabelledRecipe, accuracy, evaluate_labels, mix_batch, whole_loss
+from flaxvid.tasks.task import Findings, LossOutput, Metrics, Share, init_model
+from flaxvid.types import Batch, Variables, by_target
+
+
+@dataclasses.dataclass
+class FfnRecipe(LabelledRecipe):
+    """FFN: every video at all frame counts in one step; the longest clip learns the label and teaches the others.
+
+    Attributes:
+        weight: factor of the distillation terms.
+        distil: False gives every frame count the label instead, the paper's ablation.
+        alteration: how the gains of the altered kernels start; see `FrameFlexible`.
+        private_norms: whether each frame count has norms of its own; see `FrameFlexible`.
+    """
+
+    name: ClassVar[str] = "ffn"
+    frames: tuple[int, ...] = (4, 8, 16)
+    weight: float = 1.0
+    distil: bool = True
+    alteration: str = "normal"
+    private_norms: bool = True
+
+    def problems(self) -> Iterator[str]:
+        """Finds values that cannot be: a line each, which begins with the field's name."""
+        yield from super().problems()
+        if len(self.frames) < 2:
+            yield f"frames: FFN needs two frame counts or more, got {tuple(self.frames)}"
+        if self.weight < 0:
+            yield f"weight must not be negative, got {self.weight}"
+        try:
+            FrameFlexible(model=None, alteration=self.alteration)  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            yield str(error)
+
+    def make(self, model: VideoModel) -> "FrameFlexibleTask":
+        """The task for a model.
+
+        Raises:
+            ValueError: an option cannot be.
+        """
+        self.check(model)
+        return FrameFlexibleTask(model, self)
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameFlexibleTask:
-    """FFN: all frame counts of a video in one step, the longest teaching the others.
+    """All frame counts of a video in one step.
 
     The counts are applied one by one; on CPU that is faster than one pass over all frames packed together.
 
     Attributes:
-        flexible: model and frame counts.
-        weight: of the distillation terms.
-        distil: False gives every count the label instead, the paper's ablation.
-        label_smoothing: of the cross-entropy.
-        mixing: of the clips in training, the same at all counts.
-        target_weights: of the losses of several targets, 1 for those not in it; each task is distilled by itself.
+        model: the ordinary model.
+        recipe: the options.
     """
 
-    flexible: FrameFlexible
-    weight: float = 1.0
-    distil: bool = True
-    label_smoothing: float = 0.0
-    mixing: Mixing = UNMIXED
-    target_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    model: VideoModel
+    recipe: FfnRecipe
 
-    @property
-    def model(self) -> VideoModel:
-        """The ordinary model."""
-        return self.flexible.model
+    @functools.cached_property
+    def flexible(self) -> FrameFlexible:
+        """The model with what is private to each frame count."""
+        return FrameFlexible(self.model, tuple(self.recipe.frames), self.recipe.alteration, self.recipe.private_norms)
 
     @property
     def frames(self) -> tuple[int, ...]:
-        """The frame counts that each batch must hold."""
+        """The frame counts that each batch must hold, ascending."""
         return self.flexible.frames
 
     def init(self, key: Array, plain: Variables | None = None) -> dict[str, Any]:
@@ -55,24 +88,24 @@ class FrameFlexibleTask:
         return self.flexible.specialise(init_model(self.model, model_key) if plain is None else plain, gain_key)
 
     def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
-        """`ffn_loss` of the batch, or `label_loss`; of several targets their sum."""
+        """`ffn_loss` of the batch, or `label_loss`, summed over the targets."""
         return whole_loss(self, variables, batch, key)
 
     def divide(self, batch: Batch, key: Array, groups: int = 1) -> list[Share]:
         """The whole batch, for every video has all counts."""
-        return [mix_batch(self.mixing, self.model, batch, key)]
+        return [mix_batch(self.recipe, self.model, batch, key)]
 
     def share_loss(self, variables: Variables, share: Share, key: Array) -> LossOutput:
-        """The loss of some rows."""
+        """The loss of some rows, summed over the targets."""
         logits, updated = self.flexible.apply(
             variables, share["video"], train=True, rngs={"dropout": key}, mutable=True
         )
-        # Each task's logits by count, where they came as each count's by task.
-        by_count: Any = jax.tree.map(lambda *counts: dict(zip(logits, counts, strict=True)), *logits.values())
+        by_count = {count: by_target(z) for count, z in logits.items()}
+        targets = {target: {count: z[target] for count, z in by_count.items()} for target in by_count[self.frames[0]]}
         loss, metrics = sum_over_targets(
-            lambda z, target: self.judge(z, *target), by_count, share["target"], self.target_weights
+            lambda z, label: self.judge(z, *label), targets, share["label"], self.recipe.target_weights
         )
-        return loss, (updated, {"loss": loss, **metrics})
+        return loss, (updated, {**metrics, "loss": loss})
 
     def judge(
         self,
@@ -80,20 +113,35 @@ class FrameFlexibleTask:
         labels: HardOrMixed,
         weights: Float[Array, " b"] | None = None,
     ) -> tuple[Float[Array, ""], Metrics]:
-        """One task's loss at all counts, its parts, and the accuracies."""
-        if self.distil:
+        """One target's loss at all counts, its parts, and the accuracies."""
+        smoothing = self.recipe.label_smoothing
+        if self.recipe.distil:
             loss, parts = ffn_loss(
                 logits,
                 labels,
-                self.weight,
-                label_smoothing=self.label_smoothing,
+                self.recipe.weight,
+                label_smoothing=smoothing,
                 frames=self.frames,
                 label_weights=weights,
             )
         else:
-            loss, parts = label_loss(logits, labels, label_smoothing=self.label_smoothing, label_weights=weights)
+            loss, parts = label_loss(logits, labels, label_smoothing=smoothing, label_weights=weights)
         accuracies = {f"accuracy_{count}": accuracy(z, labels, weights) for count, z in logits.items()}
         return loss, {"accuracy": accuracies[f"accuracy_{self.frames[-1]}"], **parts, **accuracies}
+
+    def after(self, variables: dict[str, Any], step: Array) -> dict[str, Any]:
+        """The same variables."""
+        return variables
+
+    def evaluate(
+        self,
+        variables: Variables,
+        batches: Iterable[Batch],
+        frames: tuple[int, ...],
+        put: Callable[[Batch], Batch] = lambda batch: batch,
+    ) -> Findings:
+        """Accuracy at each frame count; see `evaluate_labels`."""
+        return evaluate_labels(self, variables, batches, frames, put)
 
     def select(self, variables: Variables, num_frames: int) -> dict[str, Any]:
         """Ordinary variables for one frame count."""

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: variables, the rest of the training state, the position in the data, a JSON note.
+"""Checkpoints of a run: variables, the rest of the training state, the position in the data.
 
 The latest stay, the best one and those of every so many steps.
 
-A step's folder holds the items `variables`, `training`, `data`, `extra` and `metrics`, its score. Variables stand apart
-so that evaluation and export read them without knowing the optimizer that made them.
+A step's folder holds the items `variables`, `training`, `data`, `extra` (shapes and types) and `metrics` (the score).
+Variables stand apart: evaluation and export read them without the optimizer that made them.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -109,22 +108,14 @@ class Checkpoints:
             multihost_utils.sync_global_devices("the score is written")
         self._manager.reload()
 
-    def save(
-        self,
-        step: int,
-        state: Any,
-        data: grain.DatasetIterator | None = None,
-        extra: Mapping[str, Any] | None = None,
-        score: float | None = None,
-    ) -> None:
+    def save(self, step: int, state: Any, data: Any = None) -> None:
         """Starts to save; saving the latest step again does nothing.
 
         Args:
             step: updates done so far, the name of the folder.
             state: a dataclass pytree such as TrainState, with `variables` among its fields.
-            data: the training data's iterator, to resume in the middle of an epoch.
-            extra: anything JSON, such as the recipe.
-            score: of an evaluation, if it came before; see `set_score`.
+            data: what knows the position in the training data, to resume in the middle of an epoch: `Prefetch`, or an
+                iterator of Grain's.
 
         Raises:
             OSError: the disk is full or cannot be written, or the first checkpoint cannot be read back; the checkpoints
@@ -140,43 +131,36 @@ class Checkpoints:
                 f"one first, or give this run a folder of its own"
             )
         variables, training = _split(state)
-        note = {"leaves": _leaves(state), "extra": dict(extra or {})}
         items = {
             "variables": ocp.args.StandardSave(variables),
             "training": ocp.args.StandardSave(training),
-            "extra": ocp.args.JsonSave(note),
+            "extra": ocp.args.JsonSave({"leaves": _leaves(state)}),
         }
         if data is not None:
             items["data"] = CheckpointSave(data)
-        metrics = {"score": -math.inf if score is None else score}
         self.wait()
         self._check_writable()
         with self._disk():
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics={"score": -math.inf}, force=True)
         if not self._proving:
             self._proving, self._unproven = True, step
 
-    def restore(
-        self, state: State, data: grain.DatasetIterator | None = None, step: int | None = None
-    ) -> tuple[State, dict[str, Any]]:
+    def restore(self, state: State, data: Any = None, step: int | None = None) -> State:
         """Restores a step onto the devices that `state` names, whatever devices it was saved from.
 
         Args:
             state: what to fill: arrays, or `jax.ShapeDtypeStruct`s whose `sharding` places them (none: the first
                 device).
-            data: an iterator made like the saved one; it is moved to the saved position.
+            data: made like the saved one; it is moved to the saved position.
             step: which one; None is the latest.
-
-        Returns:
-            The restored state and the `extra` note.
 
         Raises:
             FileNotFoundError: there is no such checkpoint, or it holds no position in the data.
             ValueError: paths, shapes or types differ from the state's; all differences are listed.
         """
         self.wait()
-        step = _existing_step(self.directory, step)
-        folder = self.directory / str(step)
+        folder = find_checkpoint(self.directory, "latest" if step is None else step)
+        step = int(folder.name)
         note = json.loads((folder / "extra" / "metadata").read_text())
         _check_leaves(note["leaves"], _leaves(state), folder)
         variables, training = _split(jax.tree.map(_abstract, state))
@@ -192,8 +176,7 @@ class Checkpoints:
                 )
             items["data"] = CheckpointRestore(data)
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        state = dataclasses.replace(state, variables=restored.variables, **restored.training)  # pyright: ignore
-        return state, note["extra"]
+        return dataclasses.replace(state, variables=restored.variables, **restored.training)  # pyright: ignore
 
     def wait(self) -> None:
         """Returns when every started save is on disk; raises what went wrong in the background."""
@@ -243,24 +226,55 @@ class Checkpoints:
             ) from error
 
 
-def restore_variables(path: str | Path, step: int | None = None) -> dict[str, Any]:
+def find_checkpoint(path: str | Path, checkpoint: str | int = "latest") -> Path:
+    """The folder of one of a run's checkpoints; its name is the step.
+
+    Args:
+        path: a run's folder, its `checkpoints`, or one step's folder, which is the answer itself.
+        checkpoint: "latest", "best" (the one with the highest score of the evaluations during training), or a step.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: `checkpoint` is something else.
+    """
+    folder, wanted = Path(path).absolute(), str(checkpoint)
+    if wanted not in ("latest", "best") and not wanted.isdecimal():
+        raise ValueError(f'expected checkpoint "latest", "best" or a step such as 1500, got {checkpoint!r}')
+    if (folder / "variables").exists():
+        if wanted not in ("latest", folder.name):
+            raise FileNotFoundError(f"expected a run's folder for checkpoint {wanted}, got that of one step, {folder}")
+        return folder
+    folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
+    steps = _steps(folder)
+    if not steps:
+        found = "a folder without checkpoints" if folder.exists() else "no such folder"
+        raise FileNotFoundError(f"expected checkpoints in {folder}, got {found}: check the path, or train first")
+    scores = {step: _saved_score(folder / str(step)) for step in steps} if wanted == "best" else {}
+    if wanted == "best" and max(scores.values()) == -math.inf:
+        raise FileNotFoundError(
+            f"expected a best checkpoint in {folder}, got none with a score: the run was not evaluated during training "
+            f"(eval_every); take the latest, or one of the steps {', '.join(map(str, steps))}"
+        )
+    step = max(scores, key=scores.__getitem__) if wanted == "best" else steps[-1] if wanted == "latest" else int(wanted)
+    if step not in steps:
+        raise FileNotFoundError(f"expected one of the steps {', '.join(map(str, steps))} in {folder}, got {step}")
+    return folder / str(step)
+
+
+def restore_variables(path: str | Path, checkpoint: str | int = "latest") -> dict[str, Any]:
     """Reads a checkpoint's variables as nested dictionaries of numpy arrays, without model, optimizer or devices.
 
     Args:
-        path: a run's folder, its `checkpoints`, or one step's folder.
-        step: which step; None is the latest.
+        path, checkpoint: which one, as `find_checkpoint` finds it.
 
     Returns:
         Variables such as {"params": ..., "params_4f": ..., "batch_stats_4f": ...}.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or `checkpoint` is none of its words.
     """
-    folder = Path(path).absolute()
-    if not (folder / "variables").exists():
-        folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
-        folder = folder / str(_existing_step(folder, step))
+    folder = find_checkpoint(path, checkpoint)
     try:
         return _read_numpy(folder / "variables")
     except Exception as error:
@@ -271,19 +285,16 @@ def _steps(directory: Path) -> list[int]:
     return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit() and (p / "variables").exists())
 
 
-def _existing_step(directory: Path, step: int | None) -> int:
-    steps = _steps(directory)
-    if not steps:
-        found = "a folder without checkpoints" if directory.exists() else "no such folder"
-        raise FileNotFoundError(f"expected checkpoints in {directory}, got {found}: check the path, or train first")
-    if step is not None and step not in steps:
-        raise FileNotFoundError(f"expected one of the steps {steps} in {directory}, got step={step}")
-    return steps[-1] if step is None else step
-
-
 def _score(metrics: Any) -> float:
     score = metrics.get("score")
     return score if isinstance(score, int | float) else -math.inf
+
+
+def _saved_score(folder: Path) -> float:
+    try:
+        return _score(json.loads((folder / "metrics" / "metrics").read_text()))
+    except (OSError, ValueError, AttributeError):  # a file that is missing, damaged, or no object
+        return -math.inf
 
 
 def _put_damaged_aside(directory: Path) -> None:

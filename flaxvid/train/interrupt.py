@@ -14,6 +14,8 @@ from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+_CLEAR, _CURSOR = "\r\x1b[K", "\x1b[?25h"  # erases the line; shows the cursor, which a progress bar hides
+
 
 class Interrupted(Exception):
     """A run that was told to stop, saved its state and can go on.
@@ -28,7 +30,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Notes SIGTERM and the first Ctrl-C instead of dying of them, from `hold` to `release`.
+    """Answers SIGTERM and the first Ctrl-C, from `hold` to `release`, instead of dying of them.
 
     Outside of that, signals do what they did before. A second Ctrl-C ends at once. With several processes it is enough
     that one of them gets SIGTERM: JAX tells the others and agrees with them on a step. Signals belong to the main
@@ -37,6 +39,7 @@ class StopRequest:
 
     def __init__(self):
         self.signal: int | None = None
+        self._unanswered = threading.Lock()
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -59,6 +62,12 @@ class StopRequest:
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = self.signal or number
+        self.answer()
+
+    def answer(self) -> None:
+        """Says once, from whichever thread comes first, that the signal was heard and what happens now."""
+        if self._unanswered.acquire(blocking=False):
+            say("stopping after this step, then saving; Ctrl-C once more stops at once, without saving")
 
     def reached(self, step: int) -> bool:
         """Whether to save after this step and stop; every process calls it after every step."""
@@ -114,9 +123,19 @@ def _listen(heard: int, leave: object, advice: str) -> None:
         number = os.read(heard, 1)[0]
         if number not in SIGNALS:
             continue
-        if signal.getsignal(number) is leave or (told and number == signal.SIGINT):
-            end(f"stopped as told ({signal.Signals(number).name}): {advice}", 128 + number)
+        handler = signal.getsignal(number)
+        if handler is leave or (told and number == signal.SIGINT):
+            how = "as told" if handler is leave else "at once, without saving"
+            end(f"stopped {how} ({signal.Signals(number).name}): {advice}", 128 + number)
         told = True
+        request = getattr(handler, "__self__", None)
+        if isinstance(request, StopRequest):  # its own handler waits for the main thread, which may compute for long
+            request.answer()
+
+
+def say(message: str) -> None:
+    """Writes a line to stderr at once; on a terminal in the place of a progress bar, which is drawn anew below it."""
+    os.write(2, f"{_CLEAR * os.isatty(2)}{message}\n".encode(errors="backslashreplace"))
 
 
 def end(message: str, code: int) -> NoReturn:
@@ -124,6 +143,5 @@ def end(message: str, code: int) -> NoReturn:
     flush = threading.Thread(target=sys.stdout.flush, daemon=True)
     flush.start()
     flush.join(1)  # whoever reads the output may have stopped to
-    shown = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""  # a progress bar hides the cursor
-    os.write(2, f"{shown}{message}\n".encode(errors="backslashreplace"))
+    say(_CURSOR * os.isatty(2) + message)
     os._exit(code)

@@ -1,33 +1,22 @@
-"""What a recipe's values may be: each of the wrong types, out of range, or at odds with another, in a line of its own.
+"""What a recipe's values may be: each one of a wrong type, out of range, or at odds with another, in a line of its own.
 
-Rules that a part of the library has for itself (of clips, mixing, sampling) stand there and are only asked for here.
+Parts of a recipe that other rooms own (clips, augmentation, tasks) say their problems themselves.
 """
 
 import copy
 import dataclasses
-import functools
-import math
 import operator
 import re
-import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 
-from flaxvid.frames import FrameFlexible
-from flaxvid.tasks.mixing import Mixing
-from flaxvid.tasks.task import Supervised, rows_by_count
-
-CHOICES = {
-    "task.name": ("ffn", "supervised"),
-    "optimizer.name": ("sgd", "adamw"),
-    "optimizer.schedule": ("step", "cosine", "constant"),
-    "model.inflate": ("", "mean", "centre"),
-    "data.missing": ("error", "keep"),
-    "model.dtype": ("float32", "bfloat16"),
-}
+from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
+from flaxvid.train.fields import choices, misfit
+from flaxvid.train.recipe import FILLED, Recipe
+from flaxvid.train.setup import complete
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
@@ -35,60 +24,73 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda value: value > 0,
         (
             *("epochs", "batch_size", "eval_batch_size", "norm_groups", "keep", "checkpoint_every", "log_every"),
-            *("model.num_frames", "data.num_threads"),
+            *("model.num_frames", "model.image_size", "data.num_threads"),
         ),
     ),
     (
         "not be negative",
         lambda value: value >= 0,
         (
-            *("seed", "eval_every", "keep_every", "data.num_workers", "data.fold", "task.weight"),
+            *("seed", "eval_every", "keep_every", "data.num_workers", "data.fold"),
             *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm"),
             *("optimizer.warmup_epochs", "optimizer.warmup_start"),
         ),
     ),
-    (
-        "lie in [0, 1)",
-        lambda value: 0 <= value < 1,
-        ("optimizer.momentum", "optimizer.ema", "model.dropout", "task.label_smoothing"),
-    ),
+    ("lie in [0, 1)", lambda value: 0 <= value < 1, ("optimizer.momentum", "optimizer.ema", "model.dropout")),
     ("lie in [0, 1]", lambda value: 0 <= value <= 1, ("data.max_broken",)),
 )
+"""What must hold of numbers; None is always allowed where the type allows it."""
 
 
-def find_problems(recipe: Any, clip_config: Callable[[Any, tuple[int, ...]], Any]) -> list[str]:
-    """All that is wrong with a recipe, as far as it shows without its data and its network; [] if nothing.
+def check(recipe: Recipe) -> None:
+    """Finds every value that cannot be, before any work is done.
 
-    Args:
-        recipe: a `Recipe`, whose module knows this one.
-        clip_config: its rules for clips of given frame counts.
+    Raises:
+        ValueError: every problem, a line each; or the network cannot be made.
     """
-    problems, recipe = _misfits(recipe)
-    half = {"float16": ": nothing scales the loss in it, and small gradients would be rounded to zero"}
-    problems += [
-        f"{name} must be {_either(choices)}, got {value!r}{half.get(value, '')}"
-        for name, choices in CHOICES.items()
-        if (value := _value(recipe, name)) not in choices
-    ]
+    problems, mended = _misfits(recipe)
     problems += [
         f"{name} must {rule}, got {value}"
         for rule, holds, names in RANGES
         for name in names
-        if not holds(value := _value(recipe, name))
+        if (value := operator.attrgetter(name)(mended)) is not None and not holds(value)
     ]
-    problems += [message for rules in (_batches, _schedules, _groups) for message in rules(recipe)]
-    return [*dict.fromkeys([*problems, *_others_rules(recipe, clip_config)])]
+    problems += [message for rule in (_task, _batches, _schedules, _groups) for message in rule(mended)]
+    network = None
+    if not any(problem.startswith("model.") for problem in problems):
+        try:
+            mended = complete(mended)
+        except ValueError as error:
+            network = error
+    problems += _clips(mended)
+    if network and not problems:
+        raise network
+    if problems := [*problems, *([str(network)] if network else [])]:
+        raise ValueError("the recipe cannot run:\n  " + "\n  ".join(dict.fromkeys(problems)))
 
 
-def _batches(recipe: Any) -> Iterator[str]:
+def _clips(recipe: Recipe) -> Iterator[str]:
+    """How clips are cut, and of how many frames."""
+    clips = copy.copy(recipe.data.clips)
+    for path, owner in FILLED.items():
+        if value := operator.attrgetter(path)(recipe):
+            yield f"{path} is for {owner} to say, got {value}: leave it empty"
+    clips.frames, clips.image_size = (), max(0, recipe.model.image_size or 0)
+    yield from (f"data.clips.{problem}" for problem in clips.problems())
+    yield from (f"data.clips.augmentation.{problem}" for problem in clips.augmentation.problems())
+    if min(recipe.eval_frames, default=1) < 1 or len({*recipe.eval_frames}) < len(recipe.eval_frames):
+        yield f"eval_frames must be distinct positive frame counts such as (4, 8, 16), got {recipe.eval_frames}"
+
+
+def _task(recipe: Recipe) -> Iterator[str]:
+    return (f"task.{problem}" for problem in recipe.task.problems())
+
+
+def _batches(recipe: Recipe) -> Iterator[str]:
     """Batches, and what of them each part and each frame count gets."""
-    task, repeats, size = recipe.task, recipe.data.repeats, recipe.batch_size
-    if task.name == "ffn" and len(task.frames) == 1:
-        yield f"task.frames: FFN needs two frame counts or more, got {task.frames}"
-    if not task.frames:
-        yield "task.frames is empty: give the frame counts, such as (4, 8, 16)"
-    for name, parts in (("data.repeats", repeats), ("optimizer.accumulate", recipe.optimizer.accumulate)):
-        if size % max(1, parts) or (parts < 1 and name != "data.repeats"):  # clips have that rule themselves
+    task, repeats, size = recipe.task, recipe.data.clips.repeats, recipe.batch_size
+    for name, parts in (("data.clips.repeats", repeats), ("optimizer.accumulate", recipe.optimizer.accumulate)):
+        if size % max(1, parts) or (parts < 1 and name != "data.clips.repeats"):  # clips have that rule themselves
             yield f"{name}={parts} must divide batch_size={size}"
     rows = size // max(1, recipe.optimizer.accumulate)
     if rows % max(1, recipe.norm_groups):
@@ -96,12 +98,13 @@ def _batches(recipe: Any) -> Iterator[str]:
     videos = size // max(1, repeats) // jax.process_count()
     if max(task.mixup, task.cutmix) > 0 and videos < 2 <= size:
         yield (
-            f"task.mixup={task.mixup} and task.cutmix={task.cutmix} mix two videos, and with data.repeats={repeats} a "
-            f"batch_size of {size} has one (in each process): raise batch_size"
+            f"task.mixup={task.mixup} and task.cutmix={task.cutmix} mix two videos, and with "
+            f"data.clips.repeats={repeats} a batch_size of {size} has one (in each process): raise batch_size"
         )
     elif max(task.mixup, task.cutmix) > 0 and videos < 2:
         yield f"task.mixup={task.mixup} and task.cutmix={task.cutmix} need two clips in a batch, got batch_size={size}"
-    if task.name == "supervised" and len(task.frames) > 1 and 0 < task.share < 1 and 0 < recipe.norm_groups <= size:
+    several = len(task.frames) > 1 and 0 < recipe.norm_groups <= size
+    if isinstance(task, SupervisedRecipe) and several and 0 < task.share < 1:
         got = rows_by_count(tuple(sorted(task.frames)), task.share, size // recipe.norm_groups)
         if starved := sorted(count for count, own in got.items() if own.start == own.stop):
             group = f"batch_size={size}" if recipe.norm_groups == 1 else f"each of norm_groups={recipe.norm_groups}"
@@ -109,11 +112,9 @@ def _batches(recipe: Any) -> Iterator[str]:
                 f"task.share={task.share} of {group} leaves no clip for frames={tuple(starved)}: raise batch_size, or "
                 "change task.share"
             )
-    if any(weight < 0 for weight in task.target_weights.values()):
-        yield f"task.target_weights must not be negative, got {task.target_weights}"
 
 
-def _schedules(recipe: Any) -> Iterator[str]:
+def _schedules(recipe: Recipe) -> Iterator[str]:
     """The learning rate over the epochs, and momentum."""
     optimizer, epochs = recipe.optimizer, recipe.epochs
     if epochs > 0 and optimizer.warmup_epochs > epochs:
@@ -135,7 +136,7 @@ def _schedules(recipe: Any) -> Iterator[str]:
         )
 
 
-def _groups(recipe: Any) -> Iterator[str]:
+def _groups(recipe: Recipe) -> Iterator[str]:
     """Patterns of parameters, whose matches are known once the network is; and the network's own options."""
     if recipe.model.inflate and not recipe.model.weights:
         yield f"model.inflate={recipe.model.inflate!r} needs model.weights of a 2-D network: name them, or set it to ''"
@@ -156,95 +157,23 @@ def _groups(recipe: Any) -> Iterator[str]:
         yield f"model.options.backbone_options.dtype is model.dtype's to say, got {backbone['dtype']!r}: leave it out"
 
 
-def _others_rules(recipe: Any, clip_config: Callable[[Any, tuple[int, ...]], Any]) -> Iterator[str]:
-    """What clips, tasks and mixing refuse themselves: they raise their first problem, so each value is asked alone."""
-    task, plain, anything = recipe.task, type(recipe)(), (1,)
-    if recipe.model.image_size < 1:  # it would be the answer to whatever else is asked
-        yield f"model.image_size must be positive, got {recipe.model.image_size}"
-        recipe.model.image_size = plain.model.image_size
-    plain.model.image_size, alone = recipe.model.image_size, []
-    for field in dataclasses.fields(recipe.data):
-        one = copy.deepcopy(plain)
-        setattr(one.data, field.name, getattr(recipe.data, field.name))
-        alone.append((f"data.{field.name}", functools.partial(clip_config, one, anything)))
-    together = [("data", functools.partial(clip_config, recipe, anything))]
-    yield from _refusals(alone) or _refusals(together)
-    model: Any = None  # their rules need none
-    asked = [
-        ("task.frames", functools.partial(clip_config, plain, task.frames or anything)),
-        ("eval_frames", functools.partial(clip_config, plain, recipe.eval_frames)),
-        ("task", functools.partial(Mixing, task.mixup, task.cutmix, task.erasing)),
-    ]
-    if task.name == "ffn":
-        asked.append(("task", functools.partial(FrameFlexible, model, anything, task.alteration)))
-    if task.name == "supervised":
-        asked.append(("task", functools.partial(Supervised, model, anything, sampling=task.sampling)))
-        asked.append(("task", functools.partial(Supervised, model, anything, share=task.share)))
-    yield from _refusals(asked)
-
-
-def _refusals(asked: Iterable[tuple[str, Callable[[], Any]]]) -> list[str]:
-    """What each of these raises, under its name."""
-    refusals = []
-    for name, ask in asked:
-        try:
-            ask()
-        except ValueError as error:
-            refusals.append(f"{name}: {error}")
-    return refusals
-
-
-def _misfits(recipe: Any) -> tuple[list[str], Any]:
+def _misfits(recipe: Recipe) -> tuple[list[str], Recipe]:
     """Values that are of another type than their field, or NaN or infinite; and the recipe with defaults for them."""
-    problems, mended, plain = [], copy.deepcopy(recipe), type(recipe)()
-    for name, kind in typing.get_type_hints(type(recipe)).items():
-        part = getattr(mended, name)
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and not isinstance(part, kind):
-            problems.append(f"{name} must be a {kind.__name__}, got {repr(part)[:60]}")
-            setattr(mended, name, getattr(plain, name))
-    for part in ("", "model", "data", "task", "optimizer"):
-        owner, default = (_value(mended, part), _value(plain, part)) if part else (mended, plain)
-        for name, hint in typing.get_type_hints(type(owner)).items():
-            if dataclasses.is_dataclass(hint):
-                continue
-            if wanted := _wrong(getattr(owner, name), hint):
-                problems.append(f"{part + '.' * bool(part)}{name} must be {wanted}, got {getattr(owner, name)!r}")
-                setattr(owner, name, getattr(default, name))
+    problems, mended = [], copy.deepcopy(recipe)
+
+    def mend(owner: Any, prefix: str) -> None:
+        hints, plain, parts = typing.get_type_hints(type(owner)), type(owner)(), []
+        for field in dataclasses.fields(owner):
+            value, path, hint = getattr(owner, field.name), prefix + field.name, hints[field.name]
+            if dataclasses.is_dataclass(value) and isinstance(value, choices(hint)):
+                parts.append((value, f"{path}."))
+            elif wanted := misfit(value, hint):
+                half = ": nothing scales the loss in it, and small gradients would be rounded to zero"
+                shown = repr(value)[: 60 if dataclasses.is_dataclass(value) else None]
+                problems.append(f"{path} must be {wanted}, got {shown}" + half * (value == "float16"))
+                setattr(owner, field.name, getattr(plain, field.name))
+        for part in parts:
+            mend(*part)
+
+    mend(mended, "")
     return problems, mended
-
-
-def _wrong(value: Any, hint: Any) -> str:
-    """What a value should be instead; "" where it is of the type."""
-    parts = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        inner = parts if parts[-1] is not ... else (parts[0],) * (len(value) if isinstance(value, tuple | list) else 0)
-        if not isinstance(value, tuple | list) or len(value) != len(inner):
-            return f"a tuple of {len(parts)}" if parts[-1] is not ... else "a tuple"
-        return next((f"a tuple, each {wrong}" for wrong in map(_wrong, value, inner) if wrong), "")
-    if typing.get_origin(hint) is dict:
-        if not isinstance(value, Mapping):
-            return "a dict"
-        return next(
-            (f"a dict, each value {wrong}" for wrong in (_wrong(v, parts[1]) for v in value.values()) if wrong), ""
-        )
-    if hint is Any:
-        number = isinstance(value, float) and not math.isfinite(value)
-        nested = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-        return "finite" if number or any(_wrong(one, Any) for one in nested) else ""
-    if hint is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-        return "" if fits else "a finite number"
-    if hint is int:
-        fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 31
-        return "" if fits else "a whole number of 31 bits"
-    names = {str: "text", bool: "True or False"}
-    return "" if isinstance(value, hint) else names[hint]
-
-
-def _value(recipe: Any, name: str) -> Any:
-    return operator.attrgetter(name)(recipe)
-
-
-def _either(choices: tuple[str, ...]) -> str:
-    quoted = [f'"{choice}"' for choice in choices]
-    return f"{', '.join(quoted[:-1])} or {quoted[-1]}"

@@ -33,7 +33,7 @@ class RunLogger:
         total_steps: of the whole run.
         step: the step that training resumes from. Lines beyond it, of updates that are done again, are dropped from
             metrics.jsonl; step 0 begins the file anew.
-        evaluated: whether the evaluation of `step`, if there was any, stands; if not, its line is dropped, too.
+        evaluated: whether the evaluation of `step` in training stands, if there was any; if not, its line is dropped.
         interval: seconds between plain lines.
         console: where to print; None is stdout.
     """
@@ -163,36 +163,24 @@ class RunLogger:
 
 
 def parameter_table(variables: Variables) -> Table:
-    """Tabulates variables by collection and part (stem, body, head), with totals; arrays or shapes.
+    """Tabulates variables by collection, with totals; arrays or shapes.
 
     The row of `params_4f` next to that of `params` shows what a frame-flexible model keeps for itself.
     """
-    table = Table("variables", title="Variables", title_justify="left")
-    for heading in ("arrays", "numbers", "MB"):
-        table.add_column(heading, justify="right")
-    table.add_column("largest")
-    total = []
-    for collection, parts in variables.items():
-        for part, tree in parts.items():
-            leaves = jax.tree_util.tree_leaves_with_path(tree)
-            total += leaves
-            table.add_row(f"{collection}/{part}", *_sizes(leaves), _largest(leaves))
+    table = Table("variables", "arrays", "numbers", "MB")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for collection, tree in variables.items():
+        table.add_row(collection, *_sizes(tree))
     table.add_section()
-    table.add_row("total", *_sizes(total), "")
+    table.add_row("total", *_sizes(variables))
     return table
 
 
-def _sizes(leaves: list[tuple[Any, Any]]) -> tuple[str, str, str]:
-    numbers = sum(math.prod(leaf.shape) for _, leaf in leaves)
-    size = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for _, leaf in leaves)
-    return f"{len(leaves):,}", f"{numbers:,}", f"{size / 1e6:,.2f}"
-
-
-def _largest(leaves: list[tuple[Any, Any]]) -> str:
-    if not leaves:
-        return ""
-    path, leaf = max(leaves, key=lambda item: math.prod(item[1].shape))
-    return f"{jax.tree_util.keystr(path, simple=True, separator='/')} {tuple(leaf.shape)}".strip()
+def _sizes(tree: Any) -> tuple[str, str, str]:
+    sizes = [(math.prod(leaf.shape), np.dtype(leaf.dtype).itemsize) for leaf in jax.tree.leaves(tree)]
+    numbers, size = sum(number for number, _ in sizes), sum(number * item for number, item in sizes)
+    return f"{len(sizes):,}", f"{numbers:,}", f"{size / 1e6:,.2f}"
 
 
 def _progress(console: Console) -> Progress:
@@ -209,7 +197,7 @@ def _scalar(name: str, value: Any) -> float:
 def _drop_after(path: Path, step: int, evaluated: bool) -> None:
     """Drops what lies beyond `step` and a half-written last line, in one step that cannot itself be cut short."""
     kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
-    if not evaluated:
-        kept = [row for row in kept if row["step"] < step or any(name.startswith("train/") for name in row)]
+    stand = ("train/", "eval/") if evaluated else ("train/",)  # a resume that gets that far makes the last test anew
+    kept = [row for row in kept if row["step"] < step or any(name.startswith(stand) for name in row)]
     with written_whole(path) as replacement:
         replacement.write_text("".join(json.dumps(row) + "\n" for row in kept))

@@ -1,20 +1,17 @@
 """Optimizer and learning-rate schedule out of a recipe, from optax's parts."""
 
-import re
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import optax
 
-from flaxvid import trees
-from flaxvid.train.recipe import OptimizerRecipe, Rules
-
-SHOWN = 12
-"""Parameters that an error shows."""
+from flaxvid.train.groups import group_factors
+from flaxvid.train.recipe import OptimizerRecipe
 
 
 def make_schedule(recipe: OptimizerRecipe, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then "step", "cosine" or "constant" over what is left.
+    """The learning rate by step: linear warm-up, then "step", "cosine" or "constant" over what is left.
 
     The milestones of "step" count from the start of training, warm-up included; a cosine does with `cosine_from_start`.
     """
@@ -35,47 +32,25 @@ def make_schedule(recipe: OptimizerRecipe, epochs: int, steps_per_epoch: int) ->
     return optax.join_schedules([optax.linear_schedule(recipe.warmup_start, float(peak), warmup), main], [warmup])
 
 
-def group_factors(params: Any, rules: Rules) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Learning-rate and weight-decay factors of every parameter, by the first rule that matches its path."""
-    table = [(pattern, (rate, decay)) for pattern, rate, decay in rules]
-    factors = trees.map_paths(lambda path, _: trees.first_match(table, path, (1.0, 1.0)), params)
-    rates = trees.map_paths(lambda _, pair: pair[0], factors)
-    decays = trees.map_paths(lambda _, pair: pair[1], factors)
-    return rates, decays
+def make_optimizer(recipe: OptimizerRecipe, norms: Collection[str] | None = None) -> optax.GradientTransformation:
+    """The optimizer over ``{"params": ..., "params_4f": ...}``, at a learning rate of 1.
 
-
-def check_rules(params: Any, rules: Rules) -> None:
-    """Finds parameter groups that cannot be meant.
+    `train_step` multiplies the updates by the rate, so the compiled step is the same for all rates and schedules. That
+    comes last in torch's SGD too: decay joins the gradient before momentum, and the rate multiplies the momentum
+    buffer. The gradient is clipped by its global norm before either.
 
     Args:
-        params: the ``params*`` collections, or their shapes; those that are frozen, too.
-        rules: of the recipe.
-
-    Raises:
-        ValueError: patterns that match no parameter; the message shows some that there are.
-    """
-    paths = list(trees.flatten(params))
-    if unused := [pattern for pattern, *_ in rules if not any(re.fullmatch(pattern, path) for path in paths)]:
-        shown = ", ".join(paths[:: max(1, len(paths) // SHOWN)][:SHOWN])
-        raise ValueError(
-            f"optimizer.rules: {', '.join(map(repr, unused))} matches no parameter as a whole path; there are {shown}, "
-            "...: correct the pattern or leave the rule out"
-        )
-
-
-def make_optimizer(recipe: OptimizerRecipe, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer over ``{"params": ..., "params_4f": ...}``.
-
-    SGD follows torch: decay joins the gradient before momentum, and the learning rate multiplies the momentum buffer.
-    The gradient is clipped by its global norm before either.
+        recipe: which optimizer.
+        norms: the network's, by `trees.norm_modules`; None finds them in the parameters that are trained, which is not
+            enough where a norm is frozen in part.
     """
 
     def decay(updates, params):
-        _, decays = group_factors(params, recipe.rules)
+        _, decays = group_factors(params, recipe.rules, norms)
         return jax.tree.map(lambda u, p, factor: u + recipe.weight_decay * factor * p, updates, params, decays)
 
     def scale(updates, params):
-        rates, _ = group_factors(params, recipe.rules)
+        rates, _ = group_factors(params, recipe.rules, norms)
         return jax.tree.map(lambda u, factor: factor * u, updates, rates)
 
     clip = optax.clip_by_global_norm(recipe.clip_norm) if recipe.clip_norm else optax.identity()
@@ -83,4 +58,6 @@ def make_optimizer(recipe: OptimizerRecipe, schedule: optax.Schedule) -> optax.G
         middle = (optax.stateless(decay), optax.trace(recipe.momentum, recipe.nesterov))
     else:
         middle = (optax.scale_by_adam(), optax.stateless(decay))
-    return optax.chain(clip, *middle, optax.stateless(scale), optax.scale_by_learning_rate(schedule))
+    # A schedule, for its counter: checkpoints have had it since the rate was a part of the optimizer.
+    down = optax.scale_by_schedule(lambda _: -1.0)
+    return optax.chain(clip, *middle, optax.stateless(scale), down)

@@ -2,19 +2,26 @@
 
 import dataclasses
 
+from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.motion.build import MotionConfig
-from flaxvid.train.recipe import FFN_RULES, NORM_RULES, DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
+from flaxvid.train.groups import FFN_RULES, NORM_RULES
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
 
 
 def _imagenet(frames: int) -> ModelRecipe:
     return ModelRecipe("tsm_resnet50", "torchvision/resnet50-imagenet1k-v1", num_frames=frames)
 
 
+def _flipped() -> ClipConfig:
+    return ClipConfig(flip=True, short="repeat")
+
+
 def _something(version: str) -> Recipe:
     """arXiv 2303.14817, section 4.1, and the authors' code: no flip, for labels say left and right."""
     return Recipe(
         model=_imagenet(16),
-        data=DataRecipe(f"ssv{version}", eval_split="validation", short="repeat", num_workers=8),
+        data=DataRecipe(f"ssv{version}", eval_split="validation", clips=ClipConfig(short="repeat"), num_workers=8),
         optimizer=OptimizerRecipe("sgd", 0.01, 0.9, 5e-4, "step", (20, 40), clip_norm=20.0, rules=FFN_RULES),
         batch_size=32,
         epochs=50,
@@ -34,7 +41,7 @@ def ssv2() -> Recipe:
 def kinetics400() -> Recipe:
     """Kinetics-400: as Something-Something, with less decay, and flipped."""
     recipe = _something("2")
-    recipe.data = DataRecipe("kinetics400", eval_split="validation", flip=True, short="repeat", num_workers=8)
+    recipe.data = DataRecipe("kinetics400", eval_split="validation", clips=_flipped(), num_workers=8)
     recipe.optimizer.weight_decay = 1e-4
     return recipe
 
@@ -42,7 +49,7 @@ def kinetics400() -> Recipe:
 def hmdb51() -> Recipe:
     """HMDB51, split 1, with the settings of Something-Something: the FFN paper names no others."""
     recipe = _something("2")
-    recipe.data = DataRecipe("hmdb51", flip=True, short="repeat", fold=1, num_workers=8)
+    recipe.data = DataRecipe("hmdb51", clips=_flipped(), fold=1, num_workers=8)
     return recipe
 
 
@@ -54,11 +61,9 @@ def ucf101() -> Recipe:
     """
     recipe = hmdb51()
     recipe.data = dataclasses.replace(recipe.data, name="ucf101")
-    recipe.model = dataclasses.replace(recipe.model, dropout=0.8, options={"freeze_norms": True})
-    frozen = (r"params\w*/body/.*norm.*", 0.0, 0.0)
-    recipe.optimizer = dataclasses.replace(
-        recipe.optimizer, learning_rate=0.001, milestones=(10, 20), rules=(frozen, *FFN_RULES)
-    )
+    recipe.model.dropout = 0.8
+    recipe.freeze = (r"body/.*norm\w*",)
+    recipe.optimizer = dataclasses.replace(recipe.optimizer, learning_rate=0.001, milestones=(10, 20))
     recipe.epochs = 25
     return recipe
 
@@ -73,7 +78,7 @@ def ucf101_small() -> Recipe:
             dropout=0.3,
             options={"width": 16, "depths": (1, 1, 1, 1), "classifier_std": 0.1},
         ),
-        data=DataRecipe("ucf101", flip=True, short="repeat", fold=1),
+        data=DataRecipe("ucf101", clips=_flipped(), fold=1),
         optimizer=OptimizerRecipe("adamw", 2e-3, weight_decay=0.05, schedule="cosine", warmup_epochs=2, clip_norm=5.0),
         batch_size=9,
         eval_batch_size=14,
@@ -86,7 +91,7 @@ def folder() -> Recipe:
     """Your own videos in class folders, ``--config.data.root=FOLDER``: ImageNet start, half the rate, cosine."""
     return Recipe(
         model=_imagenet(16),
-        data=DataRecipe("folder", flip=True, short="repeat"),
+        data=DataRecipe("folder", clips=_flipped()),
         optimizer=OptimizerRecipe("sgd", 0.005, schedule="cosine", warmup_epochs=1, rules=FFN_RULES),
         batch_size=16,
         eval_batch_size=16,
@@ -105,7 +110,7 @@ def motion() -> Recipe:
             dropout=0.0,
             options={"width": 16, "depths": (1, 1, 1, 1), "shift_div": 4, "classifier_std": 0.1},
         ),
-        data=DataRecipe("motion", test_size=40, scales=(1.0, 0.9), motion=settings),
+        data=DataRecipe("motion", clips=ClipConfig(test_size=40, scales=(1.0, 0.9)), motion=settings),
         optimizer=OptimizerRecipe(
             "adamw", 2e-3, weight_decay=0.02, schedule="cosine", warmup_epochs=0.15, clip_norm=5.0
         ),
@@ -155,5 +160,5 @@ def preset(name: str) -> Recipe:
     if name not in PRESETS:
         raise ValueError(f"unknown data set {name!r}: this config has {', '.join(PRESETS)}")
     recipe = PRESETS[name]()
-    recipe.task = TaskRecipe("supervised", frames=(16,))
+    recipe.task = SupervisedRecipe()
     return recipe

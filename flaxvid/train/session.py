@@ -1,26 +1,27 @@
 """What a run does beside its steps: it logs, saves, evaluates and stops, each when it is due."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from flaxvid.data.broken import Tally
-from flaxvid.data.pipeline import eval_batches, next_batch
+from flaxvid.data.pipeline import eval_batches
 from flaxvid.data.sources.open import Source
 from flaxvid.data.workers import WorkerKilled
-from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, score_rows
-from flaxvid.tasks.task import Metrics, Task
+from flaxvid.tasks.task import Findings, Metrics, Task
 from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.interrupt import StopRequest
 from flaxvid.train.logging import RunLogger
 from flaxvid.train.mesh import put_batch
+from flaxvid.train.prefetch import Prefetch
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.setup import clip_config
+from flaxvid.train.splits import Splits
 from flaxvid.train.state import TrainState, averaged
 from flaxvid.train.waiting import WaitingShare
 from flaxvid.types import Batch
@@ -31,14 +32,11 @@ Recent = list[tuple[int, Metrics, np.ndarray]]
 
 @dataclasses.dataclass
 class Session:
-    """A run at work, from the step that it began or resumed at.
-
-    A state is on disk before it is evaluated; a checkpoint without a score is how a resume knows that an evaluation was
-    cut short.
+    """A run at work, from the step that it begins or resumes at.
 
     Attributes:
-        recipe, task, source, eval_source, mesh: of the run.
-        data: the iterator of its training batches.
+        recipe, task, splits, mesh: of the run.
+        batches: what it trains on.
         checkpoints, log, stop, tally: open.
         check_there: raises where the run's folder is gone.
         epoch_steps: steps of one pass over the training videos.
@@ -47,10 +45,9 @@ class Session:
 
     recipe: Recipe
     task: Task
-    source: Source
-    eval_source: Source
+    splits: Splits
     mesh: Mesh
-    data: grain.DatasetIterator
+    batches: Prefetch
     checkpoints: Checkpoints
     log: RunLogger
     stop: StopRequest
@@ -66,88 +63,107 @@ class Session:
         """Steps of the whole run."""
         return self.recipe.epochs * self.epoch_steps
 
-    def next_clips(self, step: int, state: TrainState) -> Batch:
-        """The clips of a step; where a worker was killed, `state` is saved first.
+    def next_batch(self, step: int, state: TrainState) -> tuple[Batch, np.ndarray]:
+        """The batch of a step, and positions of its clips in the source.
 
         Raises:
-            WorkerKilled: a worker was killed.
+            WorkerKilled: a worker process was killed; the state before the step is saved first.
         """
         try:
-            clips = next_batch(self.data)
+            batch, account, _ = self.batches.take()
         except WorkerKilled as error:
             if step - 1 == self.start or jax.process_count() > 1:  # alone, a process can save nothing
                 raise
             self._save(step - 1, state)
             self._settle(step - 1)
             raise WorkerKilled(f"{error} (step {step - 1} of {self.total} is saved)") from error
-        for reason in self.tally.add(clips):
+        for reason in self.tally.add(account):
             self.log.print(f"replaced by another video: {reason}")
-        return clips
+        self.waiting.arrived()
+        return batch, account["index"]
 
-    def finish(self, step: int, state: TrainState, metrics: Metrics, clips: Batch) -> None:
-        """Notes that a step was sent; logs, saves, stops and evaluates after it, each if it is due.
+    def log_if_due(self, step: int, metrics: Metrics, clips: np.ndarray) -> None:
+        """Notes that a step was sent; every so many steps, writes their mean.
 
         Raises:
-            Interrupted: the run was told to stop, and saved.
             FloatingPointError: a loss or gradient is not finite.
-            OSError: the checkpoint cannot be written, or the run's folder is gone.
         """
         self.waiting.sent(metrics)
-        self.recent.append((step, metrics, clips["index"]))
+        self.recent.append((step, metrics, clips))
         self.log.update(step, self.recipe.batch_size)
-        stopping, testing = self.stop.reached(step), self._is_due(step, self.recipe.eval_every)
-        if stopping or testing or step == self.total or self._is_due(step, self.recipe.checkpoint_every):
-            self._save(step, state)
-        elif step % self.recipe.log_every == 0:
+        if step % self.recipe.log_every == 0:
             self._write_means(step)
-        if stopping or testing or step == self.total:
+
+    def save_if_due(self, step: int, state: TrainState) -> None:
+        """Saves every so many epochs, before each evaluation, at the end, and if the run was told to stop.
+
+        A state is on disk before it is evaluated: a checkpoint without a score tells a resume that the evaluation was
+        cut short.
+
+        Raises:
+            Interrupted: the run was told to stop, and the state is saved.
+            OSError: the checkpoint cannot be written, or the run's folder is gone.
+        """
+        settled = self.stop.reached(step) or step == self.total or self._is_evaluated(step)
+        if settled or self._is_due(step, self.recipe.checkpoint_every):
+            self._save(step, state)
+        if settled:
             self._settle(step)
-        if self._needs_test(step):
-            self.test(step, state, self.task.frames)
 
-    def make_up(self, state: TrainState, tested: bool) -> None:
-        """Does the evaluation that was due at the first step, if it was cut short."""
-        if self._needs_test(self.start) and not tested:
-            self.test(self.start, state, self.task.frames)
+    @jax.transfer_guard("allow")
+    def evaluate_if_due(self, step: int, state: TrainState) -> None:
+        """Every so many epochs, evaluates a saved state on one view of each validation video, unless it has a score.
 
-    def test(self, step: int, state: TrainState, frames: tuple[int, ...]) -> Evaluations:
-        """Evaluates a saved state at each of `frames`, with the moving averages where there are any, and logs that."""
-        variables, hosts = averaged(state.variables), jax.process_count()
+        The score decides which checkpoint is the best.
+        """
+        if self._is_evaluated(step) and not self.checkpoints.has_score(step):
+            findings = self._evaluate(self.splits.validation, state, self.task.frames, clips=1, crops=1)
+            self._write(step, "eval", findings)
+            self.check_there()
+            self.checkpoints.set_score(step, findings.score)
+            self.waiting.take()  # the devices did not wait for data meanwhile
+
+    @jax.transfer_guard("allow")
+    def test(self, state: TrainState) -> Findings:
+        """Evaluates the last state on the test videos, as the recipe says."""
+        findings = self._evaluate(self.splits.test, state, self.recipe.eval_frames)
+        self._write(self.total, "test", findings)
+        return findings
+
+    def _evaluate(self, source: Any, state: TrainState, frames: tuple[int, ...], **views: int) -> Findings:
+        hosts = jax.process_count()
         batches = eval_batches(
-            self.eval_source,
-            clip_config(self.recipe, frames),
+            source,
+            dataclasses.replace(clip_config(self.recipe, frames), **views),
             self.recipe.eval_batch_size // hosts,
             shard_index=jax.process_index(),
             shard_count=hosts,
             num_threads=self.recipe.data.num_threads,
         )
-        plain = {count: self.task.select(variables, count) for count in frames}
-        evaluation = evaluate_videos(self.task.model, plain, batches, put=lambda batch: put_batch(batch, self.mesh))
-        self.log.write(step, top1_metrics(evaluation), step / self.epoch_steps)
-        if self._is_due(step, self.recipe.eval_every) and set(self.task.frames) <= set(frames):
-            self.check_there()
-            scores = [row["top1"] for row in score_rows(evaluation) if row["frames"] in self.task.frames]
-            self.checkpoints.set_score(step, float(np.mean(scores)))
-        return evaluation
+        return self.task.evaluate(averaged(state.variables), batches, frames, lambda batch: put_batch(batch, self.mesh))
 
     def _is_due(self, step: int, epochs: int) -> bool:
         return epochs > 0 and step > 0 and step % (epochs * self.epoch_steps) == 0
 
-    def _needs_test(self, step: int) -> bool:
-        """Whether to evaluate in training; the end's own evaluation will do if it has the task's frame counts."""
-        covered = step == self.total and set(self.task.frames) <= set(self.recipe.eval_frames)
-        return self._is_due(step, self.recipe.eval_every) and not covered
+    def _is_evaluated(self, step: int) -> bool:
+        return self.splits.validation is not None and self._is_due(step, self.recipe.eval_every)
+
+    def _write(self, step: int, room: str, findings: Findings) -> None:
+        metrics = {f"{room}/{name}": value for name, value in findings.metrics.items()}
+        self.log.write(step, metrics, step / self.epoch_steps)
 
     def _write_means(self, step: int) -> None:
-        means = mean_metrics(self.recent, self.source, self.checkpoints.directory, self.checkpoints.latest_step())
+        folder, saved = self.checkpoints.directory, self.checkpoints.latest_step()
+        means = mean_metrics(self.recent, self.splits.train, folder, saved)
         self.log.write(step, {**means, "train/waiting_for_data": self.waiting.take()}, step / self.epoch_steps)
         self.recent.clear()
 
+    @jax.transfer_guard("allow")
     def _save(self, step: int, state: TrainState) -> None:
         if self.recent:
             self._write_means(step)
         self.check_there()
-        self.checkpoints.save(step, state, self.data)
+        self.checkpoints.save(step, state, self.batches)
 
     def _settle(self, step: int) -> None:
         """Waits until a step is on disk; from there on the run may be stopped at any time."""
@@ -155,16 +171,8 @@ class Session:
         self.stop.release(f"after step {step} of {self.total}, which is saved in {self.checkpoints.directory}")
 
 
-def top1_metrics(evaluation: Evaluations) -> dict[str, float]:
-    """``{"eval/top1_4": 0.61, ...}``, of several targets ``{"eval/action_top1_4": ...}``."""
-    rows = score_rows(evaluation)
-    return {f"eval/{row['target'] + '_' if 'target' in row else ''}top1_{row['frames']}": row["top1"] for row in rows}
-
-
-def mean_metrics(
-    recent: Sequence[tuple[int, Metrics, np.ndarray]], source: Source, folder: Path, saved: int | None
-) -> dict[str, np.floating]:
-    """Means over steps, given as (step, metrics, positions of its clips in the source).
+def mean_metrics(recent: Recent, source: Source, folder: Path, saved: int | None) -> dict[str, np.floating]:
+    """Means over steps.
 
     Raises:
         FloatingPointError: a step's loss or gradient is not finite; the message names step and clips.

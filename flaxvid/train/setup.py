@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,16 @@ from typing import Any
 import jax
 
 from flaxvid.adapt.surgery import CLASSIFIER, FLAT_SIBLINGS, adopt, arrange_head, inflate, spread
+from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.sources.cameras import open_scenes
 from flaxvid.data.sources.class_names import are_numbers, find_classes, list_names
 from flaxvid.data.sources.open import Source, open_source
 from flaxvid.frames import FrameFlexible
-from flaxvid.models.registry import create_model, get_spec
+from flaxvid.models.registry import create_model, get_spec, list_options
 from flaxvid.models.video_model import VideoModel
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.tasks.mixing import Mixing
-from flaxvid.tasks.task import Supervised, Task, init_model
+from flaxvid.tasks.task import Task, init_model
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, Recipe, read_recipe
-from flaxvid.train.recipe import clip_config as clip_config
 from flaxvid.train.state import averaged
 from flaxvid.train.workdir import read_classes, run_folder
 from flaxvid.types import Classes, Variables, by_target
@@ -71,26 +68,66 @@ def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoMod
         ValueError: an option that the network does not have, or several cameras for a network of one video, or none for
             one of several.
     """
-    named = dataclasses.asdict(recipe.model)
-    options = named.pop("options")
-    name = named.pop("name")
-    del named["weights"], named["inflate"]
-    repeated = sorted(options.keys() & {"num_classes", *named})
+    model, cameras = recipe.model, tuple(recipe.data.cameras)
+    own = {"dtype": model.dtype, "remat": model.remat}
+    sizes = {"num_frames": model.num_frames, "image_size": model.image_size, "dropout": model.dropout}
+    repeated = sorted(model.options.keys() & {"num_classes", *own, *sizes})
     if repeated:
         raise ValueError(
             f"model.options repeats {', '.join(repeated)}: these are fields of model itself, and num_classes is "
             "the data's"
         )
-    fuses = _takes_cameras(name)
-    if fuses != bool(recipe.data.cameras):
+    fuses = _takes_cameras(model.name)
+    if fuses != bool(cameras):
         raise ValueError(
-            f"{name} takes several cameras, and data.cameras is empty: name them, as in data.cameras=('front', 'left')"
+            f"{model.name} takes several cameras, and data.cameras is empty: name them, as in "
+            "data.cameras=('front', 'left')"
             if fuses
-            else f"{name} takes one video, got data.cameras={tuple(recipe.data.cameras)}: leave it empty, or take a "
-            "model of several cameras such as ts_cva"
+            else f"{model.name} takes one video, got data.cameras={cameras}: leave it empty, or take a model of "
+            "several cameras such as ts_cva"
         )
-    cameras = {"cameras": tuple(recipe.data.cameras)} if fuses else {}
-    return create_model(name, num_classes=num_classes, **named, **{**cameras, **options})
+    own |= {name: value for name, value in sizes.items() if value is not None}  # else the network's own
+    own |= {"cameras": cameras} if fuses else {}
+    return create_model(model.name, num_classes=num_classes, **own, **model.options)
+
+
+def complete(recipe: Recipe) -> Recipe:
+    """The same recipe with what it leaves to the network: dropout, the size of clips, and their frame counts.
+
+    Raises:
+        ValueError: the network cannot be made.
+    """
+    made: Any = make_model(recipe, 1)
+    clip, head = made.clip, getattr(made.head, "head", made.head)  # a mean over cameras has one inside
+    model = dataclasses.replace(
+        recipe.model, num_frames=clip.num_frames, image_size=clip.image_size, dropout=head.dropout
+    )
+    task = dataclasses.replace(recipe.task, frames=tuple(recipe.task.frames) or (clip.num_frames,))
+    return dataclasses.replace(recipe, model=model, task=task, eval_frames=tuple(recipe.eval_frames) or task.frames)
+
+
+def clip_config(recipe: Recipe, frames: tuple[int, ...]) -> ClipConfig:
+    """How clips of these frame counts are cut from the recipe's videos, at the size of its network."""
+    return dataclasses.replace(recipe.data.clips, frames=tuple(frames), image_size=recipe.model.image_size or 0)
+
+
+def find_shapes(recipe: Recipe) -> Variables:
+    """The shapes of the recipe's variables; of the data's targets only those with weights are known yet.
+
+    Raises:
+        ValueError: its network cannot be made.
+    """
+    task = make_task(recipe, make_model(recipe, dict.fromkeys(recipe.task.target_weights, 1) or 1))
+    try:
+        return jax.eval_shape(task.init, jax.random.key(0))
+    except ValueError:
+        raise
+    except Exception as error:  # of whatever kind options that do not go together make it
+        model, reason = recipe.model, next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"{model.name} cannot be made with model.options={model.options} "
+            f"({type(error).__name__}: {reason}): correct them"
+        ) from error
 
 
 def make_task(recipe: Recipe, model: VideoModel) -> Task:
@@ -99,21 +136,7 @@ def make_task(recipe: Recipe, model: VideoModel) -> Task:
     Raises:
         ValueError: weights of targets that the model has not.
     """
-    task, targets = recipe.task, by_target(model.head.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
-    if unknown := sorted(set(task.target_weights) - set(targets)):
-        known = ", ".join(filter(None, targets)) or "one only, without a name"
-        raise ValueError(
-            f"task.target_weights has {', '.join(unknown)}, the data's targets are {known}: correct the names"
-        )
-    mixing = Mixing(task.mixup, task.cutmix, task.erasing)
-    if task.name == "ffn":
-        flexible = FrameFlexible(model, tuple(task.frames), task.alteration, task.private_norms)
-        return FrameFlexibleTask(
-            flexible, task.weight, task.distil, task.label_smoothing, mixing, dict(task.target_weights)
-        )
-    return Supervised(
-        model, tuple(task.frames), task.label_smoothing, task.sampling, task.share, mixing, dict(task.target_weights)
-    )
+    return recipe.task.make(model)
 
 
 def load_start(recipe: Recipe, model: VideoModel, classes: Classes | None = None) -> dict[str, Any] | None:
@@ -224,14 +247,15 @@ def _knows_cameras(weights: str) -> bool:
 
 
 def _takes_cameras(name: str) -> bool:
-    return "cameras" in inspect.signature(get_spec(name).build).parameters
+    return "cameras" in list_options(name)
 
 
 def _of_backbone(recipe: Recipe) -> Recipe:
     """The recipe of one video's network that a network of several cameras is made of."""
     options = recipe.model.options
-    default = inspect.signature(get_spec(recipe.model.name).build).parameters["backbone"].default
     model = dataclasses.replace(
-        recipe.model, name=options.get("backbone", default), options=dict(options.get("backbone_options") or {})
+        recipe.model,
+        name=options.get("backbone", get_spec(recipe.model.name).backbone),
+        options=dict(options.get("backbone_options") or {}),
     )
     return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, cameras=()))

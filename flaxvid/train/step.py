@@ -13,16 +13,17 @@ from flaxvid import trees
 from flaxvid.adapt.freezing import is_frozen, keep_statistics
 from flaxvid.tasks.task import Metrics, Task, count_rows
 from flaxvid.train.mesh import divided, replicated
-from flaxvid.train.state import TrainState, is_trainable
+from flaxvid.train.state import TrainState, is_averaged, is_trainable, mover
 from flaxvid.types import Batch
 
-TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
+    rate: jax.Array | float = 1.0,
     *,
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -37,6 +38,7 @@ def train_step(
         state: is returned moved by one step.
         batch: of the global batch size.
         key: the run's; the step number is folded in.
+        rate: the learning rate of an optimizer from `make_optimizer`; it multiplies any optimizer's updates.
         task: gives the loss.
         optimizer: moves the ``params*`` collections.
         accumulate: parts that the batch is computed in; statistics move from part to part. The gradient is that of the
@@ -67,13 +69,14 @@ def train_step(
 
     updates: Any
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
-    moved_params: Any = optax.apply_updates(params, updates)
+    moved_params: Any = optax.apply_updates(params, optax.tree.scale(rate, updates))
     variables = trees.merge(fixed, updated, moved_params)
+    variables = task.after(variables, state.step)
     if ema:
-        current = {name: tree for name, tree in variables.items() if not name.startswith("ema_")}
+        current = {name: tree for name, tree in variables.items() if is_averaged(name)}
         averages = {name: variables[f"ema_{name}"] for name in current}
         moved: Any = optax.incremental_update(current, averages, 1 - warmed_decay(ema, state.step))
-        variables = {**current, **{f"ema_{name}": tree for name, tree in moved.items()}}
+        variables = {**variables, **{f"ema_{name}": tree for name, tree in moved.items()}}
     variables = trees.merge(variables, frozen)  # means, of groups or over time, are not exact to the last bit
     metrics = {**metrics, "gradient_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, variables, opt_state), metrics
@@ -109,7 +112,7 @@ def gradient_in_parts(
         grads, (updated, metrics) = jax.grad(loss, has_aux=True)(params, moved, *part)
         return (optax.tree.add(total, grads), {**moved, **updated}), metrics
 
-    moved = {name: tree for name, tree in fixed.items() if name.startswith("batch_stats")}
+    moved = {name: tree for name, tree in fixed.items() if mover(name) == "forward pass"}
     grads, metrics, number = optax.tree.zeros_like(params), [], 1  # 0: the key of mixing
     for share in task.divide(batch, key, norm_groups):
         for parts in cut(share, limit, norm_groups):
@@ -160,7 +163,8 @@ def make_train_step(
     norm_groups: int = 1,
     freeze: Sequence[str] = (),
 ) -> Any:
-    """`train_step` jitted over `mesh`: the state replicated and donated, the batch divided."""
+    """`train_step` jitted over `mesh`, of state, batch, key and rate: the state replicated and donated, the batch
+    divided."""
 
     step = functools.partial(
         train_step,
@@ -172,4 +176,4 @@ def make_train_step(
         freeze=freeze,
     )
     same = replicated(mesh)
-    return jax.jit(step, in_shardings=(same, divided(mesh), same), out_shardings=same, donate_argnums=0)
+    return jax.jit(step, in_shardings=(same, divided(mesh), same, same), out_shardings=same, donate_argnums=0)

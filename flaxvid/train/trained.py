@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from flaxvid import trees
+from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.sources.class_names import as_classes
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model
 from flaxvid.models.video_model import VideoModel
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.checkpoint import restore_variables
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, TaskRecipe, read_recipe
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, read_recipe
 from flaxvid.train.setup import count_classes, make_model, make_task, open_data
 from flaxvid.train.state import averaged
 from flaxvid.train.workdir import CLASSES_FILE, read_classes, run_folder
@@ -101,8 +104,8 @@ def _from_file(path: Path, classes: Classes | None) -> Trained:
     frames = tuple(info.frames or (model.clip.num_frames,))
     recipe = Recipe(
         ModelRecipe(info.model, str(path), model.clip.num_frames, model.clip.image_size),
-        DataRecipe(name="", short="repeat", cameras=model.cameras),
-        TaskRecipe("ffn" if info.frames else "supervised", frames),
+        DataRecipe(name="", clips=ClipConfig(short="repeat"), cameras=model.cameras),
+        FfnRecipe(frames) if info.frames else SupervisedRecipe(frames),
         eval_frames=frames,
     )
     flexible = FrameFlexible(model, frames, private_norms="batch_stats" not in variables)

@@ -1,6 +1,7 @@
 """The folder of a run: one recipe, one run at a time."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -9,10 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from flaxvid.data.clips.cut import UNREADABLE
 from flaxvid.data.sources.class_names import as_classes, differences
+from flaxvid.data.sources.open import Source
 from flaxvid.train.recipe import Recipe, read_recipe, to_json
 from flaxvid.types import Classes
-from flaxvid.writing import take_lock, written_whole
+from flaxvid.writing import locked, read_json, written_whole
 
 CLASSES_FILE = "classes.json"
 """In a run's folder: the class names in the order of the logits."""
@@ -50,20 +53,19 @@ def lock_workdir(workdir: Path) -> Iterator[Callable[[], None]]:
         ValueError: a run is at work there; the message names its process.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("a+") as file:
-        if not take_lock(file):
-            file.seek(0)
+    file = workdir / ".lock"
+    with locked(file) as is_ours:
+        if not is_ours:
             raise ValueError(
-                f"another run is at work in {workdir} ({file.read().strip() or 'it has just begun'}): wait for it, "
-                "stop it, or give --workdir another folder"
+                f"another run is at work in {workdir} ({file.read_text().strip() or 'it has just begun'}): wait for "
+                "it, stop it, or give --workdir another folder"
             )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        ours = file.stat()
 
         def check_there() -> None:
             try:
-                there = os.path.samestat(os.fstat(file.fileno()), (workdir / ".lock").stat())
+                there = os.path.samestat(ours, file.stat())
             except FileNotFoundError:
                 there = False
             if not there:
@@ -117,25 +119,90 @@ def plainly_named(folder: Path) -> Iterator[Path]:
         os.close(opened)
 
 
-def claim_workdir(recipe: Recipe, workdir: Path) -> None:
-    """Writes recipe.json into a new work folder, or checks that an old one holds the same recipe.
+MAY_CHANGE = frozenset(
+    {
+        *("data.root", "data.lists", "data.missing", "data.max_broken", "data.num_threads", "data.validation_split"),
+        *("checkpoint_every", "keep", "keep_every", "log_every", "eval_every", "eval_batch_size", "published"),
+    }
+)
+"""Fields that change no result: a run goes on with other values of them. That folders hold the same videos is checked
+apart, see `claim_videos`."""
 
-    A folder without a checkpoint or results counts as new: a run that stopped at its first batch can be
-    mended and started again.
+TESTS = frozenset({"data.eval_split", "data.clips.test_size", "data.clips.clips", "data.clips.crops", "eval_frames"})
+"""Fields that change the test alone: a run goes on with other values of them, a finished one is tested again."""
+
+
+def claim_workdir(recipe: Recipe, workdir: Path) -> None:
+    """Writes recipe.json into a new work folder, or checks that an old one holds the same run.
+
+    Runs are the same that compute the same numbers; what else may change is written anew and said. More epochs go on
+    where the schedule is the same for the epochs before. A folder without a checkpoint or results counts as new: a run
+    that stopped at its first batch can be mended and started again.
 
     Raises:
-        ValueError: the folder belongs to another recipe; the message names the fields that differ.
+        ValueError: the folder belongs to another run; the message names the fields that differ.
     """
-    text, file = to_json(recipe), workdir / "recipe.json"
-    if not (file.exists() and _has_results(workdir)):
-        workdir.mkdir(parents=True, exist_ok=True)
-        with written_whole(file) as path:
-            path.write_text(text)
-        return
-    mine, theirs = json.loads(text), json.loads(to_json(read_recipe(workdir)))  # fields younger than it at defaults
-    if mine != theirs:
-        differences = "\n  ".join(_differences(theirs, mine))
-        raise ValueError(f"{workdir} holds a run of another recipe:\n  {differences}\ngive --workdir another folder")
+    file = workdir / "recipe.json"
+    if file.exists() and _has_results(workdir):
+        mine, theirs = (json.loads(to_json(one)) for one in (recipe, read_recipe(workdir)))
+        changes = {path: f"{path}: {old} there, {new} here" for path, old, new in _differences(theirs, mine)}
+        free = MAY_CHANGE | TESTS | ({"epochs"} if _extends(recipe, theirs["epochs"]) else set())
+        if refused := [line for path, line in changes.items() if path not in free]:
+            if "epochs" in changes and "epochs" not in free:
+                refused.append(
+                    "a run is not cut short"
+                    if recipe.epochs < theirs["epochs"]
+                    else "a cosine ends with its epochs: to learn on, begin a new run with "
+                    f"--config.model.weights={workdir}"
+                )
+            listed = "\n  ".join(refused)
+            raise ValueError(f"{workdir} holds a run of another recipe:\n  {listed}\ngive --workdir another folder")
+        options = read_json(file, dict).get("model", {}).get("options", {})
+        if options.get("freeze_norms") and not (workdir / "any_frame.json").exists():
+            raise ValueError(
+                f"{workdir} was begun by an older version with model.options.freeze_norms, whose checkpoints hold more "
+                f"than those of --config.freeze: begin a new run with --config.model.weights={workdir}"
+            )
+        if not changes:
+            return
+        print(f"{workdir} goes on with changes:\n  " + "\n  ".join(changes.values()))
+        if changes.keys() & (TESTS | {"epochs"}):
+            (workdir / "any_frame.json").unlink(missing_ok=True)  # of other epochs or another test
+    workdir.mkdir(parents=True, exist_ok=True)
+    with written_whole(file) as path:
+        path.write_text(to_json(recipe))
+
+
+def _extends(recipe: Recipe, epochs: int) -> bool:
+    """Whether a run of so many epochs is the first part of a recipe's."""
+    return recipe.epochs > epochs and recipe.optimizer.schedule != "cosine"
+
+
+def claim_videos(source: Source, workdir: Path) -> None:
+    """Writes data.json into a new work folder, or checks that an old one was trained on the same videos.
+
+    Names, labels and order are compared, in whatever folder they lie: the batches that are still to come follow from
+    them.
+
+    Raises:
+        ValueError: the data's training videos are others now.
+    """
+    lines = []
+    for position in range(len(source)):
+        try:
+            item = source[position]
+            lines.append(json.dumps([str(item["id"]), item["label"]]))
+        except UNREADABLE:
+            lines.append("")
+    mine = {"videos": len(lines), "digest": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]}
+    file = workdir / "data.json"
+    if not _has_results(workdir):
+        file.write_text(json.dumps(mine))  # by every host, the same
+    elif file.exists() and (theirs := read_json(file, dict)) != mine:
+        raise ValueError(
+            f"expected the {theirs.get('videos')} training videos that the run in {workdir} learnt from, got "
+            f"{len(lines)}, of which names, labels or order differ: give them back, or give --workdir another folder"
+        )
 
 
 def claim_classes(classes: Classes, workdir: Path) -> None:
@@ -162,8 +229,10 @@ def _has_results(workdir: Path) -> bool:
     return saved or (workdir / "any_frame.json").exists()
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Fields of nested dicts that differ: where, and both values."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new})
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if old == new else [f"{path}: {old} there, {new} here"]
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+    elif old != new:
+        yield path, old, new

@@ -11,6 +11,8 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+from flaxvid.writing import cache_folder
+
 _PATIENCE = 30.0
 """A transfer fails after so many seconds without a byte, or if it is then slower than `_SLOWEST`."""
 _SLOWEST = 1000
@@ -53,11 +55,6 @@ KNOWN = {
     "torchvision/resnet152-imagenet1k-v1": _torchvision("resnet152-394f9c45.pth"),
     "torchvision/resnet152-imagenet1k-v2": _torchvision("resnet152-f82ba261.pth"),
 }
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $FLAXVID_CACHE, or ~/.cache/flaxvid."""
-    return Path(os.environ.get("FLAXVID_CACHE") or Path.home() / ".cache" / "flaxvid")
 
 
 def resolve_weights(name_or_path: str | Path) -> Path:

@@ -6,7 +6,7 @@ python scripts/benchmark families                the same of every family at its
 python scripts/benchmark ffn                     frame-flexible training against training at 16 frames
 python scripts/benchmark input [FOLDER]          decoding against decord and OpenCV, clips a second of the pipeline
 python scripts/benchmark import                  import time of flaxvid against jax and flax
-python scripts/benchmark gpu                     TSM and FFN training in bfloat16 against torch, on a GPU
+python scripts/benchmark gpu                     FFN and each family, bfloat16, against torch, on a GPU
 
 A busy machine slows torch's threads, which wait for each other, far more than XLA's: there, compare one thread by its
 CPU time, `taskset -c 0 python scripts/benchmark model tsm_resnet50 --clock cpu`.
@@ -30,7 +30,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from models import FAMILIES, FlaxvidTrainer, compare_families, compare_model, families_table, once
+from models import (
+    FAMILIES,
+    ON_GPU,
+    FlaxvidTrainer,
+    compare_families,
+    compare_model,
+    compare_on_gpu,
+    families_table,
+    once,
+)
 from timing import CLOCKS, Rows, Timing, interleaved, print_rows, random, ready
 
 import flaxvid
@@ -189,19 +198,21 @@ def main() -> None:
         sub = commands.add_parser(command)
         sub.add_argument("--repeats", type=int, default=5)
         sub.add_argument("--json", type=pathlib.Path, help="write the numbers here, too")
-        if command in ("conv", "model", "families", "ffn", "input", "gpu"):
+        if command in ("conv", "model", "families", "ffn", "input"):
             sub.add_argument("--clock", choices=CLOCKS, default="wall")
-        if command in ("model", "ffn", "gpu", "once"):
+        if command in ("model", "ffn", "once"):
             sub.add_argument("name", nargs="?", default="tsm_resnet50")
-            sub.add_argument("--batch", type=int, default=8 if command == "gpu" else 1)
+            sub.add_argument("--batch", type=int, default=1)
             sub.add_argument("--size", type=int, default=None if command == "model" else 224)
         if command in ("model", "once"):
             sub.add_argument("--frames", type=int, nargs="+", help="default: the model's own number")
             sub.add_argument("--dtype", default="float32")
-    families = commands.choices["families"]
-    families.add_argument("names", nargs="*", default=FAMILIES, metavar="MODEL", help="default: one of each kind")
-    families.add_argument("--batch", type=int, default=1)
-    families.add_argument("--scale", type=float, default=1.0, help="of the clips' sides, for a trial")
+    for command, names, batch in (("families", FAMILIES, 1), ("gpu", ON_GPU, 8)):
+        sub = commands.choices[command]
+        sub.add_argument("names", nargs="*", default=names, metavar="MODEL", help="default: one of each kind")
+        sub.add_argument("--batch", type=int, default=batch)
+        sub.add_argument("--scale", type=float, default=1.0, help="of the clips' sides, for a trial")
+    commands.choices["gpu"].add_argument("--compiled", action="store_true", help="against torch.compile, too")
     source = commands.choices["input"]
     source.add_argument("folder", nargs="?", type=pathlib.Path, help="of videos; default: some h264 clips are made")
     source.add_argument("--frames", type=int, default=16)
@@ -211,15 +222,17 @@ def main() -> None:
     commands.choices["conv"].add_argument("--cases", default="", help="only those whose name contains this")
     commands.choices["once"].add_argument("--peer", default="flaxvid")
     commands.choices["once"].add_argument("--cache", default="")
+    commands.choices["once"].add_argument("--calls", type=int, default=0)
     args = parser.parse_args()
 
     if args.command == "gpu" and jax.default_backend() != "gpu":
         sys.exit(f"scripts/benchmark gpu needs a GPU that jax and torch can use, found {jax.default_backend()}")
     if args.command == "once":
-        print(json.dumps(once(args.peer, args.cache, args.name, tuple(args.frames), args.batch, args.size, args.dtype)))
+        setup = (args.name, tuple(args.frames), args.batch, args.size, args.dtype)
+        print(json.dumps(once(args.peer, args.cache, *setup, calls=args.calls, repeats=args.repeats)))
         return
     print(json.dumps(describe()), flush=True)
-    timing = Timing(args.repeats, "wall" if args.command == "import" else args.clock)
+    timing = Timing(args.repeats, "wall" if args.command in ("gpu", "import") else args.clock)
     if args.command == "conv":
         rows = compare_convolutions(args.cases, timing)
     elif args.command == "model":
@@ -238,14 +251,9 @@ def main() -> None:
     elif args.command == "import":
         rows = compare_imports(timing)
     else:
-        rows = {}
-        for frames in ((8,), (4, 8, 16)):
-            rows |= compare_model(args.name, frames, args.batch, args.size, "bfloat16", timing)
-            train = next(row for key, row in rows.items() if f" {frames} " in key and key.endswith("train"))
-            rows[f"{args.name} {frames} frames per second"] = {
-                peer: args.batch * sum(frames) / seconds for peer, seconds in train.items()
-            }
-    if args.command not in ("conv", "families", "input"):
+        rows = compare_on_gpu(args.names, args.batch, args.scale, args.compiled)
+        print(families_table(rows))
+    if args.command not in ("conv", "families", "gpu", "input"):
         print_rows(rows)
     if args.json:
         args.json.write_text(json.dumps({"setup": describe(), "rows": rows}, indent=2))

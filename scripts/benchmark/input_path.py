@@ -22,7 +22,8 @@ from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.clips.decode import count_frames, decode
 from flaxvid.data.clips.sampling import segment_indices
 from flaxvid.data.pipeline import train_batches
-from flaxvid.data.sources.open import VIDEO_SUFFIXES, FileSource
+from flaxvid.data.sources.files import FileSource
+from flaxvid.data.sources.search import VIDEO_SUFFIXES
 
 Reader = Callable[[pathlib.Path, np.ndarray, int], np.ndarray]
 

@@ -1,4 +1,4 @@
-"""Whole models for scripts/benchmark: forward pass, training step, compile time and memory against torch."""
+"""Whole models: forward pass, training step, compile time and memory against torch, on a CPU or a GPU."""
 
 import functools
 import json
@@ -15,9 +15,10 @@ import numpy as np
 from timing import Rows, Timing, interleaved, print_rows, random
 
 import flaxvid
+from flaxvid.evaluate.cost import model_cost
 from flaxvid.report.tables import render
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.tasks.task import Supervised
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
 from flaxvid.train.state import create_state
@@ -46,6 +47,11 @@ FAMILIES = (
 )
 """The models of the README's table, each at its own clip."""
 
+ON_GPU = (FAMILIES[0], f"{FAMILIES[0]}:4,8,16", *FAMILIES[1:])
+"""What the GPU's table has: those, and FFN on the first."""
+
+UNITS = {"forward": "forward, s", "train": "training step, s", "peak MB": "peak memory, MB"}
+
 LIKE_THE_PEER = {"r2plus1d_r34": {"shared_midplanes": True}}
 """Options that make a model the network that the peer is, where its default is another."""
 
@@ -56,11 +62,11 @@ class FlaxvidTrainer:
     def __init__(self, name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str):
         options = {"num_frames": frames[-1], "image_size": size, "dtype": dtype, **LIKE_THE_PEER.get(name, {})}
         model = flaxvid.create_model(name, num_classes=174, **options)
-        task = Supervised(model, frames)
+        task = SupervisedRecipe(frames).make(model)
         if len(frames) > 1:
-            task = FrameFlexibleTask(flaxvid.FrameFlexible(model, frames))
+            task = FfnRecipe(frames).make(model)
         recipe = OptimizerRecipe()
-        optimizer = make_optimizer(recipe, lambda step: recipe.learning_rate)
+        optimizer = make_optimizer(recipe)
         self.key = jax.random.key(0)
         self.state = create_state(task.init(self.key), optimizer)
         self.batch = jax.device_put(
@@ -69,7 +75,8 @@ class FlaxvidTrainer:
                 "label": np.arange(batch, dtype=np.int32),
             }
         )
-        step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer), donate_argnums=0)
+        one_step = functools.partial(train_step, rate=recipe.learning_rate, task=task, optimizer=optimizer)
+        step = jax.jit(one_step, donate_argnums=0)
         start = time.perf_counter()
         self.step = step.lower(self.state, self.batch, self.key).compile()
         self.compile_seconds = time.perf_counter() - start
@@ -79,15 +86,17 @@ class FlaxvidTrainer:
 
         self.evaluate = jax.jit(evaluate, static_argnums=2)
 
-    def train(self) -> None:
-        """One step."""
-        self.state, metrics = self.step(self.state, self.batch, self.key)
+    def train(self, calls: int = 1) -> None:
+        """So many steps, one behind the other; waits for the last."""
+        for _ in range(calls):
+            self.state, metrics = self.step(self.state, self.batch, self.key)
         jax.block_until_ready((self.state, metrics))
 
-    def forward(self) -> None:
+    def forward(self, calls: int = 1) -> None:
         """Logits of each count, as in evaluation."""
-        for count, clip in self.batch["video"].items():
-            jax.block_until_ready(self.evaluate(self.state.variables, clip, count))
+        for _ in range(calls):
+            logits = [self.evaluate(self.state.variables, clip, count) for count, clip in self.batch["video"].items()]
+        jax.block_until_ready(logits)
 
     def peak_bytes(self) -> int | None:
         """The most of the device's memory that was used; None on CPU."""
@@ -102,32 +111,37 @@ def resident_peak() -> int:
 
 def make_trainer(peer: str, *setup: Any) -> Any:
     """The peer's trainer for (model, frames, batch, size, dtype)."""
-    if TorchTrainer and peer == "torch":
-        return TorchTrainer(*setup, device=jax.default_backend())
+    if TorchTrainer and peer != "flaxvid":
+        return TorchTrainer(*setup, device=jax.default_backend(), compiled=peer == "torch.compile")
     return FlaxvidTrainer(*setup)
 
 
-def in_fresh_process(peer: str, *setup: Any, cache: str = "") -> dict[str, float]:
-    """Two training steps in a process of their own: {"compile seconds", "peak MB"}."""
+def in_fresh_process(peer: str, *setup: Any, cache: str = "", calls: int = 0) -> dict[str, float]:
+    """Two training steps in a process of their own: {"compile seconds", "peak MB"}; with `calls`, see `once`."""
     name, frames, batch, size, dtype = setup
     script = str(pathlib.Path(__file__).with_name("__main__.py"))
     command = [sys.executable, script, "once", name, "--peer", peer, "--frames", *map(str, frames)]
     command += ["--batch", str(batch), "--size", str(size), "--dtype", dtype, "--cache", cache]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    command += ["--calls", str(calls)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def once(peer: str, cache: str, *setup: Any) -> dict[str, float]:
-    """What `in_fresh_process` runs."""
+def once(peer: str, cache: str, *setup: Any, calls: int = 0, repeats: int = 5) -> dict[str, float]:
+    """What `in_fresh_process` runs; with `calls` also {"train", "forward"}: seconds of one of so many in a row."""
     if cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     trainer = make_trainer(peer, *setup)
     for _ in range(2):
         trainer.train()
-    return {
+    result = {
         "compile seconds": getattr(trainer, "compile_seconds", 0.0),
         "peak MB": (trainer.peak_bytes() or resident_peak()) / 1e6,
     }
+    for method in ("train", "forward") if calls else ():
+        run = functools.partial(getattr(trainer, method), calls)
+        result[method] = interleaved({peer: run}, Timing(repeats), seconds=60)[peer] / calls
+    return result
 
 
 def peers_of(name: str) -> list[str]:
@@ -178,11 +192,44 @@ def compare_families(names: Sequence[str], batch: int, scale: float, timing: Tim
     return rows
 
 
+def compare_on_gpu(names: Sequence[str], batch: int, scale: float, compiled: bool, calls: int = 10) -> Rows:
+    """Training in bfloat16 of MODEL, at its own clip, or MODEL:FRAMES,FRAMES,..., which is FFN.
+
+    Each peer has a process of its own, for the two would share the memory. Calls follow each other as in a real run:
+    the GPU need not wait for Python between them.
+    """
+    rows: Rows = {}
+    for entry in names:
+        name, _, counts = entry.partition(":")
+        model = flaxvid.create_model(name, num_classes=174)
+        frames = tuple(map(int, counts.split(","))) if counts else (model.clip.num_frames,)
+        size = round(model.clip.image_size * scale)
+        setup = (name, frames, batch, size, "bfloat16")
+        peers = [*peers_of(name), "torch.compile"] if compiled else peers_of(name)
+        with tempfile.TemporaryDirectory() as cache:
+            # Twice, for the first process tries many algorithms, and their scratch memory counts.
+            compilation = in_fresh_process("flaxvid", *setup, cache=cache)["compile seconds"]
+            found = {peer: in_fresh_process(peer, *setup, cache=cache, calls=calls) for peer in peers}
+        own = {f"{label_of(*setup)}, {what}": {peer: found[peer][what] for peer in peers} for what in UNITS}
+        macs = batch * sum(model_cost(model, (1, count, size, size, 3)).macs for count in frames)
+        own[f"{label_of(*setup)}, clips a second"] = {peer: batch / found[peer]["train"] for peer in peers}
+        # A multiply-add is two operations, and the backward pass twice the forward one.
+        own[f"{label_of(*setup)}, TFLOP/s"] = {peer: 6e-12 * macs / found[peer]["train"] for peer in peers}
+        own[f"{label_of(*setup)}, compile"] = {"flaxvid": compilation}
+        print_rows(own)
+        rows |= own
+    return rows
+
+
 def families_table(rows: Rows) -> str:
-    """Rows of `compare_families` as Markdown: seconds and megabytes of flaxvid, and what part of torch's they are."""
+    """Rows of forward, training and memory as Markdown: seconds and megabytes of flaxvid, and ratios to the peers'."""
     cells: dict[str, list[str]] = {}
+    header = ["model"]
     for label, row in rows.items():
-        others = "".join(f" ({row['flaxvid'] / row[peer]:.2f})" for peer in row if peer != "flaxvid")
-        cells.setdefault(label.rpartition(", ")[0], []).append(f"{row['flaxvid']:,.4g}{others}")
-    header = ("model", "forward, s (/ torch)", "training step, s (/ torch)", "peak memory, MB (/ torch)")
-    return render(header, [(label, *values) for label, values in cells.items()])
+        others = [peer for peer in row if peer != "flaxvid"]
+        model, _, what = label.rpartition(", ")
+        if not cells or list(cells) == [model]:
+            header.append(UNITS.get(what, what) + "".join(f" (/ {peer})" for peer in others))
+        ratios = "".join(f" ({row['flaxvid'] / row[peer]:.2f})" for peer in others)
+        cells.setdefault(model, []).append(f"{row['flaxvid']:,.4g}{ratios}")
+    return render(tuple(header), [(label, *values) for label, values in cells.items()])

@@ -1,10 +1,12 @@
 """The torch peers of the benchmarks: one convolution, ResNets with temporal shift, plain or frame-flexible, and the 3-D
 networks of torchvision and pytorchvideo."""
 
+import contextlib
 import copy
 import functools
 import importlib.util
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -57,14 +59,14 @@ class Shifted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Frames of all clips on the batch axis."""
         if self.shift:
-            clips, fold = x.unflatten(0, (-1, self.count)), x.shape[1] // 8
-            out = torch.zeros_like(clips)
-            out[:, :-1, :fold] = clips[:, 1:, :fold]
-            out[:, 1:, fold : 2 * fold] = clips[:, :-1, fold : 2 * fold]
-            out[:, :, 2 * fold :] = clips[:, :, 2 * fold :]
-            x = out.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            # On (b, t, h, w, c), as channels last lies in memory: a slice of (b, t, c, h, w) would be copied twice.
+            clips, fold = x.permute(0, 2, 3, 1).unflatten(0, (-1, self.count)), x.shape[1] // 8
+            ahead, behind, rest = clips.split((fold, fold, x.shape[1] - 2 * fold), -1)
+            ahead = F.pad(ahead[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
+            behind = F.pad(behind[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
+            x = torch.cat([ahead, behind, rest], -1).flatten(0, 1).permute(0, 3, 1, 2)
         if self.gains:
-            x = x + self.gains[str(self.count)] * x
+            x = x * (1 + self.gains[str(self.count)]).to(x.dtype)
         return self.conv(x)
 
 
@@ -84,6 +86,10 @@ class PrivateNorm(nn.Module):
 @functools.cache
 def declare_operators() -> Any:
     """Declares what torchvision does in C++, and lacks without its binaries; it lasts as long as what is returned."""
+    spec = importlib.util.find_spec("torchvision")
+    for binary in pathlib.Path(spec.origin or "").parent.glob("_C*.so") if spec else ():
+        with contextlib.suppress(OSError):  # built for another torch
+            torch.ops.load_library(binary)
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, operator):
@@ -186,18 +192,23 @@ def make_network_3d(name: str, classes: int = 174) -> nn.Module:
 
 
 class TorchTrainer:
-    """The same model, batch and step as flaxvid's, eager, channels last, autocast for bfloat16.
+    """The same model, batch and step as flaxvid's, eager or compiled, channels last, autocast for bfloat16.
 
     With several frame counts it runs as FFN's authors run it (arXiv 2303.14817): the network once for each count, one
     loss, one backward pass.
     """
 
-    def __init__(self, name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str, device: str):
+    def __init__(
+        self, name: str, frames: tuple[int, ...], batch: int, size: int, dtype: str, device: str, compiled: bool = False
+    ):
+        torch.backends.cudnn.benchmark = True  # the fastest algorithms, as XLA looks for them, too
         self.device = "cuda" if device == "gpu" else "cpu"
         self.flat = re.match(r"ts[mn]_", name) is not None
         memory_format = torch.channels_last if self.flat else torch.channels_last_3d
         network = (make_network(name, frames) if self.flat else make_network_3d(name)).to(self.device)
         self.network = network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+        if compiled:
+            self.network = torch.compile(self.network, dynamic=False)
         self.optimizer = torch.optim.SGD(self.network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
         self.autocast = torch.autocast(self.device, torch.bfloat16, enabled=dtype == "bfloat16")
         shapes = {n: (batch * n, 3, size, size) if self.flat else (batch, 3, n, size, size) for n in frames}
@@ -217,8 +228,14 @@ class TorchTrainer:
             logits[count] = out.unflatten(0, (-1, count)).mean(1) if self.flat else out
         return logits
 
-    def train(self) -> None:
-        """One step."""
+    def train(self, calls: int = 1) -> None:
+        """So many steps, one behind the other; waits for the last."""
+        for _ in range(calls):
+            self.step()
+        self._wait()
+
+    def step(self) -> None:
+        """One training step."""
         self.network.train()
         *students, teacher = (logits := self.logits())
         loss = F.cross_entropy(logits[teacher], self.labels)
@@ -229,13 +246,13 @@ class TorchTrainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 20.0)
         self.optimizer.step()
-        self._wait()
 
-    def forward(self) -> None:
+    def forward(self, calls: int = 1) -> None:
         """Logits of each count, as in evaluation."""
         self.network.eval()
         with torch.inference_mode():
-            self.logits()
+            for _ in range(calls):
+                self.logits()
         self._wait()
 
     def peak_bytes(self) -> int | None:

@@ -49,7 +49,6 @@ def test_choices(run: Path) -> dict[str, float]:
     from flaxvid.train.loop import enable_compilation_cache
     from flaxvid.train.setup import clip_config, open_data
     from flaxvid.train.trained import load_trained
-    from flaxvid.types import by_target
     from flaxvid.writing import written_whole
 
     file = run / "cameras.json"
@@ -62,7 +61,7 @@ def test_choices(run: Path) -> dict[str, float]:
         if set(choice) <= set(trained.model.cameras):
             source = open_data(dataclasses.replace(recipe.data, cameras=choice), recipe.data.eval_split)
             batches = eval_batches(source, clip_config(recipe, (count,)), recipe.eval_batch_size)
-            evaluation = by_target(evaluate_videos(trained.model, {count: trained.select(count)}, batches))[""]
+            evaluation = evaluate_videos(trained.model, {count: trained.select(count)}, batches)[""]
             scores[" ".join(choice)] = evaluation.scores()[count]["top1"]
     with written_whole(file) as path:
         path.write_text(json.dumps(scores, indent=1))

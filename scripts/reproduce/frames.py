@@ -27,7 +27,7 @@ RUNS: Runs = {
     "ffn": ("ffn", []),
     "single-frame": ("tsm", ["task.frames=(1,)", "eval_frames=(1,)"]),
     "order-blind": ("tsm", ["model.name=tsn_resnet18"]),
-    "shuffled": ("tsm", ["data.shuffle_frames=True"]),
+    "shuffled": ("tsm", ["data.clips.shuffle_frames=True"]),
     "ffn-shared-norms": ("ffn", ["task.private_norms=False"]),
     "ffn-no-alteration": ("ffn", ["task.alteration=none"]),
     "ffn-no-distillation": ("ffn", ["task.distil=False"]),
@@ -104,7 +104,6 @@ def retest(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), batche
     from flaxvid.train.checkpoint import restore_variables
     from flaxvid.train.recipe import read_recipe
     from flaxvid.train.setup import clip_config, make_model, open_data
-    from flaxvid.types import by_target
 
     targets = {name: folder / f"tsm-16-{name}-seed{seed}" / "any_frame.json" for name in ("reestimated", "disordered")}
     if all(target.exists() for target in targets.values()):
@@ -124,7 +123,7 @@ def retest(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), batche
     old = {row["frames"]: row for row in json.loads((run / "any_frame.json").read_text())}
     for name, (plain, clips) in tests.items():
         videos = eval_batches(test_source, clips, recipe.eval_batch_size)
-        results = by_target(evaluate_videos(model, plain, videos))[""].scores()
+        results = evaluate_videos(model, plain, videos)[""].scores()
         targets[name].parent.mkdir(parents=True, exist_ok=True)
         targets[name].write_text(json.dumps([{**old[n], **results[n]} for n in frames], indent=1))
 

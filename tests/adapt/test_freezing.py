@@ -2,15 +2,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from flaxvid import trees
 from flaxvid.adapt.freezing import check_frozen, is_frozen, keep_statistics
-from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.tasks.task import Supervised
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
 from flaxvid.train.state import create_state
@@ -22,7 +20,7 @@ FRAMES = (2, 4)
 
 @pytest.fixture(scope="module")
 def optimizer():
-    return make_optimizer(OptimizerRecipe("sgd", 0.1, weight_decay=0.1), optax.constant_schedule(0.1))
+    return make_optimizer(OptimizerRecipe("sgd", weight_decay=0.1))
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +35,9 @@ def start(random_variables):
     def make(kind):
         model = create_tiny("slow_r50" if kind == "3-D" else "tsm_resnet18", depths=(1, 1))
         if kind == "frame-flexible":
-            flexible = FrameFlexible(model, FRAMES)
-            return FrameFlexibleTask(flexible), flexible.specialise(random_variables(model), KEY)
-        return Supervised(model, (4,)), random_variables(model)
+            task = FfnRecipe(FRAMES).make(model)
+            return task, task.flexible.specialise(random_variables(model), KEY)
+        return SupervisedRecipe((4,)).make(model), random_variables(model)
 
     return make
 
@@ -49,7 +47,7 @@ def trained(task, variables, batch, optimizer, freeze, **arguments):
     state = create_state(variables, optimizer, ema=bool(arguments.get("ema")), freeze=freeze)
     before = {path: np.array(leaf) for path, leaf in trees.flatten(state.variables).items()}
     clips = {**batch, "video": {n: batch["video"][n] for n in task.frames}}
-    step = jax.jit(lambda s, b: train_step(s, b, KEY, task=task, optimizer=optimizer, freeze=freeze, **arguments))
+    step = jax.jit(lambda s, b: train_step(s, b, KEY, 0.1, task=task, optimizer=optimizer, freeze=freeze, **arguments))
     for _ in range(2):
         state, metrics = step(state, clips)
     chex.assert_tree_all_finite(metrics)

@@ -55,6 +55,18 @@ def streams():
 
 
 @pytest.fixture(scope="session")
+def ask(streams):
+    """Frames of a video that are chosen when its length is known: `ask(path, lambda count: [count - 1])`."""
+    return streams.ask
+
+
+@pytest.fixture(scope="session")
+def frame_times(streams):
+    """When the frames of a video are shown."""
+    return streams.frame_times
+
+
+@pytest.fixture(scope="session")
 def frame_numbers():
     """Reads the frame numbers back from the right edge of `write_video`'s pictures: uint8 (..., h, w, 3) -> (...)."""
 

@@ -62,7 +62,7 @@ def test_segments_and_independent_draws(source, frame_numbers):
 def test_one_flip_and_one_crop_for_all_frames_and_its_label(source):
     """The left half is 20 brighter, the right half in a mirror; how many columns are, tells the crop."""
     flips, widths = 0, set()
-    for batch in take(train_batches(source, ClipConfig((2, 4), 24, scales=(1.0, 0.875)), 7), 4):
+    for batch in take(train_batches(source, ClipConfig((2, 4), 24, scales=(1.0, 0.875), flip=True), 7), 4):
         columns = np.concatenate([batch["video"][n][..., 0].mean(2) for n in (2, 4)], axis=1)  # (b, 6, w)
         for row, index in enumerate(batch["index"]):
             bright = columns[row] > columns[row].mean(1, keepdims=True)
@@ -79,7 +79,7 @@ def test_no_flip_where_labels_forbid_it(tmp_path, write_video):
     write_video(tmp_path / "a.mp4")
     source = FileSource("one", str(tmp_path), ("a.mp4",), (0,), ("look_left",))
     assert source.flip_labels == (None,)
-    for batch in take(train_batches(source, ClipConfig((2,), 32, scales=(1.0,)), 1), 8):
+    for batch in take(train_batches(source, ClipConfig((2,), 32, scales=(1.0,), flip=True), 1), 8):
         assert batch["label"][0] == 0
         assert batch["video"][2][..., 0, 0].astype(int).min() >= batch["video"][2][..., -1, 0].min()
 

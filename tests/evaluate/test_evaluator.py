@@ -8,7 +8,7 @@ from flaxvid.train.mesh import make_mesh, put_batch
 @pytest.fixture
 def evaluation(network, batches):
     model, variables = network
-    return evaluate_videos(model, {2: variables, 4: variables}, batches)
+    return evaluate_videos(model, {2: variables, 4: variables}, batches)[""]
 
 
 def test_results_are_those_of_a_loop_over_videos(evaluation, batches, answer):
@@ -37,7 +37,7 @@ def test_it_takes_what_a_mesh_holds(evaluation, network, batches):
     model, variables = network
     mesh = make_mesh()
     evaluated = evaluate_videos(model, {4: variables}, batches, put=lambda batch: put_batch(batch, mesh))
-    assert evaluated.scores() == {4: pytest.approx(evaluation.frames[4].scores)}
+    assert evaluated[""].scores() == {4: pytest.approx(evaluation.frames[4].scores)}
 
 
 def test_what_cannot_be_evaluated_says_why(network, batches):

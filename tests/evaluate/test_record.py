@@ -13,6 +13,7 @@ from flaxvid.evaluate.record import (
     evaluation_record,
     film_strip,
     find_fault,
+    finish_evaluation,
     place_record,
     write_record,
 )
@@ -57,10 +58,10 @@ def test_examples_are_right_ones_and_the_most_confident_wrong_ones(evaluation):
 def test_a_record_is_json_with_counted_faults_and_strips(evaluation, source, tmp_path):
     costs = {n: {"gflops": 0.1 * n, "milliseconds": float(n)} for n in (4, 8)}
     facts = {"name": "efficient", "views": "1 clip x 1 crop", "size": 32}
-    record = evaluation_record(evaluation, source, clips=CLIPS, protocol=facts, costs=costs)
+    record = evaluation_record({"": evaluation}, source, clips=CLIPS, protocol=facts, costs=costs)
     (tmp_path / "run" / "strips").mkdir(parents=True)
     (tmp_path / "run" / "strips" / "old.jpg").touch()
-    read = json.loads(write_record(tmp_path / "run", record, evaluation, source).read_text())
+    read = json.loads(write_record(tmp_path / "run", record, {"": evaluation}, source).read_text())
     data = read["data"]
     assert [data[name] for name in ("videos", "evaluated", "missing", "unreadable")] == [6, 4, 1, 1]
     assert [(fault["id"], fault["missing"]) for fault in data["faults"]] == [("v1", False), ("v4", True)]
@@ -84,14 +85,14 @@ def test_a_strip_shows_whole_frames_in_order(source):
 def test_faults_are_told_apart(source):
     assert "2.png" in find_fault(source, 1, CLIPS)["reason"]
     assert find_fault(source, 4, CLIPS)["missing"]
-    assert "clip shorter than the frame count" in find_fault(source, 0, ClipConfig((8,)))["reason"]
+    assert "clip shorter than the frame count" in find_fault(source, 0, ClipConfig((8,), 32))["reason"]
 
 
 def test_passes_join_only_over_the_same_videos(evaluation):
     other = Evaluation({16: evaluation.frames[8]}, evaluation.index, evaluation.label, (1, 4))
-    assert list(join([evaluation, other]).frames) == [4, 8, 16]
+    assert list(join([{"": evaluation}, {"": other}])[""].frames) == [4, 8, 16]
     with pytest.raises(ValueError, match="got 2 at 4, 8 frames; 0 at 16 frames"):
-        join([evaluation, Evaluation(other.frames, other.index, other.label, ())])
+        join([{"": evaluation}, {"": Evaluation(other.frames, other.index, other.label, ())}])
 
 
 def test_a_digest_knows_ids_labels_and_sizes_and_neither_place_nor_order(tmp_path):
@@ -116,10 +117,10 @@ def test_a_digest_knows_ids_labels_and_sizes_and_neither_place_nor_order(tmp_pat
 
 
 def test_each_set_of_videos_has_its_place(tmp_path):
-    data = {"name": "folder test, 3 of 6", "videos": 3, "digest": "0123456789abcdef"}
+    record = {"data": {"name": "folder test, 3 of 6", "videos": 3, "digest": "0123456789abcdef"}}
     other = tmp_path / "evaluations" / "folder-test-3-of-6-01234567"
-    assert place_record(tmp_path, data, own=True) == tmp_path
-    assert place_record(tmp_path, data, own=False) == other
+    assert place_record(tmp_path, record, own=True) == tmp_path
+    assert place_record(tmp_path, record, own=False) == other
 
 
 @pytest.mark.parametrize(("digest", "own", "expected"), [
@@ -128,11 +129,34 @@ def test_each_set_of_videos_has_its_place(tmp_path):
 def test_a_record_gives_way_only_to_one_of_its_own_videos(evaluation, source, tmp_path, digest, own, expected):
     facts = {"name": "efficient", "views": "1 clip x 1 crop", "size": 32}
     record = evaluation_record(
-        evaluation, source, clips=CLIPS, protocol=facts, costs={n: {"gflops": 1.0} for n in (4, 8)}
+        {"": evaluation}, source, clips=CLIPS, protocol=facts, costs={n: {"gflops": 1.0} for n in (4, 8)}
     )
     data = {**record["data"], "digest": "0123456789abcdef"}
     del record["data"]["digest"]  # as older versions wrote it
     record["data"] |= {"digest": digest} if digest else {}
     (tmp_path / "evaluation.json").write_text(json.dumps(record))
-    assert (place_record(tmp_path, data, own) == tmp_path) == expected
-    assert place_record(tmp_path, {**data, "videos": 7, "digest": "x"}, own) != tmp_path
+    assert (place_record(tmp_path, {"data": data}, own) == tmp_path) == expected
+    assert place_record(tmp_path, {"data": {**data, "videos": 7, "digest": "x"}}, own) != tmp_path
+
+
+def test_an_earlier_checkpoint_has_a_place_of_its_own_and_the_end_of_training_the_folder(
+    evaluation, source, network, tmp_path
+):
+    def finish(step, **more):
+        record, path = finish_evaluation(
+            {"": evaluation}, source, network[0], CLIPS, origin={}, checkpoint={"name": "best", "step": step},
+            folder=tmp_path, **more
+        )  # fmt: skip
+        assert json.loads(path.read_text())["checkpoint"] == {"name": "best", "step": step} == record["checkpoint"]
+        return path.parent
+
+    assert finish(6) == tmp_path
+    assert finish(9) == tmp_path  # of later weights
+    digest = digest_videos(source)[:8]
+    assert finish(6) == tmp_path / "evaluations" / f"six-{digest}-step-6"
+    assert not (tmp_path / "any_frame.json").exists()
+    assert finish(3, final=True) == tmp_path
+    rows = json.loads((tmp_path / "any_frame.json").read_text())
+    assert [row["frames"] for row in rows] == [4, 8]
+    assert all(row["gflops"] > 0 and "confusion" not in row for row in rows)
+    assert "Evaluation" in (tmp_path / "index.html").read_text()

@@ -59,7 +59,7 @@ def test_rows_name_their_target(evaluations):
         ("actor", 2),
         ("actor", 4),
     ]
-    assert "target" not in score_rows(evaluations["actor"])[0]
+    assert "target" not in score_rows({"": evaluations["actor"]})[0]
 
 
 def test_passes_join_target_by_target(network, batches, evaluations):

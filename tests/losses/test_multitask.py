@@ -22,21 +22,13 @@ def test_the_sum_by_hand():
     assert (parts["action_accuracy"], parts["actor_accuracy"]) == (1, 0)
 
 
-def test_an_only_target_at_several_frame_counts():
-    by_count = {2: LOGITS["actor"], 4: LOGITS["actor"]}
-    total, _ = sum_over_targets(
-        lambda z, y: (sum(cross_entropy(z[n], y) for n in z), {}), by_count, LABELS["actor"], {}
-    )
-    np.testing.assert_allclose(total, 2 * np.log(10), rtol=1e-6)
-
-
-def test_an_only_target_is_just_its_loss():
-    total, parts = sum_over_targets(judged, LOGITS["actor"], LABELS["actor"], {})
+def test_an_only_target_has_no_name():
+    total, parts = sum_over_targets(judged, {"": LOGITS["actor"]}, {"": LABELS["actor"]}, {})
     np.testing.assert_allclose(total, np.log(10), rtol=1e-6)
-    assert set(parts) == {"accuracy"}
+    assert set(parts) == {"loss", "accuracy"}
 
 
-@pytest.mark.parametrize("labels", [{"action": LABELS["action"]}, LABELS["action"]])
+@pytest.mark.parametrize("labels", [{"action": LABELS["action"]}, {"": LABELS["action"]}])
 def test_other_targets_than_the_network_s_are_told(labels):
     with pytest.raises(ValueError, match=r"labels are of .*, logits of action, actor: create the model with a number"):
         sum_over_targets(judged, LOGITS, labels, {})

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from flaxvid import trees
-from flaxvid.frames import FrameFlexible, is_norm
+from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny, list_models
 
 # Names whose tiny siblings are the same network (all depths of a family) are tested once, under the shortest of them.
@@ -185,7 +185,7 @@ def test_select_is_the_exact_inverse_of_specialise(name, random_variables):
 
 @pytest.mark.parametrize("name", DISTINCT)
 def test_the_rule_of_norms_is_true_of_every_module(name):
-    """The rule that makes variables private (`is_norm`, a word in the path) and the modules' types must agree."""
+    """What is read off the tree, the modules' types and, in this zoo, their names say the same."""
     reached = {}
 
     def record(call, args, kwargs, context):
@@ -196,7 +196,7 @@ def test_the_rule_of_norms_is_true_of_every_module(name):
     with nn.intercept_methods(record):
         variables, _ = shapes(model, (1, 4, 32, 32))
     norms = {path for path, module in reached.items() if isinstance(module, NORMS)}
-    assert norms
-    assert {path for path in reached if is_norm(path)} == norms
-    owned = {path.partition("/")[2].rpartition("/")[0] for path in trees.flatten(variables) if is_norm(path)}
-    assert owned == norms
+    assert trees.norm_modules(variables) == norms == {path for path in reached if "norm" in path}
+    private = jax.eval_shape(FrameFlexible(model, (2,), alteration="none").specialise, variables)
+    assert set(trees.flatten(private["params_2f"])) == {p for p in trees.flatten(variables["params"]) if "norm" in p}
+    assert set(trees.flatten(private.get("batch_stats_2f", {}))) == set(trees.flatten(variables.get("batch_stats", {})))

@@ -6,14 +6,13 @@ import jax
 import optax
 import pytest
 
-import flaxvid
 from flaxvid import trees
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.motion.build import MotionConfig
 from flaxvid.data.pipeline import train_batches
 from flaxvid.data.sources.open import open_source
 from flaxvid.models.registry import create_tiny
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
+from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train.state import create_state
 from flaxvid.train.step import train_step
 
@@ -34,7 +33,7 @@ def motion(tmp_path_factory):
 def test_it_learns(name, depths, frames, motion):
     batch = next(train_batches(motion, ClipConfig(frames, 32), 8))
     model = create_tiny(name, depths=depths, num_classes=16, dropout=0.0, classifier_std=0.1)
-    task = FrameFlexibleTask(flaxvid.FrameFlexible(model, frames))
+    task = FfnRecipe(frames).make(model)
     optimizer = optax.adam(5e-3)
     step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer))
     state = create_state(task.init(jax.random.key(0)), optimizer)

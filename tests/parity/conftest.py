@@ -1,6 +1,9 @@
 """What the parity tests share. They need torch and torchvision, and are skipped without (`.ci/run` installs both)."""
 
+import contextlib
+import importlib.util
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +13,14 @@ import pytest
 def torchvision_models():
     """`torchvision.models`, also where torchvision is installed without its C++ operators."""
     torch = pytest.importorskip("torch")
+    spec = importlib.util.find_spec("torchvision")
+    for binary in Path(spec.origin).parent.glob("_C*.so") if spec else ():
+        with contextlib.suppress(OSError):  # built for another torch
+            torch.ops.load_library(binary)
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        if not hasattr(torch.ops.torchvision, name):  # to declare it twice ends the process
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     yield pytest.importorskip("torchvision.models")
     del library
 

@@ -10,9 +10,10 @@ import pytest
 import flaxvid
 from flaxvid import trees
 from flaxvid.models.registry import create_model
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.train.groups import FFN_RULES
 from flaxvid.train.optimizer import make_optimizer
-from flaxvid.train.recipe import FFN_RULES, OptimizerRecipe
+from flaxvid.train.recipe import OptimizerRecipe
 from flaxvid.train.state import create_state
 from flaxvid.train.step import train_step
 
@@ -201,11 +202,11 @@ def test_three_training_steps(randomised):
 
     overrides = {"width": 16, "depths": (1, 2)}
     model = create_model("tsm_resnet50", num_classes=6, dropout=0.0, **overrides)
-    task = FrameFlexibleTask(flaxvid.FrameFlexible(model, counts))
+    task = FfnRecipe(counts).make(model)
     recipe = OptimizerRecipe(learning_rate=rate, weight_decay=decay, clip_norm=0.0, rules=FFN_RULES)
-    optimizer = make_optimizer(recipe, lambda step: rate)
+    optimizer = make_optimizer(recipe)
     quick = {"xla_backend_optimization_level": 0}  # halves the compilation, which is nearly all of this test
-    step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer), compiler_options=quick)
+    step = jax.jit(functools.partial(train_step, rate=rate, task=task, optimizer=optimizer), compiler_options=quick)
     state = create_state(flaxvid.load_torch("tsm_resnet50", start, overrides=overrides), optimizer)
     for clips, loss in zip(steps, losses, strict=True):
         state, metrics = step(state, {"video": clips, "label": labels}, jax.random.PRNGKey(0))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flaxvid.report.compare import name_runs, render_comparison, write_comparison
+from flaxvid.report.compare import write_comparison
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"
 
@@ -34,13 +34,13 @@ def test_runs_are_laid_side_by_side(trained, evaluated, tmp_path, parse_page):
     # Accuracy against frames and GFLOPs of both kinds of videos, milliseconds of one, and the loss.
     assert len(page.sources) == 6
     assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
-    page = parse_page(render_comparison(name_runs(trained)))
+    page = parse_page(write_comparison(trained, path).read_text())
     assert "momentum" not in page.text
     untimed = json.loads((evaluated / "evaluation.json").read_text())
     for row in untimed["frames"]:
         del row["milliseconds"]
     (evaluated / "evaluation.json").write_text(json.dumps(untimed))
-    page = parse_page(render_comparison(name_runs([*trained, evaluated])))
+    page = parse_page(write_comparison([*trained, evaluated], path).read_text())
     assert len(page.sources) == 5
 
 
@@ -48,7 +48,7 @@ def test_runs_that_have_only_begun_can_be_compared(tmp_path, parse_page):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.json").write_text("{}")
-    page = parse_page(render_comparison(name_runs([tmp_path / "a", tmp_path / "b"])))
+    page = parse_page(write_comparison([tmp_path / "a", tmp_path / "b"], tmp_path / "compare.html").read_text())
     assert "None of them is evaluated yet" in page.text
 
 

@@ -5,16 +5,15 @@ import jax
 import numpy as np
 import pytest
 
-from flaxvid.frames import FrameFlexible
 from flaxvid.losses.classification import cross_entropy
 from flaxvid.models.registry import create_tiny
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.tasks.mixing import Mixing
-from flaxvid.tasks.task import Supervised
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.mixing import mix
+from flaxvid.tasks.supervised import SupervisedRecipe
 
 CAMERAS = ("front", "left", "right")
 OPTIONS = {"backbone_options": {"width": 8, "depths": (1,)}, "dropout": 0.0}
-MIXING = Mixing(mixup=0.5, cutmix=0.5, erasing=0.5)
+MIXING = {"mixup": 0.5, "cutmix": 0.5, "erasing": 0.5}
 KEY = jax.random.key(3)
 
 
@@ -31,7 +30,7 @@ def batch(clip):
 
 def test_the_loss_is_that_of_the_model(model, batch, random_variables):
     variables = random_variables(model)
-    loss, (updated, metrics) = jax.jit(Supervised(model, (4,)).loss)(variables, batch, KEY)
+    loss, (updated, metrics) = jax.jit(SupervisedRecipe((4,)).make(model).loss)(variables, batch, KEY)
     logits, state = model.apply(variables, batch["video"][4], train=True, mutable=["batch_stats"])
     assert loss == pytest.approx(float(cross_entropy(logits, batch["label"])), rel=1e-4)
     chex.assert_trees_all_close(updated, state, rtol=1e-4, atol=1e-5)
@@ -40,7 +39,7 @@ def test_the_loss_is_that_of_the_model(model, batch, random_variables):
 
 @pytest.mark.parametrize("sampling", ["proportional", "mixed"])
 def test_several_counts(model, batch, sampling):
-    task = Supervised(model, (2, 4), sampling=sampling, mixing=MIXING)
+    task = SupervisedRecipe((2, 4), sampling=sampling, **MIXING).make(model)
     parts = task.parts(batch["video"])
     expected = [(2, 4), (2, 2)] if sampling == "proportional" else [(4, 4)]
     assert [part["left"].shape[:2] for _, part in parts] == expected
@@ -50,7 +49,7 @@ def test_several_counts(model, batch, sampling):
 
 
 def test_frame_flexible(model, batch):
-    check(FrameFlexibleTask(FrameFlexible(model, (2, 4)), mixing=MIXING), batch)
+    check(FfnRecipe((2, 4), **MIXING).make(model), batch)
 
 
 def check(task, batch):
@@ -61,7 +60,7 @@ def check(task, batch):
 
 def test_all_cameras_of_a_scene_are_mixed_alike(model, batch):
     alike = {n: dict.fromkeys(CAMERAS, clips["front"]) for n, clips in batch["video"].items()}
-    video, labels = MIXING.mix(model, {**batch, "video": alike}, KEY)
-    assert labels.shape == (4, 5)
+    video, labels = mix(model, {**batch, "video": alike}, KEY, **MIXING)
+    assert labels[""].shape == (4, 5)
     for clips in video.values():
         chex.assert_trees_all_equal(clips["front"], clips["left"], clips["right"])

@@ -4,10 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxvid.frames import FrameFlexible
 from flaxvid.losses.distillation import ffn_loss, label_loss
 from flaxvid.models.registry import create_tiny
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
+from flaxvid.tasks.frame_flexible import FfnRecipe
 
 KEY = jax.random.key(5)
 FRAMES = (2, 4, 8)
@@ -15,7 +14,7 @@ FRAMES = (2, 4, 8)
 
 @pytest.fixture(scope="module")
 def task():
-    return FrameFlexibleTask(FrameFlexible(create_tiny("tsm_resnet18", depths=(1, 1), dropout=0.3), FRAMES))
+    return FfnRecipe(FRAMES).make(create_tiny("tsm_resnet18", depths=(1, 1), dropout=0.3))
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +57,8 @@ def test_names_of_metrics_and_collections(outcome):
 def test_weight_smoothing_and_labels_instead_of_distillation(task, variables, batch):
     flexible, labels = task.flexible, batch["label"]
     tasks = (
-        FrameFlexibleTask(flexible, weight=2.0, label_smoothing=0.1),
-        FrameFlexibleTask(flexible, distil=False, label_smoothing=0.1),
+        FfnRecipe(FRAMES, weight=2.0, label_smoothing=0.1).make(task.model),
+        FfnRecipe(FRAMES, distil=False, label_smoothing=0.1).make(task.model),
     )
 
     @jax.jit

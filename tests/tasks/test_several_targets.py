@@ -6,13 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxvid.frames import FrameFlexible
 from flaxvid.losses.classification import cross_entropy
 from flaxvid.losses.distillation import ffn_loss
 from flaxvid.models.registry import create_tiny
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.tasks.mixing import Mixing
-from flaxvid.tasks.task import Supervised
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.mixing import mix
+from flaxvid.tasks.supervised import SupervisedRecipe
 
 KEY = jax.random.key(1)
 WEIGHTS = {"actor": 0.25}
@@ -35,7 +34,7 @@ def batch(clip):
 
 
 def test_supervised_training_sums_the_targets(model, variables, batch):
-    task = Supervised(model, (2, 4), target_weights=WEIGHTS)
+    task = SupervisedRecipe((2, 4), target_weights=WEIGHTS).make(model)
 
     @jax.jit
     def both(variables, batch):
@@ -53,8 +52,8 @@ def test_supervised_training_sums_the_targets(model, variables, batch):
 
 
 def test_each_target_is_distilled_by_itself(model, variables, batch):
-    flexible = FrameFlexible(model, (2, 4))
-    task = FrameFlexibleTask(flexible, weight=2.0, target_weights=WEIGHTS)
+    task = FfnRecipe((2, 4), weight=2.0, target_weights=WEIGHTS).make(model)
+    flexible = task.flexible
 
     @jax.jit
     def both(variables, batch):
@@ -74,7 +73,7 @@ def test_each_target_is_distilled_by_itself(model, variables, batch):
 
 
 def test_both_classifiers_and_the_body_have_gradients(model, variables, batch):
-    task = Supervised(model, (4,))
+    task = SupervisedRecipe((4,)).make(model)
     clips = {**batch, "video": {4: batch["video"][4]}}
     gradient = jax.jit(jax.grad(lambda p: task.loss({**variables, "params": p}, clips, KEY)[0]))(variables["params"])
     chex.assert_tree_all_finite(gradient)
@@ -83,7 +82,7 @@ def test_both_classifiers_and_the_body_have_gradients(model, variables, batch):
 
 
 def test_mixed_labels_are_shares_of_each_target_s_classes(model, batch):
-    _, labels = Mixing(mixup=0.5).mix(model, batch, KEY)
+    _, labels = mix(model, batch, KEY, mixup=0.5)
     assert {name: own.shape for name, own in labels.items()} == {"action": (4, 5), "actor": (4, 3)}
     for name, own in labels.items():
         np.testing.assert_allclose(own.sum(1), 1, rtol=1e-6)

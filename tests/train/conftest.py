@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 import flaxvid
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe
+from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.tasks.supervised import SupervisedRecipe
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "white": (230, 230, 230)}
 
@@ -50,8 +52,8 @@ def colour_recipe(coloured_videos):
             dropout=0.0,
             options={"width": 8, "depths": (1,), "classifier_std": 0.1},
         ),
-        DataRecipe("folder", str(coloured_videos), short="repeat"),
-        TaskRecipe("supervised", (2,)),
+        DataRecipe("folder", str(coloured_videos), clips=ClipConfig(short="repeat")),
+        SupervisedRecipe((2,)),
         OptimizerRecipe("adamw", 5e-3, schedule="constant"),
         batch_size=6,
         eval_batch_size=4,

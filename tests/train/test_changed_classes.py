@@ -10,8 +10,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import flaxvid
+from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train.checkpoint import restore_variables
-from flaxvid.train.recipe import DataRecipe, OptimizerRecipe, TaskRecipe
+from flaxvid.train.recipe import DataRecipe, OptimizerRecipe
 from flaxvid.train.setup import count_classes, load_start, make_model
 from flaxvid.train.trained import load_trained
 from flaxvid.weights.native import WeightsInfo, save_variables
@@ -30,7 +32,7 @@ def listed(root, videos, names):
     for split, numbers in (("train", range(6)), ("test", range(6, 8))):
         lines = [f"{name}/{number}.mp4 {COLOURS.index(name)}" for name in COLOURS for number in numbers]
         (root / f"{split}.txt").write_text("\n".join(lines))
-    return DataRecipe("list", str(root), short="repeat")
+    return DataRecipe("list", str(root), clips=ClipConfig(short="repeat"))
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def test_a_folder_without_results_takes_other_classes(stopped):
     assert json.loads((folder / "classes.json").read_text()) == ["a_red", "blue", "green"]
 
 
-def test_other_orders_and_tasks_are_refused_too(colour_recipe, coloured_videos, tmp_path):
+def test_other_orders_and_targets_are_refused_too(colour_recipe, coloured_videos, tmp_path):
     recipe = dataclasses.replace(colour_recipe, data=listed(tmp_path / "list", coloured_videos, COLOURS), epochs=1)
     flaxvid.run(recipe, tmp_path / "run")
     (tmp_path / "run" / "any_frame.json").unlink()
@@ -118,7 +120,7 @@ def test_other_orders_and_tasks_are_refused_too(colour_recipe, coloured_videos, 
         (tmp_path / "list" / f"{split}.txt").unlink()
         rows = [f"{name}/{number}.mp4,{name},{number % 2}" for name in COLOURS for number in range(8)]
         (tmp_path / "list" / f"{split}.csv").write_text("\n".join(["path,hue,side", *rows]))
-    assert "one task without a name there, tasks hue, side here" in refused(recipe, tmp_path / "run")
+    assert "one target without a name there, targets hue, side here" in refused(recipe, tmp_path / "run")
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -190,7 +192,7 @@ def test_a_head_is_kept_for_the_same_names_only(weights, colour_recipe, capsys, 
         told = f"the head starts anew: its classes are blue, green, red, the data's are {', '.join(classes)}"
         assert told in capsys.readouterr().out
     assert start(colour_recipe, file, {"hue": NAMES, "side": ("0", "1")}) == {"hue": [[]] * 3, "side": [[]] * 2}
-    assert "the head of hue starts anew: the tasks there are one only, without a name" in capsys.readouterr().out
+    assert "the head of hue starts anew: the targets there are one only, without a name" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["plain", "torch"])
@@ -230,6 +232,6 @@ def test_a_run_starts_from_another_whose_classes_are_in_another_order(
 
 
 def test_so_does_a_network_for_every_frame_count(colour_recipe, colour_run, tmp_path):
-    """Each task of several is taken by its name."""
-    recipe = dataclasses.replace(colour_recipe, task=TaskRecipe("ffn", (2, 3)))
+    """Each target of several is taken by its name."""
+    recipe = dataclasses.replace(colour_recipe, task=FfnRecipe((2, 3)))
     assert start(recipe, colour_run, ("red", "blue", "green")) == {"": [[2], [0], [1]]}

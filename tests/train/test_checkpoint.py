@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from flaxvid.train import checkpoint
-from flaxvid.train.checkpoint import Checkpoints, restore_variables
+from flaxvid.train.checkpoint import Checkpoints, find_checkpoint, restore_variables
 
 
 @flax.struct.dataclass
@@ -57,13 +57,12 @@ def test_state_and_data_in_the_middle_of_an_epoch_come_back_bit_for_bit(tmp_path
     for _ in range(2):
         next(data)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(7, state, data, {"recipe": {"name": "ffn"}})
+        checkpoints.save(7, state, data)
         following = [next(data) for _ in range(4)]  # the save is asynchronous, its position in the data is not
     resumed = make_data()
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        restored, extra = checkpoints.restore(jax.eval_shape(make_state), resumed)
+        restored = checkpoints.restore(jax.eval_shape(make_state), resumed)
     assert_same(restored, state)
-    assert extra == {"recipe": {"name": "ffn"}}
     for expected in following:
         np.testing.assert_array_equal(np.asarray(next(resumed)), np.asarray(expected))
 
@@ -85,7 +84,7 @@ def test_restores_onto_the_shardings_asked_for(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state)
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
-        restored, _ = checkpoints.restore(wanted)
+        restored = checkpoints.restore(wanted)
     assert all(leaf.sharding == replicated for leaf in jax.tree.leaves(restored))
     assert_same(restored, state)
 
@@ -98,7 +97,7 @@ def test_variables_alone_are_plain_numpy(tmp_path, where):
     variables = restore_variables(tmp_path / where)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables))
     assert_same(variables, make_state(seed=2).variables)
-    assert_same(restore_variables(tmp_path, step=1), make_state(seed=1).variables)
+    assert_same(restore_variables(tmp_path, 1), make_state(seed=1).variables)
 
 
 def test_keeps_the_latest_and_every_so_many(tmp_path):
@@ -124,7 +123,7 @@ def test_missing_and_empty_folders_say_so(tmp_path):
             checkpoints.restore(make_state())
         checkpoints.save(3, make_state())
         checkpoints.wait()
-        with pytest.raises(FileNotFoundError, match=r"\[3\].*step=4"):
+        with pytest.raises(FileNotFoundError, match=r"expected one of the steps 3 in .*, got 4"):
             checkpoints.restore(make_state(), step=4)
         with pytest.raises(FileNotFoundError, match="without `data`"):
             checkpoints.restore(make_state(), make_data())
@@ -158,7 +157,9 @@ def test_the_latest_the_best_and_every_so_many_stay(tmp_path):
     scores = {1: 0.1, 2: 0.9, 3: None, 4: 0.3, 5: 0.2, 6: None, 7: 0.4, 8: None}
     with Checkpoints(tmp_path, keep=2, keep_every=5) as checkpoints:
         for step, score in scores.items():
-            checkpoints.save(step, make_state(), score=score)
+            checkpoints.save(step, make_state())
+            if score is not None:
+                checkpoints.set_score(step, score)
         checkpoints.wait()
         assert checkpoints.best_step() == 2
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 5, 7, 8]
@@ -179,11 +180,11 @@ def files_of(folder):
 def two_steps(tmp_path_factory):
     """A folder with the checkpoints of steps 7 and 8, and their states."""
     folder = tmp_path_factory.mktemp("two")
-    data, states = make_data(), {7: make_state(seed=1), 8: make_state(seed=2)}
+    data, states = make_data(), {7: make_state(seed=0), 8: make_state(seed=1)}
     with Checkpoints(folder) as checkpoints:
         for step, state in states.items():
             next(data)
-            checkpoints.save(step, state, data, {"step": step})
+            checkpoints.save(step, state, data)
     return folder, states
 
 
@@ -196,8 +197,8 @@ def test_whichever_file_of_the_newest_checkpoint_is_cut_off_the_run_goes_on(two_
         content = (folder / "8" / file).read_bytes()
         (folder / "8" / file).write_bytes(content[: len(content) // 2] if number % 3 else b"")
         with Checkpoints(folder) as checkpoints:
-            restored, extra = checkpoints.restore(jax.eval_shape(make_state), make_data())
-            step = extra["step"]  # a file that nothing is read from may be cut without harm
+            restored = checkpoints.restore(jax.eval_shape(make_state), make_data())
+            step = int(restored.step)  # a file that nothing is read from may be cut without harm
             assert_same(restored, states[step])
             if step == 7:
                 assert "step 8 is damaged" in capsys.readouterr().out
@@ -245,7 +246,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stands(small_disk):
         save()
     assert full.value.errno == errno.ENOSPC
     with Checkpoints(small_disk / "checkpoints") as again:
-        restored, _ = again.restore(jax.eval_shape(make_state))
+        restored = again.restore(jax.eval_shape(make_state))
     assert_same(restored, small)
 
 
@@ -283,24 +284,30 @@ def test_whatever_the_folder_is_called_what_is_saved_comes_back(tmp_path, name):
     assert found == {"aXb", top}
     assert_same(restore_variables(tmp_path / name), states[2].variables)
     with Checkpoints(tmp_path / name) as checkpoints:
-        assert_same(checkpoints.restore(jax.eval_shape(make_state))[0], states[2])
-        assert_same(checkpoints.restore(jax.eval_shape(make_state), step=1)[0], states[1])
+        assert_same(checkpoints.restore(jax.eval_shape(make_state)), states[2])
+        assert_same(checkpoints.restore(jax.eval_shape(make_state), step=1), states[1])
 
 
-def test_the_score_may_come_after_the_save(tmp_path):
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        for step, score in {1: 0.1, 2: 0.9, 3: None, 4: 0.3}.items():
-            checkpoints.save(step, make_state())
-            assert not checkpoints.has_score(step)
-            if score is not None:
-                checkpoints.set_score(step, score)
-                assert checkpoints.has_score(step)
-        assert checkpoints.best_step() == 2
-        checkpoints.save(5, make_state())
-    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 5]
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        assert checkpoints.best_step() == 2
-        assert not checkpoints.has_score(5)
+def test_a_checkpoint_is_named_by_its_step_or_as_the_best(tmp_path):
+    run = tmp_path / "run"
+    with Checkpoints(run / "checkpoints", keep=None) as checkpoints:
+        for step in (5, 10, 15):
+            checkpoints.save(step, make_state(seed=step))
+        checkpoints.wait()
+        with pytest.raises(FileNotFoundError, match=r"got none with a score: .* or one of the steps 5, 10, 15"):
+            find_checkpoint(run, "best")
+        checkpoints.set_score(10, 0.5)
+        checkpoints.set_score(15, 0.25)
+    for wanted, step in {"latest": 15, "best": 10, 5: 5, "5": 5}.items():
+        assert find_checkpoint(run, wanted) == run / "checkpoints" / str(step)
+        assert_same(restore_variables(run, wanted), make_state(seed=step).variables)
+    assert find_checkpoint(run / "checkpoints" / "5").name == find_checkpoint(run / "checkpoints" / "5", 5).name == "5"
+    with pytest.raises(FileNotFoundError, match="expected a run's folder for checkpoint best, got that of one step"):
+        find_checkpoint(run / "checkpoints" / "5", "best")
+    with pytest.raises(FileNotFoundError, match=r"expected one of the steps 5, 10, 15 in .*, got 7"):
+        find_checkpoint(run, 7)
+    with pytest.raises(ValueError, match='expected checkpoint "latest", "best" or a step such as 1500, got \'bset\''):
+        find_checkpoint(run, "bset")
 
 
 def test_a_disk_that_loses_data_shows_at_the_second_save(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import flaxvid
+from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.report.compare import group_by_data, name_runs
 from flaxvid.report.run import read_run
 from flaxvid.train.recipe import DataRecipe
@@ -157,7 +158,7 @@ def test_a_run_of_an_older_version_says_where_its_names_are_from(run, monkeypatc
 
 def test_compare_has_a_table_for_each_set_of_videos(run, colour_recipe, make_videos, monkeypatch, tmp_path):
     other = make_videos(tmp_path / "other", {"red": "red", "green": "green"}, 5, 6)
-    data = DataRecipe("folder", str(other), short="repeat")
+    data = DataRecipe("folder", str(other), clips=ClipConfig(short="repeat"))
     second = tmp_path / "second"
     flaxvid.run(dataclasses.replace(colour_recipe, data=data, epochs=1), second)
     assert [set(group) for group in group_by_data(name_runs([run, second])).values()] == [{"run"}, {"second"}]

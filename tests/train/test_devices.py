@@ -9,13 +9,11 @@ import pytest
 
 PROGRAM = """
 import json, re
-import jax, numpy as np, optax
+import jax, numpy as np
 from jax.sharding import Mesh
-from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.tasks.mixing import Mixing
-from flaxvid.tasks.task import Supervised
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
@@ -23,10 +21,10 @@ from flaxvid.train.state import create_state
 from flaxvid.train.step import make_train_step
 
 model = create_tiny("tsm_resnet18", depths=(1,), dropout=0.2)
-task = FrameFlexibleTask(FrameFlexible(model, (2, 4)))
-baseline = Supervised(model, (2, 4), mixing=Mixing(mixup=1.0, cutmix=1.0, erasing=0.5))
-optimizer = make_optimizer(OptimizerRecipe("sgd", 0.05, 0.9, 5e-4), optax.constant_schedule(0.05))
-key = jax.random.key(0)
+task = FfnRecipe((2, 4)).make(model)
+baseline = SupervisedRecipe((2, 4), mixup=1.0, cutmix=1.0, erasing=0.5).make(model)
+optimizer = make_optimizer(OptimizerRecipe("sgd", momentum=0.9, weight_decay=5e-4))
+key, rate = jax.random.key(0), np.float32(0.05)
 rng = np.random.default_rng(0)
 batches = [
     {
@@ -43,10 +41,10 @@ def train(mesh, norm_groups=1, task=task, batches=batches, **arguments):
     state = jax.device_put(create_state(task.init(key), optimizer), replicated(mesh))
     first = put_batch(batches[0], mesh)
     step = make_train_step(task, optimizer, mesh, norm_groups=norm_groups, **arguments)
-    step = step.lower(state, first, key).compile()
+    step = step.lower(state, first, key, rate).compile()
     losses = []
     for batch in batches:
-        state, metrics = step(state, put_batch(batch, mesh), key)
+        state, metrics = step(state, put_batch(batch, mesh), key, rate)
         losses.append(float(metrics["loss"]))
     return jax.device_get(state), losses, step.as_text()
 

@@ -16,7 +16,7 @@ from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recip
 from flaxvid.train.setup import init_model, load_start, make_model
 from flaxvid.train.state import create_state
 from flaxvid.train.step import make_train_step
-from flaxvid.tasks.task import Supervised
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.weights.native import WeightsInfo, save_variables
 from flaxvid.weights.torch import to_torch
 
@@ -28,13 +28,16 @@ class Sum:
         loss = sum((leaf * batch["x"].mean()).sum() for leaf in jax.tree.leaves(variables["params"]))
         return loss, ({}, {"loss": loss})
 
+    def after(self, variables, step):
+        return variables
+
 
 def step_twice(task, variables, batch, optimizer=optax.sgd(0.1), ema=0.0):
     state = create_state(variables, optimizer, ema=ema > 0)
     state = jax.device_put(state, replicated(mesh))
     step = make_train_step(task, optimizer, mesh, ema=ema)
     for _ in range(2):
-        state, metrics = step(state, put_batch(batch, mesh), jax.random.key(0))
+        state, metrics = step(state, put_batch(batch, mesh), jax.random.key(0), 1.0)
     assert np.isfinite(jax.device_get(metrics["loss"]))
     for leaf in jax.tree.leaves(variables):
         np.asarray(leaf)  # the caller's are still there
@@ -55,7 +58,7 @@ def from_a_file(kind):
     model = make_model(recipe, 3)
     cameras = {camera: video for camera in ("front", "left")}
     batch = {"video": {2: cameras}, "label": np.zeros(4, np.int32), "index": np.arange(4, dtype=np.int32)}
-    step_twice(Supervised(model, (2,)), load_start(recipe, model), batch, ema=0.9)
+    step_twice(SupervisedRecipe((2,)).make(model), load_start(recipe, model), batch, ema=0.9)
 
 
 keeps = optax.GradientTransformation(lambda params: params, lambda updates, state, params: (updates, state))

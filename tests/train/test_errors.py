@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import flaxvid
-from flaxvid.data.motion.build import MotionConfig, MotionSource, build_motion
+from flaxvid.data.motion.build import MotionConfig, build_motion, motion_source
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.checkpoint import Checkpoints, restore_variables
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, TaskRecipe
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe
 from flaxvid.train.state import TrainState
 
 
@@ -18,7 +20,7 @@ def videos(motion_data, tmp_path_factory):
     """Class folders of real videos of 16 frames: two classes, four videos each."""
     root = tmp_path_factory.mktemp("videos")
     config = MotionConfig(size=32, num_frames=16, train=24, validation=8, test=8)
-    source = MotionSource(build_motion(motion_data, config), "train")
+    source = motion_source(build_motion(motion_data, config), "train")
     for index in range(8):
         path = root / f"class{index % 2}" / f"video{index}.mp4"
         path.parent.mkdir(exist_ok=True)
@@ -32,7 +34,7 @@ def recipe(videos):
     return Recipe(
         model=ModelRecipe("tsm_resnet18", image_size=32, num_frames=4, options={"width": 8, "depths": (1,)}),
         data=DataRecipe("folder", root=str(videos), num_threads=2),
-        task=TaskRecipe("supervised", (4,)),
+        task=SupervisedRecipe((4,)),
         batch_size=4,
         eval_batch_size=4,
         eval_frames=(4,),
@@ -64,8 +66,8 @@ def test_slips_show_before_the_data_set_is_made(tmp_path, monkeypatch):
     monkeypatch.setenv("FLAXVID_DATA", str(tmp_path / "data"))
     for recipe in (
         Recipe(model=ModelRecipe("tsm_resnet5")),
-        Recipe(task=TaskRecipe(alteration="norml")),
-        Recipe(data=DataRecipe(short="repaet")),
+        Recipe(task=FfnRecipe(alteration="norml")),
+        Recipe(data=DataRecipe(missing="kept")),
     ):
         refused(recipe, tmp_path / "run")
     assert not (tmp_path / "data").exists()
@@ -74,7 +76,7 @@ def test_slips_show_before_the_data_set_is_made(tmp_path, monkeypatch):
 def test_a_parameter_group_of_nothing_shows_what_there_is(recipe, tmp_path):
     recipe.optimizer.rules = ((r".*norm.*", 1.0, 0.0), ("body/.*", 0.1, 1.0), ("params/hed/.*", 5.0, 1.0))
     message = refused(recipe, tmp_path / "run")
-    assert message.startswith("optimizer.rules: 'body/.*', 'params/hed/.*' matches no parameter as a whole path; there")
+    assert message.startswith("optimizer.rules: 'body/.*', 'params/hed/.*' matches no parameter, neither as ")
     assert "params/stem/conv1/kernel" in message
 
 

@@ -7,11 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.tasks.mixing import Mixing
-from flaxvid.tasks.task import Supervised, count_rows
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
+from flaxvid.tasks.task import count_rows
 from flaxvid.train.state import create_state
 from flaxvid.train.step import cut, train_step
 
@@ -40,8 +39,8 @@ def variables(model, random_variables):
 
 def make_task(model, kind, **options):
     if kind == "ffn":
-        return FrameFlexibleTask(FrameFlexible(model, FRAMES), **options)
-    return Supervised(model, FRAMES, sampling=kind, **options)
+        return FfnRecipe(FRAMES, **options).make(model)
+    return SupervisedRecipe(FRAMES, sampling=kind, **options).make(model)
 
 
 def step(task, variables, batch, **arguments):
@@ -55,8 +54,8 @@ def step(task, variables, batch, **arguments):
 @pytest.mark.parametrize("kind", ["proportional", "mixed", "ffn"])
 def test_the_gradient_of_the_parts_is_that_of_the_whole(model, variables, batch, kind, no_batch_statistics):
     """Mixed, divided, smoothed, with labels missing: every number is the same, but for rounding."""
-    mixing = Mixing(mixup=0.8, cutmix=1.0, erasing=0.5)
-    task = make_task(model, kind, mixing=mixing, label_smoothing=0.1, target_weights={"actor": 0.5})
+    mixing = {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.5}
+    task = make_task(model, kind, **mixing, label_smoothing=0.1, target_weights={"actor": 0.5})
     whole, metrics = step(task, variables, batch)
     for accumulate in (2, 8):
         parts, part_metrics = step(task, variables, batch, accumulate=accumulate)
@@ -102,7 +101,7 @@ def test_shares_have_every_row_once(model, batch, groups):
     for kind, expected in (("proportional", [4, 2, 2]), ("mixed", [8])):
         shares = make_task(model, kind).divide({"video": video, "label": np.arange(8)}, KEY, groups)
         assert [count_rows(share) for share in shares] == expected
-        labels = [np.asarray(share["target"][0]) for share in shares]
+        labels = [np.asarray(share["label"][""][0]) for share in shares]
         assert sorted(np.concatenate(labels)) == list(range(8))
         for share, own in zip(shares, labels, strict=True):
             ((count, clip),) = share["video"].items()
@@ -116,17 +115,19 @@ def test_repeats_are_not_mixed_with_themselves(model, clip):
     """The pipeline's order of four videos with two clips each, which four parts used to pair with their own."""
     index = np.array([0, 1, 2, 3] * 2)
     batch = {"video": {4: clip(8, 4, 8, 8)}, "label": {"action": index, "actor": index % 3}}
-    task = Supervised(model, (4,), mixing=Mixing(mixup=1.0))
+    task = SupervisedRecipe((4,), mixup=1.0).make(model)
     (share,) = task.divide(batch, KEY)
-    labels, _ = share["target"]["action"]
+    labels, _ = share["label"]["action"]
     np.testing.assert_array_equal((np.asarray(labels) > 0).sum(1), 2)
 
 
 def test_parts_draw_for_themselves(model, variables, batch):
     """Two parts of the same clips: their dropout differs, and so do their losses."""
 
+    task = SupervisedRecipe((4,)).make(model)
+
     class Draws:
-        frames, divide, init = (4,), Supervised(model, (4,)).divide, Supervised(model, (4,)).init
+        frames, divide, init, after = (4,), task.divide, task.init, task.after
 
         @staticmethod
         def share_loss(variables, share, key):

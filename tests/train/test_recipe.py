@@ -1,19 +1,15 @@
 import dataclasses
+import functools
 import json
 
 import pytest
 
+from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
+from flaxvid.train.limits import check
 from flaxvid.train.loop import run
-from flaxvid.train.recipe import (
-    DataRecipe,
-    ModelRecipe,
-    OptimizerRecipe,
-    Recipe,
-    TaskRecipe,
-    check,
-    read_recipe,
-    to_json,
-)
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, read_recipe, to_json
 from flaxvid.train.setup import make_model, make_task
 
 
@@ -22,29 +18,30 @@ def test_the_default_recipe_is_valid():
 
 
 def test_all_problems_are_said_at_once():
-    recipe = Recipe(task=TaskRecipe("fn"), optimizer=OptimizerRecipe("adam", schedule="cos", ema=1.0), epochs=0)
+    recipe = Recipe(optimizer=OptimizerRecipe("adam", schedule="cos", ema=1.0), epochs=0)
+    recipe.data.clips.interval = 0
     with pytest.raises(ValueError) as error:
         check(recipe)
     heading, *problems = str(error.value).splitlines()
     assert heading == "the recipe cannot run:"
     assert [line.split()[0] for line in problems] == [
-        "task.name",
         "optimizer.name",
         "optimizer.schedule",
         "epochs",
         "optimizer.ema",
+        "data.clips.interval:",
     ]
 
 
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (Recipe(task=TaskRecipe("ffn", frames=(16,))), "FFN needs two frame counts or more"),
-        (Recipe(task=TaskRecipe("supervised", frames=())), "task.frames is empty"),
+        (Recipe(task=FfnRecipe(frames=(16,))), "task.frames: FFN needs two frame counts or more"),
+        (Recipe(task=SupervisedRecipe(frames=(4, 4))), "task.frames must be distinct positive frame counts"),
         (Recipe(optimizer=OptimizerRecipe(accumulate=3)), "accumulate=3 must divide batch_size=32"),
         (Recipe(optimizer=OptimizerRecipe(accumulate=0)), "accumulate=0"),
         (Recipe(data=DataRecipe(max_broken=5.0)), r"data.max_broken must lie in \[0, 1\], got 5.0"),
-        (Recipe(data=DataRecipe(repeats=3)), "data.repeats=3 must divide batch_size=32"),
+        (Recipe(data=DataRecipe(clips=ClipConfig(repeats=3))), "data.clips.repeats=3 must divide batch_size=32"),
         (Recipe(batch_size=0), "batch_size must be positive"),
     ],
 )
@@ -54,11 +51,11 @@ def test_single_problems(recipe, message):
 
 
 def changed(**values):
-    """The default recipe with other values, ``optimizer__momentum=1.0``."""
+    """The default recipe with other values, ``optimizer__momentum=1.0``; ``task`` comes first if it is another."""
     recipe = Recipe()
     for name, value in values.items():
-        owner, _, field = name.rpartition("__")
-        setattr(getattr(recipe, owner) if owner else recipe, field, value)
+        *owners, field = name.split("__")
+        setattr(functools.reduce(getattr, owners, recipe), field, value)
     return recipe
 
 
@@ -74,7 +71,7 @@ REFUSED = {
     "log_every": (0,),
     "eval_every": (-1,),
     "keep_every": (-1,),
-    "eval_frames": ((), (0, 4), (4, 4), (4, -8), (4.5,), "4"),
+    "eval_frames": ((0, 4), (4, 4), (4, -8), (4.5,), "4"),
     "freeze": (("body(",), (3,)),
     "model__num_frames": (0, -4),
     "model__image_size": (0, -1),
@@ -90,22 +87,24 @@ REFUSED = {
     "data__num_threads": (0, -1),
     "data__num_workers": (-1,),
     "data__fold": (-1,),
-    "data__test_size": (-1, 100),
-    "data__repeats": (0, -1, 3),
+    "data__clips__test_size": (-1, 0, 100),
+    "data__clips__frames": ((4, 8),),
+    "data__clips__image_size": (112,),
+    "data__clips__repeats": (0, -1, 3),
     "data__max_broken": (-0.1, 1.1, NAN),
-    "data__interval": (0, -8),
-    "data__eval_clips": (0, -1),
-    "data__eval_crops": (0, 2, -3),
-    "data__scales": ((), (0.0,), (1.5,), (NAN,), ("1",)),
-    "data__area": ((0.5,), (0.5, 0.1), (0.0, 1.0), (0.1, 2.0)),
-    "data__aspect": ((2.0, 1.0), (-1.0, 1.0), (0.5, INF)),
-    "data__colour_jitter": ((0.1,), (0, 0, 0, 0.9), (-0.1, 0, 0, 0)),
-    "data__randaugment": (-1,),
-    "data__magnitude": (-1.0, 11.0, NAN),
-    "data__sampling": ("dence",),
-    "data__short": ("repaet",),
+    "data__clips__interval": (0, -8),
+    "data__clips__clips": (0, -1),
+    "data__clips__crops": (0, 2, -3),
+    "data__clips__scales": ((), (0.0,), (1.5,), (NAN,), ("1",)),
+    "data__clips__augmentation__area": ((0.5,), (0.5, 0.1), (0.0, 1.0), (0.1, 2.0)),
+    "data__clips__augmentation__aspect": ((2.0, 1.0), (-1.0, 1.0), (0.5, INF)),
+    "data__clips__augmentation__colour_jitter": ((0.1,), (0, 0, 0, 0.9), (-0.1, 0, 0, 0)),
+    "data__clips__augmentation__randaugment": (-1,),
+    "data__clips__augmentation__magnitude": (-1.0, 11.0, NAN),
+    "data__clips__sampling": ("dence",),
+    "data__clips__short": ("repaet",),
     "data__missing": ("kept", ""),
-    "data__crop": ("centre",),
+    "data__clips__augmentation__crop": ("centre",),
     "task__frames": ((), (0, 4), (4, 4), (-4, 8), (16,), ("4", "8")),
     "task__weight": (-1.0, NAN, INF),
     "task__alteration": ("norml",),
@@ -144,20 +143,38 @@ def test_values_that_invert_or_void_training_are_refused(name, value):
     assert isinstance(value, tuple | dict | bool) or str(value) in line
 
 
-@pytest.mark.parametrize(("name", "part"), [("model", 5), ("task", "ffn"), ("optimizer", None), ("data", Recipe())])
-def test_a_part_of_another_kind_is_one_problem(name, part):
-    with pytest.raises(ValueError, match=f"cannot run:\n  {name} must be a {name.title()}Recipe, got ") as error:
+@pytest.mark.parametrize(
+    ("name", "part", "kind"),
+    [
+        ("model", 5, "ModelRecipe"),
+        ("task", "ffn", "SupervisedRecipe or a FfnRecipe"),
+        ("optimizer", None, "OptimizerRecipe"),
+        ("data", Recipe(), "DataRecipe"),
+        ("data__clips", (4, 8), "ClipConfig"),
+    ],
+)
+def test_a_part_of_another_kind_is_one_problem(name, part, kind):
+    name_of_flags = name.replace("__", ".")
+    with pytest.raises(ValueError, match=f"cannot run:\n  {name_of_flags} must be a {kind}, got ") as error:
         check(changed(**{name: part}))
     assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"depths": 3}, {"depths": "x"}, {"width": -1}, {"width": 0}, {"width": "x"}, {"shift_div": (1,)}, {"block": 1}],
+    [
+        {"depths": 3},
+        {"depths": "x"},
+        {"width": -1},
+        {"width": 0},
+        {"width": "x"},
+        {"shift_div": (1,)},
+        {"bottleneck": 1},
+    ],
 )
 def test_options_that_make_no_network_are_one_error(tmp_path, options):
     recipe = Recipe(ModelRecipe("tsm_resnet18", image_size=32, options=options), DataRecipe("folder", "nowhere"))
-    with pytest.raises(ValueError, match=r"^tsm_resnet18 cannot be made with model.options=.*: correct them$"):
+    with pytest.raises(ValueError, match=rf"^{next(iter(options))} must be [^\n]*, got [^\n]*$"):
         run(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -165,9 +182,9 @@ def test_options_that_make_no_network_are_one_error(tmp_path, options):
 @pytest.mark.parametrize(
     "values",
     [
-        {"task__name": "supervised", "task__sampling": "mix"},
-        {"task__name": "supervised", "task__share": 0.0},
-        {"task__name": "supervised", "task__share": 1.1},
+        {"task": SupervisedRecipe((4, 8, 16)), "task__sampling": "mix"},
+        {"task": SupervisedRecipe((4, 8, 16)), "task__share": 0.0},
+        {"task": SupervisedRecipe((4, 8, 16)), "task__share": 1.1},
         {"optimizer__nesterov": True, "optimizer__momentum": 0.0},
         {"optimizer__nesterov": True, "optimizer__name": "adamw"},
         {"optimizer__warmup_epochs": 2, "optimizer__warmup_start": 0.5},
@@ -175,11 +192,11 @@ def test_options_that_make_no_network_are_one_error(tmp_path, options):
         {"norm_groups": 3},
         {"model__inflate": "mean"},
         {"norm_groups": 16, "optimizer__accumulate": 4},
-        {"task__cutmix": 1.0, "batch_size": 8, "data__repeats": 8},
-        {"task__name": "supervised", "batch_size": 2},
-        {"task__name": "supervised", "task__share": 0.97},
-        {"task__name": "supervised", "batch_size": 16, "norm_groups": 8},
-        {"task__name": "supervised", "batch_size": 2, "task__sampling": "mixed"},
+        {"task__cutmix": 1.0, "batch_size": 8, "data__clips__repeats": 8},
+        {"task": SupervisedRecipe((4, 8, 16)), "batch_size": 2},
+        {"task": SupervisedRecipe((4, 8, 16)), "task__share": 0.97},
+        {"task": SupervisedRecipe((4, 8, 16)), "batch_size": 16, "norm_groups": 8},
+        {"task": SupervisedRecipe((4, 8, 16)), "batch_size": 2, "task__sampling": "mixed"},
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(values):
@@ -199,10 +216,10 @@ def test_values_that_do_not_fit_together_are_refused(values):
         {"optimizer__warmup_epochs": 50},
         {"optimizer__momentum": 0.0, "optimizer__clip_norm": 0},
         {"model__dtype": "bfloat16"},
-        {"task__name": "supervised", "task__share": 1.0, "batch_size": 1},
-        {"task__name": "supervised", "batch_size": 32, "norm_groups": 8},
-        {"task__name": "supervised", "batch_size": 4, "optimizer__accumulate": 4},
-        {"task__mixup": 0.2, "batch_size": 8, "data__repeats": 4, "optimizer__accumulate": 8},
+        {"task": SupervisedRecipe((4, 8, 16)), "task__share": 1.0, "batch_size": 1},
+        {"task": SupervisedRecipe((4, 8, 16)), "batch_size": 32, "norm_groups": 8},
+        {"task": SupervisedRecipe((4, 8, 16)), "batch_size": 4, "optimizer__accumulate": 4},
+        {"task__mixup": 0.2, "batch_size": 8, "data__clips__repeats": 4, "optimizer__accumulate": 8},
     ],
 )
 def test_values_that_train_are_not(values):
@@ -225,13 +242,26 @@ def test_a_wrong_type_hides_no_other_problem():
 
 def test_all_problems_of_clips_are_said_at_once():
     with pytest.raises(ValueError, match="cannot run") as error:
-        check(changed(data__interval=0, data__scales=(2.0,), data__eval_crops=2, data__magnitude=20.0))
+        check(
+            changed(
+                data__clips__interval=0,
+                data__clips__scales=(2.0,),
+                data__clips__crops=2,
+                data__clips__augmentation__magnitude=20.0,
+            )
+        )
     fields = [line.split()[0] for line in str(error.value).splitlines()[1:]]
-    assert fields == ["data.scales:", "data.interval:", "data.eval_crops:", "data.magnitude:"]
+    assert fields == [
+        "data.clips.scales:",
+        "data.clips.interval:",
+        "data.clips.crops:",
+        "data.clips.augmentation.magnitude:",
+    ]
 
 
 def test_a_recipe_is_text(tmp_path):
     text = to_json(Recipe())
+    assert json.loads(text)["task"]["name"] == "ffn"
     assert json.loads(text)["task"]["frames"] == [4, 8, 16]
     assert json.loads(text).keys() == {field.name for field in dataclasses.fields(Recipe)}
 
@@ -239,17 +269,17 @@ def test_a_recipe_is_text(tmp_path):
 def test_a_recipe_makes_its_model_and_task():
     recipe = Recipe(
         model=ModelRecipe("tsn_resnet18", num_frames=5, image_size=40, dropout=0.1, options={"width": 8}),
-        task=TaskRecipe("ffn", (2, 6), weight=0.5, distil=False, alteration="zeros", private_norms=False),
+        task=FfnRecipe((2, 6), weight=0.5, distil=False, alteration="zeros", private_norms=False),
     )
     model = make_model(recipe, 7)
     assert (model.clip.num_frames, model.clip.image_size, model.head.num_classes) == (5, 40, 7)
     assert (model.head.dropout, model.feature_dim) == (0.1, 64)
     task = make_task(recipe, model)
-    assert (task.frames, task.weight, task.distil) == ((2, 6), 0.5, False)
+    assert (task.frames, task.recipe.weight, task.recipe.distil) == ((2, 6), 0.5, False)
     assert (task.flexible.alteration, task.flexible.private_norms) == ("zeros", False)
-    recipe.task = TaskRecipe("supervised", (4, 8), sampling="mixed", share=0.75, label_smoothing=0.1)
+    recipe.task = SupervisedRecipe((4, 8), sampling="mixed", share=0.75, label_smoothing=0.1)
     task = make_task(recipe, model)
-    assert (task.frames, task.sampling, task.share, task.label_smoothing) == ((4, 8), "mixed", 0.75, 0.1)
+    assert (task.frames, task.recipe) == ((4, 8), recipe.task)
 
 
 @pytest.mark.parametrize("options", [{"num_classes": 3}, {"dropout": 0.2}])
@@ -274,6 +304,8 @@ def test_options_do_not_repeat_fields(options):
         (b'{"epochs": "5"}', "expected epochs of Recipe to be like int, got '5'"),
         (b'{"freeze": "stem"}', "expected freeze of Recipe to be like tuple, got 'stem'"),
         (b'{"data": {"root": 3}}', "expected root of DataRecipe to be like str, got 3"),
+        (b'{"data": {"clips": {"short": 3}}}', "expected short of ClipConfig to be like str, got 3"),
+        (b'{"task": {"frames": [4]}}', "expected the name of task as one of supervised, ffn, got None"),
     ],
 )
 def test_a_damaged_recipe_names_its_file_in_one_line(tmp_path, content, message):

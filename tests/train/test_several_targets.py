@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 import flaxvid
-from flaxvid.data.motion.build import MotionConfig, MotionSource, build_motion
+from flaxvid.data.motion.build import MotionConfig, build_motion, motion_source
 from flaxvid.report.run import read_metrics, read_run
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.checkpoint import restore_variables
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, TaskRecipe
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
 from flaxvid.train.trained import load_trained
 from flaxvid.weights.native import WeightsInfo, save_variables
 
@@ -26,7 +28,7 @@ OPTIONS = {"width": 8, "depths": (1,)}
 def videos(motion_data, tmp_path_factory):
     """Eight h264 files and a list that asks two things of each."""
     root = tmp_path_factory.mktemp("videos")
-    source = MotionSource(build_motion(motion_data, MotionConfig(32, 16, train=24, validation=8, test=8)), "train")
+    source = motion_source(build_motion(motion_data, MotionConfig(32, 16, train=24, validation=8, test=8)), "train")
     lines = ["path,action,actor"]
     for index in range(8):
         (root / f"{index}.mp4").write_bytes(source[index]["video"])
@@ -41,7 +43,7 @@ def recipe(videos):
     return Recipe(
         model=ModelRecipe("tsm_resnet18", image_size=32, num_frames=4, options=OPTIONS),
         data=DataRecipe("list", root=str(videos)),
-        task=TaskRecipe("ffn", (2, 4), target_weights={"actor": 0.5}),
+        task=FfnRecipe((2, 4), target_weights={"actor": 0.5}),
         batch_size=4,
         eval_batch_size=4,
         eval_frames=(2, 4),
@@ -54,7 +56,7 @@ def recipe(videos):
 @pytest.fixture(scope="module")
 def run(recipe, tmp_path_factory):
     """The run's folder and the rows that it returned."""
-    folder = tmp_path_factory.mktemp("runs") / "tasks"
+    folder = tmp_path_factory.mktemp("runs") / "targets"
     return folder, flaxvid.run(recipe, folder)
 
 
@@ -77,17 +79,17 @@ def test_the_run_has_rows_metrics_and_a_page_of_both(run):
     assert "Evaluation: action" in page
     assert "Evaluation: actor" in page
     assert json.loads((folder / "classes.json").read_text()) == {"action": ["jump", "run", "sit"], "actor": ["0", "1"]}
-    shapes = {task: leaf["kernel"].shape[-1] for task, leaf in restore_variables(folder)["params"]["head"].items()}
+    shapes = {target: leaf["kernel"].shape[-1] for target, leaf in restore_variables(folder)["params"]["head"].items()}
     assert shapes == {"classifier_action": 3, "classifier_actor": 2}
 
 
-def test_evaluate_and_predict_tell_each_task(run, videos, monkeypatch, capsys):
+def test_evaluate_and_predict_tell_each_target(run, videos, monkeypatch, capsys):
     folder, rows = run
     before = read_run(folder).any_frame
     script("evaluate.py", monkeypatch, folder, "--frames", 2, 4)
-    table = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in table[2:6]] == [[row["target"], str(row["frames"])] for row in before]
-    assert [float(line.split()[2]) for line in table[2:6]] == [round(100 * row["top1"], 2) for row in rows]
+    table = [line.replace("|", "").split() for line in capsys.readouterr().out.splitlines()[2:6]]
+    assert [line[:2] for line in table] == [[row["target"], str(row["frames"])] for row in before]
+    assert [float(line[2]) for line in table] == [round(100 * row["top1"], 2) for row in rows]
     with pytest.raises(SystemExit) as status:
         script("predict.py", monkeypatch, "--run", folder, videos / "0.mp4", "--top", 1)
     assert status.value.code == 0
@@ -96,13 +98,13 @@ def test_evaluate_and_predict_tell_each_task(run, videos, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         script("predict.py", monkeypatch, "--run", folder, videos / "0.mp4", "--json")
     top = json.loads(capsys.readouterr().out)["top"]
-    assert {task: {answer["class"] for answer in answers} for task, answers in top.items()} == {
+    assert {target: {answer["class"] for answer in answers} for target, answers in top.items()} == {
         "action": {"jump", "run", "sit"},
         "actor": {"0", "1"},
     }
 
 
-def test_a_weights_file_keeps_the_tasks_names(run, tmp_path):
+def test_a_weights_file_keeps_the_targets_names(run, tmp_path):
     trained = load_trained(run[0])
     overrides = {"num_frames": 4, "image_size": 32, "num_classes": {"action": 3, "actor": 2}, **OPTIONS}
     for classes in (trained.classes, None):
@@ -110,7 +112,7 @@ def test_a_weights_file_keeps_the_tasks_names(run, tmp_path):
             tmp_path / "w.safetensors", trained.select(4), WeightsInfo("tsm_resnet18", overrides, None, classes)
         )
         again = load_trained(tmp_path / "w.safetensors")
-        assert {task: len(names) for task, names in again.classes.items()} == {"action": 3, "actor": 2}
+        assert {target: len(names) for target, names in again.classes.items()} == {"action": 3, "actor": 2}
         video = np.zeros((1, 4, 32, 32, 3), np.uint8)
         assert set(again.model.apply(again.select(4), video)) == {"action", "actor"}
     with pytest.raises(ValueError, match=r"classes of the network in .*, got 2 \(a, b, \.\.\.\)"):
@@ -119,9 +121,7 @@ def test_a_weights_file_keeps_the_tasks_names(run, tmp_path):
 
 def test_a_frozen_backbone_takes_another_run_s_weights(run, recipe, tmp_path):
     """The issue's transfer: everything but the new head stays to the last bit."""
-    transfer = dataclasses.replace(
-        recipe, freeze=("stem", "body"), epochs=1, eval_every=0, task=TaskRecipe("supervised", (4,))
-    )
+    transfer = dataclasses.replace(recipe, freeze=("stem", "body"), epochs=1, eval_every=0, task=SupervisedRecipe((4,)))
     transfer.model = dataclasses.replace(recipe.model, weights=str(run[0]))
     transfer.optimizer = OptimizerRecipe()
     flaxvid.run(transfer, tmp_path / "run")
@@ -139,11 +139,11 @@ def test_a_frozen_backbone_takes_another_run_s_weights(run, recipe, tmp_path):
     [
         ({"freeze": ("stme",)}, "freeze='stme' matches no part of the network"),
         (
-            {"task": TaskRecipe(frames=(2, 4), target_weights={"acter": 1.0})},
+            {"task": FfnRecipe(frames=(2, 4), target_weights={"acter": 1.0})},
             "task.target_weights has acter, .* action, actor",
         ),
         (
-            {"task": TaskRecipe(frames=(2, 4), target_weights={"actor": -1.0})},
+            {"task": FfnRecipe(frames=(2, 4), target_weights={"actor": -1.0})},
             "task.target_weights must not be negative",
         ),
     ],
@@ -154,7 +154,7 @@ def test_slips_show_before_anything_is_written(recipe, tmp_path, changes, messag
     assert not (tmp_path / "run").exists()
 
 
-def test_a_test_without_labels_of_a_task_shows_before_training(recipe, videos, tmp_path):
+def test_a_test_without_labels_of_a_target_shows_before_training(recipe, videos, tmp_path):
     lists = tmp_path / "lists"
     lists.mkdir()
     (lists / "train.csv").write_text((videos / "train.csv").read_text())
@@ -166,7 +166,7 @@ def test_a_test_without_labels_of_a_task_shows_before_training(recipe, videos, t
     assert not (tmp_path / "run").exists()
 
 
-def test_each_task_of_other_data_is_matched_by_its_name(run, videos, monkeypatch, capsys, tmp_path):
+def test_each_target_of_other_data_is_matched_by_its_name(run, videos, monkeypatch, capsys, tmp_path):
     folder, _ = run
     own = (folder / "evaluation.json").read_bytes()
 
@@ -185,9 +185,9 @@ def test_each_task_of_other_data_is_matched_by_its_name(run, videos, monkeypatch
     assert (folder / "evaluation.json").read_bytes() == own
     with pytest.raises(SystemExit, match=r"network for action \(jump, run, sit\), got also hop in list test"):
         evaluate("path,action,actor", "1.mp4,hop,0", "2.mp4,sit,1")
-    with pytest.raises(SystemExit, match=r"the network's tasks action, actor, got tasks action, who"):
+    with pytest.raises(SystemExit, match=r"the network's targets action, actor, got targets action, who"):
         evaluate("path,action,who", "1.mp4,jump,0", "2.mp4,sit,1")
     (tmp_path / "test.csv").unlink()
     (tmp_path / "test.txt").write_text("1.mp4 0\n2.mp4 1\n")
-    with pytest.raises(SystemExit, match="got one task without a name in list test"):
+    with pytest.raises(SystemExit, match="got one target without a name in list test"):
         script("evaluate.py", monkeypatch, folder, "--root", videos, "--lists", tmp_path, "--frames", 4)

@@ -4,23 +4,23 @@ import numpy as np
 import optax
 import pytest
 
-from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny
-from flaxvid.tasks.frame_flexible import FrameFlexibleTask
-from flaxvid.tasks.task import Supervised
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
+from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
-from flaxvid.train.state import averaged, create_state, trainable
+from flaxvid.train.state import averaged, create_state, mover, trainable
 from flaxvid.train.step import make_train_step, train_step, warmed_decay
 
 KEY = jax.random.key(0)
-RECIPE = OptimizerRecipe("sgd", 0.01, 0.9, 5e-4, "constant")
+RATE = 0.01
 
 
 @pytest.fixture(scope="module")
 def optimizer():
-    return make_optimizer(RECIPE, optax.constant_schedule(0.01))
+    return make_optimizer(OptimizerRecipe("sgd", momentum=0.9, weight_decay=5e-4))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def make(random_variables, optimizer):
 
     def state(ema=False, **overrides):
         model = create_tiny("tsm_resnet18", depths=(1,), **overrides)
-        task = Supervised(model, (4,))
+        task = SupervisedRecipe((4,)).make(model)
         return task, create_state(jax.tree.map(np.copy, random_variables(model)), optimizer, ema=ema)
 
     return state
@@ -41,7 +41,7 @@ def batch(clip):
 
 
 def step_of(task, optimizer, **arguments):
-    return jax.jit(lambda s, b, k: train_step(s, b, k, task=task, optimizer=optimizer, **arguments))
+    return jax.jit(lambda s, b, k: train_step(s, b, k, RATE, task=task, optimizer=optimizer, **arguments))
 
 
 def test_one_step_is_loss_gradient_update(make, optimizer, batch):
@@ -55,7 +55,8 @@ def test_one_step_is_loss_gradient_update(make, optimizer, batch):
 
         (value, (updated, _)), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
         moved, _ = optimizer.update({"params": gradients}, state.opt_state, {"params": variables["params"]})
-        return value, updated, optax.apply_updates(variables["params"], moved["params"]), optax.tree.norm(gradients)
+        params = jax.tree.map(lambda p, u: p + RATE * u, variables["params"], moved["params"])
+        return value, updated, params, optax.tree.norm(gradients)
 
     value, updated, params, norm = by_hand(state.variables, batch)
     assert int(new.step) == 1
@@ -79,13 +80,13 @@ def test_the_jitted_step_donates_its_state_and_compiles_once(make, optimizer, ba
     chex.clear_trace_counter()
 
     class Counted:
-        model, frames, init, select = task.model, task.frames, task.init, task.select
+        model, frames, init, select, after = task.model, task.frames, task.init, task.select, task.after
         loss = staticmethod(chex.assert_max_traces(task.loss, n=1))
 
     step = make_train_step(Counted(), optimizer, mesh)
     for _ in range(3):
         old = state
-        state, metrics = step(state, put_batch(batch, mesh), KEY)
+        state, metrics = step(state, put_batch(batch, mesh), KEY, RATE)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.variables, old.opt_state)))
     assert step._cache_size() == 1
     assert int(state.step) == 3
@@ -130,6 +131,33 @@ def test_ema_follows_its_formula(make, optimizer, batch, step, decay):
     assert set(trainable(new.variables)) == {"params"}
 
 
+@pytest.mark.parametrize("arguments", [{}, {"accumulate": 2}])
+def test_a_teacher_is_moved_by_nobody(make, optimizer, batch, tmp_path, arguments):
+    """It is neither trained nor averaged, and it comes back from a checkpoint."""
+    task, state = make()
+    teacher = jax.tree.map(lambda leaf: leaf + 1, state.variables["params"])
+    state = create_state({**state.variables, "teacher": teacher}, optimizer, ema=True)
+    names = {"params", "batch_stats", "teacher", "ema_params", "ema_batch_stats"}
+    assert set(state.variables) == names
+    assert set(trainable(state.variables)) == {"params"}
+    assert {name: mover(name) for name in ("params_4f", "batch_stats_4f", "ema_params_4f", "teacher", "cache")} == {
+        "params_4f": "gradient",
+        "batch_stats_4f": "forward pass",
+        "ema_params_4f": "step",
+        "teacher": "nobody",
+        "cache": "nobody",
+    }
+    new, _ = step_of(task, optimizer, ema=0.9, **arguments)(state, batch, KEY)
+    assert set(new.variables) == names
+    chex.assert_trees_all_equal(new.variables["teacher"], teacher)
+    assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (new.variables["params"], teacher)), strict=True))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, new)
+        chex.assert_trees_all_equal(checkpoints.restore(state), new)
+    chex.assert_trees_all_equal(averaged(new.variables)["teacher"], teacher)
+    chex.assert_trees_all_equal(averaged(new.variables)["params"], new.variables["ema_params"])
+
+
 def test_the_average_forgets_its_start_within_a_short_run():
     """Weights that rise evenly from 0 to 1 in 300 steps: with a fixed decay of .999 their average would be 0.14."""
     average = 0.0
@@ -152,9 +180,8 @@ def test_a_bfloat16_step_keeps_the_state_in_float32(make, optimizer, batch):
 
 
 def test_ffn_steps_move_every_collection(random_variables, optimizer, clip):
-    flexible = FrameFlexible(create_tiny("tsm_resnet18", depths=(1,)), (2, 4))
-    task = FrameFlexibleTask(flexible)
-    state = create_state(flexible.specialise(random_variables(flexible.model), KEY), optimizer)
+    task = FfnRecipe((2, 4)).make(create_tiny("tsm_resnet18", depths=(1,)))
+    state = create_state(task.flexible.specialise(random_variables(task.model), KEY), optimizer)
     batch = {"video": {n: clip(4, n, 32, 32, seed=n) for n in (2, 4)}, "label": np.arange(4)}
     new, metrics = step_of(task, optimizer, accumulate=2)(state, batch, KEY)
     assert set(new.variables) == {"params", "params_2f", "params_4f", "batch_stats_2f", "batch_stats_4f"}

@@ -19,8 +19,9 @@ import pytest
 
 from flaxvid.data.motion.build import MotionConfig, build_motion
 from flaxvid.data.workers import WorkerKilled, processes
+from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.checkpoint import Checkpoints
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, TaskRecipe, to_json
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, to_json
 from flaxvid.train.setup import make_model, make_task
 from flaxvid.train.state import create_state
 
@@ -51,7 +52,7 @@ def run(videos, tmp_path_factory):
     recipe = Recipe(
         model=ModelRecipe("tsm_resnet18", image_size=32, num_frames=2, options={"width": 8, "depths": (1,)}),
         data=DataRecipe("folder", root=str(videos), eval_split="train", num_threads=1),
-        task=TaskRecipe("supervised", frames=(2,)),
+        task=SupervisedRecipe(frames=(2,)),
         eval_frames=(2,),
         eval_batch_size=1,
     )

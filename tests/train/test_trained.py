@@ -10,8 +10,9 @@ import pytest
 
 from flaxvid import trees
 from flaxvid.models.registry import create_tiny
+from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train.checkpoint import Checkpoints
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, TaskRecipe, to_json
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, to_json
 from flaxvid.train.setup import make_model, make_task
 from flaxvid.train.state import create_state
 from flaxvid.train.trained import load_trained
@@ -26,7 +27,7 @@ def folder(tmp_path_factory):
     recipe = Recipe(
         model=ModelRecipe("tsm_resnet18", image_size=32, num_frames=2, options={"width": 8, "depths": (1,)}),
         data=DataRecipe("folder", root="nowhere"),
-        task=TaskRecipe(frames=(2, 4)),
+        task=FfnRecipe(frames=(2, 4)),
     )
     variables = make_task(recipe, make_model(recipe, 2)).init(jax.random.key(0))
     state = create_state(variables, optax.sgd(0.1), ema=True)

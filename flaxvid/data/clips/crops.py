@@ -1,6 +1,5 @@
-"""Crops and mirrored labels: one draw serves all frames of a video, and all its frame counts."""
+"""Crops: one draw serves all frames of a video, and all its frame counts."""
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -105,34 +104,3 @@ def view_crops(height: int, width: int, image_size: int, short_side: int, crops:
     corners = [(0, 0), (0, right), (down, 0), (down, right), middle]
     places = {1: [middle], 3: along, 5: corners, 10: corners + corners}
     return [Crop(height, width, top, left) for top, left in places[crops]]
-
-
-def mirrored_labels(classes: Sequence[str]) -> tuple[int | None, ...] | None:
-    """What each class becomes in a mirror, told by the words for sides and turns in the class names.
-
-    "pushing it from left to right" becomes "pushing it from right to left", and "turning clockwise" becomes "turning
-    counterclockwise" (or anticlockwise). A class with such a word and no counterpart has None: its videos must not be
-    flipped.
-
-    Returns:
-        None where no name has such a word: then every video may be flipped and keeps its label.
-    """
-    names = [_SIDE.sub(_side, name).lower() for name in classes]
-    mirrored = [_SIDE.sub(lambda match: _MIRROR[_side(match)], name).lower() for name in classes]
-    if names == mirrored:
-        return None
-    index = {name: i for i, name in enumerate(names)}
-    return tuple(index.get(name) for name in mirrored)
-
-
-def _side(match: re.Match[str]) -> str:
-    """A word for a side or a turn, in the one spelling that `_MIRROR` knows."""
-    return re.sub(r"[-_ ]", "", match[0].lower()).replace("anti", "counter")
-
-
-_MIRROR = {"left": "right", "right": "left", "clockwise": "counterclockwise", "counterclockwise": "clockwise"}
-# Whole words, as in "turn_left" and "turn left", and the parts of "TurnLeft", but not "bright" or "leftover".
-_SIDE = re.compile(
-    r"(?<![A-Za-z])(?:left|right|LEFT|RIGHT)(?![A-Za-z])|(?<![A-Z])(?:Left|Right)(?![a-z])"
-    r"|(?i:(?:(?:counter|anti)[-_ ]?)?clockwise)"
-)

@@ -1,39 +1,37 @@
 """How one video becomes a training clip, or what a test sees of it: sampling, crop and augmentation, in one decode."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from flaxvid.data.clips.colours import jitter_colours, randaugment
-from flaxvid.data.clips.crops import Crop, mirrored_labels, multiscale_crop, resized_crop, view_crops
-from flaxvid.data.clips.decode import VideoError, decode
+from flaxvid.data.clips.crops import Crop, multiscale_crop, resized_crop, view_crops
+from flaxvid.data.clips.decode import OpenVideo, VideoError, open_video
 from flaxvid.data.clips.sampling import dense_indices, even_indices, segment_indices
-from flaxvid.data.sources.files import NO_LABEL, FlipLabels
+from flaxvid.data.mirror import FlipLabels, Label, mirror, mirrored_names
 
 UNREADABLE = (VideoError, FileNotFoundError)
-"""What a source, or the reading of what it gives, raises for a video that cannot be had."""
+"""What a source, or reading what it gives, raises for a video that cannot be had."""
 
 Clips = dict[int, Any]
-"""uint8 (n, h, w, 3) for each frame count n, with an axis of a test's views before; of a scene with several cameras
-{camera: such} for each frame count."""
-
-Label = int | Mapping[str, int]
+"""uint8 (n, h, w, 3) for each frame count n; a test adds an axis of views in front. Of several cameras {camera: such}
+for each frame count."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Augmentation:
-    """How training clips vary, besides their frames and their mirroring; one draw serves all frames.
+    """How training clips vary, besides their frames and their mirroring. One draw serves all frames.
 
     Attributes:
-        crop: "multiscale" (TSN's, by `ClipConfig.scales`) or "resized" (any part of the frame, by area and aspect).
+        crop: "multiscale" is TSN's, by `ClipConfig.scales`; "resized" takes any part of the frame, by area and aspect.
         area: Least and largest part of the frame that a resized crop takes.
-        aspect: Least and largest width over height of that part.
+        aspect: Least and largest width over height of a resized crop.
         colour_jitter: Largest changes of brightness, contrast, saturation (parts) and hue (turns); zeros for none.
         randaugment: Operations of RandAugment on each clip; 0 for none.
-        magnitude: Theirs, from 0 to 10.
+        magnitude: Strength of RandAugment's operations, from 0 to 10.
     """
 
     crop: Literal["multiscale", "resized"] = "multiscale"
@@ -43,61 +41,64 @@ class Augmentation:
     randaugment: int = 0
     magnitude: float = 9.0
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
+        """Finds values that cannot be: a line each, which begins with the field's name."""
         if self.crop not in ("multiscale", "resized"):
-            raise ValueError(f'expected crop="multiscale" or "resized", got {self.crop!r}')
+            yield f'crop: expected crop="multiscale" or "resized", got {self.crop!r}'
         if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ValueError(f"expected the area of crops as 0 < least <= largest <= 1, got {self.area}")
+            yield f"area: expected the area of crops as 0 < least <= largest <= 1, got {self.area}"
         if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1]:
-            raise ValueError(f"expected the aspect of crops as 0 < least <= largest, got {self.aspect}")
+            yield f"aspect: expected the aspect of crops as 0 < least <= largest, got {self.aspect}"
         jitter = self.colour_jitter
         if len(jitter) != 4 or not all(0 <= s <= most for s, most in zip(jitter, (1, 1, 1, 0.5), strict=True)):
-            raise ValueError(
-                "expected colour_jitter as brightness, contrast and saturation in [0, 1] and hue in [0, 0.5], "
-                f"got {jitter}"
+            yield (
+                "colour_jitter: expected brightness, contrast and saturation in [0, 1] and hue in [0, 0.5], got "
+                f"{jitter}"
             )
-        if self.randaugment < 0 or not 0 <= self.magnitude <= 10:
-            raise ValueError(
-                f"expected randaugment >= 0 operations of magnitude 0 to 10, got {self.randaugment}, {self.magnitude}"
-            )
+        if self.randaugment < 0:
+            yield f"randaugment: expected 0 operations or more, got {self.randaugment}"
+        if not 0 <= self.magnitude <= 10:
+            yield f"magnitude: expected 0 to 10, got {self.magnitude}"
+
+    def __post_init__(self):
+        refuse(self.problems())
 
 
-PLAIN = Augmentation()
-
-
-@dataclass(frozen=True)
+@dataclass
 class ClipConfig:
     """How clips are cut from videos.
+
+    A recipe leaves `frames` and `image_size` empty: its task and its network say them.
 
     Attributes:
         frames: Frame counts; every video yields one clip of each, drawn independently.
         image_size: Side of the square clips, pixels.
-        test_size: Short side of a test video before its centre crop; None is `image_size * 256 / 224`.
+        test_size: Short side of a test video before its crop, pixels; None is `image_size * 256 / 224`.
         scales: Sides of the training crops, as parts of the short side.
         flip: Whether to mirror half of the training videos, as far as the source's `flip_labels` allow it.
-        short: What a video with fewer frames than asked for is: an "error", which makes it a broken one, or to "repeat"
-            frames of.
-        sampling: "segment", a frame from each of as many equal parts of the video; "dense", frames `interval` apart; or
-            "even", always the same frames, from the first to the last.
+        short: What to do with a video that has fewer frames than asked for: "error" counts it as broken, "repeat"
+            repeats frames.
+        sampling: Which frames: "segment" takes one from each of as many equal parts of the video; "dense" takes frames
+            `interval` apart; "even" takes always the same ones, from the first to the last.
         interval: Frames from one to the next in dense sampling.
         clips: Clips of a test video.
-        crops: Crops of each of its clips: 1, 3, 5 or 10; see `view_crops`. The last five of ten are mirrored.
+        crops: Crops of each clip of a test video: 1, 3, 5 or 10; see `view_crops`. The last five of ten are mirrored.
         augmentation: How training clips vary.
         repeats: Clips of each video in a training batch, drawn independently (repeated augmentation, arXiv 1901.09335).
-        shuffle_frames: Whether every clip's frames come in random order: shows what a model owes to their order.
+        shuffle_frames: Whether every clip's frames come in random order. It shows what a model owes to their order.
     """
 
-    frames: tuple[int, ...] = (16,)
-    image_size: int = 224
+    frames: tuple[int, ...] = ()
+    image_size: int = 0
     test_size: int | None = None
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    flip: bool = True
+    flip: bool = False
     short: Literal["error", "repeat"] = "error"
     sampling: Literal["segment", "dense", "even"] = "segment"
     interval: int = 8
     clips: int = 1
     crops: int = 1
-    augmentation: Augmentation = PLAIN
+    augmentation: Augmentation = field(default_factory=Augmentation)
     repeats: int = 1
     shuffle_frames: bool = False
 
@@ -106,28 +107,51 @@ class ClipConfig:
         """Views of a test video."""
         return self.clips * self.crops
 
-    def __post_init__(self):
-        if not self.frames or min(self.frames) < 1 or len(set(self.frames)) < len(self.frames):
-            raise ValueError(f"expected distinct frame counts such as (4, 8, 16), got frames={self.frames}")
+    def problems(self) -> Iterator[str]:
+        """Finds values that cannot be: a line each, which begins with the field's name."""
+        if min(self.frames, default=1) < 1 or len(set(self.frames)) < len(self.frames):
+            yield f"frames: expected distinct frame counts such as (4, 8, 16), got frames={self.frames}"
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
-            raise ValueError(f"expected crop scales in (0, 1] such as (1.0, 0.75), got scales={self.scales}")
-        if self.image_size < 1 or (self.test_size is not None and self.test_size < self.image_size):
-            raise ValueError(
-                f"expected 1 <= image_size <= test_size, got image_size={self.image_size}, test_size={self.test_size}"
+            yield f"scales: expected crop scales in (0, 1] such as (1.0, 0.75), got scales={self.scales}"
+        if self.image_size < 0:
+            yield f"image_size: expected pixels, got {self.image_size}"
+        if self.test_size is not None and self.test_size < max(1, self.image_size):
+            yield (
+                "test_size: expected 1 <= image_size <= test_size, got "
+                f"image_size={self.image_size}, test_size={self.test_size}"
             )
         if self.short not in ("error", "repeat"):
-            raise ValueError(f'expected short="error" or "repeat", got {self.short!r}')
-        if self.sampling not in ("segment", "dense", "even") or self.interval < 1:
-            raise ValueError(
-                f'expected sampling="segment", "dense" or "even" and interval >= 1, got {self.sampling!r}, '
-                f"{self.interval}"
-            )
-        if self.sampling == "even" and self.clips != 1:
-            raise ValueError(f'a video has one clip with sampling="even", got clips={self.clips}: take "segment"')
+            yield f'short: expected short="error" or "repeat", got {self.short!r}'
+        if self.sampling not in ("segment", "dense", "even"):
+            yield f'sampling: expected sampling="segment", "dense" or "even", got {self.sampling!r}'
+        if self.interval < 1:
+            yield f"interval: expected interval >= 1, got {self.interval}"
+        if self.sampling == "even" and self.clips > 1:
+            yield f'clips: a video has one clip with sampling="even", got clips={self.clips}: take "segment"'
         if self.repeats < 1:
-            raise ValueError(f"expected repeats >= 1, got {self.repeats}")
-        if self.clips < 1 or self.crops not in (1, 3, 5, 10):
-            raise ValueError(f"expected clips >= 1 and crops 1, 3, 5 or 10, got clips={self.clips}, crops={self.crops}")
+            yield f"repeats: expected repeats >= 1, got {self.repeats}"
+        if self.clips < 1:
+            yield f"clips: expected clips >= 1, got clips={self.clips}"
+        if self.crops not in (1, 3, 5, 10):
+            yield f"crops: expected crops 1, 3, 5 or 10, got crops={self.crops}"
+
+    def __post_init__(self):
+        refuse(self.problems())
+
+
+def refuse(problems: Iterator[str]) -> None:
+    """Raises ValueError for the first problem, if there is one."""
+    for problem in problems:
+        raise ValueError(problem)
+
+
+class Drawn(NamedTuple):
+    """What was cut from one video, and what the cameras of one scene must agree in: length, height and width."""
+
+    clips: Clips
+    facts: tuple[int, int, int]
+    label: Label = 0
+    flipped: bool = False
 
 
 def draw_clips(
@@ -135,8 +159,8 @@ def draw_clips(
 ) -> tuple[Clips, Label]:
     """Draws one clip of each frame count from a video, with one crop and one mirroring for all, and the clips' label.
 
-    Of a scene with several cameras all get the same: the same frames, crop, mirroring and colours. In a mirror the left
-    camera is the right one; if a camera's name says a side and there is none at the other, nothing is mirrored.
+    All cameras of a scene get the same frames, crop, mirroring and colours. In a mirror the left camera is the right
+    one. If a camera's name says a side and there is none at the other side, nothing is mirrored.
 
     Args:
         item: Of a source: "video", "label", "id".
@@ -145,95 +169,20 @@ def draw_clips(
         rng: All draws come from it.
 
     Raises:
-        VideoError: The video cannot be read, or is too short; or its cameras' differ in length or size.
+        VideoError: The video cannot be read, or is too short; or its cameras differ in length or size.
     """
     if not isinstance(item["video"], Mapping):
-        parts, label, _ = _draw(item, clips, mirrored, rng)
-        return parts, label
+        drawn = _draw(item, clips, mirrored, rng)
+        return drawn.clips, drawn.label
     cameras = tuple(item["video"])
-    sides: Any = mirrored_labels(cameras) or range(len(cameras))
+    sides: Any = mirrored_names(cameras) or range(len(cameras))
     if None in sides:
         clips = replace(clips, flip=False)
-    seed = rng.integers(2**63)
-    drawn = [_draw(one, clips, mirrored, np.random.default_rng(seed)) for one in _cameras(item)]
-    _check_cameras(item, [facts for *_, facts in drawn])
-    flipped = drawn[0][2].flipped
-    order = [sides[i] if flipped else i for i in range(len(cameras))]
-    views = {camera: drawn[i][0] for camera, i in zip(cameras, order, strict=True)}
-    return _by_count(views, clips), drawn[0][1]
-
-
-class _Facts(NamedTuple):
-    """What cameras of one scene must agree in: frames, height and width of the video, and whether it was mirrored."""
-
-    length: int
-    height: int
-    width: int
-    flipped: bool = False
-
-
-def _cameras(item: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{**item, "video": video, "id": f"{item['id']} ({camera})"} for camera, video in item["video"].items()]
-
-
-def _check_cameras(item: dict[str, Any], facts: list[_Facts]) -> None:
-    if len(set(facts)) > 1:
-        each = zip(item["video"], facts, strict=True)
-        got = ", ".join(f"{camera} {f.length} frames of {f.height} x {f.width}" for camera, f in each)
-        raise VideoError(
-            f"{item['id']}: expected videos of one length and size from all cameras, got {got}: cut and resize them "
-            "alike"
-        )
-
-
-def _by_count(views: dict[str, Clips], clips: ClipConfig) -> Clips:
-    return {n: {camera: parts[n] for camera, parts in views.items()} for n in clips.frames}
-
-
-def _draw(
-    item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np.random.Generator
-) -> tuple[Clips, Label, _Facts]:
-    """`draw_clips` of a single video, and the facts."""
-    crop, vary, facts = Crop(0, 0, 0, 0), clips.augmentation, _Facts(0, 0, 0)
-
-    def indices(length: int) -> Int[np.ndarray, " t"]:
-        nonlocal facts
-        facts = facts._replace(length=length)
-        return frame_indices(length, clips, rng)
-
-    def size(height: int, width: int) -> tuple[int, int]:
-        nonlocal crop, facts
-        facts = facts._replace(height=height, width=width)
-        if vary.crop == "resized":
-            crop = resized_crop(height, width, clips.image_size, vary.area, vary.aspect, rng)
-        else:
-            crop = multiscale_crop(height, width, clips.image_size, clips.scales, rng)
-        return crop.height, crop.width
-
-    video = decode(item["video"], indices, size=size, name=_name(item))
-    video = crop.cut(video, clips.image_size)
-    label = item["label"]
-    mirror_label = mirror(label, mirrored)
-    if clips.flip and rng.random() < 0.5 and mirror_label is not None:
-        video, label, facts = video[:, :, ::-1], mirror_label, facts._replace(flipped=True)
-    if any(vary.colour_jitter):
-        video = jitter_colours(video, vary.colour_jitter, rng)
-    video = randaugment(video, vary.randaugment, vary.magnitude, rng)
-    parts = np.split(video, np.cumsum(clips.frames)[:-1])
-    shuffle = rng.permutation if clips.shuffle_frames else lambda part: part
-    return {n: shuffle(part) for n, part in zip(clips.frames, parts, strict=True)}, label, facts
-
-
-def mirror(label: Label, mirrored: FlipLabels) -> Label | None:
-    """The label of a mirrored video, None where it must not be mirrored; of several targets all must allow it.
-
-    A missing label stays missing.
-    """
-    table: Any = mirrored
-    if mirrored is None or not isinstance(label, Mapping):
-        return label if mirrored is None or label == NO_LABEL else table[label]
-    labels: Any = {target: mirror(own, table[target]) for target, own in label.items()}
-    return None if None in labels.values() else labels
+    drawn = _by_camera(item, rng, lambda one, own: _draw(one, clips, mirrored, own))
+    first = next(iter(drawn.values()))
+    sources = [cameras[sides[i]] if first.flipped else cameras[i] for i in range(len(cameras))]
+    seen = {camera: drawn[source].clips for camera, source in zip(cameras, sources, strict=True)}
+    return _by_count(seen, clips), first.label
 
 
 def cut_views(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> Clips:
@@ -245,35 +194,100 @@ def cut_views(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator)
         rng: For `shuffle_frames` only.
 
     Raises:
-        VideoError: The video cannot be read, or is too short; or its cameras' differ in length or size.
+        VideoError: The video cannot be read, or is too short; or its cameras differ in length or size.
     """
     if not isinstance(item["video"], Mapping):
-        return _cut(item, clips, rng)[0]
-    seed = rng.integers(2**63)
-    cut = [_cut(one, clips, np.random.default_rng(seed)) for one in _cameras(item)]
-    _check_cameras(item, [facts for _, facts in cut])
-    return _by_count(dict(zip(item["video"], (views for views, _ in cut), strict=True)), clips)
+        return _cut(item, clips, rng).clips
+    cut = _by_camera(item, rng, lambda one, own: _cut(one, clips, own))
+    return _by_count({camera: own.clips for camera, own in cut.items()}, clips)
 
 
-def _cut(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> tuple[Clips, _Facts]:
-    """`cut_views` of a single video, and the facts."""
-    crops: list[Crop] = []
-    facts = _Facts(0, 0, 0)
+def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:
+    """Says what keeps clips from being cut from a video, by decoding the whole of it; None if nothing does."""
+    try:
+        for one in _cameras(item).values() if isinstance(item["video"], Mapping) else [item]:
+            with open_video(one["video"], _name(one)) as video:
+                frame_indices(video, len(video), clips, None)
+                video.frames(range(len(video)), size=8)
+        if isinstance(item["video"], Mapping):
+            cut_views(item, clips, np.random.default_rng(0))
+    except VideoError as error:
+        return str(error)
+    return None
 
-    def indices(length: int) -> Int[np.ndarray, " t"]:
-        nonlocal facts
-        facts = facts._replace(length=length)
-        return frame_indices(length, clips, None)
 
-    def size(height: int, width: int) -> tuple[int, int]:
-        nonlocal facts
-        facts = facts._replace(height=height, width=width)
-        short_side = clips.test_size or round(clips.image_size * 256 / 224)
-        crops[:] = view_crops(height, width, clips.image_size, short_side, clips.crops)
-        return crops[0].height, crops[0].width
+def frame_indices(
+    video: OpenVideo, length: int, clips: ClipConfig, rng: np.random.Generator | None
+) -> Int[np.ndarray, " t"]:
+    """Positions of the frames of all counts, one count after the other; for a test those of all its clips.
 
-    video = decode(item["video"], indices, size=size, name=_name(item))
-    squares = np.stack([crop.cut(video, clips.image_size) for crop in crops])  # (crops, t, s, s, 3)
+    Args:
+        video: What errors name.
+        length: Frames to choose from, those of the video or of a window of it.
+        clips: How clips are cut.
+        rng: Draws the frames; None takes the test's.
+
+    Raises:
+        VideoError: There are too few frames.
+        ValueError: `clips` has no frame counts or no size, as in a recipe.
+    """
+    if not (clips.frames and clips.image_size):
+        raise ValueError(
+            f"expected frame counts and a size of clips, got frames={clips.frames}, image_size={clips.image_size}: "
+            "these fields are empty in recipes only"
+        )
+    count = clips.clips if rng is None else 1
+    try:
+        if clips.sampling == "even":
+            draws = [even_indices(length, n, short=clips.short) for n in clips.frames]
+        elif clips.sampling == "dense":
+            options = {"interval": clips.interval, "short": clips.short, "clips": count}
+            draws = [dense_indices(length, n, rng, **options) for n in clips.frames]
+        else:
+            draws = [segment_indices(length, n, rng, short=clips.short, clips=count) for n in clips.frames]
+    except ValueError as error:
+        raise VideoError(f"{video.name}: {error}") from error
+    return np.concatenate([indices.ravel() for indices in draws])
+
+
+def crops_of(video: OpenVideo, clips: ClipConfig, crops: int) -> list[Crop]:
+    """The crops that a test sees of a video."""
+    short_side = clips.test_size or round(clips.image_size * 256 / 224)
+    return view_crops(*video.shape, clips.image_size, short_side, crops)
+
+
+def _draw(item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np.random.Generator) -> Drawn:
+    """`draw_clips` of one video."""
+    vary, size = clips.augmentation, clips.image_size
+    with open_video(item["video"], _name(item)) as video:
+        (height, width), length = video.shape, len(video)
+        indices = frame_indices(video, length, clips, rng)
+        if vary.crop == "resized":
+            crop = resized_crop(height, width, size, vary.area, vary.aspect, rng)
+        else:
+            crop = multiscale_crop(height, width, size, clips.scales, rng)
+        pictures = crop.cut(video.frames(indices, size=(crop.height, crop.width)), size)
+    label, flipped = item["label"], False
+    mirror_label = mirror(label, mirrored)
+    if clips.flip and rng.random() < 0.5 and mirror_label is not None:
+        pictures, label, flipped = pictures[:, :, ::-1], mirror_label, True
+    if any(vary.colour_jitter):
+        pictures = jitter_colours(pictures, vary.colour_jitter, rng)
+    pictures = randaugment(pictures, vary.randaugment, vary.magnitude, rng)
+    parts = np.split(pictures, np.cumsum(clips.frames)[:-1])
+    shuffle = rng.permutation if clips.shuffle_frames else lambda part: part
+    made = {n: shuffle(part) for n, part in zip(clips.frames, parts, strict=True)}
+    return Drawn(made, (length, height, width), label, flipped)
+
+
+def _cut(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> Drawn:
+    """`cut_views` of one video."""
+    with open_video(item["video"], _name(item)) as video:
+        crops = crops_of(video, clips, clips.crops)
+        facts = len(video), *video.shape
+        indices = frame_indices(video, facts[0], clips, None)
+        pictures = video.frames(indices, size=(crops[0].height, crops[0].width))
+    squares = np.stack([crop.cut(pictures, clips.image_size) for crop in crops])  # (crops, t, s, s, 3)
     squares[5:] = squares[5:, :, :, ::-1].copy()
     parts = np.split(squares, np.cumsum([clips.clips * n for n in clips.frames])[:-1], axis=1)
     views = {}
@@ -281,43 +295,32 @@ def _cut(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> t
         view = part.reshape(clips.crops, clips.clips, n, *part.shape[2:]).swapaxes(0, 1)
         view = view.reshape(clips.views, *view.shape[2:])  # (v, n, s, s, 3)
         views[n] = rng.permutation(view, axis=1) if clips.shuffle_frames else view
-    return views, facts
+    return Drawn(views, facts)
 
 
-def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:
-    """Says what keeps clips from being cut from a video, by decoding the whole of it; None if nothing does."""
-    if isinstance(item["video"], Mapping):
-        if faults := [fault for one in _cameras(item) if (fault := find_fault(one, clips))]:
-            return faults[0]
-        try:
-            cut_views(item, clips, np.random.default_rng(0))
-        except VideoError as error:
-            return str(error)
-        return None
-
-    def all_frames(length: int) -> Int[np.ndarray, " t"]:
-        frame_indices(length, clips, None)
-        return np.arange(length)
-
-    try:
-        decode(item["video"], all_frames, size=8, name=_name(item))
-    except VideoError as error:
-        return str(error)
-    return None
+def _by_camera(
+    item: dict[str, Any], rng: np.random.Generator, cut: Callable[[dict[str, Any], np.random.Generator], Drawn]
+) -> dict[str, Drawn]:
+    """What was cut from each camera's video, all with the same draws."""
+    seed = rng.integers(2**63)
+    drawn = {camera: cut(one, np.random.default_rng(seed)) for camera, one in _cameras(item).items()}
+    if len({own.facts for own in drawn.values()}) > 1:
+        got = ", ".join("{} {} frames of {} x {}".format(camera, *own.facts) for camera, own in drawn.items())
+        raise VideoError(
+            f"{item['id']}: expected videos of one length and size from all cameras, got {got}: cut and resize them "
+            "alike"
+        )
+    return drawn
 
 
-def frame_indices(length: int, clips: ClipConfig, rng: np.random.Generator | None) -> Int[np.ndarray, " t"]:
-    """Positions of the frames of all counts, one count after the other; for the test those of all its clips."""
-    count = clips.clips if rng is None else 1
-    if clips.sampling == "even":
-        draws = [even_indices(length, n, short=clips.short) for n in clips.frames]
-    elif clips.sampling == "dense":
-        draws = [
-            dense_indices(length, n, rng, interval=clips.interval, short=clips.short, clips=count) for n in clips.frames
-        ]
-    else:
-        draws = [segment_indices(length, n, rng, short=clips.short, clips=count) for n in clips.frames]
-    return np.concatenate([indices.ravel() for indices in draws])
+def _cameras(item: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        camera: {**item, "video": video, "id": f"{item['id']} ({camera})"} for camera, video in item["video"].items()
+    }
+
+
+def _by_count(seen: Mapping[str, Clips], clips: ClipConfig) -> Clips:
+    return {n: {camera: parts[n] for camera, parts in seen.items()} for n in clips.frames}
 
 
 def _name(item: dict[str, Any]) -> str | None:

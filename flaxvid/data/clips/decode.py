@@ -1,332 +1,341 @@
-"""Video files to uint8 frames, with PyAV.
+"""Asks a video how long it is, then for frames: `len(video)`, `video.frames(indices)`.
 
-The full decode in the order of presentation is the truth. Where the bits of a stream prove that some frames can be had
-without the others, only those are decoded (`sparse`); every other video is decoded from its beginning, and to its end
-where frames are chosen by their count. Only the frames asked for are resized and converted, by two reformatters a clip.
+The full decode in the order of presentation is the truth. Where the bits of a stream prove that some frames do not need
+the others, only the needed ones are decoded (`seek`). Every other video is decoded from its beginning. Only the frames
+that were asked for are resized and converted.
 """
 
+import abc
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import av
 import numpy as np
 from av.error import FFmpegError
 from av.format import Flags
 from av.packet import Packet
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import Float, Int, UInt8
 
-from flaxvid.data.clips.images import IMAGE_SUFFIXES, list_images
-from flaxvid.data.clips.seek import InexactError, Survey, plan_runs, presentation, read_runs, survey
-from flaxvid.data.clips.upright import orientation
-from flaxvid.data.clips.video_file import (
-    Video,
-    VideoError,
-    open_stream,
-    printable,
-    read_packets,
-    video_name,
-)
+from flaxvid.data.clips.images import list_images
+from flaxvid.data.clips.pictures import Painter, Size
+from flaxvid.data.clips.seek import InexactError, plan_runs, presentation, read_runs, survey
+from flaxvid.data.clips.video_file import Video, VideoError, open_stream, printable, read_packets, video_name
 
-__all__ = (
-    "IMAGE_SUFFIXES",
-    "MAX_BYTES",
-    "MAX_SIDE",
-    "Video",
-    "VideoError",
-    "count_frames",
-    "count_packets",
-    "decode",
-    "decode_on",
-    "frame_times",
-)
+__all__ = ("OpenVideo", "Video", "VideoError", "count_frames", "decode", "open_video")
 
-MAX_BYTES = 2**32
-"""Bytes of a decoded clip, 4 GiB: more is an error before it is made."""
-MAX_SIDE = 2**14
-"""Pixels of a side of a resized picture; a short side of 2 pixels makes the other one as long as one likes."""
+KEPT = 2**26
+"""Pixels of decoded frames that are kept once a video was decoded to count them, mostly 100 MB. A larger video is
+decoded again."""
 
-Size = int | Callable[[int, int], tuple[int, int]] | None
 Indices = Sequence[int] | Int[np.ndarray, " t"]
-Choice = Indices | Callable[[int], Indices]
-Frames = Iterator[tuple[int, av.VideoFrame]]
-"""Frames and their positions."""
+
+
+@contextmanager
+def open_video(video: Video, name: str | None = None) -> "Iterator[OpenVideo]":
+    """Opens a video to be asked for frames.
+
+    Args:
+        video: An encoded file's bytes or path, or the path of a folder of numbered images.
+        name: What errors call it; by default its path.
+
+    Raises:
+        VideoError: It is missing, empty or corrupt, or has no video stream. The questions raise it, too.
+    """
+    name = name or video_name(video)
+    if not isinstance(video, bytes) and os.path.isdir(video):
+        yield _Images(list_images(video, name), name)
+        return
+    with open_stream(video, name) as stream:
+        yield _Stream(video, stream, name)
 
 
 def decode(
-    video: Video, indices: Choice, *, size: Size = None, name: str | None = None
+    video: Video, indices: Indices, *, size: Size = None, name: str | None = None
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """Decodes chosen frames of a video as RGB, turned and mirrored upright as its metadata says.
-
-    Args:
-        video: Bytes or a path.
-        indices: Positions in presentation order, in any order, repeats allowed; or a function from the frame count to
-            such positions, which spares opening the file twice. The function is called a second time where there turn
-            out to be more frames than packets, or fewer.
-        size: Resize bilinearly (area-weighted when shrinking) to this short side, or to what a function makes of the
-            upright height and width, in pixels; None keeps the size. Part of the colour conversion, hence nearly free.
-            The first frame decides where others have another size.
-        name: What errors call the video; by default its path.
-
-    Raises:
-        VideoError: Missing, empty or corrupt file, no video stream, an index outside the video, or a clip of more than
-            `MAX_BYTES`.
-    """
-    name = name or video_name(video)
-    if _is_folder(video):
-        images = list_images(video, name)
-        clip = _Clip(indices, len(images), size, name)
-        _read_images(images, clip)
-        return clip.video()
-    with open_stream(video, name) as stream:
-        known = survey(stream)
-        if known.pictures:
-            with suppress(InexactError):
-                return _decode_sparse(video, stream, known, indices, size, name)
-            known = known._replace(packets=None)  # the decoder was used
-        return _decode_all(video, stream, known, indices, size, name)
-
-
-def _decode_sparse(
-    video: Video, stream: VideoStream, known: Survey, indices: Choice, size: Size, name: str
-) -> UInt8[np.ndarray, "t h w 3"]:
-    pictures: Any = known.pictures
-    clip, order = _Clip(indices, len(pictures), size, name), presentation(pictures)
-    positions = {order[position]: position for position in clip.wanted}
-    with _packets(video, stream, known, name) as (stream, packets):
-        for number, frame in read_runs(stream, packets, pictures, plan_runs(pictures, positions)):
-            if number in positions:
-                clip.add(positions[number], frame)
-    return clip.video()
-
-
-def _decode_all(
-    video: Video, stream: VideoStream, known: Survey, indices: Choice, size: Size, name: str
-) -> UInt8[np.ndarray, "t h w 3"]:
-    """Takes the packets for frames, and looks whether that was right."""
-    count, is_sure = known.count, False
-    while True:
-        try:
-            clip = _Clip(indices, count, size, name)
-        except VideoError:
-            if is_sure:
-                raise
-            clip = None
-        stops, total = is_sure or not callable(indices), 0
-        with _packets(video, stream, known, name) as (stream, packets):
-            for frame in _read(stream, packets, name):
-                total += 1
-                if clip is not None:
-                    clip.add(total - 1, frame)
-                    if stops and clip.is_full:
-                        return clip.video()
-        if clip is not None and clip.is_full and total == count:
-            return clip.video()
-        if not total:
-            raise VideoError(f"{name}: expected frames, got none that decode: fetch the file again or drop it")
-        if is_sure:
-            raise VideoError(f"{name}: its frames cannot be told apart: fetch it again, or drop it")
-        count, is_sure, known = total, True, known._replace(packets=None)
-
-
-def decode_on(
-    video: Video, indices: Indices, count: int, *, size: Size = None, name: str | None = None
-) -> Generator[UInt8[np.ndarray, "h w 3"], None, None]:
-    """Decodes chosen frames of an encoded video one after the other, in one pass over it: memory holds one of them.
-
-    For more frames than a clip may have. The pictures are those of `decode`.
-
-    Args:
-        video: Bytes or a path.
-        indices: Positions in presentation order, ascending and distinct.
-        count: Frames of the video, as of `count_frames` or `frame_times`; the end shows whether there are so many.
-        size: As of `decode`.
-        name: As of `decode`.
-
-    Raises:
-        VideoError: While iterating, to the very end: as of `decode`; or the video has another number of frames.
-    """
-    name, total = name or video_name(video), 0
-    painter, positions = _Painter(size, name), iter(indices)
-    wanted = next(positions, None)
-    with open_stream(video, name) as stream:
-        for position, frame in enumerate(_read(stream, read_packets(stream), name)):
-            total += 1
-            if position == wanted:
-                yield painter.picture(frame)
-                wanted = next(positions, None)
-    if total != count:
-        raise VideoError(f"{name}: expected {count} frames, got {total}: it is damaged, or was changed meanwhile")
+    """The frames of a video at some positions; see `OpenVideo.frames`."""
+    with open_video(video, name) as opened:
+        return opened.frames(indices, size=size)
 
 
 def count_frames(video: Video, *, name: str | None = None) -> int:
-    """Counts the frames of a video: by its bits where they prove it, otherwise by decoding it.
+    """The number of frames of a video, by its bits where they prove it, otherwise by decoding it."""
+    with open_video(video, name) as opened:
+        return len(opened)
 
-    Raises:
-        VideoError: Missing, empty or corrupt file, no video stream, or no frames in it.
+
+class OpenVideo(abc.ABC):
+    """A video to be asked for its length, `len(video)`, and then for frames. Frames are upright RGB pictures.
+
+    Positions count frames in the order in which they are shown.
     """
-    name = name or video_name(video)
-    if _is_folder(video):
-        return len(list_images(video, name))
-    with open_stream(video, name) as stream:
+
+    def __init__(self, name: str):
+        self.name = name
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """The number of frames. What proves nothing about itself is decoded whole for it."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the first frame, upright, in pixels."""
+
+    @property
+    @abc.abstractmethod
+    def times(self) -> Float[np.ndarray, " t1"]:
+        """When the frames are shown, in seconds from the first: one time more than there are frames.
+
+        Frame i is shown from the i-th time to the next one. The last time is the last frame's end: by its own duration,
+        or else by the median of the others.
+
+        Raises:
+            VideoError: The file has no times. A folder of images and a bare stream have none.
+        """
+
+    @property
+    @abc.abstractmethod
+    def packets(self) -> tuple[int, int]:
+        """How many packets the header or index promises, 0 where it promises none; and how many there are."""
+
+    def frames(self, indices: Indices, *, size: Size = None) -> UInt8[np.ndarray, "t h w 3"]:
+        """The frames at some positions.
+
+        Args:
+            indices: Positions in any order; repeats are allowed.
+            size: Short side, or (height, width), to resize to. The first of these frames decides the size of all.
+
+        Raises:
+            VideoError: A position is outside the video, its data is broken there, or the clip is larger than
+                `MAX_BYTES`.
+        """
+        chosen = np.asarray(indices, np.int64)
+        if not chosen.size or chosen.min() < 0:
+            raise self._outside(chosen, len(self))
+        unique, inverse = np.unique(chosen, return_inverse=True)
+        pictures = self._chosen(unique, size, len(chosen))
+        return pictures if np.array_equal(inverse, np.arange(len(unique))) else pictures[inverse]
+
+    def stream(self, indices: Indices | None = None, *, size: Size = None) -> Generator[UInt8[np.ndarray, "h w 3"]]:
+        """The frames at some positions one after the other: memory holds one of them, however many there are.
+
+        Args:
+            indices: Ascending and distinct positions; None is all of them.
+            size: As of `frames`.
+
+        Raises:
+            VideoError: While iterating, to the very end, which shows whether there are as many frames as was said.
+        """
+        painter = Painter(size, self.name)
+        wanted = itertools.count() if indices is None else iter(indices)
+        following, total = next(wanted, None), 0
+        for position, frame in enumerate(self._all()):
+            total += 1
+            if position == following:
+                yield painter.picture(frame)
+                following = next(wanted, None)
+        if not total or (indices is not None and total != len(self)):
+            raise VideoError(
+                f"{self.name}: expected {len(self)} frames, got {total}: it is damaged, or was changed meanwhile"
+            )
+
+    @abc.abstractmethod
+    def _all(self) -> Iterator[av.VideoFrame]:
+        """All frames of the full decode."""
+
+    def _chosen(self, wanted: Int[np.ndarray, " t"], size: Size, count: int) -> UInt8[np.ndarray, "t h w 3"]:
+        """The pictures at ascending positions; `count` of them are made in the end."""
+        return self._fill(wanted, enumerate(itertools.islice(self._all(), int(wanted[-1]) + 1)), size, count)
+
+    def _fill(
+        self, wanted: Int[np.ndarray, " t"], frames: Iterable[tuple[int, av.VideoFrame]], size: Size, count: int
+    ) -> UInt8[np.ndarray, "t h w 3"]:
+        """The pictures at ascending positions, of pairs of a position and its frame, which are read to their end."""
+        painter, slots = Painter(size, self.name, count), {int(position): slot for slot, position in enumerate(wanted)}
+        pictures, last = np.empty((0, 0, 0, 3), np.uint8), -1
+        for last, frame in frames:
+            if (slot := slots.pop(last, None)) is not None:
+                picture = painter.picture(frame)
+                if not pictures.size:
+                    pictures = np.empty((len(wanted), *picture.shape), np.uint8)
+                pictures[slot] = picture
+        if slots:
+            raise self._outside(wanted, last + 1)
+        return pictures
+
+    def _outside(self, chosen: Int[np.ndarray, " t"], count: int) -> VideoError:
+        if not count:
+            return VideoError(f"{self.name}: expected frames, got none that decode: fetch the file again or drop it")
+        span = f"{chosen.min()} to {chosen.max()}" if chosen.size else "none at all"
+        return VideoError(f"{self.name}: expected frame indices within its {count} frames, got {span}: choose others")
+
+
+class _Images(OpenVideo):
+    """A folder of images."""
+
+    def __init__(self, paths: Sequence[Path], name: str):
+        super().__init__(name)
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        return Painter(None, self.name).shape(self._read(0))
+
+    @property
+    def times(self) -> Float[np.ndarray, " t1"]:
+        raise _no_times(self.name)
+
+    @property
+    def packets(self) -> tuple[int, int]:
+        return 0, len(self._paths)
+
+    def _all(self) -> Iterator[av.VideoFrame]:
+        return map(self._read, range(len(self._paths)))
+
+    def _chosen(self, wanted: Int[np.ndarray, " t"], size: Size, count: int) -> UInt8[np.ndarray, "t h w 3"]:
+        if wanted[-1] >= len(self._paths):
+            raise self._outside(wanted, len(self._paths))
+        return self._fill(wanted, ((position, self._read(position)) for position in wanted.tolist()), size, count)
+
+    def _read(self, position: int) -> av.VideoFrame:
+        name = printable(self._paths[position])
+        with open_stream(self._paths[position], name) as stream:
+            frame = next(_read(stream, read_packets(stream), name), None)
+        if frame is None:
+            raise VideoError(f"{name}: expected an image, got none: fetch it again or drop the video")
+        return frame
+
+
+class _Stream(OpenVideo):
+    """The best stream of an encoded file."""
+
+    def __init__(self, video: Video, stream: VideoStream, name: str):
+        super().__init__(name)
+        self._video, self._opened, self._used = video, stream, False
         known = survey(stream)
-        return len(known.pictures) if known.pictures else len(_times(video, stream, known, name))
+        self._packets, self._proof, self._packet_times = known.packets, known.pictures, known.times
+        self._kept: list[av.VideoFrame] | None = None
 
+    def __len__(self) -> int:
+        return len(self._proof) if self._proof else len(self._decoded)
 
-def frame_times(video: Video, *, name: str | None = None) -> Float[np.ndarray, " t1"]:
-    """When the frames of a video are shown, in seconds from the first of them: one time more than there are frames.
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        painter = Painter(None, self.name)
+        if self._proof:
+            with suppress(InexactError):
+                return painter.shape(dict(self._sparse([0]))[0])
+            self._proof = None
+        if len(self) and self._kept:
+            return painter.shape(self._kept[0])
+        return painter.shape(next(self._all()))
 
-    Frame i is shown from the i-th time to the one after it. The frames are those of `decode`, in its order. The last
-    time is the last frame's end: by its own duration, else by the median of the others.
-
-    Raises:
-        VideoError: As of `count_frames`; or the file has no times, as a folder of images and a bare stream have none.
-    """
-    name = name or video_name(video)
-    missing = f"{name}: expected a video whose frames have times, got none: take it as one clip, without a window"
-    if _is_folder(video):
-        raise VideoError(missing)
-    with open_stream(video, name) as stream:
-        kind = stream.container.format  # of bare streams FFmpeg makes the times up
+    @cached_property
+    def times(self) -> Float[np.ndarray, " t1"]:
+        stream = self._opened
+        kind = stream.container.format  # FFmpeg makes up the times of bare streams
         if kind.name.endswith("_pipe") or Flags.no_timestamps in Flags(kind.flags) or stream.time_base is None:
-            raise VideoError(missing)
-        known = survey(stream)
-        pictures = known.pictures
-        times = [known.times[i] for i in presentation(pictures)] if pictures else _times(video, stream, known, name)
-        if kind.name == "avi" and len(times) == len(known.times):
-            times = known.times  # one packet after the other; FFmpeg guesses times of pictures that are sorted
+            raise _no_times(self.name)
+        times = [self._packet_times[i] for i in self._order] if self._proof else self._decoded
+        if kind.name == "avi" and len(times) == len(self._packet_times):
+            times = self._packet_times  # one packet after the other: FFmpeg guesses the times of sorted pictures
         if None in (starts := [start for start, _ in times]):
-            raise VideoError(missing)
+            raise _no_times(self.name)
         # Where times step back, frames are shown in their order all the same.
         shown = np.maximum.accumulate(np.asarray(starts, np.float64)) * float(stream.time_base)
         rate, own = stream.average_rate or stream.guessed_rate, (times[-1][1] or 0) * float(stream.time_base)
         last = own if own > 0 else np.median(np.diff(shown)) if len(shown) > 1 else 1 / float(rate) if rate else 0.0
         if last <= 0:
-            raise VideoError(missing)
+            raise _no_times(self.name)
         return np.append(shown, shown[-1] + last) - shown[0]
 
-
-def _times(video: Video, stream: VideoStream, known: Survey, name: str) -> Sequence[tuple[int | None, int | None]]:
-    """When each frame of a full decode begins, and how long it is shown."""
-    with _packets(video, stream, known, name) as (stream, packets):
-        times = [(frame.pts, frame.duration) for frame in _read(stream, packets, name)]
-    if not times:
-        raise VideoError(f"{name}: expected frames, got none that decode: fetch the file again or drop it")
-    return times
-
-
-def count_packets(video: Video, *, name: str | None = None) -> tuple[int, int]:
-    """How many packets a file's header or index promises, 0 where it promises none, and how many there are."""
-    name = name or video_name(video)
-    if _is_folder(video):
-        return 0, len(list_images(video, name))
-    with open_stream(video, name) as stream:
-        times, kind = survey(stream).times, stream.container.format.name
-        if kind.startswith("mov"):  # its header counts what its edit list leaves out, too
-            return len(stream.index_entries), len(times)
-        if kind == "avi":  # its header counts empty packets, which repeat a frame; times are numbers of packets
-            return stream.frames, max([len(times), *(start + 1 for start, _ in times if start is not None)])
-        return stream.frames, len(times)
-
-
-class _Painter:
-    """Makes pictures of frames, upright and resized, all of one size, which the first of them decides."""
-
-    def __init__(self, size: Size, name: str, count: int = 1):
-        self._size, self._name, self._count = size, name, count
-        self._scaler, self._painter, self._tiny = VideoReformatter(), VideoReformatter(), VideoReformatter()
-        self._shape: tuple[int, int] | None = None
-
-    def picture(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-        """The picture of a frame."""
-        upright = orientation(frame, self._tiny)
-        if self._shape is None:
-            sides = (frame.width, frame.height) if upright.transpose else (frame.height, frame.width)
-            self._shape = self._checked(*sides)
-        height, width = reversed(self._shape) if upright.transpose else self._shape
-        # One thread: clips are read in parallel, and for small frames more threads cost more than they save. Scaling
-        # first and then converting takes FFmpeg a third of the time of both at once.
-        if frame.format.name.startswith("yuv4") and (frame.height, frame.width) != (height, width):
-            frame = self._scaler.reformat(frame, width, height, "yuv422p", interpolation="BILINEAR", threads=1)
-        picture = self._painter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
-        return upright.turn(picture.to_ndarray())
-
-    def _checked(self, height: int, width: int) -> tuple[int, int]:
-        """The size of all pictures, of which the first is upright of so many pixels."""
-        if callable(self._size):
-            height, width = self._size(height, width)
-        elif self._size is not None:
-            short = min(height, width)
-            height, width = height * self._size // short, width * self._size // short
-        if max(height, width) > MAX_SIDE or height * width * 3 * self._count > MAX_BYTES:
-            raise VideoError(
-                f"{self._name}: expected at most {MAX_SIDE} pixels a side and {MAX_BYTES >> 30} GiB a clip, got "
-                f"{self._count} frames of {height} x {width}: take fewer frames, a smaller size, or drop it"
-            )
-        return height, width
-
-
-class _Clip:
-    """The frames that were asked for, as they come."""
-
-    def __init__(self, indices: Choice, count: int, size: Size, name: str):
-        try:
-            chosen = np.asarray(indices(count) if callable(indices) else indices, np.int64)
-        except ValueError as error:  # of a sampling rule: it does not know the video's name
-            raise VideoError(f"{name}: {error}") from error
-        if chosen.size == 0 or chosen.min() < 0 or chosen.max() >= count:
-            span = f"{chosen.min()} to {chosen.max()}" if chosen.size else "none at all"
-            raise VideoError(f"{name}: expected frame indices within its {count} frames, got {span}: choose others")
-        unique, self._inverse = np.unique(chosen, return_inverse=True)
-        self.wanted: list[int] = unique.tolist()
-        self._slots = {position: slot for slot, position in enumerate(self.wanted)}
-        self._painter = _Painter(size, name, len(self._inverse))
-        self._pictures: np.ndarray = np.empty((0, 0, 0, 3), np.uint8)
-
     @property
-    def is_full(self) -> bool:
-        """Whether all frames came."""
-        return not self._slots
+    def packets(self) -> tuple[int, int]:
+        times, kind = self._packet_times, self._opened.container.format.name
+        if kind.startswith("mov"):  # its header also counts what its edit list leaves out
+            return len(self._opened.index_entries), len(times)
+        if kind == "avi":  # its header counts empty packets, which repeat a frame; times are numbers of packets
+            return self._opened.frames, max([len(times), *(start + 1 for start, _ in times if start is not None)])
+        return self._opened.frames, len(times)
 
-    def add(self, position: int, frame: av.VideoFrame) -> None:
-        """Takes the frame at a position, if it was asked for and has not come yet."""
-        slot = self._slots.pop(position, None)
-        if slot is None:
+    @cached_property
+    def _order(self) -> list[int]:
+        """The packets' numbers in the order in which their pictures are shown."""
+        return presentation(self._proof or ())
+
+    @cached_property
+    def _decoded(self) -> list[tuple[int | None, int | None]]:
+        """When each frame of the full decode begins, and how long it is shown; keeps the frames if they are few."""
+        times, kept, pixels = [], [], 0
+        for frame in self._all():
+            times.append((frame.pts, frame.duration))
+            pixels += frame.width * frame.height
+            if pixels <= KEPT:
+                kept.append(frame)
+            else:
+                kept.clear()
+        if not times:
+            raise self._outside(np.empty(0), 0)
+        self._kept = kept or None
+        return times
+
+    def _all(self) -> Iterator[av.VideoFrame]:
+        if self._kept:
+            yield from self._kept
             return
-        picture = self._painter.picture(frame)
-        if not self._pictures.size:
-            self._pictures = np.empty((len(self.wanted), *picture.shape), np.uint8)
-        self._pictures[slot] = picture
+        with self._unread() as (stream, packets):
+            yield from _read(stream, packets, self.name)
 
-    def video(self) -> UInt8[np.ndarray, "t h w 3"]:
-        """All frames in the order in which they were asked for."""
-        if np.array_equal(self._inverse, np.arange(len(self.wanted))):
-            return self._pictures
-        return self._pictures[self._inverse]
+    def _chosen(self, wanted: Int[np.ndarray, " t"], size: Size, count: int) -> UInt8[np.ndarray, "t h w 3"]:
+        if self._proof:
+            if wanted[-1] >= len(self._proof):
+                raise self._outside(wanted, len(self._proof))
+            with suppress(InexactError):
+                return self._fill(wanted, self._sparse(wanted.tolist()), size, count)
+            self._proof = None
+        return super()._chosen(wanted, size, count)
+
+    def _sparse(self, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Pairs of a position and its frame, by decoding only what these need."""
+        pictures: Any = self._proof
+        positions = {self._order[position]: position for position in wanted}
+        with self._unread(again=True) as (stream, packets):  # each run begins anew
+            for number, frame in read_runs(stream, packets, pictures, plan_runs(pictures, positions)):
+                if number in positions:
+                    yield positions[number], frame
+
+    @contextmanager
+    def _unread(self, *, again: bool = False) -> Iterator[tuple[VideoStream, Iterable[Packet]]]:
+        """A stream and its packets; nothing was decoded of it yet, or only runs of packets, `again`.
+
+        The opened one serves if its packets were kept. Rewound, it would lack what comes only once, such as a palette.
+        """
+        packets = self._packets
+        if packets is not None and (again or not self._used):
+            self._used, self._packets = True, packets if again else None
+            yield self._opened, packets
+            return
+        with open_stream(self._video, self.name) as fresh:
+            yield fresh, read_packets(fresh)
 
 
-@contextmanager
-def _packets(
-    video: Video, stream: VideoStream, known: Survey, name: str
-) -> Iterator[tuple[VideoStream, Iterable[Packet]]]:
-    """A stream of which nothing was decoded yet, and its packets.
-
-    The file is opened anew unless the packets were kept: rewound, it would lack what comes once, such as a palette.
-    """
-    if known.packets is not None:
-        yield stream, known.packets
-        return
-    with open_stream(video, name) as fresh:
-        yield fresh, read_packets(fresh)
+def _no_times(name: str) -> VideoError:
+    return VideoError(
+        f"{name}: expected a video whose frames have times, got none: take it as one clip, without a window"
+    )
 
 
 def _read(stream: VideoStream, packets: Iterable[Packet], name: str) -> Iterator[av.VideoFrame]:
-    """All frames."""
+    """All frames of a stream of which nothing was decoded yet."""
     count = 0
     try:
         for packet in itertools.chain(packets, (None,)):
@@ -338,17 +347,3 @@ def _read(stream: VideoStream, packets: Iterable[Packet], name: str) -> Iterator
             f"{name}: expected {stream.frames or 'more'} frames, got {count} and then broken data ({error}): "
             "fetch the file again, cut it there, or drop it"
         ) from error
-
-
-def _is_folder(video: Video) -> TypeGuard[str | Path]:
-    return not isinstance(video, bytes) and os.path.isdir(video)
-
-
-def _read_images(images: Sequence[Path], clip: _Clip) -> None:
-    for position in clip.wanted:
-        name = printable(images[position])
-        with open_stream(images[position], name) as stream:
-            frame = next(_read(stream, read_packets(stream), name), None)
-            if frame is None:
-                raise VideoError(f"{name}: expected an image, got none: fetch it again or drop the video")
-            clip.add(position, frame)

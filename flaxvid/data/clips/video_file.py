@@ -63,7 +63,7 @@ def printable(path: str | Path) -> str:
 
 
 @contextmanager
-def open_video(video: Video, name: str = "") -> Iterator[InputContainer]:
+def open_container(video: Video, name: str = "") -> Iterator[InputContainer]:
     """PyAV's container of an encoded file; whatever is wrong with it is a `VideoError`.
 
     A path is always a local file, whatever colons and patterns are in it; only a str such as ``rtsp://...`` is a URL.
@@ -151,9 +151,9 @@ def open_stream(video: Video, name: str = "") -> Iterator[VideoStream]:
     up but not opened.
 
     Raises:
-        VideoError: As of `open_video`; or there is no such stream, or no decoder for it.
+        VideoError: As of `open_container`; or there is no such stream, or no decoder for it.
     """
-    with open_video(video, name) as container:
+    with open_container(video, name) as container:
         stream = _best_stream(container, name)
         if len(container.streams) > 1 and _is_pictures(stream):
             stream = _best_stream(container, name, _lone_pictures(video, name))
@@ -166,7 +166,7 @@ def _is_pictures(stream: Any) -> bool:
 
 def _lone_pictures(video: Video, name: str) -> set[int]:
     """Which streams have but one picture; the file is opened once more, for what was read is not read again."""
-    with open_video(video, name) as container:
+    with open_container(video, name) as container:
         streams: Any = [s for s in container.streams.video if s.codec_context is not None and _is_pictures(s)]
         lone, seen = {stream.index for stream in streams}, set()
         with closing(container.demux(streams)) as packets, suppress(IndexError):

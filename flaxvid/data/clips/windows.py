@@ -7,12 +7,10 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
-from flaxvid.data.clips.crops import Crop, view_crops
-from flaxvid.data.clips.cut import ClipConfig, frame_indices
-from flaxvid.data.clips.decode import VideoError, decode_on, frame_times
-from flaxvid.data.clips.video_file import video_name
+from flaxvid.data.clips.cut import ClipConfig, crops_of, frame_indices
+from flaxvid.data.clips.decode import OpenVideo, open_video
 
 SHORTEST = 0.001
 """Seconds of a window; many files know no shorter times."""
@@ -43,36 +41,29 @@ def cut_windows(
     """
     if not seconds >= SHORTEST:
         raise ValueError(f"expected a window of more than 0 seconds, {SHORTEST} at least, got {seconds}")
-    clips, crop = replace(clips, clips=1), Crop(0, 0, 0, 0)
-
-    def resized(height: int, width: int) -> tuple[int, int]:
-        nonlocal crop
-        short_side = clips.test_size or round(clips.image_size * 256 / 224)
-        (crop,) = view_crops(height, width, clips.image_size, short_side, crops=1)
-        return crop.height, crop.width
-
-    edges = frame_times(video)
-    count = len(edges) - 1
-    wanted = np.zeros(count, bool)
-    for _, _, positions in _windows(edges, seconds, clips, video):
-        wanted[positions] = True
-    before, clip = None, np.empty(0, np.uint8)
-    pictures: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
-    with closing(decode_on(video, np.flatnonzero(wanted), count, size=resized)) as decoded:
-        for start, end, positions in _windows(edges, seconds, clips, video):
-            if positions is not before:
-                before = positions
-                pictures = {i: pictures[i] if i in pictures else next(decoded) for i in np.unique(positions)}
-                clip = crop.cut(np.stack([pictures[i] for i in positions]), clips.image_size)
-            yield start, end, clip
-        next(decoded, None)  # tells whether these were all frames
+    clips = replace(clips, clips=1)
+    with open_video(video) as opened:
+        (crop,) = crops_of(opened, clips, crops=1)
+        wanted = np.zeros(len(opened.times) - 1, bool)
+        for _, _, positions in _windows(opened, seconds, clips):
+            wanted[positions] = True
+        before, clip = None, np.empty(0, np.uint8)
+        pictures: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+        with closing(opened.stream(np.flatnonzero(wanted), size=(crop.height, crop.width))) as decoded:
+            for start, end, positions in _windows(opened, seconds, clips):
+                if positions is not before:
+                    before = positions
+                    pictures = {i: pictures[i] if i in pictures else next(decoded) for i in np.unique(positions)}
+                    clip = crop.cut(np.stack([pictures[i] for i in positions]), clips.image_size)
+                yield start, end, clip
+            next(decoded, None)  # tells whether these were all frames
 
 
 def _windows(
-    edges: Float[np.ndarray, " t1"], seconds: float, clips: ClipConfig, video: bytes | str | Path
+    video: OpenVideo, seconds: float, clips: ClipConfig
 ) -> Iterator[tuple[float, float, Int[np.ndarray, " n"]]]:
     """Where each window begins and ends, and its clip's frames; the same array again while its frames are the same."""
-    times, total = edges[:-1], float(edges[-1])
+    times, total = video.times[:-1], float(video.times[-1])
     seconds = min(seconds, total)
     count = max(1, ceil((total - _END) / seconds))
     before, positions = None, np.empty(0, np.int64)
@@ -83,13 +74,5 @@ def _windows(
         stop = len(times) if last else times.searchsorted(end - _EDGE)
         first -= first == stop  # none of its own: the one that is shown
         if (first, stop) != before:
-            before, positions = (first, stop), first + _positions(stop - first, clips, video)
+            before, positions = (first, stop), first + frame_indices(video, stop - first, clips, None)
         yield start, end, positions
-
-
-def _positions(length: int, clips: ClipConfig, video: bytes | str | Path) -> Int[np.ndarray, " n"]:
-    """Which frames of a window its clip has."""
-    try:
-        return frame_indices(length, clips, None)
-    except ValueError as error:
-        raise VideoError(f"{video_name(video)}: {error}") from error

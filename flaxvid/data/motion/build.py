@@ -3,18 +3,19 @@
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flaxvid.data.clips.crops import mirrored_labels
 from flaxvid.data.motion.draw import (
     CAMERAS,
     HEADINGS,
@@ -23,11 +24,13 @@ from flaxvid.data.motion.draw import (
     render_camera,
     render_clip,
 )
+from flaxvid.data.sources.splits import SPLITS
+from flaxvid.data.sources.tfds import TfdsSource, shard_path, shard_writer, tfds_source, write_info
 from flaxvid.data.workers import processes
-from flaxvid.writing import take_lock
+from flaxvid.writing import cache_folder, locked
 
 VERSION = "1.0.0"  # raise it whenever a clip would come out differently
-_SPLITS = ("train", "validation", "test")
+_SHARD = 4096  # clips of one file
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class MotionConfig:
 
 def make_clip(config: MotionConfig, split: str, index: int) -> bytes:
     """The h264 file of one clip, a function of its arguments alone."""
-    source = (config.seed, _SPLITS.index(split), index)
+    source = (config.seed, SPLITS.index(split), index)
     rng, label = np.random.default_rng(source), index % len(config.classes)
     if not config.camera:
         return encode(*render_clip(label, config.size, config.num_frames, rng))
@@ -94,7 +97,7 @@ def build_motion(
     finished, and of two processes that start at once, the second waits for the first.
 
     Args:
-      root: folder of data sets; default `$FLAXVID_DATA`, or else `~/.cache/flaxvid`.
+      root: folder of data sets; default `$FLAXVID_DATA`, or else `cache_folder()`.
       config: what to draw; default `MotionConfig()`.
       workers: processes that draw, which never changes the clips; default one a core. 1 draws in this process. A script
         that asks for more runs its own work under `if __name__ == "__main__"`, as `multiprocessing` demands.
@@ -103,13 +106,12 @@ def build_motion(
       A TFDS folder (`tfds.builder_from_directory` opens it) of ArrayRecord files.
     """
     config = config or MotionConfig()
-    root = Path(root or os.environ.get("FLAXVID_DATA") or Path.home() / ".cache" / "flaxvid").expanduser().absolute()
+    root = Path(root or os.environ.get("FLAXVID_DATA") or cache_folder()).expanduser().absolute()
     path = root / "motion" / config.folder
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("w") as lock:
-        take_lock(lock, wait=True)
+    with locked(path.parent / f".{path.name}.lock", wait=True):
         for leftover in path.parent.glob(f".{path.name}.building-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         if not path.exists():
@@ -123,40 +125,26 @@ def build_motion(
 
 
 def _write(folder: Path, config: MotionConfig, workers: int) -> None:
-    """Draw and store all clips in the order of their index, under a progress bar."""
-    import tensorflow_datasets as tfds
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from tensorflow_datasets.core.dataset_info import DatasetIdentity
-
-    options = {name: value for name, value in asdict(config).items() if value != ""}
-    info = tfds.core.DatasetInfo(
-        builder=DatasetIdentity(
-            name="motion", version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
-        ),
-        description=f"Clips whose labels only the order and the pace of frames can tell: {json.dumps(options)}",
-        features=tfds.features.FeaturesDict(
-            {
-                "video": tfds.features.Text(),  # arbitrary bytes come back as they were
-                "label": tfds.features.ClassLabel(names=config.classes),
-                "id": tfds.features.Text(),
-            }
-        ),
-        disable_shuffling=True,
-    )
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=4096, file_format="array_record")
-    writer.initialize_splits(list(_SPLITS))
+    """Draws and stores all clips in the order of their index, under a progress bar."""
+    write, lengths = shard_writer(config.classes), {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns) as progress, _mapper(workers) as mapper:
-        task = progress.add_task("Drawing `motion`", total=sum(getattr(config, split) for split in _SPLITS))
-        for split in _SPLITS:
-            count, chunk = getattr(config, split), []
+        task = progress.add_task("Drawing `motion`", total=sum(getattr(config, split) for split in SPLITS))
+
+        def draw(split: str, count: int) -> Iterator[dict[str, Any]]:
             for index, video in enumerate(mapper(functools.partial(make_clip, config, split), count)):
-                chunk.append({"video": video, "label": index % len(config.classes), "id": f"{split}-{index:06d}"})
-                if len(chunk) == 64 or index == count - 1:  # every call writes the metadata anew
-                    writer.add_examples({split: chunk})
-                    progress.advance(task, len(chunk))
-                    chunk = []
-    writer.close_all()
+                yield {"video": video, "label": index % len(config.classes), "id": f"{split}-{index:06d}"}
+                progress.advance(task)
+
+        for split in SPLITS:
+            count = getattr(config, split)
+            lengths[split] = [min(_SHARD, count - start) for start in range(0, count, _SHARD)]
+            clips = draw(split, count)
+            for number, length in enumerate(lengths[split]):
+                write(shard_path(folder, "motion", split, number), itertools.islice(clips, length))
+    options = {name: value for name, value in asdict(config).items() if value != ""}
+    description = f"Clips whose labels only the order and the pace of frames can tell: {json.dumps(options)}"
+    write_info(folder, "motion", VERSION, description, config.classes, lengths)
 
 
 @contextlib.contextmanager
@@ -169,52 +157,18 @@ def _mapper(workers: int) -> Iterator[Any]:
         yield lambda make, count: pool.map(make, range(count), chunksize=16)
 
 
-class MotionSource:
-    """One split of a built set as a source of encoded clips; opens its files on first use, in every process anew."""
+def motion_source(path: str | Path, split: str = "train") -> TfdsSource:
+    """One split of a built set, as a source of encoded clips.
 
-    name = "motion"
-
-    def __init__(self, path: str | Path, split: str = "train"):
-        if split not in _SPLITS:
-            raise ValueError(f"motion: expected a split of {_SPLITS}, got {split!r}.")
-        if not (Path(path) / "dataset_info.json").exists():
-            raise FileNotFoundError(f"motion: no data set in {path}; give the path that build_motion returns.")
-        self.path, self.split = str(path), split
-
-    @functools.cached_property
-    def _names(self) -> tuple[str, ...]:
-        return tuple((Path(self.path) / "label.labels.txt").read_text().splitlines())
-
-    @functools.cached_property
-    def _mirrored(self) -> tuple[int | None, ...] | None:
-        return mirrored_labels(self.classes)
-
-    @functools.cached_property
-    def _records(self) -> Any:
-        from tensorflow_datasets.core.read_only_builder import ReadOnlyBuilder
-
-        builder: Any = ReadOnlyBuilder(builder_dir=self.path)  # its methods' decorators hide their arguments
-        return builder.as_data_source(self.split)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, by label."""
-        return self._names
-
-    @property
-    def flip_labels(self) -> tuple[int | None, ...] | None:
-        """The label of each class's mirror image."""
-        return self._mirrored
-
-    def __getstate__(self) -> dict[str, str]:
-        return {"path": self.path, "split": self.split}
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._records[int(index)]
-        return {"video": record["video"], "label": int(record["label"]), "id": record["id"].decode()}
+    Raises:
+        ValueError: There is no such split.
+        FileNotFoundError: There is no data set in the folder.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"motion: expected a split of {SPLITS}, got {split!r}")
+    if not (Path(path) / "dataset_info.json").exists():
+        raise FileNotFoundError(f"motion: expected a data set in {path}, got none: give the path of build_motion")
+    return replace(tfds_source(Path(path), split), name="motion")
 
 
 def fingerprint(path: str | Path) -> str:
@@ -223,8 +177,8 @@ def fingerprint(path: str | Path) -> str:
     Equal hashes mean equal data. Another x264 may encode the same drawing differently, and so may hash differently.
     """
     digest = hashlib.sha256()
-    for split in _SPLITS:
-        source = MotionSource(path, split)
+    for split in SPLITS:
+        source = motion_source(path, split)
         for index in range(len(source)):
             item = source[index]
             digest.update(f"{item['id']} {item['label']} {len(item['video'])}\n".encode() + item["video"])

@@ -12,15 +12,13 @@ from typing import Any
 import av
 import numpy as np
 
-from flaxvid.data.clips.decode import VideoError, count_frames, count_packets, decode
+from flaxvid.data.clips.decode import VideoError, count_frames, open_video
 from flaxvid.data.clips.images import list_images
 from flaxvid.data.clips.video_file import open_stream
 from flaxvid.data.prepare.report import Finding
 
 _SIDE, _PICTURES = 8, 4  # of a signature
 _WHOLE = 0.9  # of the frames that the header promises; healthy files may lack a few
-_CHUNK = 512  # frames decoded at once when encoding anew, or as many as have so many bytes: bounds the memory
-_CHUNK_BYTES = 2**28
 _FOLDER_RATE = 12  # frames a second of the data sets that are published as folders of frames
 
 
@@ -61,9 +59,10 @@ def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None)
     try:
         content = video if isinstance(video, bytes) else _read_bytes(Path(video))
         finding = dataclasses.replace(finding, digest=hashlib.sha256(content).hexdigest())
-        small = decode(video, range, size=lambda height, width: (_SIDE, _SIDE), name=item["id"])
+        with open_video(video, item["id"]) as opened:
+            small = np.stack(list(opened.stream(size=(_SIDE, _SIDE))))
+            promised, found = opened.packets
         count = len(small)
-        promised, found = count_packets(video, name=item["id"])
         if found < _WHOLE * promised:
             raise VideoError(f"expected {promised} frames, got {count}: cut off, fetch it again")
         chosen = small[[(2 * i + 1) * count // (2 * _PICTURES) for i in range(_PICTURES)]]
@@ -75,7 +74,7 @@ def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None)
         if not isinstance(video, bytes) and os.path.isdir(video) and not encoding and count_frames(content) != count:
             raise VideoError("expected images that make a video, got some of several pictures each: encode them anew")
         if encoding:
-            content = encode(video, count, encoding, item["id"])
+            content = encode(video, encoding, item["id"])
     except Exception as error:  # whatever a decoder makes of a broken file is a finding, not the end of the work
         reason = str(error) if isinstance(error, VideoError) else f"{type(error).__name__}: {error}"
         reason = reason.removeprefix(f"{item['id']}: ")
@@ -91,24 +90,17 @@ def stamp(video: bytes | str | Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def encode(video: bytes | str | Path, count: int, encoding: Encoding, name: str) -> bytes:
-    """The first `count` frames of a video, upright, as an h264 file (mp4) of the same frame rate."""
-
-    def size(height: int, width: int) -> tuple[int, int]:  # yuv420p wants even sides
-        scale = min(1.0, encoding.short_side / min(height, width))
-        return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
-
+def encode(video: bytes | str | Path, encoding: Encoding, name: str) -> bytes:
+    """A video, upright, as an h264 file (mp4) of the same frame rate."""
     options = {"crf": str(encoding.crf), "g": str(encoding.key_frames), "preset": "fast", "threads": "1"}
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
+    with open_video(video, name) as opened, av.open(file, "w", format="mp4") as container:
+        scale = min(1.0, encoding.short_side / min(opened.shape))
+        height, width = (max(2, round(side * scale / 2) * 2) for side in opened.shape)  # yuv420p wants even sides
         stream = container.add_stream("libx264", rate=_rate(video), options=options)
-        stream.height, stream.width = shape = decode(video, [0], size=size, name=name).shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        chunk = max(1, min(_CHUNK, _CHUNK_BYTES // (3 * stream.height * stream.width)))
-        for start in range(0, count, chunk):
-            piece = range(start, min(start + chunk, count))
-            for picture in decode(video, piece, size=lambda *_: shape, name=name):  # whatever sizes follow
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for picture in opened.stream(size=(height, width)):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return file.getvalue()
 

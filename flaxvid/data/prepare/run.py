@@ -28,7 +28,7 @@ from flaxvid.data.sources.open import Source
 from flaxvid.data.sources.tfds import shard_path, shard_writer, write_info
 from flaxvid.data.workers import processes
 from flaxvid.types import by_target
-from flaxvid.writing import read_json, take_lock, written_whole
+from flaxvid.writing import locked, read_json, written_whole
 
 IN_FLIGHT = 2**29
 """Bytes of videos that are in memory at a time, if no single one has more; workers have theirs besides."""
@@ -231,8 +231,8 @@ def _claimed(output: Path, splits: Mapping[str, Source], preparation: Preparatio
     if output.exists() and not record.exists() and any(output.iterdir()):
         raise ValueError(f"expected a new or empty folder, or one of an earlier run, got {output}: choose another")
     (output / "parts").mkdir(parents=True, exist_ok=True)
-    with (output / "parts" / ".lock").open("w") as lock:
-        if not take_lock(lock):
+    with locked(output / "parts" / ".lock") as is_ours:
+        if not is_ours:
             raise OSError(f"another process is working in {output}: wait for it, or choose another folder")
         if record.exists():
             before = read_json(record, dict)

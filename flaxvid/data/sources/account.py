@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from unicodedata import normalize
 
-from flaxvid.data.sources.files import NO_LABEL
+from flaxvid.data.mirror import NO_LABEL
 from flaxvid.types import by_target
 
 SHOWN = 20
@@ -57,8 +57,8 @@ def check_labels(source: Any, fewest: int) -> None:
 
 def _first(source: Any) -> Any:
     """The source of the first camera, where there are several."""
-    cameras = getattr(source, "cameras", None)
-    return next(iter(cameras.values())) if cameras else source
+    of_cameras = getattr(source, "sources", None)
+    return next(iter(of_cameras.values())) if of_cameras else source
 
 
 def _table(target: str, classes: Sequence[str], counts: Mapping[str, Counter[int]]) -> list[str]:

@@ -3,12 +3,10 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from flaxvid.data.motion.build import MotionConfig
 from flaxvid.data.sources.open import Source, open_source
-
-if TYPE_CHECKING:
-    from flaxvid.data.motion.build import MotionConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +79,7 @@ def open_scenes(
     cameras: Sequence[str],
     fold: int | None = None,
     lists: str | Path | None = None,
-    motion: "MotionConfig | None" = None,
+    motion: MotionConfig | None = None,
     missing: Literal["error", "keep"] = "error",
     group: str | None = None,
 ) -> Scenes:
@@ -103,8 +101,6 @@ def open_scenes(
     if not cameras or len(set(cameras)) < len(cameras):
         raise ValueError(f"expected cameras as distinct names, got {tuple(cameras)}")
     if name == "motion":
-        from flaxvid.data.motion.build import MotionConfig  # brings tensorflow_datasets
-
         config = motion or MotionConfig()
         configs = {camera: dataclasses.replace(config, camera=camera) for camera in cameras}
         return Scenes({camera: open_source(name, root, split, motion=own) for camera, own in configs.items()})

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flaxvid.data.sources.files import NO_LABEL, FileSource, FlipLabels, flip_labels
+from flaxvid.data.mirror import NO_LABEL, FlipLabels, flip_labels
+from flaxvid.data.sources.files import FileSource
 from flaxvid.data.sources.open import Source
 from flaxvid.types import Classes, by_target
 

@@ -1,7 +1,6 @@
 """A data set of files: videos, or folders of frames, under one root."""
 
 import collections
-import functools
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,28 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flaxvid.data.clips.crops import mirrored_labels
-from flaxvid.data.sources.search import VIDEO_SUFFIXES, find_videos, is_junk
+from flaxvid.data.mirror import NO_LABEL, FlipLabels, flip_labels
+from flaxvid.data.sources.search import VIDEO_SUFFIXES, is_junk
 from flaxvid.types import Classes, by_target
-
-__all__ = ["NO_LABEL", "VIDEO_SUFFIXES", "FileSource", "FlipLabels", "file_source", "find_videos", "flip_labels"]
-
-NO_LABEL = -1
-"""Where a video has several labels, one that is missing: it counts in no loss and no accuracy."""
-
-FlipLabels = tuple[int | None, ...] | Mapping[str, tuple[int | None, ...] | None] | None
-"""What each label becomes in a mirror, None for one that must not be mirrored; by target where there are several; None
-if all keep theirs."""
-
-_mirrored = functools.cache(mirrored_labels)  # asked for with every video
-
-
-def flip_labels(classes: Classes) -> FlipLabels:
-    """`mirrored_labels` of each target's classes, or of the only one's."""
-    if not isinstance(classes, Mapping):
-        return _mirrored(classes)
-    mirrored = {target: _mirrored(names) for target, names in classes.items()}
-    return mirrored if any(mirrored.values()) else None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,15 @@ from unicodedata import normalize
 
 from flaxvid.data.sources.files import FileSource
 from flaxvid.data.sources.search import Found, folders_in, search, videos_in
-from flaxvid.data.sources.splits import check_groups, choose_split, group_rule, hold_out, split_of, warn_of_scenes
+from flaxvid.data.sources.splits import (
+    NoSplitError,
+    check_groups,
+    choose_split,
+    group_rule,
+    hold_out,
+    split_of,
+    warn_of_scenes,
+)
 
 _SHOWN = 5
 
@@ -38,7 +46,7 @@ def folder_source(root: Path, split: str, group: str | None = None) -> FileSourc
     if splits := _splits(root, split, found, layout):
         return _from_splits(root, split, splits, found, layout, group)
     if split not in ("train", "test", "all"):
-        raise ValueError(f"folder: expected split train or test without split folders, got {split!r}: use {layout}")
+        raise NoSplitError(f"folder: expected split train or test without split folders, got {split!r}: use {layout}")
     classes = {name: part[""] for name, part in found.items()}
     _check_classes(root, classes, layout, fewest=1 if split == "all" else 2)
     rows = [(f"{name}/{path}", label) for label, name in enumerate(classes) for path in classes[name].videos]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flaxvid.data.sources.files import NO_LABEL
+from flaxvid.data.mirror import NO_LABEL
 
 MOST = 10_000
 """Classes that a column of numbers may ask for without a list of names: beyond they are codes of something."""

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flaxvid.data.sources.files import NO_LABEL, Disk, FileSource
+from flaxvid.data.mirror import NO_LABEL
+from flaxvid.data.sources.files import Disk, FileSource
 from flaxvid.data.sources.labels import read_labels
 from flaxvid.data.sources.list_files import Rows, read_lists
-from flaxvid.data.sources.splits import check_groups, choose_split, group_rule, hold_out, split_of
+from flaxvid.data.sources.splits import NoSplitError, check_groups, choose_split, group_rule, hold_out, split_of
 from flaxvid.data.sources.texts import first_file, list_places
 
 
@@ -53,7 +54,10 @@ def list_source(root: Path, split: str, lists: str | Path | None = None, group: 
     else:
         in_columns = len({own.file for own in rows.values()}) < len(rows)
         if wanted not in rows and not in_columns and not (wanted == "test" and "validation" in rows):
-            first_file([f"{split}.txt", f"{split}.csv"], places, layout)  # says that there is none
+            try:
+                first_file([f"{split}.txt", f"{split}.csv"], places, layout)  # says that there is none
+            except FileNotFoundError as error:
+                raise NoSplitError(str(error)) from None
         wanted, more = choose_split(wanted, rows, f"list {places[0]}")
         parts, notes = [wanted], notes + more
     classes, labels = _read_targets(rows, parts, names)

@@ -7,9 +7,12 @@ checks that every video is there; nothing is decoded.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from flaxvid.data.sources.files import VIDEO_SUFFIXES, FileSource, FlipLabels
+from flaxvid.data.mirror import FlipLabels
+from flaxvid.data.motion import build
+from flaxvid.data.motion.build import MotionConfig
+from flaxvid.data.sources.files import FileSource
 from flaxvid.data.sources.folders import folder_source
 from flaxvid.data.sources.lists import list_source
 from flaxvid.data.sources.published import (
@@ -24,11 +27,7 @@ from flaxvid.data.sources.published import (
 from flaxvid.data.sources.tfds import tfds_source
 from flaxvid.types import Classes, by_target
 
-if TYPE_CHECKING:
-    from flaxvid.data.motion.build import MotionConfig
-
-
-__all__ = ["SOURCES", "VIDEO_SUFFIXES", "FileSource", "Source", "open_source"]
+__all__ = ["SOURCES", "FileSource", "Source", "open_source"]
 
 
 class Source(Protocol):
@@ -64,7 +63,7 @@ def open_source(
     *,
     fold: int | None = None,
     lists: str | Path | None = None,
-    motion: "MotionConfig | None" = None,
+    motion: MotionConfig | None = None,
     missing: Literal["error", "keep"] = "error",
     group: str | None = None,
 ) -> Source:
@@ -124,11 +123,9 @@ def open_source(
     return source
 
 
-def motion_source(root: Path | None, split: str, motion: "MotionConfig | None" = None) -> Source:
+def motion_source(root: Path | None, split: str, motion: MotionConfig | None = None) -> Source:
     """The embedded data set, built under `root` on first use."""
-    from flaxvid.data.motion.build import MotionConfig, MotionSource, build_motion  # brings tensorflow_datasets
-
-    return MotionSource(build_motion(root, motion or MotionConfig()), split)
+    return build.motion_source(build.build_motion(root, motion or MotionConfig()), split)
 
 
 class Kind(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flaxvid.data.clips.decode import IMAGE_SUFFIXES
+from flaxvid.data.clips.images import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (
     *(".264", ".265", ".3g2", ".3gp", ".amv", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265"),

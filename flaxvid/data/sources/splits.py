@@ -23,6 +23,10 @@ _SPLIT = re.compile(
 _COUNTER = re.compile(r"(.*?)([ _.-]*)(c|clip|part|pt|seg|segment|shot|take|chunk|cut|piece|p)?[ _.-]?\(?\d+\)?")
 
 
+class NoSplitError(FileNotFoundError, ValueError):
+    """The data set has no such split."""
+
+
 def split_of(name: str) -> str | None:
     """The split that a folder or list is called after, in any case and spelling; None if after none."""
     match = _SPLIT.fullmatch(name.strip())
@@ -38,14 +42,14 @@ def choose_split(asked: str, there: Collection[str], where: str) -> tuple[str, t
         where: The data set, for messages.
 
     Raises:
-        ValueError: It is not there.
+        NoSplitError: It is not there.
     """
     wanted = split_of(asked) or asked
     if wanted in there:
         return wanted, ()
     if wanted == "test" and "validation" in there:
         return "validation", (f"{where} has no test split: its validation split is the test",)
-    raise ValueError(
+    raise NoSplitError(
         f"{where}: expected split {' or '.join(there)}, got {asked!r}: there is none; make it, or ask for another, as "
         "by data.eval_split"
     )

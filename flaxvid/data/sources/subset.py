@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxvid.data.sources.files import FlipLabels
+from flaxvid.data.mirror import FlipLabels
 from flaxvid.data.sources.open import Source
 from flaxvid.types import Classes
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from flaxvid.data.sources.files import VIDEO_SUFFIXES
 from flaxvid.data.sources.labels import is_number
+from flaxvid.data.sources.search import VIDEO_SUFFIXES
 
 PATHS = (
     *("path", "filepath", "videopath", "clippath", "relativepath", "relpath", "filename", "videoname", "videofile"),

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from flaxvid.data.sources.splits import NoSplitError
+
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -101,7 +103,7 @@ def videos_folder(root: Path, *folders: str) -> Path:
 def check_split(name: str, split: str, splits: Sequence[str]) -> None:
     """Refuses a split that the data set does not have."""
     if split not in splits:
-        raise ValueError(f"{name}: expected split {' or '.join(splits)}, got {split!r}")
+        raise NoSplitError(f"{name}: expected split {' or '.join(splits)}, got {split!r}")
 
 
 def _decoded(data: bytes, encoding: str) -> str | None:

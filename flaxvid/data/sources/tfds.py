@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flaxvid.data.clips.decode import VideoError
-from flaxvid.data.sources.files import FlipLabels, flip_labels
-from flaxvid.data.sources.splits import choose_split, split_of
+from flaxvid.data.mirror import FlipLabels, flip_labels
+from flaxvid.data.sources.splits import NoSplitError, choose_split, split_of
 from flaxvid.types import Classes, by_target
 from flaxvid.writing import written_whole
 
@@ -116,7 +116,7 @@ def tfds_source(root: Path, split: str, dataset: str = "") -> TfdsSource:
     if split not in splits and split.partition("[")[0] not in splits:
         there = {split_of(name) or name: name for name in splits}
         if split != "test" or "validation" not in there:
-            raise ValueError(f"tfds: expected a split of {info.name} ({', '.join(splits)}), got {split!r}")
+            raise NoSplitError(f"tfds: expected a split of {info.name} ({', '.join(splits)}), got {split!r}")
         taken, notes = choose_split(split, there, f"tfds {info.name}")
         split = there[taken]
     parts = splits[split].file_instructions

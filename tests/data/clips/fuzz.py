@@ -19,7 +19,7 @@ import av
 import numpy as np
 import streams
 
-from flaxvid.data.clips.decode import VideoError, count_frames, decode, frame_times
+from flaxvid.data.clips.decode import VideoError, count_frames, decode
 from flaxvid.data.clips.sampling import segment_indices
 from flaxvid.data.prepare.examine import examine
 
@@ -60,8 +60,8 @@ def read(path: Path) -> str:
     answers = []
     for use in (
         count_frames,
-        frame_times,
-        lambda video: decode(video, lambda count: segment_indices(count, 8, short="repeat").ravel(), size=64),
+        streams.frame_times,
+        lambda video: streams.ask(video, lambda count: segment_indices(count, 8, short="repeat").ravel(), size=64),
         lambda video: decode(video, [0, 5, 9]),
         lambda video: examine({"video": str(video), "id": "v", "label": 0}, 1, None)[0].reason,
     ):

@@ -20,9 +20,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from flaxvid.data.clips import decode as decoding
-from flaxvid.data.clips.decode import VideoError, count_frames, decode, frame_times
+from flaxvid.data.clips.decode import VideoError, count_frames, decode, open_video
+from flaxvid.data.clips.pictures import orientation
 from flaxvid.data.clips.seek import InexactError
-from flaxvid.data.clips.upright import orientation
 
 X264 = (
     {"bf": "0"},
@@ -261,6 +261,18 @@ def join(path: Path, rng: np.random.Generator) -> str | None:
 CHANGES = (cut, lose, lose_first, decode_times, jitter, fragment, lose_box, truncate, flip, join)
 
 
+def ask(video, choose, **options) -> np.ndarray:
+    """The frames of a video that are chosen when its length is known."""
+    with open_video(video) as opened:
+        return opened.frames(choose(len(opened)), **options)
+
+
+def frame_times(video) -> np.ndarray:
+    """When the frames of a video are shown."""
+    with open_video(video) as opened:
+        return opened.times
+
+
 def full_decode(path: Path) -> tuple[list[np.ndarray], bool]:
     """All frames in the order of presentation, upright, and whether they ended without an error."""
     pictures, reformatter = [], VideoReformatter()
@@ -313,7 +325,7 @@ def _compare(path: Path, rng: np.random.Generator, draws: int, used: list[str]) 
     for draw in range(draws):
         positions = rng.integers(0, len(truth) or 1, (4, 8, 16)[draw % 3])
         try:
-            video = decode(path, positions if draw % 2 else lambda _, chosen=positions: chosen)
+            video = decode(path, positions) if draw % 2 else ask(path, lambda _, chosen=positions: chosen)
         except VideoError as error:
             if whole and truth:
                 return "", str(error)

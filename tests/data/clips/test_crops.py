@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from flaxvid.data.clips.crops import Crop, mirrored_labels, multiscale_crop, resized_crop, view_crops
-from flaxvid.data.motion.draw import FLIP_LABELS, MOTION_CLASSES
+from flaxvid.data.clips.crops import Crop, multiscale_crop, resized_crop, view_crops
 
 
 def crops(height, width, image_size, scales, count=3000):
@@ -70,16 +69,3 @@ def test_the_test_crops():
 def test_a_crop_is_cut_from_every_frame():
     video = np.arange(2 * 6 * 8 * 3, dtype=np.uint8).reshape(2, 6, 8, 3)
     np.testing.assert_array_equal(Crop(6, 8, 1, 2).cut(video, 4), video[:, 1:5, 2:6])
-
-
-def test_labels_that_a_mirror_swaps():
-    assert mirrored_labels(("jump", "run", "hold upright", "leftover pie")) is None
-    assert mirrored_labels(("push it from left to right", "push it from right to left", "drop it")) == (1, 0, 2)
-    assert mirrored_labels(("turn_left", "turn_right", "TurnLeft", "TurnRight", "sit")) == (1, 0, 3, 2, 4)
-    assert mirrored_labels(("look left", "sit")) == (None, 1)
-    assert mirrored_labels(("Turning Hand Clockwise", "Turning Hand Counterclockwise")) == (1, 0)
-    assert mirrored_labels(("goes anti-clockwise", "goes up", "goes clockwise")) == (2, 1, 0)
-
-
-def test_labels_of_motion_are_told_by_their_names():
-    assert mirrored_labels(MOTION_CLASSES) == FLIP_LABELS

@@ -47,7 +47,7 @@ def write(folder, names, side=16):
         ["\N{SUPERSCRIPT TWO}1.png", "\N{SUPERSCRIPT TWO}2.png", "\N{SUPERSCRIPT TWO}10.png"],
     ],
 )
-def test_the_order_of_numbers(tmp_path, names):
+def test_the_order_of_numbers(tmp_path, names, ask):
     folder = write(tmp_path / "frames", names)
     (folder / "._1.png").write_bytes(b"of a file system that has no place for it")
     (folder / ".hidden.jpg").write_bytes(b"")
@@ -57,17 +57,17 @@ def test_the_order_of_numbers(tmp_path, names):
     assert count_frames(folder) == len(names)
     levels = decode(folder, range(len(names)))[:, 0, 0, 0] // 10
     np.testing.assert_allclose(levels, range(len(names)), atol=1)
-    np.testing.assert_array_equal(decode(_read_bytes(folder), range)[:, 0, 0, 0] // 10, levels)
+    np.testing.assert_array_equal(ask(_read_bytes(folder), range)[:, 0, 0, 0] // 10, levels)
     finding, content = examine({"video": str(folder), "id": "v", "label": 0}, 1, None)
     assert (finding.frames, finding.problem) == (len(names), "")
-    np.testing.assert_array_equal(decode(content, range)[:, 0, 0, 0] // 10, levels)
+    np.testing.assert_array_equal(ask(content, range)[:, 0, 0, 0] // 10, levels)
 
 
-def test_images_that_would_not_make_a_video_of_as_many_frames(tmp_path):
+def test_images_that_would_not_make_a_video_of_as_many_frames(tmp_path, ask):
     """A JPEG that is named .png; and files that hold two pictures, of which the second is a preview."""
     folder = write(tmp_path / "frames", ["1.png", "2.png", "new.jpg"])
     (folder / "new.jpg").rename(folder / "3.png")
-    assert decode(folder, range).shape[0] == 3
+    assert ask(folder, range).shape[0] == 3
     finding, _ = examine({"video": str(folder), "id": "v", "label": 0}, 1, None)
     assert "expected frames of one kind, got PNG and JPEG: encode them anew" in finding.reason
     folder = write(tmp_path / "more", ["1.jpg", "2.jpg"])

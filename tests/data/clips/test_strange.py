@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flaxvid.data.clips.bitstream import _time_bits
-from flaxvid.data.clips.decode import VideoError, count_frames, decode, frame_times
+from flaxvid.data.clips.decode import VideoError, count_frames, decode
 from flaxvid.data.clips.sampling import segment_indices
 from flaxvid.data.prepare.examine import examine
 
@@ -55,7 +55,7 @@ def facts(packet):
 
 
 @pytest.fixture
-def check(streams):
+def check(streams, ask):
     """Compares a file with its full decode, and gives that; says how it was read."""
 
     def same(path, kind=None):
@@ -66,7 +66,7 @@ def check(streams):
         assert not fault
         assert kind in (None, used)
         for n in (1, 2, 4, 8):
-            got = decode(path, lambda length, n=n: segment_indices(length, n, short="repeat")[0])
+            got = ask(path, lambda length, n=n: segment_indices(length, n, short="repeat")[0])
             np.testing.assert_array_equal(got, [truth[i] for i in segment_indices(len(truth), n, short="repeat")[0]])
         finding, _ = examine({"video": str(path), "id": "v", "label": 0}, 1, None)
         assert (finding.problem, finding.frames) == ("", len(truth))
@@ -154,7 +154,7 @@ def test_two_sample_descriptions(tmp_path, check, encoder, first, second):
 
 
 @pytest.mark.parametrize(("encoder", "kind"), [("libx264", b"avc1"), ("mpeg4", b"mp4v")])
-def test_protected_videos(tmp_path, encoder, kind):
+def test_protected_videos(tmp_path, encoder, kind, frame_times):
     """What common encryption leaves in the clear is enough to decode noise."""
     path = write(tmp_path / "v.mp4", encoder, g="10")
     key = box(b"schi", box(b"tenc", bytes(4) + b"\0\0\1\x08" + bytes(range(16))))
@@ -206,7 +206,7 @@ def test_lost_packets(tmp_path, check, suffix, encoder, options):
 
 
 @pytest.mark.parametrize("frames", [3, 5])
-def test_times_of_sorted_pictures_where_the_file_has_none(tmp_path, frames):
+def test_times_of_sorted_pictures_where_the_file_has_none(tmp_path, frames, frame_times):
     """AVI says in which order pictures are decoded, and nothing else."""
     params = f"bframes={frames}:b-pyramid=normal:b-adapt=0:keyint=30"
     path = write(tmp_path / "v.avi", **{"x264-params": params})
@@ -242,7 +242,7 @@ def test_packed_bitstreams(tmp_path, check, padding):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov"])
 @pytest.mark.parametrize(("shown", "options"), [(13, {"bf": "2"}), (30, {"bf": "0", "g": "20"}), (39, {"bf": "3"})])
-def test_cuts_hide_packets_by_an_edit_list(tmp_path, check, suffix, shown, options):
+def test_cuts_hide_packets_by_an_edit_list(tmp_path, check, suffix, shown, options, frame_times):
     """As `ffmpeg -ss T -i long.mp4 -c copy cut.mp4` writes them."""
     path = write(tmp_path / f"v.{suffix}", **options)
     packets = packets_of(path)
@@ -269,9 +269,9 @@ def test_files_cut_off_are_said_to_be_so(tmp_path, suffix):
     assert "fetch" in finding.reason
 
 
-def test_a_change_of_size_midway(tmp_path, check):
+def test_a_change_of_size_midway(tmp_path, check, ask):
     one, two = (write(tmp_path / f"{i}.ts", count=9, size=size) for i, size in enumerate([(48, 64), (64, 32)]))
     (tmp_path / "v.ts").write_bytes(one.read_bytes() + two.read_bytes())
     assert count_frames(tmp_path / "v.ts") == 18
-    assert decode(tmp_path / "v.ts", range).shape == (18, 48, 64, 3)
+    assert ask(tmp_path / "v.ts", range).shape == (18, 48, 64, 3)
     assert decode(tmp_path / "v.ts", [17, 16], size=16).shape == (2, 32, 16, 3)

@@ -5,10 +5,11 @@ import av
 import numpy as np
 import pytest
 
-from flaxvid.data.clips import windows
+from flaxvid.data.clips import decode as decode_module
 from flaxvid.data.clips.cut import ClipConfig
-from flaxvid.data.clips.decode import VideoError, decode, frame_times
+from flaxvid.data.clips.decode import VideoError, decode
 from flaxvid.data.clips.windows import cut_windows
+from flaxvid.evaluate.predictor import Predictor
 
 CLIPS = ClipConfig((2,), image_size=32, test_size=32, short="repeat")
 
@@ -51,7 +52,7 @@ def expected(edges, seconds):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
 @pytest.mark.parametrize("first", [0, 1700])
-def test_variable_rate(tmp_path, suffix, first):
+def test_variable_rate(tmp_path, suffix, first, frame_times):
     """10 s at 10 frames a second, then 20 s at one: windows are as long in the second part as in the first."""
     times = [first + 100 * i for i in range(100)] + [first + 10_000 + 1000 * i for i in range(20)]
     path = write(tmp_path / f"phone.{suffix}", times)
@@ -62,7 +63,7 @@ def test_variable_rate(tmp_path, suffix, first):
     assert rows[-1][1] == pytest.approx(frame_times(path)[-1], abs=1e-3)
 
 
-def test_random_times_against_a_search(tmp_path):
+def test_random_times_against_a_search(tmp_path, frame_times):
     rng = np.random.default_rng(0)
     for trial in range(12):
         steps = rng.choice([1, 16, 33, 40, 200, 3000], size=rng.integers(1, 60), p=[0.1, 0.2, 0.3, 0.2, 0.15, 0.05])
@@ -85,8 +86,9 @@ def test_a_pause_shows_the_frame_before_it(tmp_path):
     assert [row[2] for row in rows] == [[0, 2], [2, 2], [2, 2], [2, 2], [2, 2], [3, 4]]
 
 
-def test_a_pause_is_answered_once(tmp_path, predictor, monkeypatch):
+def test_a_pause_is_answered_once(tmp_path, monkeypatch):
     path, asked = write(tmp_path / "screen.mkv", [0, 100, 200, 10_000, 10_100]), []
+    predictor = Predictor(None, lambda _: {}, (), ClipConfig(image_size=32, test_size=32))  # no network is asked
     monkeypatch.setattr(predictor, "_answer", lambda view: asked.append(view) or len(asked))
     answers = [prediction.probabilities for prediction in predictor.predict(path, 2, window=2)]
     assert answers == [1, 2, 2, 2, 2, 3]
@@ -130,7 +132,7 @@ def test_a_window_longer_than_the_video_is_the_video(tmp_path):
         assert seen(path, seconds) == [(0, 0.16, [1, 3])]
 
 
-def test_an_edit_list_hides_frames_from_windows(tmp_path):
+def test_an_edit_list_hides_frames_from_windows(tmp_path, frame_times):
     """As a cut without encoding anew: what comes before the cut is in the file, and is not shown."""
 
     def from_the_fifth(packets):
@@ -178,8 +180,8 @@ def test_very_many_windows_need_the_memory_of_one(tmp_path):
 
 
 def test_a_video_is_gone_through_once(tmp_path, monkeypatch):
-    path, passes, opened = write(tmp_path / "a.mp4", [40 * i for i in range(100)]), [], windows.decode_on
-    monkeypatch.setattr(windows, "decode_on", lambda *args, **more: passes.append(args) or opened(*args, **more))
+    path, passes, read = write(tmp_path / "a.mp4", [40 * i for i in range(100)]), [], decode_module._read
+    monkeypatch.setattr(decode_module, "_read", lambda *args: passes.append(args) or read(*args))
     rows = list(cut_windows(path, 0.2, CLIPS))
     assert (len(rows), len(passes)) == (20, 1)
     for number, (_, _, clip) in enumerate(rows):
@@ -193,8 +195,9 @@ def test_what_is_no_window(tmp_path, seconds):
         next(cut_windows(tmp_path, seconds, CLIPS))
 
 
-def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
+def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch, frame_times):
     path = write(tmp_path / "a.mkv", [0, 40, 80, 120])
-    monkeypatch.setattr(windows, "frame_times", lambda *_args, **_more: np.arange(7) / 25)
+    monkeypatch.setattr(decode_module._Stream, "__len__", lambda _: 6)
+    monkeypatch.setattr(decode_module._Stream, "times", np.arange(7) / 25)
     with pytest.raises(VideoError, match=r"a\.mkv: expected 6 frames, got 4: it is damaged, or was changed"):
         list(cut_windows(path, 0.08, CLIPS))

@@ -9,7 +9,7 @@ import pytest
 
 from flaxvid.data.motion import build as motion
 from flaxvid.data.motion import draw as motion_render
-from flaxvid.data.motion.build import MOTION_CLASSES, MotionConfig, MotionSource, build_motion, fingerprint, make_clip
+from flaxvid.data.motion.build import MOTION_CLASSES, MotionConfig, build_motion, fingerprint, make_clip, motion_source
 
 TINY = MotionConfig(size=32, num_frames=8, train=30, validation=3, test=16)
 K = len(MOTION_CLASSES)
@@ -27,7 +27,7 @@ def decoded(video):
 
 
 def test_splits_hold_real_video_of_every_class(built):
-    sources = {split: MotionSource(built, split) for split in ("train", "validation", "test")}
+    sources = {split: motion_source(built, split) for split in ("train", "validation", "test")}
     assert [len(source) for source in sources.values()] == [30, 3, 16]
     items = [source[i] for source in sources.values() for i in range(len(source))]
     assert len({item["video"] for item in items}) == len({item["id"] for item in items}) == 49
@@ -40,7 +40,7 @@ def test_splits_hold_real_video_of_every_class(built):
 
 
 def test_source_pickles_and_names_its_classes(built):
-    source = MotionSource(built, "test")
+    source = motion_source(built, "test")
     expected = source[3]
     again = pickle.loads(pickle.dumps(source))
     assert again[3] == expected
@@ -131,6 +131,6 @@ def test_impossible_options_are_refused(option):
 
 def test_wrong_split_and_missing_folder_are_named(built, tmp_path):
     with pytest.raises(ValueError, match="'val'"):
-        MotionSource(built, "val")
+        motion_source(built, "val")
     with pytest.raises(FileNotFoundError, match="build_motion"):
-        MotionSource(tmp_path)
+        motion_source(tmp_path)

@@ -58,15 +58,14 @@ def test_a_stamp_tells_whether_a_file_changed(tmp_path):
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_encoding_anew(tmp_path, write_video, in_memory, monkeypatch):
-    monkeypatch.setattr("flaxvid.data.prepare.examine._CHUNK", 7)  # several pieces
+def test_encoding_anew(tmp_path, write_video, in_memory):
     path = write_video(tmp_path / "v.mp4", frames=20, height=66, width=98)
     video = path.read_bytes() if in_memory else path
-    content = encode(video, 20, Encoding(short_side=32, key_frames=5, crf=1), "v")
+    content = encode(video, Encoding(short_side=32, key_frames=5, crf=1), "v")
     assert count_frames(content) == 20
     pictures = decode(content, range(20))
     assert pictures.shape == (20, 32, 48, 3)  # 32 x 47.5, with even sides
-    expected = decode(path, range(20), size=lambda height, width: (32, 48))  # 6 grey levels from frame to frame
+    expected = decode(path, range(20), size=(32, 48))  # 6 grey levels from frame to frame
     assert np.abs(pictures.astype(int) - expected).mean(axis=(1, 2, 3)).max() < 2
     with av.open(io.BytesIO(content)) as container:
         stream = container.streams.video[0]
@@ -74,7 +73,7 @@ def test_encoding_anew(tmp_path, write_video, in_memory, monkeypatch):
         assert (stream.codec_context.name, stream.average_rate) == ("h264", 10)
     gaps = np.diff([*np.flatnonzero(keys), len(keys)])
     assert gaps.max() <= 5
-    assert decode(encode(path, 20, Encoding(short_side=400), "v"), [0]).shape == (1, 66, 98, 3)  # never enlarged
+    assert decode(encode(path, Encoding(short_side=400), "v"), [0]).shape == (1, 66, 98, 3)  # never enlarged
 
 
 def test_a_folder_of_frames(tmp_path, frame_numbers, write_video):
@@ -91,7 +90,7 @@ def test_a_folder_of_frames(tmp_path, frame_numbers, write_video):
     np.testing.assert_array_equal(frame_numbers(decode(content, range(6))), range(6))
     small, content = examine(item(tmp_path), 1, Encoding(short_side=16))
     assert small == finding
-    expected = decode(tmp_path, range(6), size=lambda height, width: (16, 24))
+    expected = decode(tmp_path, range(6), size=(16, 24))
     assert np.abs(decode(content, range(6)).astype(int) - expected).mean(axis=(1, 2, 3)).max() < 2
     shutil.copy(tmp_path / "00000.jpg", tmp_path / "00006.png")
     assert "expected frames of one kind, got PNG and JPEG" in examine(item(tmp_path), 1, None)[0].reason

@@ -7,17 +7,19 @@ import chex
 import numpy as np
 import pytest
 
-from flaxvid.data.clips.crops import mirrored_labels
 from flaxvid.data.clips.cut import Augmentation, ClipConfig, cut_views, draw_clips, find_fault
 from flaxvid.data.clips.decode import VideoError
+from flaxvid.data.mirror import mirrored_names
 from flaxvid.data.motion.build import MotionConfig
-from flaxvid.data.motion.draw import CAMERAS, HEADINGS, render_camera
+from flaxvid.data.motion.draw import CAMERAS as ANGLES
+from flaxvid.data.motion.draw import HEADINGS, render_camera
 from flaxvid.data.pipeline import eval_batches, train_batches
 from flaxvid.data.sources.cameras import Scenes, open_scenes
 from flaxvid.data.sources.open import open_source
 from flaxvid.data.sources.subset import Subset
 
-CLIPS = ClipConfig((2, 4), 24, test_size=28)
+CAMERAS = ("front", "left", "right")
+CLIPS = ClipConfig((2, 4), 24, test_size=28, flip=True)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def test_all_cameras_get_the_same_frames_and_crop(recorded, frame_numbers):
 
 def test_in_a_mirror_left_is_right(recorded):
     scenes = open_scenes("folder", recorded, cameras=CAMERAS)
-    clips = ClipConfig((2,), 32, scales=(1.0,))
+    clips = ClipConfig((2,), 32, scales=(1.0,), flip=True)
     labels = set()
     for seed in range(12):
         video, label = draw_clips(scenes[0], clips, scenes.flip_labels, np.random.default_rng(seed))
@@ -174,11 +176,11 @@ def test_each_camera_sees_what_lies_across_its_line_of_sight():
     front, left, right = np.moveaxis(ways, -1, 0)
     assert np.median(np.abs(front - left - right)) < 0.15  # half hidden, the ball seems to lie beside its place
     headings = 2 * np.pi * np.arange(8) / 8
-    for camera, seen in zip(CAMERAS, (front, left, right), strict=True):
-        across = np.sin(headings - np.deg2rad(CAMERAS[camera]))
+    for camera, seen in zip(ANGLES, (front, left, right), strict=True):
+        across = np.sin(headings - np.deg2rad(ANGLES[camera]))
         clear = np.abs(across) > 0.4
         assert (np.sign(np.median(seen, axis=1)) == np.sign(across))[clear].all()
-    assert mirrored_labels(HEADINGS) == (0, 7, 6, 5, 4, 3, 2, 1)
+    assert mirrored_names(HEADINGS) == (0, 7, 6, 5, 4, 3, 2, 1)
 
 
 def test_sources_of_scenes_are_checked_at_once(drawn):

@@ -2,8 +2,7 @@
 
 import pytest
 
-from flaxvid.data.clips.cut import mirror
-from flaxvid.data.sources.files import NO_LABEL
+from flaxvid.data.mirror import NO_LABEL, mirror
 from flaxvid.data.sources.open import open_source
 
 

@@ -8,8 +8,7 @@ import pytest
 from matplotlib.image import imsave
 
 from flaxvid.data.clips.decode import decode
-from flaxvid.data.sources.files import find_videos
-from flaxvid.data.sources.search import VIDEO_SUFFIXES, search
+from flaxvid.data.sources.search import VIDEO_SUFFIXES, find_videos, search
 
 APPLE_DOUBLE = b"\0\5\x16\7" + bytes(100)
 

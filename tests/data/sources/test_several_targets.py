@@ -19,11 +19,11 @@ def write(path, *lines):
 @pytest.fixture(scope="module")
 def root(motion_data, tmp_path_factory):
     """Four videos, a training list of all and a test list of two."""
-    from flaxvid.data.motion.build import MotionConfig, MotionSource, build_motion
+    from flaxvid.data.motion.build import MotionConfig, build_motion, motion_source
 
     root = tmp_path_factory.mktemp("targets")
     config = MotionConfig(size=32, num_frames=16, train=24, validation=8, test=8)
-    source = MotionSource(build_motion(motion_data, config), "train")
+    source = motion_source(build_motion(motion_data, config), "train")
     for index, (name, *_) in enumerate(ROWS):
         (root / f"{name}.mp4").write_bytes(source[index]["video"])
     write(root / "train.csv", "path,action,actor", "# a comment", *(f"{n}.mp4,{a}, {b}" for n, a, b in ROWS))

@@ -57,7 +57,7 @@ def test_scenes_of_several_cameras(predict, videos, random_variables, tmp_path):
     overrides = {
         "backbone_options": {"width": 8, "depths": (1,)},
         "backbone": "tsm_resnet18",
-        "views": ("front", "left"),
+        "cameras": ("front", "left"),
     }
     overrides |= {"num_classes": 3, "image_size": 32, "num_frames": 4}
     weights, scenes = tmp_path / "tiny.safetensors", tmp_path / "scenes"

@@ -6,7 +6,8 @@ import pytest
 
 from flaxvid.losses.classification import cross_entropy
 from flaxvid.models.registry import create_tiny
-from flaxvid.tasks.task import Supervised, accuracy
+from flaxvid.tasks.labelled import accuracy
+from flaxvid.tasks.supervised import SupervisedRecipe
 
 KEY = jax.random.key(5)
 
@@ -40,7 +41,7 @@ def only(batch, *counts):
 
 
 def test_one_count_is_cross_entropy(model, variables, batch, train):
-    task = Supervised(model, (8,), label_smoothing=0.1)
+    task = SupervisedRecipe((8,), label_smoothing=0.1).make(model)
     loss, (updated, metrics) = jax.jit(task.loss)(variables, only(batch, 8), KEY)
     logits, state = train(variables, batch["video"][8], jax.random.fold_in(KEY, 8))
     assert loss == pytest.approx(float(cross_entropy(logits, batch["label"], 0.1)), rel=1e-5)
@@ -64,7 +65,7 @@ def parts(task, batch):
     ],
 )
 def test_proportional_sampling_divides_the_batch(model, batch, share, frames, expected):
-    task = Supervised(model, frames, sampling="proportional", share=share)
+    task = SupervisedRecipe(frames, sampling="proportional", share=share).make(model)
     got = parts(task, only(batch, *frames))
     assert [(start, stop, clip.shape[1]) for start, stop, clip in got] == expected
     for start, stop, clip in got:
@@ -72,7 +73,7 @@ def test_proportional_sampling_divides_the_batch(model, batch, share, frames, ex
 
 
 def test_mixed_sampling_repeats_the_frames_of_the_shorter_counts(model, batch):
-    task = Supervised(model, (4, 8, 16), sampling="mixed")
+    task = SupervisedRecipe((4, 8, 16), sampling="mixed").make(model)
     [(start, stop, clip)] = parts(task, batch)
     assert (start, stop, clip.shape) == (0, 8, (8, 16, 32, 32, 3))
     np.testing.assert_array_equal(clip[:4], batch["video"][16][:4])
@@ -81,14 +82,14 @@ def test_mixed_sampling_repeats_the_frames_of_the_shorter_counts(model, batch):
 
 
 def test_mixed_sampling_of_counts_that_do_not_divide(model, batch):
-    task = Supervised(model, (3, 8), sampling="mixed")
+    task = SupervisedRecipe((3, 8), sampling="mixed").make(model)
     video = {3: batch["video"][4][:, :3], 8: batch["video"][8]}
     [(_, _, clip)] = parts(task, {"video": video})
     np.testing.assert_array_equal(clip[4:], video[3][4:][:, [0, 0, 0, 1, 1, 1, 2, 2]])
 
 
 def test_proportional_loss_is_the_mean_over_all_clips(model, variables, batch, train):
-    task = Supervised(model, (4, 16), sampling="proportional", share=0.75)
+    task = SupervisedRecipe((4, 16), sampling="proportional", share=0.75).make(model)
     loss, (updated, metrics) = jax.jit(task.loss)(variables, only(batch, 4, 16), KEY)
     video, labels = batch["video"], batch["label"]
     first, state = train(variables, video[16][:6], jax.random.fold_in(KEY, 16))
@@ -101,7 +102,7 @@ def test_proportional_loss_is_the_mean_over_all_clips(model, variables, batch, t
 
 
 def test_features_of_one_video_never_reach_another_in_training(model, variables, batch, no_batch_statistics):
-    task = Supervised(model, (4, 16))
+    task = SupervisedRecipe((4, 16)).make(model)
     video = {n: (batch["video"][n] / 255).astype(np.float32) for n in (4, 16)}
 
     @jax.jit
@@ -115,15 +116,27 @@ def test_features_of_one_video_never_reach_another_in_training(model, variables,
 
 
 def test_init_and_select(model, variables):
-    task = Supervised(model, (16, 4))
+    task = SupervisedRecipe((16, 4)).make(model)
     assert task.frames == (4, 16)
     chex.assert_trees_all_equal(task.init(KEY, variables), variables)
     chex.assert_trees_all_equal_shapes(jax.eval_shape(task.init, KEY), variables)
     assert task.select({**variables, "ema_params": 0}, 4) == variables
 
 
-def test_wrong_options_say_so(model):
-    with pytest.raises(ValueError, match='sampling must be "proportional" or "mixed", got \'mix\''):
-        Supervised(model, (4, 8), sampling="mix")
-    with pytest.raises(ValueError, match=r"share must lie in \(0, 1\], got 0"):
-        Supervised(model, (4, 8), share=0)
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (SupervisedRecipe((4, 8), sampling="mix"), 'sampling must be "proportional" or "mixed", got \'mix\''),
+        (SupervisedRecipe((4, 8), share=0), r"share must lie in \(0, 1\], got 0"),
+        (SupervisedRecipe((4, 0)), r"frames must be distinct positive frame counts such as \(4, 8, 16\), got \(4, 0\)"),
+        (SupervisedRecipe((4, 4)), r"frames must be distinct positive frame counts .*, got \(4, 4\)"),
+        (SupervisedRecipe(label_smoothing=1.0), r"label_smoothing must lie in \[0, 1\), got 1.0"),
+        (SupervisedRecipe(mixup=-0.1), "mixup must not be negative, got -0.1: 0 is off"),
+        (SupervisedRecipe(erasing=2.0), r"erasing must lie in \[0, 1\], got 2.0"),
+        (SupervisedRecipe(target_weights={"a": -1}), "target_weights must not be negative, got {'a': -1}"),
+        (SupervisedRecipe(target_weights={"a": 1}), "target_weights has a, the data's targets are one only, without"),
+    ],
+)
+def test_wrong_options_say_so(model, recipe, message):
+    with pytest.raises(ValueError, match=message):
+        recipe.make(model)

@@ -1,0 +1,157 @@
+"""Plain supervised training, at one frame count or at several by the FFN paper's two sampling baselines."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flaxvid.losses.classification import HardOrMixed, cross_entropy
+from flaxvid.losses.multitask import sum_over_targets
+from flaxvid.models.video_model import Video, VideoModel, clip_length
+from flaxvid.tasks.labelled import LabelledRecipe, accuracy, evaluate_labels, mix_batch, whole_loss
+from flaxvid.tasks.task import Findings, LossOutput, Metrics, Share, count_rows, init_model
+from flaxvid.types import Batch, Variables, by_target
+
+
+@dataclasses.dataclass
+class SupervisedRecipe(LabelledRecipe):
+    """Cross-entropy with the labels.
+
+    Attributes:
+        sampling: how a batch has clips of several frame counts: "proportional", each part of it runs at its own count,
+            or "mixed", every clip runs at the longest count's length and repeats the frames of its own count. The
+            paper (arXiv 2303.14817, table 1) names both without details; this is our reading of them.
+        share: part of the clips that are sampled at the longest of several frame counts.
+    """
+
+    name: ClassVar[str] = "supervised"
+    sampling: str = "proportional"
+    share: float = 0.5
+
+    def problems(self) -> Iterator[str]:
+        """Finds values that cannot be: a line each, which begins with the field's name."""
+        yield from super().problems()
+        if self.sampling not in ("proportional", "mixed"):
+            yield f'sampling must be "proportional" or "mixed", got {self.sampling!r}'
+        if not 0 < self.share <= 1:
+            yield f"share must lie in (0, 1], got {self.share}"
+
+    def make(self, model: VideoModel) -> "Supervised":
+        """The task for a model.
+
+        Raises:
+            ValueError: an option cannot be.
+        """
+        self.check(model)
+        return Supervised(model, dataclasses.replace(self, frames=tuple(self.frames) or (model.clip.num_frames,)))
+
+
+def rows_by_count(frames: tuple[int, ...], share: float, rows: int) -> dict[int, slice]:
+    """Which of so many rows `Supervised` runs at each frame count; a count may get none."""
+    *others, longest = frames
+    main = min(rows, max(1, round(share * rows))) if others else rows
+    edges = [main + (rows - main) * i // max(1, len(others)) for i in range(len(others) + 1)]
+    return {longest: slice(0, main), **{n: slice(*edges[i : i + 2]) for i, n in enumerate(others)}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """One network for one set of variables, whatever the frame count.
+
+    Attributes:
+        model: the network.
+        recipe: the options.
+    """
+
+    model: VideoModel
+    recipe: SupervisedRecipe
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """The frame counts that each batch must hold, ascending."""
+        return tuple(sorted(self.recipe.frames))
+
+    def init(self, key: Array, plain: Variables | None = None) -> dict[str, Any]:
+        """Random variables, or `plain` itself."""
+        return init_model(self.model, key) if plain is None else dict(plain)
+
+    def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
+        """Cross-entropy over the batch, summed over the targets; statistics move from share to share."""
+        return whole_loss(self, variables, batch, key)
+
+    def divide(self, batch: Batch, key: Array, groups: int = 1) -> list[Share]:
+        """A share for each frame count, or one of all clips at the longest count's length."""
+        whole = mix_batch(self.recipe, self.model, batch, key)
+        return [
+            {
+                "video": {clip_length(clip): clip},
+                "label": jax.tree.map(lambda x, rows=rows: _take(x, rows, groups), whole["label"]),
+            }
+            for rows, clip in self.parts(whole["video"], groups)
+        ]
+
+    def parts(self, video: dict[int, Video], groups: int = 1) -> list[tuple[slice, Video]]:
+        """Which rows of the batch, or of each of its `groups`, run as which clips."""
+        longest = self.frames[-1]
+        mixed = self.recipe.sampling == "mixed" and len(self.frames) > 1
+        parts = []
+        for count, rows in rows_by_count(self.frames, self.recipe.share, count_rows(video) // groups).items():
+            clip = jax.tree.map(lambda x, rows=rows: _take(x, rows, groups), video[count])
+            if mixed:
+                frames = jnp.arange(longest) * count // longest
+                clip = jax.tree.map(lambda x, frames=frames: jnp.take(x, frames, axis=1), clip)
+            if rows.stop > rows.start:
+                parts.append((rows, clip))
+        if mixed:
+            clips = [jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), clip) for _, clip in parts]
+            joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1).reshape(-1, *x[0].shape[2:]), *clips)
+            return [(slice(0, parts[-1][0].stop), joined)]
+        return parts
+
+    def share_loss(self, variables: Variables, share: Share, key: Array) -> LossOutput:
+        """Cross-entropy of some rows, summed over the targets."""
+        ((count, clip),) = share["video"].items()
+        logits, updated = self.model.apply(
+            self.select(variables, count),
+            clip,
+            train=True,
+            rngs={"dropout": jax.random.fold_in(key, count)},
+            mutable=["batch_stats"],
+        )
+        loss, metrics = sum_over_targets(
+            lambda z, label: self.judge(z, *label), by_target(logits), share["label"], self.recipe.target_weights
+        )
+        return loss, (dict(updated), {**metrics, "loss": loss})
+
+    def judge(
+        self, logits: Float[Array, "b k"], labels: HardOrMixed, weights: Float[Array, " b"] | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """One target's loss and accuracy."""
+        loss = cross_entropy(logits, labels, self.recipe.label_smoothing, weights)
+        return loss, {"accuracy": accuracy(logits, labels, weights)}
+
+    def after(self, variables: dict[str, Any], step: Array) -> dict[str, Any]:
+        """The same variables."""
+        return variables
+
+    def evaluate(
+        self,
+        variables: Variables,
+        batches: Iterable[Batch],
+        frames: tuple[int, ...],
+        put: Callable[[Batch], Batch] = lambda batch: batch,
+    ) -> Findings:
+        """Accuracy at each frame count; see `evaluate_labels`."""
+        return evaluate_labels(self, variables, batches, frames, put)
+
+    def select(self, variables: Variables, num_frames: int) -> Variables:
+        """The same variables for every frame count."""
+        return {name: variables[name] for name in ("params", "batch_stats") if name in variables}
+
+
+def _take(x: Array, rows: slice, groups: int) -> Array:
+    """These rows of each group, group after group; on a mesh with a group or more for each device they stay there."""
+    return x.reshape(groups, -1, *x.shape[1:])[:, rows].reshape(-1, *x.shape[1:])

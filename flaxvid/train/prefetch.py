@@ -1,0 +1,77 @@
+"""Training batches that are on the devices before the step that takes them."""
+
+import collections
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+import grain
+
+from flaxvid.data.pipeline import next_batch
+from flaxvid.types import Batch
+
+AHEAD = 2
+"""Batches that are on the devices beside the one of the step that runs."""
+
+
+class Fetched(NamedTuple):
+    """A batch.
+
+    Attributes:
+        batch: on the devices.
+        account: "index" and "broken" of its clips, on the host.
+        position: of the iterator after it.
+    """
+
+    batch: Batch
+    account: Batch
+    position: str
+
+
+class Prefetch:
+    """Fetches batches ahead; its position is that after the last batch that was taken.
+
+    A checkpoint therefore holds the position of the step that it was saved at, and a resume fetches again what was on
+    its way.
+
+    Args:
+        data: the iterator of `train_batches`.
+        put: moves a batch to the devices.
+    """
+
+    def __init__(self, data: grain.DatasetIterator, put: Callable[[Batch], Batch]):
+        self._data, self._put = data, put
+        self._queue: collections.deque[Fetched] = collections.deque()
+        self._position = json.dumps(data.get_state(), indent=4)
+
+    def take(self) -> Fetched:
+        """The next batch.
+
+        Raises:
+            WorkerKilled: a worker process was killed while a batch was fetched; the position stays.
+        """
+        while len(self._queue) < AHEAD:
+            clips = next_batch(self._data)
+            account = {name: clips[name] for name in ("index", "broken")}
+            self._queue.append(Fetched(self._put(clips), account, json.dumps(self._data.get_state(), indent=4)))
+        taken = self._queue.popleft()
+        self._position = taken.position
+        return taken
+
+    def get_state(self) -> bytes:
+        """The position, as Grain's checkpoints ask for it."""
+        return self._position.encode()
+
+    def set_state(self, state: bytes) -> None:
+        """Moves to a position."""
+        self._queue.clear()
+        self._position = state.decode()
+        self._data.set_state(json.loads(self._position))
+
+    def start_prefetch(self) -> None:
+        """Grain calls this after `set_state`; the first `take` starts to fetch."""
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._queue.clear()
+        self._data.close()

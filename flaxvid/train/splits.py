@@ -1,0 +1,60 @@
+"""The videos of a run: to learn from, to choose by, and to test on."""
+
+from typing import NamedTuple
+
+import jax
+
+from flaxvid.data.sources.account import check_labels, describe_splits
+from flaxvid.data.sources.class_names import relabel
+from flaxvid.data.sources.open import Source
+from flaxvid.data.sources.splits import NoSplitError
+from flaxvid.train.recipe import Recipe
+from flaxvid.train.setup import open_data
+
+
+class Splits(NamedTuple):
+    """The sources of a run; their labels count the classes of the first.
+
+    Attributes:
+        train: what the network learns from.
+        validation: what it is evaluated on during training, which chooses the best checkpoint; None for no evaluation.
+        test: what the final table is of.
+    """
+
+    train: Source
+    validation: Source | None
+    test: Source
+
+
+def open_splits(recipe: Recipe) -> Splits:
+    """Opens the recipe's splits and prints what they hold.
+
+    Without `validation_split` the validation videos are the split of that name, where the data has one. Test videos are
+    never taken in its place: the best checkpoint would be chosen on the videos of the final table.
+
+    Raises:
+        ValueError: the data has no such split, or labels that do not fit those of the training videos.
+    """
+    data, note = recipe.data, ""
+    sources = {split: open_data(data, split) for split in (data.train_split, data.eval_split)}
+    chosen = data.validation_split or "validation"
+    if recipe.eval_every and chosen not in sources:
+        try:
+            sources[chosen] = open_data(data, chosen)
+        except NoSplitError:
+            if data.validation_split:
+                raise
+            note = (
+                f"no evaluation during training: {data.name} has no validation split; make one, or name another split "
+                f'as data.validation_split ("{data.eval_split}" chooses the best checkpoint on the test videos)'
+            )
+    first, advice = sources[data.train_split], "give it training videos, or correct its labels"
+    check_labels(first, fewest=2)
+    for split in [split for split in sources if split != data.train_split]:
+        sources[split] = relabel(sources[split], first.classes, first.name, advice)
+        check_labels(sources[split], fewest=1)
+    if jax.process_index() == 0:
+        shown = dict.fromkeys((data.train_split, chosen, data.eval_split))
+        account = describe_splits({split: sources[split] for split in shown if split in sources})
+        print("\n".join(filter(None, (account, note))))
+    return Splits(first, sources.get(chosen) if recipe.eval_every else None, sources[data.eval_split])
