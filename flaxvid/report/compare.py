@@ -53,7 +53,7 @@ def group_by_data(runs: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
     """Groups records by their videos: each run's own record, and others that several runs have.
 
     Equal digests mean equal videos. Older records have none: they belong together if their recipes have the same data
-    set, root, split and number of videos, and they join records with a digest if all with such a recipe have one digest.
+    set, root, split and number of videos. They join records with a digest if all with such a recipe have the same one.
     """
     records = [(name, record) for name, run in runs.items() for record in (run, *run.others) if record.any_frame]
     digests: dict[str, set[str]] = {}
