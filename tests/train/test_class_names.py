@@ -170,4 +170,4 @@ def test_compare_has_a_table_for_each_set_of_videos(run, colour_recipe, make_vid
     page = (tmp_path / "compare.html").read_text()
     assert f"Accuracy on folder test in {other}, split test, 2 videos" in page
     assert f"Accuracy on folder test in {colour_recipe.data.root}, split test, 6 videos" in page
-    assert "Other videos than those of the other sections" in page
+    assert "compare figures within this section only" in page
