@@ -128,7 +128,7 @@ def train(
     optimizer = make_optimizer(recipe.optimizer, norm_modules(variables))
     state = create_state(variables, optimizer, ema=recipe.optimizer.ema > 0, freeze=recipe.freeze)
     state = jax.device_put(state, same)
-    step_key = jax.jit(lambda key: key, out_shardings=same)(step_key)  # `device_put` has no keys for other hosts
+    step_key = jax.jit(lambda key: key, out_shardings=same)(step_key)  # device_put takes no keys to other hosts
     jitted = make_train_step(
         task,
         optimizer,
