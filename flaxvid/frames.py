@@ -115,7 +115,8 @@ class FrameFlexible:
         for path, leaf in private.items():
             if path.endswith("/gain"):
                 kernel_path = path.removesuffix("gain") + "kernel"
-                kernel, axis = params[kernel_path], self._input_axis(kernel_path)
+                # What no pattern names is of another model, such as the 2-D one that a 3-D one starts from.
+                kernel, axis = params[kernel_path], trees.first_match(self.model.altered, kernel_path, -2)
                 others = [i for i in range(kernel.ndim) if i != axis % kernel.ndim]
                 params[kernel_path] = kernel * jnp.expand_dims(1 + leaf, others)
             else:
@@ -201,13 +202,3 @@ class FrameFlexible:
                 )
             channels |= {path: shape[axis] for path, shape in matches.items()}
         return channels
-
-    def _input_axis(self, kernel: str) -> int:
-        """The axis of a kernel's input channels."""
-        axis = trees.first_match(self.model.altered, kernel, None)
-        if axis is None:
-            raise ValueError(
-                f"variables have a gain for {kernel}, which no pattern of the model's `altered` matches: select with "
-                "the model that they were trained with"
-            )
-        return axis

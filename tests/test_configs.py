@@ -7,12 +7,9 @@ from pathlib import Path
 
 import jax
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from flaxvid import trees
 from flaxvid.data.sources.open import SOURCES
-from flaxvid.train.flags import last_of_each, register_types
 from flaxvid.train.groups import check_rules, group_factors
 from flaxvid.train.limits import check
 from flaxvid.train.optimizer import make_optimizer, make_schedule
@@ -36,15 +33,6 @@ def arguments(path):
     """The arguments that a config's own docstring names."""
     text = re.search(r"Arguments: (.*?)\.\n", load(path).__doc__, re.DOTALL)[1]
     return re.findall(r"\w+", re.sub(r"\(default\)| is .*", "", text.replace("\n", " ")))
-
-
-def parsed(*words):
-    """The recipe that a command line gives, as scripts/train.py reads it."""
-    argv, values = last_of_each(["train.py", *words]), flags.FlagValues()
-    register_types()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    values(argv)
-    return values.config
 
 
 CASES = [(path, argument) for path in CONFIGS for argument in arguments(path)]
@@ -166,18 +154,3 @@ def test_the_seeds_recipe():
     recipe = load(next(path for path in CONFIGS if path.stem == "tsm")).get_config("ssv2_cosine")
     optimizer = recipe.optimizer
     assert (recipe.batch_size, recipe.epochs, optimizer.name, optimizer.schedule) == (8, 50, "sgd", "cosine")
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_fields_are_overridden_by_flags(path):
-    width = "backbone_options.width" if path.stem == "ts_cva" else "width"
-    changes = {
-        "model.dropout": 0.25,
-        "task.frames": "(2, 32)",
-        f"model.options.{width}": 24,
-        "optimizer.schedule": "constant",
-    }
-    recipe = parsed(f"--config={path}:motion", *(f"--config.{name}={value}" for name, value in changes.items()))
-    assert (recipe.model.dropout, tuple(recipe.task.frames)) == (0.25, (2, 32))
-    options = recipe.model.options.get("backbone_options", recipe.model.options)
-    assert (options["width"], recipe.optimizer.schedule) == (24, "constant")

@@ -4,7 +4,7 @@ from flaxvid.layers.blocks import ConvNorm, SqueezeExcitation
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import ConsensusHead, PoolHead
 from flaxvid.layers.norm import BatchNorm
-from flaxvid.layers.pooling import avg_pool, max_pool
+from flaxvid.layers.pooling import max_pool
 from flaxvid.layers.shift import TemporalShift, causal_shift, temporal_shift
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "PoolHead",
     "SqueezeExcitation",
     "TemporalShift",
-    "avg_pool",
     "causal_shift",
     "max_pool",
     "temporal_shift",

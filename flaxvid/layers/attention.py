@@ -34,11 +34,13 @@ class CrossViewAttention(nn.Module):
         heads: of both attentions; divides their channels.
         width: channels of queries, keys and values, at most; narrower grids keep their own.
         dtype: compute type; softmaxes and the gate are float32.
+        norm_epsilon: of both norms.
     """
 
     heads: int = 4
     width: int = 512
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Cameras, present: Present, frame_mask: FrameMask = None) -> Grid:
@@ -53,7 +55,7 @@ class CrossViewAttention(nn.Module):
             use_bias=False,
             force_fp32_for_softmax=True,
         )
-        norm = functools.partial(nn.LayerNorm, dtype=self.dtype)
+        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
         own = self.param("own", lambda _key, shape: jnp.broadcast_to(jnp.eye(c), shape), (v, c, c))
         which = self.param("which", nn.initializers.normal(0.02), (v, c))
         x, own, which = promote_dtype(x, own, which, dtype=self.dtype)

@@ -72,7 +72,8 @@ class ConvNorm(nn.Module):
         groups: of the channels.
         activation: such as `nn.relu`; None where the residual is added first.
         dtype: compute type.
-        zero_init: start the norm's scale at zero: a block whose last one does so begins as its shortcut (arXiv
+        norm_epsilon: of the norm.
+        zero_init: start the norm's scale at zero. A block whose last norm does so begins as its shortcut (arXiv
             1706.02677, section 5.1).
     """
 
@@ -82,6 +83,7 @@ class ConvNorm(nn.Module):
     groups: int = 1
     activation: Activation = None
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
     zero_init: bool = False
 
     @nn.compact
@@ -91,22 +93,22 @@ class ConvNorm(nn.Module):
             x = mask_frames(x, frame_mask)
         x = Conv(self.features, self.kernel_size, self.strides, groups=self.groups, dtype=self.dtype, name="conv")(x)
         scale_init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
-        norm = BatchNorm(dtype=self.dtype, scale_init=scale_init, name="norm")
+        norm = BatchNorm(epsilon=self.norm_epsilon, dtype=self.dtype, scale_init=scale_init, name="norm")
         x = norm(x, train, fit_mask(frame_mask, x.shape[1]))
         return x if self.activation is None else self.activation(x)
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel weights from the whole clip (arXiv 1709.01507): mean, two 1x1x1 convolutions with bias, sigmoid.
+    """Channel weights from the whole clip (arXiv 1709.01507): mean, 1x1x1 convolution, ReLU, another one, sigmoid.
+
+    Both convolutions have a bias.
 
     Attributes:
         hidden: channels between the two.
-        activation: behind the first.
         dtype: compute type; the mean is taken in float32.
     """
 
     hidden: int
-    activation: Callable[[Array], Array] = nn.relu
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -114,5 +116,5 @@ class SqueezeExcitation(nn.Module):
         """The grid with each channel scaled; padded frames have no say in the scales."""
         y = global_mean(x, frame_mask)[:, None, None, None]  # (b, 1, 1, 1, c)
         y = Conv(self.hidden, (1, 1, 1), use_bias=True, dtype=self.dtype, name="reduce")(y)
-        y = Conv(x.shape[-1], (1, 1, 1), use_bias=True, dtype=self.dtype, name="expand")(self.activation(y))
+        y = Conv(x.shape[-1], (1, 1, 1), use_bias=True, dtype=self.dtype, name="expand")(nn.relu(y))
         return x * nn.sigmoid(y)

@@ -1,8 +1,7 @@
-"""Pooling over the trailing spatial axes with torch's numbers: symmetric explicit padding, never 'SAME'."""
+"""Max-pooling over the trailing spatial axes with torch's numbers: symmetric padding, never 'SAME'."""
 
 from collections.abc import Sequence
 from functools import partial, reduce
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -30,38 +29,10 @@ def max_pool(
     Raises:
         ValueError: strides or padding do not fit the window.
     """
-    window, strides, pads = _geometry(window, strides, padding)
-    return over_leading(lambda x: _max_pool(x, window, strides, pads), x, len(window) + 1)
-
-
-def avg_pool(
-    x: Float[Array, "*batch c"],
-    window: Sequence[int],
-    strides: int | Sequence[int] | None = None,
-    padding: Padding = 0,
-    count_include_pad: bool = True,
-) -> Float[Array, "*batch c"]:
-    """Mean over windows; as in torch the zeros of the padding count, unless `count_include_pad` is off.
-
-    Args:
-        x: channels last, any number of batch axes first.
-        window: one size for each spatial axis, 2-D or 3-D.
-        strides: one for all axes or one an axis; None is the window's sizes.
-        padding: one for all axes, one an axis, or (before, after) pairs; None is (k - 1) // 2.
-        count_include_pad: divide by the window's size everywhere, else by the number of real elements under it.
-
-    Raises:
-        ValueError: strides or padding do not fit the window.
-    """
-    window, strides, pads = _geometry(window, strides, padding)
-    sizes: Any = {"window_shape": window, "strides": strides, "padding": pads}
-    return over_leading(lambda x: nn.avg_pool(x, **sizes, count_include_pad=count_include_pad), x, len(window) + 1)
-
-
-def _geometry(window, strides, padding):
     window = tuple(window)
     strides = per_axis(window if strides is None else strides, len(window), "strides")
-    return window, strides, padding_pairs(padding, window)
+    pads = padding_pairs(padding, window)
+    return over_leading(lambda x: _max_pool(x, window, strides, pads), x, len(window) + 1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

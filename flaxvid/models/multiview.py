@@ -16,8 +16,8 @@ head, which classifies what has been joined, is always one.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,8 @@ from flaxvid.layers.attention import Cameras, CrossViewAttention, Present
 from flaxvid.layers.blocks import FrameMask, Grid
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import Logits
-from flaxvid.models.spec import ModelSpec
+from flaxvid.models.options import Count, Flag, Kind, Rate, choice, require, several
+from flaxvid.models.spec import Common, ModelSpec
 from flaxvid.models.video_model import VideoModel
 
 FUSIONS = ("attention", "concat", "late")
@@ -151,47 +152,51 @@ class MeanHead(nn.Module):
         return jax.tree.map(lambda z: z.mean(axis=1, where=kept[..., None]), logits)
 
 
-def fuse(
-    backbone: VideoModel,
+def _camera_names(names: Any) -> tuple[str, ...]:
+    names = several(str)(names)
+    require(len(set(names)) == len(names) and all(map(str.isidentifier, names)))
+    require(not {"part", "fusion"} & set(names))  # a body has submodules of these names
+    return names
+
+
+CAMERA_NAMES = Kind(f"distinct names that can be part of a parameter's, such as {CAMERAS}", _camera_names)
+
+
+def build(
+    common: Common,
     *,
-    name: str,
-    cameras: tuple[str, ...] = CAMERAS,
-    fusion: str = "attention",
-    separate: bool = False,
-    camera_dropout: float = 0.0,
-    heads: int = 4,
-    dtype: Any = jnp.float32,
+    backbone: VideoModel,
+    cameras: Annotated[tuple[str, ...], CAMERA_NAMES] = CAMERAS,
+    fusion: Annotated[str, choice(*FUSIONS)] = "attention",
+    separate: Flag = False,
+    camera_dropout: Rate = 0.0,
+    heads: Count = 4,
 ) -> VideoModel:
     """A model of several cameras out of one of a single video, whose parts it takes as they are.
 
     Args:
-        backbone: any model; for "concat" and "attention" its stem and body give one grid.
-        name: what errors call it.
+        common: what every model takes; the backbone has its share of it already.
+        backbone: any model; for "concat" and "attention" its stem and body must give one grid.
         cameras: names of the cameras, in the order in which "concat" and "attention" know them.
         fusion: "attention", "concat" or "late".
         separate: a stem and a body for each camera, instead of the same for all.
         camera_dropout: in training, the share of the cameras that samples do without, so that the model knows what to
             do without them at the test.
         heads: of the attention.
-        dtype: compute type of the fusion.
 
     Raises:
-        ValueError: an unknown fusion, unsuitable names of cameras or a share out of range; or maps that cannot be
-            joined.
+        ValueError: the backbone takes several cameras itself, or its maps cannot be joined.
     """
-    if fusion not in FUSIONS:
-        raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
-    if not cameras or len(set(cameras)) < len(cameras) or not all(map(_fits, cameras)):
-        raise ValueError(
-            f"cameras must be distinct names that can be part of a parameter's, such as {CAMERAS}, got {tuple(cameras)}"
-        )
-    if not 0 <= camera_dropout < 1:
-        raise ValueError(f"camera_dropout must lie in [0, 1), got {camera_dropout}")
     if backbone.cameras or (fusion != "late" and not _gives_one_grid(backbone)):
         what = "takes several cameras itself" if backbone.cameras else "makes several maps of a clip, and not one grid"
-        raise ValueError(f'{name} {what}: fusion={fusion!r} cannot join them; use fusion="late" or another backbone')
+        fix = "take a model of one video" if backbone.cameras else 'use fusion="late" or another backbone'
+        raise ValueError(f"the backbone {what}, which fusion={fusion!r} cannot join: {fix}")
     late = fusion == "late"
-    join = {"attention": CrossViewAttention(heads, dtype=dtype), "concat": Concatenation(dtype), "late": None}[fusion]
+    join = {
+        "attention": CrossViewAttention(heads, dtype=common.dtype, norm_epsilon=common.norm_epsilon),
+        "concat": Concatenation(common.dtype),
+        "late": None,
+    }[fusion]
     return VideoModel(
         stem=PerCamera(backbone.stem, cameras, separate),
         body=PerCamera(backbone.body, cameras, separate, join, 0.0 if late else camera_dropout),
@@ -205,66 +210,21 @@ def fuse(
     )
 
 
-def _fits(camera: str) -> bool:
-    """Whether it can name a submodule beside those that there are."""
-    return camera.isidentifier() and camera not in ("part", "fusion")
-
-
 def _gives_one_grid(model: VideoModel) -> bool:
     clip = jax.ShapeDtypeStruct((1, model.clip.num_frames, model.clip.image_size, model.clip.image_size, 3), "float32")
     grid = jax.eval_shape(lambda x: model.stem.init_with_output(jax.random.key(0), x)[0], clip)
     return hasattr(grid, "ndim") and grid.ndim == 5
 
 
-def specs(create: Callable[..., VideoModel]) -> dict[str, ModelSpec]:
-    """The registry's entries; `create` makes the backbones, by name."""
+TINY = {
+    "backbone": "tsm_resnet18",
+    "backbone_options": {"width": 8, "depths": (1, 1, 1, 1)},
+    "num_classes": 5,
+    "num_frames": 4,
+    "image_size": 32,
+}
 
-    def build(
-        *,
-        backbone: str = "res3dcnn",
-        backbone_options: Mapping[str, Any] | None = None,
-        cameras: tuple[str, ...] = CAMERAS,
-        fusion: str = "attention",
-        separate: bool = False,
-        camera_dropout: float = 0.0,
-        heads: int = 4,
-        num_classes: int | Mapping[str, int] = 400,
-        num_frames: int | None = None,
-        image_size: int | None = None,
-        dropout: float | None = None,
-        dtype: Any = jnp.float32,
-        remat: bool = False,
-    ) -> VideoModel:
-        """A model of several cameras.
-
-        Args:
-            backbone: a name of the zoo.
-            backbone_options: its overrides, beside those below.
-            cameras, fusion, separate, camera_dropout, heads: see `fuse`.
-            num_classes: classes, or a dict of them for several classifiers.
-            num_frames, image_size, dropout: the backbone's own where they are None.
-            dtype: compute type; parameters, statistics and logits stay float32.
-            remat: recompute the backbone's activations in the backward pass.
-        """
-        given = {"num_frames": num_frames, "image_size": image_size, "dropout": dropout}
-        given = {option: value for option, value in given.items() if value is not None}
-        options = {"num_classes": num_classes, "dtype": dtype, "remat": remat, **given, **(backbone_options or {})}
-        return fuse(
-            create(backbone, **options),
-            name=backbone,
-            cameras=tuple(cameras),
-            fusion=fusion,
-            separate=separate,
-            camera_dropout=camera_dropout,
-            heads=heads,
-            dtype=jnp.dtype(dtype),
-        )
-
-    tiny = {
-        "backbone": "tsm_resnet18",
-        "backbone_options": {"width": 8, "depths": (1, 1, 1, 1)},
-        "num_classes": 5,
-        "num_frames": 4,
-        "image_size": 32,
-    }
-    return {"ts_cva": ModelSpec(build, tiny=tiny)}
+SPECS = {
+    # Clip, dropout and the classifier's deviation are the backbone's. Layer norms have a smaller epsilon.
+    "ts_cva": ModelSpec(build, {"norm_epsilon": 1e-6}, backbone="res3dcnn", tiny=TINY),
+}

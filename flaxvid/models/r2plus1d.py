@@ -10,9 +10,8 @@ channels. It ends in a softmax, which it averages over windows of the training c
 global mean, whose softmax at 16 x 224 x 224 is its output.
 """
 
+import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -20,6 +19,8 @@ from jaxtyping import Array, Float
 
 from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, Strides
 from flaxvid.layers.heads import PoolHead
+from flaxvid.layers.norm import BatchNorm
+from flaxvid.models.options import Count, Flag, FourDepths
 from flaxvid.models.resnet3d import (
     PYTORCHVIDEO_CLIP,
     PYTORCHVIDEO_KEYS,
@@ -29,9 +30,8 @@ from flaxvid.models.resnet3d import (
     Stem,
     stage_blocks,
 )
-from flaxvid.models.spec import ModelSpec, formats
+from flaxvid.models.spec import Common, Format, ModelSpec, formats
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import RGB, ClipSpec
 
 
 def midplanes(inputs: int, outputs: int) -> int:
@@ -47,17 +47,19 @@ class BasicBlock(nn.Module):
         strides: (t, h, w) of the first.
         shared_midplanes: the second has the midplanes of the first, too.
         dtype: compute type.
+        norm_epsilon: of every norm.
     """
 
     width: int
     strides: Strides = (1, 1, 1)
     shared_midplanes: bool = False
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, `strides` times smaller."""
-        unit = functools.partial(ConvNorm, dtype=self.dtype)
+        unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
         active = functools.partial(unit, activation=nn.relu)
         (t, h, w), first = self.strides, midplanes(x.shape[-1], self.width)
         second = first if self.shared_midplanes else midplanes(self.width, self.width)
@@ -76,13 +78,14 @@ class Bottleneck(nn.Module):
     width: int
     strides: Strides = (1, 1, 1)
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     expansion = 4
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, `strides` times smaller."""
-        unit = functools.partial(ConvNorm, dtype=self.dtype)
+        unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
         active = functools.partial(unit, self.width, activation=nn.relu)
         (t, h, w), features = self.strides, self.width * self.expansion
         y = active((1, 1, 1), name="conv_a")(x, train, frame_mask)
@@ -98,87 +101,65 @@ class FactorisedStem(nn.Module):
     """1x7x7 with spatial stride 2, then 3x1x1; 45 channels between them for 64 out."""
 
     width: int = 64
-    freeze_norms: bool = False
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Normalised video to a grid of as many frames."""
-        active = functools.partial(ConvNorm, activation=nn.relu, dtype=self.dtype)
-        train, x = train and not self.freeze_norms, x.astype(self.dtype)
+        active = functools.partial(ConvNorm, activation=nn.relu, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
+        x = x.astype(self.dtype)
         x = active(45 * self.width // 64, (1, 7, 7), (1, 2, 2), name="conv1_spatial")(x, train, frame_mask)
         return active(self.width, (3, 1, 1), name="conv1_temporal")(x, train, frame_mask)
 
 
 def build_basic(
+    common: Common,
     *,
-    num_classes: int | Mapping[str, int] = 400,
-    num_frames: int = TORCHVISION_CLIP.num_frames,
-    image_size: int = TORCHVISION_CLIP.image_size,
-    depths: tuple[int, ...] = (2, 2, 2, 2),
-    width: int = 64,
-    shared_midplanes: bool = False,
-    dropout: float = 0.0,
-    classifier_std: float = 0.01,
-    mean: RGB = TORCHVISION_CLIP.mean,
-    std: RGB = TORCHVISION_CLIP.std,
-    freeze_norms: bool = False,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
+    depths: FourDepths = (2, 2, 2, 2),
+    width: Count = 64,
+    shared_midplanes: Flag = False,
 ) -> VideoModel:
     """R(2+1)D with basic blocks.
 
     Args:
-        num_classes: classes, or a dict of them for several classifiers on one body.
-        num_frames: frames of a clip that the model is made for; any other count runs as well.
-        image_size: height and width of a frame in pixels; any other size runs as well.
+        common: what every model takes.
         depths: blocks of each stage.
         width: channels of the stem and the first stage.
         shared_midplanes: torchvision's reading of a block's midplanes, else the authors'.
-        dropout: rate on the pooled feature in training.
-        classifier_std: deviation of the classifier's initial kernel.
-        mean: per-channel mean of RGB in [0, 1].
-        std: per-channel deviation of RGB in [0, 1].
-        freeze_norms: all norms use their running statistics in training too.
-        dtype: compute type; parameters, statistics and logits stay float32.
-        remat: recompute activations in the backward pass.
     """
-    dtype, strides = jnp.dtype(dtype), ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
-    blocks = stage_blocks(BasicBlock, ({"shared_midplanes": shared_midplanes},) * 4, dtype, remat)
+    strides = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    blocks = stage_blocks(BasicBlock, ({"shared_midplanes": shared_midplanes},) * 4, common)
     return VideoModel(
-        stem=FactorisedStem(width, freeze_norms, dtype),
-        body=Body(blocks, strides, tuple(depths), width, freeze_norms),
-        head=PoolHead(num_classes, dropout, classifier_std),
+        stem=FactorisedStem(width, common.dtype, common.norm_epsilon),
+        body=Body(blocks, strides, depths, width),
+        head=PoolHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1),
-        clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
+        clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv1_spatial/conv/kernel", -2),),
     )
 
 
 def build_bottleneck(
+    common: Common,
     *,
-    num_classes: int | Mapping[str, int] = 400,
-    num_frames: int = 16,
-    image_size: int = PYTORCHVIDEO_CLIP.image_size,
-    depths: tuple[int, ...] = (3, 4, 6, 3),
-    width: int = 64,
-    dropout: float = 0.5,
-    classifier_std: float = 0.01,
-    mean: RGB = PYTORCHVIDEO_CLIP.mean,
-    std: RGB = PYTORCHVIDEO_CLIP.std,
-    freeze_norms: bool = False,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
+    depths: FourDepths = (3, 4, 6, 3),
+    width: Count = 64,
 ) -> VideoModel:
-    """R(2+1)D with bottlenecks; all but `width`, of the stem and of the first stage's inner convolutions, as in
-    `build_basic`."""
-    dtype, strides = jnp.dtype(dtype), ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
+    """R(2+1)D with bottlenecks.
+
+    Args:
+        common: what every model takes.
+        depths: blocks of each stage.
+        width: channels of the stem and of the first stage's inner convolutions.
+    """
+    strides = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
     return VideoModel(
-        stem=Stem(width, 1, False, freeze_norms, dtype),
-        body=Body(stage_blocks(Bottleneck, ({},) * 4, dtype, remat), strides, tuple(depths), width, freeze_norms),
-        head=PoolHead(num_classes, dropout, classifier_std),
+        stem=Stem(width, 1, False, common.dtype, common.norm_epsilon),
+        body=Body(stage_blocks(Bottleneck, ({},) * 4, common), strides, depths, width),
+        head=PoolHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1) * Bottleneck.expansion,
-        clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
+        clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv_a/conv/kernel", -2),),
     )
 
@@ -200,6 +181,13 @@ TORCH_KEYS = {
 }
 """torchvision's keys; of the 34-layer network those of its `VideoResNet`."""
 
+FORMATS_34 = {
+    "ig65m": Format(TORCH_KEYS["torchvision"], {"norm_epsilon": 1e-3}),
+    "torchvision": Format(TORCH_KEYS["torchvision"], {"shared_midplanes": True}),
+}
+"""One naming, two networks: the midplanes of the second convolution in a stage's first block tell them apart (288, 576
+and 1152 in IG-65M's). IG-65M's weights came out of Caffe2, with its epsilon."""
+
 BOTTLENECK_TORCH_KEYS = {
     "pytorchvideo": (
         (r"body/layer(\d+)_(\d+)/conv_b_temporal/conv", r"blocks.\1.res_blocks.\2.branch2.conv_b.conv_t"),
@@ -212,9 +200,19 @@ BOTTLENECK_TORCH_KEYS = {
 """pytorchvideo's keys."""
 
 SPECS = {
-    "r2plus1d_r18": ModelSpec(build_basic, {"shared_midplanes": True}, formats=formats(TORCH_KEYS), tiny=TINY),
-    "r2plus1d_r34": ModelSpec(build_basic, {"depths": (3, 4, 6, 3)}, formats=formats(TORCH_KEYS), tiny=TINY),
+    **{
+        name: ModelSpec(build_basic, variant, TORCHVISION_CLIP, 0.0, 0.01, formats=known, tiny=TINY)
+        for name, variant, known in (
+            ("r2plus1d_r18", {"shared_midplanes": True}, formats(TORCH_KEYS)),
+            ("r2plus1d_r34", {"depths": (3, 4, 6, 3)}, FORMATS_34),
+        )
+    },
     "r2plus1d_r50": ModelSpec(
-        build_bottleneck, formats=formats(BOTTLENECK_TORCH_KEYS), tiny={**TINY, "image_size": 64}
+        build_bottleneck,
+        clip=dataclasses.replace(PYTORCHVIDEO_CLIP, num_frames=16),
+        dropout=0.5,
+        classifier_std=0.01,
+        formats=formats(BOTTLENECK_TORCH_KEYS),
+        tiny={**TINY, "image_size": 64},
     ),
 }

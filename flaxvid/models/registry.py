@@ -1,18 +1,24 @@
 """The registry is data: each family's `SPECS`, merged here."""
 
+import dataclasses
 import difflib
 import fnmatch
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from flax.core import FrozenDict
-
 from flaxvid.models import multiview, r2plus1d, resnet2d, resnet3d, slowfast, x3d
-from flaxvid.models.spec import ModelSpec
+from flaxvid.models.options import Kind, option_kinds, read_option
+from flaxvid.models.spec import Common, ModelSpec
 from flaxvid.models.video_model import VideoModel
 
-SPECS: dict[str, ModelSpec] = {**resnet2d.SPECS, **resnet3d.SPECS, **r2plus1d.SPECS, **x3d.SPECS, **slowfast.SPECS}
+SPECS: dict[str, ModelSpec] = {
+    **resnet2d.SPECS,
+    **resnet3d.SPECS,
+    **r2plus1d.SPECS,
+    **x3d.SPECS,
+    **slowfast.SPECS,
+    **multiview.SPECS,
+}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -26,34 +32,41 @@ def get_spec(name: str) -> ModelSpec:
     Raises:
         ValueError: no such name; the message lists the nearest ones.
     """
-    if name not in SPECS:
-        near = difflib.get_close_matches(name, SPECS, n=3, cutoff=0.5)
+    if not isinstance(name, str) or name not in SPECS:
+        near = difflib.get_close_matches(str(name), SPECS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "flaxvid.list_models() gives the names"
         raise ValueError(f"unknown model {name!r}: {hint}")
     return SPECS[name]
 
 
+def list_options(name: str) -> dict[str, Any]:
+    """The overrides that `create_model` takes for a name, sorted, each with the value that it has without one.
+
+    Of a model on a backbone some values are the backbone's: here those of the backbone that it has by default.
+    """
+    spec = get_spec(name)
+    options = dataclasses.asdict(Common()) | (spec.build.__kwdefaults__ or {})
+    if spec.backbone:
+        options |= {"backbone": spec.backbone, "backbone_options": {}}
+        options |= _implied(get_spec(spec.backbone))
+    return dict(sorted((options | _implied(spec) | dict(spec.variant)).items()))
+
+
 def create_model(name: str, **overrides: Any) -> VideoModel:
-    """Makes a model of the zoo, without weights: ``model.init(key, video)`` or `flaxvid.load_torch` give these.
+    """Makes a model of the zoo, without weights: ``model.init(key, video)`` or `flaxvid.load_model` give these.
+
+    A model on a backbone makes it by name: ``backbone="r3d_18"`` takes another one, and ``backbone_options={...}`` are
+    overrides for it alone. The backbone gets the shared options that are given here as well.
 
     Args:
         name: one of `list_models`.
-        **overrides: what the family's `build` takes: `num_classes`, `num_frames`, `image_size`, `dropout`, `dtype`, ...
+        **overrides: the shared options (`Common`: `num_classes`, `num_frames`, `dropout`, ...) and those of the
+            family's `build`. What a saved file holds will do: lists for tuples, "bfloat16" for the type.
 
     Raises:
-        ValueError: unknown name or override, and the message lists the valid ones; or no classes.
+        ValueError: unknown name; unknown override, and the message lists the valid ones; or a value that cannot be.
     """
-    spec = get_spec(name)
-    valid = sorted(inspect.signature(spec.build).parameters)
-    unknown = sorted(set(overrides) - set(valid))
-    if unknown:
-        raise ValueError(f"{name} has no option {', '.join(unknown)}: valid ones are {', '.join(valid)}")
-    classes = overrides.get("num_classes", 1)
-    if min(classes.values() if isinstance(classes, Mapping) else [classes], default=0) < 1:
-        raise ValueError(f"num_classes must be a positive number or a dict of them, got {classes}: count the labels")
-    if isinstance(classes, Mapping):
-        overrides["num_classes"] = FrozenDict(classes)  # a model with a dict could not be hashed, as `jax.jit` asks
-    return spec.build(**{**spec.variant, **overrides})
+    return _make(name, overrides)[0]
 
 
 def create_tiny(name: str, **overrides: Any) -> VideoModel:
@@ -61,4 +74,33 @@ def create_tiny(name: str, **overrides: Any) -> VideoModel:
     return create_model(name, **{**get_spec(name).tiny, **overrides})
 
 
-SPECS |= multiview.specs(create_model)  # last, for they make their backbones by name
+def _make(name: str, overrides: Mapping[str, Any]) -> tuple[VideoModel, Common]:
+    """The model, and the shared options that it was made with."""
+    spec, valid = get_spec(name), list_options(name)
+    if unknown := sorted(overrides.keys() - valid.keys()):
+        raise ValueError(f"{name} has no option {', '.join(unknown)}: valid ones are {', '.join(valid)}")
+    given, shared, own = {**spec.variant, **overrides}, option_kinds(Common), option_kinds(spec.build)
+    common, parts = Common(), {}
+    if spec.backbone:
+        for_backbone = {option: value for option, value in overrides.items() if option in shared}
+        options = {"num_classes": common.num_classes, **for_backbone, **_options(given.get("backbone_options"))}
+        parts["backbone"], common = _make(given.get("backbone", spec.backbone), options)
+    common = dataclasses.replace(common, **_read({**_implied(spec), **given}, shared))
+    return spec.build(common, **parts, **_read(given, own)), common
+
+
+def _implied(spec: ModelSpec) -> dict[str, Any]:
+    """The shared options that a name has a value of its own for."""
+    rates = {"dropout": spec.dropout, "classifier_std": spec.classifier_std}
+    clip = dataclasses.asdict(spec.clip) if spec.clip else {}
+    return clip | {option: value for option, value in rates.items() if value is not None}
+
+
+def _read(given: Mapping[str, Any], kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    return {option: read_option(option, kind, given[option]) for option, kind in kinds.items() if option in given}
+
+
+def _options(given: Any) -> Mapping[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"backbone_options must be a dict of the backbone's options, got {given!r}")
+    return given or {}

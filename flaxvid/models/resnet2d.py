@@ -9,8 +9,8 @@ Differs from the authors' TSM: their ResNet-101 and -152, and mmaction2's, shift
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -22,9 +22,10 @@ from flaxvid.layers.heads import ConsensusHead
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.pooling import max_pool
 from flaxvid.layers.shift import TemporalShift
-from flaxvid.models.spec import Format, ModelSpec, formats
+from flaxvid.models.options import Count, Depths, Flag, choice
+from flaxvid.models.spec import Common, Format, ModelSpec, formats
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import RGB, ClipSpec
+from flaxvid.types import ClipSpec
 
 MakeShift = Callable[..., TemporalShift]
 
@@ -36,6 +37,7 @@ class BasicBlock(nn.Module):
     stride: int = 1
     shift: MakeShift | None = None
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     expansion = 1
 
@@ -43,7 +45,7 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, `stride` times smaller."""
         conv = functools.partial(Conv, dtype=self.dtype)
-        norm = functools.partial(BatchNorm, dtype=self.dtype)
+        norm = functools.partial(BatchNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
         y = x if self.shift is None else self.shift(name="shift")(x, frame_mask)
         y = conv(self.width, (3, 3), self.stride, name="conv1")(y)
         y = nn.relu(norm(name="norm1")(y, train, frame_mask))
@@ -63,6 +65,7 @@ class Bottleneck(nn.Module):
     stride: int = 1
     shift: MakeShift | None = None
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     expansion = 4
 
@@ -70,7 +73,7 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, `stride` times smaller."""
         conv = functools.partial(Conv, dtype=self.dtype)
-        norm = functools.partial(BatchNorm, dtype=self.dtype)
+        norm = functools.partial(BatchNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
         y = x if self.shift is None else self.shift(name="shift")(x, frame_mask)
         y = conv(self.width, (1, 1), name="conv1")(y)
         y = nn.relu(norm(name="norm1")(y, train, frame_mask))
@@ -89,12 +92,14 @@ class Stem(nn.Module):
 
     width: int = 64
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Normalised video to a grid."""
         x = Conv(self.width, (7, 7), 2, dtype=self.dtype, name="conv1")(x.astype(self.dtype))
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="norm1")(x, train, frame_mask))
+        x = BatchNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="norm1")(x, train, frame_mask)
+        x = nn.relu(x)
         return max_pool(x, (3, 3), strides=(2, 2), padding=(1, 1))
 
 
@@ -107,9 +112,9 @@ class Body(nn.Module):
         width: channels of the first stage's 3x3 convolutions.
         shift: makes the temporal shift of TSM; None for TSN.
         shift_every: shift in blocks 0, n, 2n, ... of each stage.
-        freeze_norms: use the running statistics in training too (TSM's "partial BN": all norms but the stem's).
         remat: recompute activations in the backward pass, block by block, to save memory.
         dtype: compute type.
+        norm_epsilon: of every norm.
     """
 
     block: type[BasicBlock] | type[Bottleneck]
@@ -117,14 +122,13 @@ class Body(nn.Module):
     width: int = 64
     shift: MakeShift | None = None
     shift_every: int = 1
-    freeze_norms: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid (b, t, h, w, c) to (b, t, h/8, w/8, feature_dim) with four stages."""
-        train = train and not self.freeze_norms
         block = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
         for stage, depth in enumerate(self.depths):
             for index in range(depth):
@@ -133,70 +137,51 @@ class Body(nn.Module):
                     stride=2 if stage > 0 and index == 0 else 1,
                     shift=self.shift if index % self.shift_every == 0 else None,
                     dtype=self.dtype,
+                    norm_epsilon=self.norm_epsilon,
                     name=f"layer{stage + 1}_{index}",
                 )(x, train, frame_mask)
         return x
 
 
 def build(
+    common: Common,
     *,
-    block: type[BasicBlock] | type[Bottleneck],
-    depths: tuple[int, ...],
-    num_classes: int | Mapping[str, int] = 400,
-    num_frames: int = 8,
-    image_size: int = 224,
-    width: int = 64,
-    shift: str = "both",
-    shift_div: int = 8,
-    shift_every: int = 1,
-    dropout: float = 0.5,
-    classifier_std: float = 0.001,
-    mean: RGB = ClipSpec.mean,
-    std: RGB = ClipSpec.std,
-    freeze_norms: bool = False,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
+    depths: Depths = (3, 4, 6, 3),
+    bottleneck: Flag = True,
+    width: Count = 64,
+    shift: Annotated[str, choice("both", "causal", "none")] = "both",
+    shift_div: Count = 8,
+    shift_every: Count = 1,
 ) -> VideoModel:
     """TSN or TSM on a ResNet.
 
     Args:
-        block: `BasicBlock` or `Bottleneck`.
+        common: what every model takes.
         depths: blocks of each stage.
-        num_classes: classes, or a dict of them for several classifiers on one body.
-        num_frames: frames of a clip that the model is made for; any other count runs as well.
-        image_size: height and width of a frame in pixels; any other size runs as well.
+        bottleneck: blocks of three convolutions, as from ResNet-50 on; else of two.
         width: channels of the first stage.
         shift: "both" (TSM), "causal" (uni-directional TSM for streams) or "none" (TSN).
         shift_div: one part in `shift_div` of the channels moves each way.
         shift_every: shift in every n-th block of a stage.
-        dropout: rate on each frame's feature in training.
-        classifier_std: deviation of the classifier's initial kernel; 0.1 is better from scratch.
-        mean: per-channel mean of RGB in [0, 1].
-        std: per-channel deviation of RGB in [0, 1].
-        freeze_norms: all norms but the stem's use their running statistics in training too.
-        dtype: compute type; parameters, statistics and logits stay float32.
-        remat: recompute activations in the backward pass.
     """
-    if shift not in ("both", "causal", "none"):
-        raise ValueError(f'shift must be "both", "causal" or "none", got {shift!r}')
-    dtype = jnp.dtype(dtype)
+    block = Bottleneck if bottleneck else BasicBlock
     make_shift = None if shift == "none" else functools.partial(TemporalShift, shift_div, shift == "causal")
     return VideoModel(
-        stem=Stem(width, dtype),
-        body=Body(block, tuple(depths), width, make_shift, shift_every, freeze_norms, remat, dtype),
-        head=ConsensusHead(num_classes, dropout, classifier_std),
+        stem=Stem(width, common.dtype, common.norm_epsilon),
+        body=Body(block, depths, width, make_shift, shift_every, common.remat, common.dtype, common.norm_epsilon),
+        head=ConsensusHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1) * block.expansion,
-        clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
+        clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv1/kernel", -2),),
     )
 
 
 DEPTHS = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-    152: (Bottleneck, (3, 8, 36, 3)),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
 }
 
 TORCH_KEYS = {
@@ -256,7 +241,7 @@ SECOND_TORCH_KEYS = {
 
 def tsm_formats(depth: int) -> dict[str, Format]:
     """TSM's formats on a ResNet of a depth; "tsm_every_block" are files of the deep ones that shift in every block."""
-    if DEPTHS[depth][1][2] < 23:
+    if DEPTHS[depth][2] < 23:
         return formats(TORCH_KEYS)
     second = {name: Format(keys, {"shift_every": 2}) for name, keys in SECOND_TORCH_KEYS.items()}
     every = {f"{name}_every_block": TORCH_KEYS[name] for name in second}
@@ -276,8 +261,14 @@ TINY = {"width": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 4, "
 
 SPECS = {
     f"{name}_resnet{depth}": ModelSpec(
-        build, {"block": block, "depths": depths, "shift": shift}, formats=make_formats(depth), tiny=TINY
+        build,
+        {"bottleneck": depth >= 50, "depths": depths, "shift": shift},
+        ClipSpec(num_frames=8),
+        dropout=0.5,
+        classifier_std=0.001,
+        formats=make_formats(depth),
+        tiny=TINY,
     )
     for name, shift, make_formats in (("tsn", "none", tsn_formats), ("tsm", "both", tsm_formats))
-    for depth, (block, depths) in DEPTHS.items()
+    for depth, depths in DEPTHS.items()
 }

@@ -74,9 +74,10 @@ Features at several depths, of one clip:
 ((1, 16, 56, 56, 64), (1, 16, 7, 7, 2048), (1, 2048), (1, 9))
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -84,10 +85,12 @@ from jaxtyping import Array, Float
 
 from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides
 from flaxvid.layers.heads import PoolHead
+from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.pooling import max_pool
-from flaxvid.models.spec import KeyTable, ModelSpec, formats
+from flaxvid.models.options import Count, Flag, FourDepths, Kind, Odd, Odds, choice, require, several, whole
+from flaxvid.models.spec import Common, KeyTable, ModelSpec, formats
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import RGB, ClipSpec
+from flaxvid.types import ClipSpec
 
 PYTORCHVIDEO_CLIP = ClipSpec(8, 224, (0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 TORCHVISION_CLIP = ClipSpec(16, 112, (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
@@ -102,6 +105,7 @@ class BasicBlock(nn.Module):
         se: "output", on what the block gives, or "residual", on the branch before the addition; "" for none.
         se_reduction: how many times fewer channels there are inside.
         dtype: compute type.
+        norm_epsilon: of every norm.
     """
 
     width: int
@@ -109,13 +113,14 @@ class BasicBlock(nn.Module):
     se: str = ""
     se_reduction: int = 16
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     expansion = 1
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, `strides` times smaller."""
-        unit = functools.partial(ConvNorm, dtype=self.dtype)
+        unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
         hidden = max(1, self.width // self.se_reduction)
         y = unit(self.width, (3, 3, 3), self.strides, activation=nn.relu, name="conv1")(x, train, frame_mask)
         y = unit(self.width, (3, 3, 3), name="conv2")(y, train, frame_mask)
@@ -138,6 +143,7 @@ class Bottleneck(nn.Module):
         temporal_kernel: frames that the first convolution sees.
         zero_init: the last norm's scale starts at zero.
         dtype: compute type.
+        norm_epsilon: of every norm.
     """
 
     width: int
@@ -145,13 +151,14 @@ class Bottleneck(nn.Module):
     temporal_kernel: int = 1
     zero_init: bool = False
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     expansion = 4
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, `strides` times smaller."""
-        unit = functools.partial(ConvNorm, dtype=self.dtype)
+        unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
         (t, h, w), features = self.strides, self.width * self.expansion
         kernel = (self.temporal_kernel, 1, 1)
         y = unit(self.width, kernel, (t, 1, 1), activation=nn.relu, name="conv_a")(x, train, frame_mask)
@@ -169,23 +176,22 @@ class Stem(nn.Module):
         width: channels out.
         temporal_kernel: frames that the convolution sees.
         pool: whether height and width are halved once more.
-        freeze_norms: use the running statistics in training too.
         dtype: compute type.
+        norm_epsilon: of every norm.
     """
 
     width: int = 64
     temporal_kernel: int = 1
     pool: bool = True
-    freeze_norms: bool = False
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Normalised video to a grid of as many frames."""
-        unit = ConvNorm(
-            self.width, (self.temporal_kernel, 7, 7), (1, 2, 2), activation=nn.relu, dtype=self.dtype, name="conv1"
-        )
-        x = unit(x.astype(self.dtype), train and not self.freeze_norms, frame_mask)
+        unit = functools.partial(ConvNorm, activation=nn.relu, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
+        conv1 = unit(self.width, (self.temporal_kernel, 7, 7), (1, 2, 2), name="conv1")
+        x = conv1(x.astype(self.dtype), train, frame_mask)
         return max_pool(x, (1, 3, 3), strides=(1, 2, 2), padding=(0, 1, 1)) if self.pool else x
 
 
@@ -197,25 +203,16 @@ class Body(nn.Module):
         strides: (t, h, w) of each stage's first block.
         depths: blocks of each stage; fewer stages than there are `blocks` are allowed.
         width: channels of the first stage's inner convolutions.
-        freeze_norms: use the running statistics in training too.
     """
 
     blocks: tuple[Callable[..., nn.Module], ...]
     strides: tuple[Strides, ...]
     depths: tuple[int, ...]
     width: int = 64
-    freeze_norms: bool = False
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
-        """Grid to grid, smaller by the product of the strides.
-
-        Raises:
-            ValueError: more depths than stages.
-        """
-        if len(self.depths) > len(self.blocks):
-            raise ValueError(f"depths must name at most {len(self.blocks)} stages, got {self.depths}: leave some out")
-        train = train and not self.freeze_norms
+        """Grid to grid, smaller by the product of the strides."""
         for stage, depth in enumerate(self.depths):
             for index in range(depth):
                 strides = self.strides[stage] if index == 0 else (1, 1, 1)
@@ -225,79 +222,60 @@ class Body(nn.Module):
 
 
 def stage_blocks(
-    block: type[nn.Module], stages: tuple[Mapping[str, Any], ...], dtype: Any, remat: bool
+    block: type[nn.Module], stages: tuple[Mapping[str, Any], ...], common: Common
 ) -> tuple[Callable[..., nn.Module], ...]:
-    """What `Body` makes each stage's blocks with; with `remat` their activations are recomputed going back."""
-    block = nn.remat(block, static_argnums=(2,)) if remat else block
-    return tuple(functools.partial(block, **stage, dtype=dtype) for stage in stages)
+    """What `Body` makes the blocks of each stage with."""
+    block = nn.remat(block, static_argnums=(2,)) if common.remat else block
+    shared = {"dtype": common.dtype, "norm_epsilon": common.norm_epsilon}
+    return tuple(functools.partial(block, **stage, **shared) for stage in stages)
+
+
+def _stage(value: Any) -> int:
+    require(value in (1, 2, 3, 4))
+    return whole(value)
 
 
 def build_slow(
+    common: Common,
     *,
-    num_classes: int | Mapping[str, int] = 400,
-    num_frames: int = PYTORCHVIDEO_CLIP.num_frames,
-    image_size: int = PYTORCHVIDEO_CLIP.image_size,
-    depths: tuple[int, ...] = (3, 4, 6, 3),
-    width: int = 64,
-    stem_kernel: int = 1,
-    temporal_kernels: tuple[int, ...] = (1, 1, 3, 3),
-    zero_init: bool = False,
-    dropout: float = 0.5,
-    classifier_std: float = 0.01,
-    mean: RGB = PYTORCHVIDEO_CLIP.mean,
-    std: RGB = PYTORCHVIDEO_CLIP.std,
-    freeze_norms: bool = False,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
+    depths: FourDepths = (3, 4, 6, 3),
+    width: Count = 64,
+    stem_kernel: Odd = 1,
+    temporal_kernels: Odds = (1, 1, 3, 3),
+    zero_init: Flag = False,
 ) -> VideoModel:
     """Slow, or with other kernels over time the networks of its shape; no layer strides over time.
 
     Args:
-        num_classes: classes, or a dict of them for several classifiers on one body.
-        num_frames: frames of a clip that the model is made for; any other count runs as well.
-        image_size: height and width of a frame in pixels; any other size runs as well.
+        common: what every model takes.
         depths: blocks of each stage.
         width: channels of the stem and of the first stage's inner convolutions.
         stem_kernel: frames that the stem's convolution sees.
         temporal_kernels: frames that the first convolution of a block sees, for each stage.
         zero_init: the scale of each block's last norm starts at zero; see `ConvNorm`.
-        dropout: rate on the pooled feature in training.
-        classifier_std: deviation of the classifier's initial kernel.
-        mean: per-channel mean of RGB in [0, 1].
-        std: per-channel deviation of RGB in [0, 1].
-        freeze_norms: all norms use their running statistics in training too.
-        dtype: compute type; parameters, statistics and logits stay float32.
-        remat: recompute activations in the backward pass.
     """
-    dtype, strides = jnp.dtype(dtype), ((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2))
+    if len(depths) > len(temporal_kernels):
+        raise ValueError(f"temporal_kernels must have one for each of the {len(depths)} stages, got {temporal_kernels}")
+    strides = ((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2))
     stages = tuple({"temporal_kernel": kernel, "zero_init": zero_init} for kernel in temporal_kernels)
     return VideoModel(
-        stem=Stem(width, stem_kernel, True, freeze_norms, dtype),
-        body=Body(stage_blocks(Bottleneck, stages, dtype, remat), strides, tuple(depths), width, freeze_norms),
-        head=PoolHead(num_classes, dropout, classifier_std),
+        stem=Stem(width, stem_kernel, True, common.dtype, common.norm_epsilon),
+        body=Body(stage_blocks(Bottleneck, stages, common), strides, depths, width),
+        head=PoolHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1) * Bottleneck.expansion,
-        clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
+        clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv_a/conv/kernel", -2),),
     )
 
 
 def build_r3d(
+    common: Common,
     *,
-    num_classes: int | Mapping[str, int] = 400,
-    num_frames: int = TORCHVISION_CLIP.num_frames,
-    image_size: int = TORCHVISION_CLIP.image_size,
-    depths: tuple[int, ...] = (2, 2, 2, 2),
-    width: int = 64,
-    se: str = "output",
-    se_stages: tuple[int, ...] = (),
-    se_reduction: int = 16,
-    dropout: float = 0.0,
-    classifier_std: float = 0.01,
-    mean: RGB = TORCHVISION_CLIP.mean,
-    std: RGB = TORCHVISION_CLIP.std,
-    freeze_norms: bool = False,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
+    depths: FourDepths = (2, 2, 2, 2),
+    width: Count = 64,
+    se: Annotated[str, choice("output", "residual")] = "output",
+    se_stages: Annotated[tuple[int, ...], Kind("a tuple of some of the stages 1, 2, 3, 4", several(_stage, 0))] = (),
+    se_reduction: Count = 16,
 ) -> VideoModel:
     """R3D with basic blocks, and squeeze-and-excitation in some stages.
 
@@ -305,34 +283,22 @@ def build_r3d(
     ``trees.merge(model.init(key, video), flaxvid.load_torch("r3d_18", "r3d_18.pth"))``.
 
     Args:
-        num_classes: classes, or a dict of them for several classifiers on one body.
-        num_frames: frames of a clip that the model is made for; any other count runs as well.
-        image_size: height and width of a frame in pixels; any other size runs as well.
+        common: what every model takes.
         depths: blocks of each stage.
         width: channels of the stem and the first stage.
         se: where a block has squeeze-and-excitation: "output", behind addition and ReLU, or "residual", before the
             addition, which is the usual place.
         se_stages: the stages that have it, from 1; (1, 2, 3, 4) are all.
         se_reduction: how many times fewer channels there are inside it.
-        dropout: rate on the pooled feature in training.
-        classifier_std: deviation of the classifier's initial kernel.
-        mean: per-channel mean of RGB in [0, 1].
-        std: per-channel deviation of RGB in [0, 1].
-        dtype: compute type; parameters, statistics and logits stay float32.
-        remat: recompute activations in the backward pass.
     """
-    if se not in ("output", "residual") or not set(se_stages) <= {1, 2, 3, 4}:
-        raise ValueError(
-            f'se must be "output" or "residual" and se_stages some of 1, 2, 3, 4, got {se!r} and {se_stages}'
-        )
-    dtype, strides = jnp.dtype(dtype), ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    strides = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
     stages = tuple({"se": se if stage in se_stages else "", "se_reduction": se_reduction} for stage in (1, 2, 3, 4))
     return VideoModel(
-        stem=Stem(width, 3, False, freeze_norms, dtype),
-        body=Body(stage_blocks(BasicBlock, stages, dtype, remat), strides, tuple(depths), width, freeze_norms),
-        head=PoolHead(num_classes, dropout, classifier_std),
+        stem=Stem(width, 3, False, common.dtype, common.norm_epsilon),
+        body=Body(stage_blocks(BasicBlock, stages, common), strides, depths, width),
+        head=PoolHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1),
-        clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
+        clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv1/conv/kernel", -2),),
     )
 
@@ -387,13 +353,18 @@ R3D_TORCH_KEYS = {
 
 TINY = {"width": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 4, "image_size": 32}
 
+
+def _slow(variant: Mapping[str, Any], clip: ClipSpec) -> ModelSpec:
+    return ModelSpec(build_slow, variant, clip, 0.5, 0.01, formats=formats(TORCH_KEYS), tiny=TINY)
+
+
+def _r3d(variant: Mapping[str, Any], tiny: Mapping[str, Any]) -> ModelSpec:
+    return ModelSpec(build_r3d, variant, TORCHVISION_CLIP, 0.0, 0.01, formats=formats(R3D_TORCH_KEYS), tiny=tiny)
+
+
 SPECS = {
-    "slow_r50": ModelSpec(build_slow, formats=formats(TORCH_KEYS), tiny=TINY),
-    "res3dcnn": ModelSpec(
-        build_slow, {"stem_kernel": 7, "num_frames": 16, "num_classes": 9}, formats=formats(TORCH_KEYS), tiny=TINY
-    ),
-    "r3d_18": ModelSpec(build_r3d, formats=formats(R3D_TORCH_KEYS), tiny=TINY),
-    "r3d_18_se": ModelSpec(
-        build_r3d, {"se_stages": (3, 4)}, formats=formats(R3D_TORCH_KEYS), tiny={**TINY, "se_reduction": 8}
-    ),
+    "slow_r50": _slow({}, PYTORCHVIDEO_CLIP),
+    "res3dcnn": _slow({"stem_kernel": 7, "num_classes": 9}, dataclasses.replace(PYTORCHVIDEO_CLIP, num_frames=16)),
+    "r3d_18": _r3d({}, TINY),
+    "r3d_18_se": _r3d({"se_stages": (3, 4)}, {**TINY, "se_reduction": 8}),
 }

@@ -11,8 +11,9 @@ one. Of a padded clip the slow frames are those of its real part. The head takes
 the training crop is the same.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+import functools
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,10 +22,11 @@ from jaxtyping import Array, Float
 
 from flaxvid.layers.blocks import ConvNorm, FrameMask
 from flaxvid.layers.heads import PoolHead
+from flaxvid.layers.norm import BatchNorm
 from flaxvid.models import resnet3d
-from flaxvid.models.spec import ModelSpec, formats
+from flaxvid.models.options import Count, Flag, FourDepths, Kind, Odd, require, whole
+from flaxvid.models.spec import Common, ModelSpec, formats
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import RGB, ClipSpec
 
 Pathways = tuple[Float[Array, "b s h w d"], Float[Array, "b t h w c"]]
 
@@ -58,22 +60,22 @@ class Stem(nn.Module):
         width: channels of the slow pathway.
         alpha: frames to one slow frame.
         beta: how many times fewer channels the fast pathway has.
-        freeze_norms: use the running statistics in training too.
         dtype: compute type.
+        norm_epsilon: of every norm.
     """
 
     width: int = 64
     alpha: int = 4
     beta: int = 8
-    freeze_norms: bool = False
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Pathways:
         """Normalised video to the slow and the fast grid, (b, t/alpha, h/4, w/4, width) and (b, t, h/4, w/4,
         width/beta)."""
-        slow = resnet3d.Stem(self.width, 1, True, self.freeze_norms, self.dtype, name="slow")
-        fast = resnet3d.Stem(self.width // self.beta, 5, True, self.freeze_norms, self.dtype, name="fast")
+        slow = resnet3d.Stem(self.width, 1, True, self.dtype, self.norm_epsilon, name="slow")
+        fast = resnet3d.Stem(self.width // self.beta, 5, True, self.dtype, self.norm_epsilon, name="fast")
         return slow(slow_frames(x, self.alpha, frame_mask), train, frame_mask), fast(x, train, frame_mask)
 
 
@@ -87,9 +89,9 @@ class Body(nn.Module):
         beta: how many times fewer channels the fast pathway has.
         fusion_kernel: frames that the lateral convolutions see.
         zero_init: the scale of each block's last norm starts at zero.
-        freeze_norms: use the running statistics in training too.
         remat: recompute activations in the backward pass, block by block, to save memory.
         dtype: compute type.
+        norm_epsilon: of every norm.
     """
 
     depths: tuple[int, ...]
@@ -98,9 +100,9 @@ class Body(nn.Module):
     beta: int = 8
     fusion_kernel: int = 7
     zero_init: bool = False
-    freeze_norms: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     @nn.compact
     def __call__(self, x: Pathways, train: bool = False, frame_mask: FrameMask = None) -> Pathways:
@@ -108,76 +110,62 @@ class Body(nn.Module):
 
         Of the fusions the first, `fusion0`, is of what the stem gives, `fusion1` of the first stage, and so on.
         """
-        (slow, fast), train = x, train and not self.freeze_norms
+        slow, fast = x
         bottleneck = resnet3d.Bottleneck
         block = nn.remat(bottleneck, static_argnums=(2,)) if self.remat else bottleneck
         for stage, depth in enumerate(self.depths):
             kernel, strides = (self.fusion_kernel, 1, 1), (self.alpha, 1, 1)
-            fusion = ConvNorm(
-                2 * fast.shape[-1], kernel, strides, activation=nn.relu, dtype=self.dtype, name=f"fusion{stage}"
-            )
+            unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
+            fusion = unit(2 * fast.shape[-1], kernel, strides, activation=nn.relu, name=f"fusion{stage}")
             slow = jnp.concatenate([slow, fusion(fast, train, frame_mask)], axis=-1)
             width = self.width * 2**stage
             for index in range(depth):
                 strides, name = (1, 2, 2) if stage > 0 and index == 0 else (1, 1, 1), f"layer{stage + 1}_{index}"
-                how = {"strides": strides, "zero_init": self.zero_init, "dtype": self.dtype}
+                how = {"strides": strides, "zero_init": self.zero_init}
+                how |= {"dtype": self.dtype, "norm_epsilon": self.norm_epsilon}
                 slow_block = block(width, temporal_kernel=SLOW_KERNELS[stage], **how, name=f"slow_{name}")
                 fast_block = block(width // self.beta, temporal_kernel=FAST_KERNELS[stage], **how, name=f"fast_{name}")
                 slow, fast = slow_block(slow, train, frame_mask), fast_block(fast, train, frame_mask)
         return slow, fast
 
 
+def _power_of_two(value: Any) -> int:
+    value = whole(value)
+    require(value & (value - 1) == 0)
+    return value
+
+
 def build(
+    common: Common,
     *,
-    num_classes: int | Mapping[str, int] = 400,
-    num_frames: int = 32,
-    image_size: int = 224,
-    depths: tuple[int, ...] = (3, 4, 6, 3),
-    width: int = 64,
-    alpha: int = 4,
-    beta: int = 8,
-    fusion_kernel: int = 7,
-    zero_init: bool = False,
-    dropout: float = 0.5,
-    classifier_std: float = 0.01,
-    mean: RGB = resnet3d.PYTORCHVIDEO_CLIP.mean,
-    std: RGB = resnet3d.PYTORCHVIDEO_CLIP.std,
-    freeze_norms: bool = False,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
+    depths: FourDepths = (3, 4, 6, 3),
+    width: Count = 64,
+    alpha: Annotated[int, Kind("a power of two", _power_of_two)] = 4,
+    beta: Count = 8,
+    fusion_kernel: Odd = 7,
+    zero_init: Flag = False,
 ) -> VideoModel:
     """SlowFast on bottlenecks: 8x8 by default; ``alpha=8, fusion_kernel=5`` makes 4x16 of the same 32 frames.
 
     Args:
-        num_classes: classes, or a dict of them for several classifiers on one body.
-        num_frames: frames of a clip that the model is made for, all for the fast pathway; any other count runs as well.
-        image_size: height and width of a frame in pixels; any other size runs as well.
+        common: what every model takes; all frames of its clip are for the fast pathway.
         depths: blocks of each stage, the same in both pathways.
         width: channels of the slow pathway's stem; a multiple of `beta`.
         alpha: frames to one slow frame, a power of two.
         beta: how many times fewer channels the fast pathway has.
         fusion_kernel: frames that the lateral convolutions see, an odd number.
         zero_init: the scale of each block's last norm starts at zero; see `ConvNorm`.
-        dropout: rate on the pooled feature in training.
-        classifier_std: deviation of the classifier's initial kernel.
-        mean: per-channel mean of RGB in [0, 1].
-        std: per-channel deviation of RGB in [0, 1].
-        freeze_norms: all norms use their running statistics in training too.
-        dtype: compute type; parameters, statistics and logits stay float32.
-        remat: recompute activations in the backward pass.
     """
-    if alpha < 1 or alpha & (alpha - 1) or fusion_kernel % 2 == 0 or width % beta or len(depths) > 4:
-        raise ValueError(
-            "alpha must be a power of two, fusion_kernel odd, width a multiple of beta and depths of four stages at "
-            f"most, got alpha={alpha}, fusion_kernel={fusion_kernel}, width={width}, beta={beta}, depths={depths}"
-        )
-    dtype, slow_dim = jnp.dtype(dtype), width * 2 ** (len(depths) - 1) * resnet3d.Bottleneck.expansion
+    if width % beta:
+        raise ValueError(f"width must be a multiple of beta={beta}, got {width}")
+    slow_dim = width * 2 ** (len(depths) - 1) * resnet3d.Bottleneck.expansion
+    computed = {"dtype": common.dtype, "norm_epsilon": common.norm_epsilon}
     return VideoModel(
-        stem=Stem(width, alpha, beta, freeze_norms, dtype),
-        body=Body(tuple(depths), width, alpha, beta, fusion_kernel, zero_init, freeze_norms, remat, dtype),
-        head=PoolHead(num_classes, dropout, classifier_std),
+        stem=Stem(width, alpha, beta, **computed),
+        body=Body(depths, width, alpha, beta, fusion_kernel, zero_init, common.remat, **computed),
+        head=PoolHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=slow_dim + slow_dim // beta,
-        clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
+        clip=common.clip,
         altered=((r"body/(slow|fast)_layer\d+_\d+/conv_a/conv/kernel", -2),),
     )
 
@@ -233,8 +221,17 @@ TINY = {
 }
 
 SPECS = {
-    "slowfast_r50": ModelSpec(build, formats=formats(TORCH_KEYS), tiny=TINY),
-    "slowfast_r101": ModelSpec(
-        build, {"depths": (3, 4, 23, 3), "fusion_kernel": 5}, formats=formats(TORCH_KEYS), tiny=TINY
-    ),
+    name: ModelSpec(
+        build,
+        variant,
+        dataclasses.replace(resnet3d.PYTORCHVIDEO_CLIP, num_frames=32),
+        dropout=0.5,
+        classifier_std=0.01,
+        formats=formats(TORCH_KEYS),
+        tiny=TINY,
+    )
+    for name, variant in (
+        ("slowfast_r50", {}),
+        ("slowfast_r101", {"depths": (3, 4, 23, 3), "fusion_kernel": 5}),
+    )
 }

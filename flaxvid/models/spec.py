@@ -4,10 +4,20 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
-
+from flaxvid.models.options import (
+    FLOAT32,
+    ClassCount,
+    Count,
+    Deviation,
+    Dtype,
+    Flag,
+    Mean,
+    NotNegative,
+    Positive,
+    Rate,
+)
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import RGB, ClipSpec
+from flaxvid.types import ClipSpec
 
 KeyTable = tuple[tuple[str, str], ...]
 """``(regex, replacement)`` renames from a module path of ours to the torch reference's, whole paths, first match."""
@@ -30,16 +40,16 @@ class Common:
         norm_epsilon: what every norm adds to the variance. It changes results, and no shape shows it.
     """
 
-    num_classes: int | Mapping[str, int] = 400
-    num_frames: int = ClipSpec.num_frames
-    image_size: int = ClipSpec.image_size
-    mean: RGB = ClipSpec.mean
-    std: RGB = ClipSpec.std
-    dropout: float = 0.5
-    classifier_std: float = 0.01
-    dtype: Any = jnp.float32
-    remat: bool = False
-    norm_epsilon: float = 1e-5
+    num_classes: ClassCount = 400
+    num_frames: Count = ClipSpec.num_frames
+    image_size: Count = ClipSpec.image_size
+    mean: Mean = ClipSpec.mean
+    std: Deviation = ClipSpec.std
+    dropout: Rate = 0.5
+    classifier_std: NotNegative = 0.01
+    dtype: Dtype = FLOAT32
+    remat: Flag = False
+    norm_epsilon: Positive = 1e-5
 
     @property
     def clip(self) -> ClipSpec:
@@ -66,7 +76,8 @@ class ModelSpec:
     """One name of the zoo.
 
     Attributes:
-        build: makes the model of a `Common` and of its own keyword arguments.
+        build: ``build(common, *, ...)`` makes the model of a `Common` and of the family's own options, each annotated
+            with its kind (`models.options`).
         variant: overrides that make this name out of the family.
         clip: the clip that it is made for; None for that of its backbone.
         dropout: its own rate; None for its backbone's.

@@ -10,9 +10,9 @@ one (`shortcut_norm=True`, which its files imply). pytorchvideo's key `conv_t` i
 `conv_xy` the temporal one.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -21,10 +21,11 @@ from jaxtyping import Array, Float
 from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides, global_mean
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import Logits, classify
+from flaxvid.layers.norm import BatchNorm
+from flaxvid.models.options import Count, Depths, Flag
 from flaxvid.models.resnet3d import PYTORCHVIDEO_CLIP, pyslowfast_keys
-from flaxvid.models.spec import Format, ModelSpec
+from flaxvid.models.spec import Common, Format, ModelSpec
 from flaxvid.models.video_model import VideoModel
-from flaxvid.types import RGB, ClipSpec
 
 EXPANSION = 2.25
 """How many times more channels a block has inside, and the head before its pooling, than there are between blocks."""
@@ -46,6 +47,7 @@ class Block(nn.Module):
         shortcut_norm: a strided shortcut has a norm even where the channels stay as many.
         zero_init: the last norm's scale starts at zero.
         dtype: compute type.
+        norm_epsilon: of every norm.
     """
 
     width: int
@@ -54,11 +56,13 @@ class Block(nn.Module):
     shortcut_norm: bool = False
     zero_init: bool = False
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, `strides` times smaller."""
-        unit, inner = functools.partial(ConvNorm, dtype=self.dtype), int(EXPANSION * self.width)
+        unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
+        inner = int(EXPANSION * self.width)
         y = unit(inner, (1, 1, 1), activation=nn.relu, name="conv_a")(x, train, frame_mask)
         y = unit(inner, (3, 3, 3), self.strides, groups=inner, name="conv_b")(y, train, frame_mask)
         if self.se:
@@ -77,20 +81,21 @@ class Stem(nn.Module):
 
     Attributes:
         width: channels out.
-        freeze_norms: use the running statistics in training too.
         dtype: compute type.
+        norm_epsilon: of every norm.
     """
 
     width: int = 24
-    freeze_norms: bool = False
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Normalised video to a grid of as many frames, (b, t, h/2, w/2, width)."""
         x = Conv(self.width, (1, 3, 3), (1, 2, 2), dtype=self.dtype, name="conv_xy")(x.astype(self.dtype))
-        unit = ConvNorm(self.width, (5, 1, 1), groups=self.width, activation=nn.relu, dtype=self.dtype, name="conv_t")
-        return unit(x, train and not self.freeze_norms, frame_mask)
+        unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
+        conv_t = unit(self.width, (5, 1, 1), groups=self.width, activation=nn.relu, name="conv_t")
+        return conv_t(x, train, frame_mask)
 
 
 class Body(nn.Module):
@@ -101,23 +106,22 @@ class Body(nn.Module):
         width: channels of the first stage.
         shortcut_norm: see `Block`.
         zero_init: see `Block`.
-        freeze_norms: use the running statistics in training too.
         remat: recompute activations in the backward pass, block by block, to save memory.
         dtype: compute type.
+        norm_epsilon: of every norm.
     """
 
     depths: tuple[int, ...]
     width: int = 24
     shortcut_norm: bool = False
     zero_init: bool = False
-    freeze_norms: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid (b, t, h, w, c) to (b, t, h/16, w/16, 8 width) with four stages."""
-        train = train and not self.freeze_norms
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for stage, depth in enumerate(self.depths):
             for index in range(depth):
@@ -128,6 +132,7 @@ class Body(nn.Module):
                     shortcut_norm=self.shortcut_norm,
                     zero_init=self.zero_init,
                     dtype=self.dtype,
+                    norm_epsilon=self.norm_epsilon,
                     name=f"layer{stage + 1}_{index}",
                 )(x, train, frame_mask)
         return x
@@ -145,6 +150,7 @@ class Head(nn.Module):
         dropout: rate on the feature in training; needs a "dropout" key.
         classifier_std: deviation of the classifier's initial kernel.
         dtype: compute type.
+        norm_epsilon: of every norm.
     """
 
     num_classes: int | Mapping[str, int]
@@ -153,10 +159,12 @@ class Head(nn.Module):
     dropout: float = 0.5
     classifier_std: float = 0.01
     dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = BatchNorm.epsilon
 
     def setup(self):
         """Makes what `pool` needs here, for it is called by itself, too."""
-        self.pre = ConvNorm(self.hidden, (1, 1, 1), activation=nn.relu, dtype=self.dtype)
+        unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
+        self.pre = unit(self.hidden, (1, 1, 1), activation=nn.relu)
         self.post = Conv(self.features, (1, 1, 1))
 
     def pool(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Float[Array, "b c"]:
@@ -172,49 +180,32 @@ class Head(nn.Module):
 
 
 def build(
+    common: Common,
     *,
-    num_classes: int | Mapping[str, int] = 400,
-    num_frames: int = 16,
-    image_size: int = 224,
-    depths: tuple[int, ...] = (3, 5, 11, 7),
-    width: int = 24,
-    head_features: int = 2048,
-    shortcut_norm: bool = False,
-    zero_init: bool = False,
-    dropout: float = 0.5,
-    classifier_std: float = 0.01,
-    mean: RGB = PYTORCHVIDEO_CLIP.mean,
-    std: RGB = PYTORCHVIDEO_CLIP.std,
-    freeze_norms: bool = False,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
+    depths: Depths = (3, 5, 11, 7),
+    width: Count = 24,
+    head_features: Count = 2048,
+    shortcut_norm: Flag = False,
+    zero_init: Flag = False,
 ) -> VideoModel:
     """X3D; XS, S and M are one network for different clips.
 
     Args:
-        num_classes: classes, or a dict of them for several classifiers on one body.
-        num_frames: frames of a clip that the model is made for; any other count runs as well.
-        image_size: height and width of a frame in pixels; any other size runs as well.
+        common: what every model takes.
         depths: blocks of each stage.
         width: channels of the stem and the first stage.
         head_features: channels of the feature before the classifier.
         shortcut_norm: the first stage's shortcut has a norm, 48 parameters more, as in PySlowFast's files.
         zero_init: the scale of each block's last norm starts at zero; see `ConvNorm`.
-        dropout: rate on the feature in training.
-        classifier_std: deviation of the classifier's initial kernel.
-        mean: per-channel mean of RGB in [0, 1].
-        std: per-channel deviation of RGB in [0, 1].
-        freeze_norms: the norms of stem and body use their running statistics in training too.
-        dtype: compute type; parameters, statistics and logits stay float32.
-        remat: recompute activations in the backward pass.
     """
-    dtype, hidden = jnp.dtype(dtype), int(EXPANSION * width * 2 ** (len(depths) - 1))
+    hidden = int(EXPANSION * width * 2 ** (len(depths) - 1))
+    computed = {"dtype": common.dtype, "norm_epsilon": common.norm_epsilon}
     return VideoModel(
-        stem=Stem(width, freeze_norms, dtype),
-        body=Body(tuple(depths), width, shortcut_norm, zero_init, freeze_norms, remat, dtype),
-        head=Head(num_classes, hidden, head_features, dropout, classifier_std, dtype),
+        stem=Stem(width, **computed),
+        body=Body(depths, width, shortcut_norm, zero_init, common.remat, **computed),
+        head=Head(common.num_classes, hidden, head_features, common.dropout, common.classifier_std, **computed),
         feature_dim=head_features,
-        clip=ClipSpec(num_frames, image_size, (*mean,), (*std,)),
+        clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv_a/conv/kernel", -2),),
     )
 
@@ -257,7 +248,10 @@ TINY = {"width": 8, "depths": (2, 1, 1), "head_features": 32, "num_classes": 5, 
 SPECS = {
     name: ModelSpec(
         build,
-        {"num_frames": frames, "image_size": size, "depths": depths},
+        {"depths": depths},
+        dataclasses.replace(PYTORCHVIDEO_CLIP, num_frames=frames, image_size=size),
+        dropout=0.5,
+        classifier_std=0.01,
         formats=FORMATS,
         tiny=TINY,
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from absl import flags
 from ml_collections import config_flags
 
-from flaxvid.models.registry import SPECS
+from flaxvid.models.registry import SPECS, list_options
 from flaxvid.models.spec import Common
 from flaxvid.train.fields import meanings, walk
 from flaxvid.train.recipe import FILLED, OLD_NAMES, ModelRecipe, Recipe
@@ -133,7 +133,7 @@ def _entries(recipe: Recipe, path: str) -> dict[str, tuple[Any, str]]:
     if path == "model.options" and recipe.model.name in SPECS:
         spec = SPECS[recipe.model.name]
         known = meanings(Common) | meanings(spec.build, "Args")
-        defaults = dataclasses.asdict(Common()) | (spec.build.__kwdefaults__ or {}) | dict(spec.variant)
+        defaults = list_options(recipe.model.name)
         own = {"num_classes", "cameras"} | {field.name for field in dataclasses.fields(ModelRecipe)}
         return {name: (defaults[name], known[name]) for name in known if name in defaults and name not in own}
     if path == "data.motion" and recipe.data.name == "motion":

@@ -72,8 +72,8 @@ def end_with_peers() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, jax.errors.JaxRuntimeError) as error:
-        signs = ("gloo", "nccl", "coordination", "socket closed", "connection closed", "connection reset")
+    except (ValueError, TimeoutError, jax.errors.JaxRuntimeError) as error:
+        signs = ("gloo", "nccl", "coordination", "barrier", "socket closed", "connection closed", "connection reset")
         if jax.process_count() == 1 or not any(sign in str(error).lower() for sign in signs):
             raise
         end(

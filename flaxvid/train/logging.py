@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.summary import scalar
@@ -144,7 +144,8 @@ class RunLogger:
 
     def _show(self, step: int, values: Mapping[str, float], epoch: float | None, now: float) -> None:
         evaluation = not any(name.startswith("train/") for name in values)
-        short = {name.removeprefix("train/").replace("clips_per_second", "clips/s"): name for name in values}
+        ordered = sorted(values, key=lambda name: name != "train/loss")  # first the loss
+        short = {name.removeprefix("train/").replace("clips_per_second", "clips/s"): name for name in ordered}
         parts = [f"{label} {values[name]:.4g}" for label, name in short.items()]
         if self._bar and not evaluation:
             self._bar.update(self._task, description="  ".join(parts))
@@ -184,8 +185,17 @@ def _sizes(tree: Any) -> tuple[str, str, str]:
 
 
 def _progress(console: Console) -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
-    return Progress(*columns, console=console)
+    def still(width: int) -> Column:  # long metrics would else push it out
+        return Column(min_width=width, no_wrap=True)
+
+    return Progress(
+        BarColumn(20, table_column=still(20)),
+        MofNCompleteColumn(table_column=still(11)),
+        TimeRemainingColumn(table_column=still(7)),
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        console=console,
+        expand=True,
+    )
 
 
 def _scalar(name: str, value: Any) -> float:

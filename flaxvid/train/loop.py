@@ -127,7 +127,8 @@ def train(
     variables = task.init(init_key, plain)
     optimizer = make_optimizer(recipe.optimizer, norm_modules(variables))
     state = create_state(variables, optimizer, ema=recipe.optimizer.ema > 0, freeze=recipe.freeze)
-    state, step_key = jax.device_put((state, step_key), same)
+    state = jax.device_put(state, same)
+    step_key = jax.jit(lambda key: key, out_shardings=same)(step_key)  # device_put takes no keys to other hosts
     jitted = make_train_step(
         task,
         optimizer,

@@ -41,6 +41,7 @@ def check_norm_groups(rows: int, norm_groups: int, mesh: Mesh) -> None:
         )
 
 
+@jax.transfer_guard("allow")
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """A batch of this process's NumPy arrays as global arrays divided over the mesh."""
     sharding = divided(mesh)

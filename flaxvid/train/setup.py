@@ -1,10 +1,8 @@
 """From a recipe's words to the things that they name."""
 
-import contextlib
 import dataclasses
 import functools
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,11 @@ from flaxvid.data.sources.cameras import open_scenes
 from flaxvid.data.sources.class_names import are_numbers, find_classes, list_names
 from flaxvid.data.sources.open import Source, open_source
 from flaxvid.frames import FrameFlexible
-from flaxvid.models.registry import create_model, get_spec
+from flaxvid.models.registry import create_model, get_spec, list_options
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.task import Task, init_model
 from flaxvid.train.checkpoint import restore_variables
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, read_recipe
+from flaxvid.train.recipe import DataRecipe, Recipe, read_recipe
 from flaxvid.train.state import averaged
 from flaxvid.train.workdir import read_classes, run_folder
 from flaxvid.types import Classes, Variables, by_target
@@ -90,8 +88,7 @@ def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoMod
         )
     own |= {name: value for name, value in sizes.items() if value is not None}  # else the network's own
     own |= {"cameras": cameras} if fuses else {}
-    with _blaming_options(model):
-        return create_model(model.name, num_classes=num_classes, **own, **model.options)
+    return create_model(model.name, num_classes=num_classes, **own, **model.options)
 
 
 def complete(recipe: Recipe) -> Recipe:
@@ -121,19 +118,12 @@ def find_shapes(recipe: Recipe) -> Variables:
         ValueError: its network cannot be made.
     """
     task = make_task(recipe, make_model(recipe, dict.fromkeys(recipe.task.target_weights, 1) or 1))
-    with _blaming_options(recipe.model):
-        return jax.eval_shape(task.init, jax.random.key(0))
-
-
-@contextlib.contextmanager
-def _blaming_options(model: ModelRecipe) -> Iterator[None]:
-    """Inside, whatever else than ValueError is raised becomes one that names the network's options."""
     try:
-        yield
+        return jax.eval_shape(task.init, jax.random.key(0))
     except ValueError:
         raise
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "")
+    except Exception as error:  # of whatever kind options that do not go together make it
+        model, reason = recipe.model, next(iter(str(error).splitlines()), "")
         raise ValueError(
             f"{model.name} cannot be made with model.options={model.options} "
             f"({type(error).__name__}: {reason}): correct them"
@@ -257,14 +247,15 @@ def _knows_cameras(weights: str) -> bool:
 
 
 def _takes_cameras(name: str) -> bool:
-    return "cameras" in inspect.signature(get_spec(name).build).parameters
+    return "cameras" in list_options(name)
 
 
 def _of_backbone(recipe: Recipe) -> Recipe:
     """The recipe of one video's network that a network of several cameras is made of."""
     options = recipe.model.options
-    default = inspect.signature(get_spec(recipe.model.name).build).parameters["backbone"].default
     model = dataclasses.replace(
-        recipe.model, name=options.get("backbone", default), options=dict(options.get("backbone_options") or {})
+        recipe.model,
+        name=options.get("backbone", get_spec(recipe.model.name).backbone),
+        options=dict(options.get("backbone_options") or {}),
     )
     return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, cameras=()))

@@ -56,5 +56,6 @@ def open_splits(recipe: Recipe) -> Splits:
     if jax.process_index() == 0:
         shown = dict.fromkeys((data.train_split, chosen, data.eval_split))
         account = describe_splits({split: sources[split] for split in shown if split in sources})
-        print("\n".join(filter(None, (account, note))))
+        for text in filter(None, (account, note)):
+            print(text)
     return Splits(first, sources.get(chosen) if recipe.eval_every else None, sources[data.eval_split])

@@ -13,7 +13,7 @@ from flaxvid import trees
 from flaxvid.adapt.freezing import is_frozen, keep_statistics
 from flaxvid.tasks.task import Metrics, Task, count_rows
 from flaxvid.train.mesh import divided, replicated
-from flaxvid.train.state import TrainState, is_trainable
+from flaxvid.train.state import TrainState, is_averaged, is_trainable, mover
 from flaxvid.types import Batch
 
 TrainStep = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, Metrics]]
@@ -73,10 +73,10 @@ def train_step(
     variables = trees.merge(fixed, updated, moved_params)
     variables = task.after(variables, state.step)
     if ema:
-        current = {name: tree for name, tree in variables.items() if not name.startswith("ema_")}
+        current = {name: tree for name, tree in variables.items() if is_averaged(name)}
         averages = {name: variables[f"ema_{name}"] for name in current}
         moved: Any = optax.incremental_update(current, averages, 1 - warmed_decay(ema, state.step))
-        variables = {**current, **{f"ema_{name}": tree for name, tree in moved.items()}}
+        variables = {**variables, **{f"ema_{name}": tree for name, tree in moved.items()}}
     variables = trees.merge(variables, frozen)  # means, of groups or over time, are not exact to the last bit
     metrics = {**metrics, "gradient_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, variables, opt_state), metrics
@@ -112,7 +112,7 @@ def gradient_in_parts(
         grads, (updated, metrics) = jax.grad(loss, has_aux=True)(params, moved, *part)
         return (optax.tree.add(total, grads), {**moved, **updated}), metrics
 
-    moved = {name: tree for name, tree in fixed.items() if name.startswith("batch_stats")}
+    moved = {name: tree for name, tree in fixed.items() if mover(name) == "forward pass"}
     grads, metrics, number = optax.tree.zeros_like(params), [], 1  # 0: the key of mixing
     for share in task.divide(batch, key, norm_groups):
         for parts in cut(share, limit, norm_groups):

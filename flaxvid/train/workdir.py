@@ -157,8 +157,15 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
                 )
             listed = "\n  ".join(refused)
             raise ValueError(f"{workdir} holds a run of another recipe:\n  {listed}\ngive --workdir another folder")
-        if changes:
-            print(f"{workdir} goes on with changes:\n  " + "\n  ".join(changes.values()))
+        options = read_json(file, dict).get("model", {}).get("options", {})
+        if options.get("freeze_norms") and not (workdir / "any_frame.json").exists():
+            raise ValueError(
+                f"{workdir} was begun by an older version with model.options.freeze_norms, whose checkpoints hold more "
+                f"than those of --config.freeze: begin a new run with --config.model.weights={workdir}"
+            )
+        if not changes:
+            return
+        print(f"{workdir} goes on with changes:\n  " + "\n  ".join(changes.values()))
         if changes.keys() & (TESTS | {"epochs"}):
             (workdir / "any_frame.json").unlink(missing_ok=True)  # of other epochs or another test
     workdir.mkdir(parents=True, exist_ok=True)

@@ -13,15 +13,16 @@ import flaxvid
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
 from flaxvid.layers.heads import PoolHead
-from flaxvid.models.multiview import CAMERAS, FUSIONS, MeanHead, fuse
+from flaxvid.models.multiview import CAMERAS, FUSIONS, MeanHead, build
 from flaxvid.models.registry import create_tiny
+from flaxvid.models.spec import Common
 
 OPTIONS = {"width": 8, "depths": (1,), "num_classes": 5, "image_size": 32, "dropout": 0.0}
 SINGLE = create_tiny("tsm_resnet18", **OPTIONS)
 
 
 def make(fusion, **options):
-    return fuse(SINGLE, name="tsm_resnet18", fusion=fusion, **options)
+    return build(Common(norm_epsilon=1e-6), backbone=SINGLE, fusion=fusion, **options)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def test_the_name_takes_any_backbone(scene):
 def test_backbones_of_every_family(name):
     backbone = create_tiny(name)
     for fusion in FUSIONS:
-        model = fuse(backbone, name=name, fusion=fusion)
+        model = build(Common(), backbone=backbone, fusion=fusion)
         variables, logits = shapes(model)
         assert logits.shape == (1, 5)
         features = functools.partial(model.apply, method="features")
@@ -195,20 +196,20 @@ def shapes(model):
 @pytest.mark.parametrize("fusion", ["attention", "concat"])
 def test_several_maps_are_refused_by_name(fusion):
     slowfast = create_tiny("slowfast_r50")
-    with pytest.raises(ValueError, match=f"slowfast_r50 makes several maps.*fusion='{fusion}'.*fusion=\"late\""):
-        fuse(slowfast, name="slowfast_r50", fusion=fusion)
-    _, logits = shapes(fuse(slowfast, name="slowfast_r50", fusion="late"))  # of answers there is a mean
+    with pytest.raises(ValueError, match=f"the backbone makes several maps.*fusion='{fusion}'.*fusion=\"late\""):
+        build(Common(), backbone=slowfast, fusion=fusion)
+    _, logits = shapes(build(Common(), backbone=slowfast, fusion="late"))  # of answers there is a mean
     assert logits.shape == (1, 5)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fusion": "sum"}, "fusion must be one of attention, concat, late, got 'sum'"),
+        ({"fusion": "sum"}, 'fusion must be "attention", "concat" or "late", got .sum'),
         ({"cameras": ()}, "cameras must be distinct names"),
         ({"cameras": ("front", "front")}, "cameras must be distinct names"),
         ({"cameras": ("a camera", "front")}, "can be part of a parameter's, such as"),
-        ({"camera_dropout": 1.0}, r"camera_dropout must lie in \[0, 1\), got 1.0"),
+        ({"camera_dropout": 1.0}, r"camera_dropout must be a number in \[0, 1\), got 1.0"),
     ],
 )
 def test_impossible_options(options, message):
@@ -217,7 +218,7 @@ def test_impossible_options(options, message):
 
 
 def test_a_model_of_cameras_is_no_backbone():
-    with pytest.raises(ValueError, match="ts_cva takes several cameras itself"):
+    with pytest.raises(ValueError, match="the backbone takes several cameras itself"):
         create_tiny("ts_cva", backbone="ts_cva", backbone_options={})
 
 

@@ -5,6 +5,7 @@ import functools
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -12,6 +13,9 @@ from flaxvid import trees
 from flaxvid.frames import FrameFlexible
 from flaxvid.layers.shift import TemporalShift
 from flaxvid.models.registry import create_model, create_tiny
+from flaxvid.tasks.supervised import SupervisedRecipe
+from flaxvid.train.state import create_state
+from flaxvid.train.step import train_step
 
 TRUNKS = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032}  # 101 and 152: tests/parity
 
@@ -136,18 +140,32 @@ def test_a_causal_model_streams_frame_by_frame(random_variables, clip):
         }
 
 
-def test_frozen_norms_are_all_but_the_stems(random_variables, clip):
-    model = create_tiny("tsm_resnet18", depths=(1,), freeze_norms=True)
-    variables = random_variables(model)
+def test_freezing_the_bodys_norms_gives_the_bits_of_partial_bn(random_variables, clip):
+    """TSM's: the body's norms run as in evaluation, and the optimizer leaves their scales and biases alone."""
+    model = create_tiny("tsm_resnet18", depths=(1, 1))
+    before, task = random_variables(model), SupervisedRecipe((4,)).make(model)
+    batch = {"video": {4: clip(2, 4, 32, 32)}, "label": np.arange(2)}
 
-    @jax.jit
-    def train(variables, video):
-        rngs = {"dropout": jax.random.key(0)}
-        return model.apply(variables, video, train=True, mutable=["batch_stats"], rngs=rngs)
+    def train(optimizer, freeze=()):
+        step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer, freeze=freeze))
+        return step(create_state(before, optimizer, freeze=freeze), batch, jax.random.key(0))[0].variables
 
-    _, state = train(variables, clip(2, 4, 32, 32))
-    chex.assert_trees_all_equal(state["batch_stats"]["body"], variables["batch_stats"]["body"])
-    assert (state["batch_stats"]["stem"]["norm1"]["mean"] != variables["batch_stats"]["stem"]["norm1"]["mean"]).all()
+    def as_in_evaluation(call, args, kwargs, context):
+        if "use_running_average" in kwargs and context.module.path[0] == "body":
+            kwargs = kwargs | {"use_running_average": True}
+        return call(*args, **kwargs)
+
+    frozen = train(optax.sgd(0.1), (r"body/.*norm\w*",))
+    still = optax.masked(
+        optax.set_to_zero(),
+        lambda params: trees.map_paths(lambda path, _: path.startswith("params/body") and "norm" in path, params),
+    )
+    with nn.intercept_methods(as_in_evaluation):
+        partial_bn = train(optax.chain(optax.sgd(0.1), still))
+    chex.assert_trees_all_equal(frozen, partial_bn)
+    flat = trees.flatten(frozen)
+    moved = {path for path, leaf in trees.flatten(before).items() if not np.array_equal(leaf, flat[path])}
+    assert moved == {path for path in flat if not ("/body/" in path and "norm" in path)}
 
 
 def test_jit_equals_eager(random_variables, clip):

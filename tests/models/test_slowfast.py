@@ -1,5 +1,7 @@
 """SlowFast: what the contract cannot know."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -133,7 +135,6 @@ def test_the_keys(random_variables):
 
 @pytest.mark.parametrize("wrong", [{"alpha": 6}, {"fusion_kernel": 4}, {"width": 12}, {"depths": (1, 1, 1, 1, 1)}])
 def test_wrong_options_say_so(wrong):
-    (name, value), *_ = wrong.items()
-    with pytest.raises(ValueError, match="alpha must be a power of two, fusion_kernel odd, width a multiple") as error:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"^{name} must be [^\\n]*, got {re.escape(repr(value))}$"):
         create_model("slowfast_r50", **wrong)
-    assert f"{name}={value}" in str(error.value)

@@ -62,7 +62,9 @@ def test_processes_and_devices_change_nothing_but_the_order_of_sums(curves):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_lost_process_ends_the_other_in_words(launch, tmp_path, victim):
-    process = launch(tmp_path / "run", 2, 1, "--config.epochs=1000", "--config.checkpoint_every=1000")
+    process = launch(
+        tmp_path / "run", 2, 1, "--config.epochs=1000", "--config.checkpoint_every=1000", "--config.eval_every=0"
+    )
     deadline = time.monotonic() + 200
     while not (len(children(process)) == 2 and len(losses(tmp_path / "run")) > 2):
         assert process.poll() is None, process.communicate()
@@ -78,7 +80,7 @@ def test_a_lost_process_ends_the_other_in_words(launch, tmp_path, victim):
 
 
 def test_one_sigterm_stops_all_and_all_go_on(launch, tmp_path):
-    steps, flags = 300, ("--config.epochs=100", "--config.checkpoint_every=1000")
+    steps, flags = 300, ("--config.epochs=100", "--config.checkpoint_every=1000", "--config.eval_every=0")
     process = launch(tmp_path / "run", 2, 2, *flags)
     deadline = time.monotonic() + 200
     while not len(losses(tmp_path / "run")):

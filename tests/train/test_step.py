@@ -7,10 +7,11 @@ import pytest
 from flaxvid.models.registry import create_tiny
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
+from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
-from flaxvid.train.state import averaged, create_state, trainable
+from flaxvid.train.state import averaged, create_state, mover, trainable
 from flaxvid.train.step import make_train_step, train_step, warmed_decay
 
 KEY = jax.random.key(0)
@@ -128,6 +129,33 @@ def test_ema_follows_its_formula(make, optimizer, batch, step, decay):
         chex.assert_trees_all_close(new.variables[f"ema_{name}"], average, rtol=1e-5, atol=1e-6)
         chex.assert_trees_all_equal(averaged(new.variables)[name], new.variables[f"ema_{name}"])
     assert set(trainable(new.variables)) == {"params"}
+
+
+@pytest.mark.parametrize("arguments", [{}, {"accumulate": 2}])
+def test_a_teacher_is_moved_by_nobody(make, optimizer, batch, tmp_path, arguments):
+    """It is neither trained nor averaged, and it comes back from a checkpoint."""
+    task, state = make()
+    teacher = jax.tree.map(lambda leaf: leaf + 1, state.variables["params"])
+    state = create_state({**state.variables, "teacher": teacher}, optimizer, ema=True)
+    names = {"params", "batch_stats", "teacher", "ema_params", "ema_batch_stats"}
+    assert set(state.variables) == names
+    assert set(trainable(state.variables)) == {"params"}
+    assert {name: mover(name) for name in ("params_4f", "batch_stats_4f", "ema_params_4f", "teacher", "cache")} == {
+        "params_4f": "gradient",
+        "batch_stats_4f": "forward pass",
+        "ema_params_4f": "step",
+        "teacher": "nobody",
+        "cache": "nobody",
+    }
+    new, _ = step_of(task, optimizer, ema=0.9, **arguments)(state, batch, KEY)
+    assert set(new.variables) == names
+    chex.assert_trees_all_equal(new.variables["teacher"], teacher)
+    assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (new.variables["params"], teacher)), strict=True))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, new)
+        chex.assert_trees_all_equal(checkpoints.restore(state), new)
+    chex.assert_trees_all_equal(averaged(new.variables)["teacher"], teacher)
+    chex.assert_trees_all_equal(averaged(new.variables)["params"], new.variables["ema_params"])
 
 
 def test_the_average_forgets_its_start_within_a_short_run():

@@ -67,7 +67,7 @@ def test_fields_are_read_under_their_new_names(stored):
 
 
 def test_stored_runs_are_compared_on_one_page(stored, tmp_path):
-    finished = ["ffn", "cameras"]
+    finished = ["ffn", "targets", "cameras"]
     page = write_comparison([stored(name) for name in finished], tmp_path / "page.html").read_text()
     assert all(name in page for name in finished)
 
@@ -80,3 +80,13 @@ def test_a_stopped_run_goes_on_to_where_the_whole_one_came(stored, motion_data):
     rows = flaxvid.run(recipe, folder)
     assert [row["frames"] for row in rows] == [2, 3, 4]
     assert_answers(folder, whole)
+
+
+def test_a_stopped_run_whose_option_is_gone_says_how_to_go_on(stored, motion_data):
+    folder = stored("frozen")
+    recipe = read_recipe(folder)
+    recipe.data.root = str(motion_data)
+    with pytest.raises(ValueError, match=r"begun by an older version with model\.options\.freeze_norms, ") as error:
+        flaxvid.run(recipe, folder)
+    assert f"--config.model.weights={folder}" in str(error.value)
+    assert "\n" not in str(error.value)

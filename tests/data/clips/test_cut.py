@@ -43,4 +43,4 @@ def test_augmentation_errors(wrong, message):
 
 def test_a_recipes_clips_must_be_given_frames_and_size():
     with pytest.raises(ValueError, match=r"expected frame counts and a size of clips, got frames=\(\), image_size=0"):
-        frame_indices(8, ClipConfig(), None)
+        frame_indices(None, 8, ClipConfig(), None)

@@ -1,0 +1,152 @@
+"""What the options of a model may be: an annotation names the kind, and one check reads all of them.
+
+An option is annotated with its kind, such as ``width: Count = 64``. Values may be what a saved file holds: numpy
+numbers, lists for tuples, the name of a type.
+"""
+
+import dataclasses
+import math
+import operator
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
+
+from flaxvid.types import RGB
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of option.
+
+    Attributes:
+        words: what a value must be, for the error.
+        read: gives the value as a model holds it, or raises TypeError or ValueError.
+    """
+
+    words: str
+    read: Callable[[Any], Any]
+
+
+def option_kinds(owner: Callable[..., Any]) -> dict[str, Kind]:
+    """The options of a `build` function or of `Common`, with their kinds."""
+    hints = typing.get_type_hints(owner, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if typing.get_origin(hint) is Annotated}
+
+
+def read_option(name: str, kind: Kind, value: Any) -> Any:
+    """The value as a model holds it.
+
+    Raises:
+        ValueError: it is not of the kind.
+    """
+    try:
+        return kind.read(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be {kind.words}, got {value!r}") from error
+
+
+def require(holds: Any) -> None:
+    """What a `Kind.read` refuses a value with."""
+    if not holds:
+        raise ValueError
+
+
+def whole(value: Any) -> int:
+    """Reads a positive whole number; True is none."""
+    require(not isinstance(value, bool | np.bool_))
+    value = operator.index(value)
+    require(value >= 1)
+    return value
+
+
+def _odd(value: Any) -> int:
+    value = whole(value)
+    require(value % 2 == 1)
+    return value
+
+
+def _number(value: Any) -> float:
+    require(isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool))
+    require(math.isfinite(value))
+    return float(value)
+
+
+def _positive(value: Any) -> float:
+    value = _number(value)
+    require(value > 0)
+    return value
+
+
+def _not_negative(value: Any) -> float:
+    value = _number(value)
+    require(value >= 0)
+    return value
+
+
+def _rate(value: Any) -> float:
+    value = _not_negative(value)
+    require(value < 1)
+    return value
+
+
+def _flag(value: Any) -> bool:
+    require(isinstance(value, bool | np.bool_))
+    return bool(value)
+
+
+def _dtype(value: Any) -> Any:
+    dtype = jnp.dtype(value)
+    require(dtype in (jnp.float32, jnp.bfloat16))
+    return dtype
+
+
+def _classes(value: Any) -> int | FrozenDict[str, int]:
+    if not isinstance(value, Mapping):
+        return whole(value)
+    require(value and all(isinstance(target, str) and target and "/" not in target for target in value))
+    # A model with a plain dict could not be hashed, as `jax.jit` asks.
+    return FrozenDict({target: whole(count) for target, count in value.items()})
+
+
+def several(read: Callable[[Any], Any], least: int = 1, most: float = math.inf) -> Callable[[Any], tuple[Any, ...]]:
+    """Reads a tuple of so many values."""
+
+    def read_all(values: Any) -> tuple[Any, ...]:
+        require(isinstance(values, tuple | list | np.ndarray) and least <= len(values) <= most)
+        return tuple(map(read, values))
+
+    return read_all
+
+
+def choice(*words: str) -> Kind:
+    """One of some words."""
+
+    def read(value: Any) -> str:
+        require(isinstance(value, str) and value in words)
+        return value
+
+    quoted = [f'"{word}"' for word in words]
+    return Kind(f"{', '.join(quoted[:-1])} or {quoted[-1]}", read)
+
+
+FLOAT32 = jnp.dtype("float32")
+
+Count = Annotated[int, Kind("a positive whole number", whole)]
+Odd = Annotated[int, Kind("a positive odd number", _odd)]
+Odds = Annotated[tuple[int, ...], Kind("a tuple of positive odd numbers", several(_odd))]
+Depths = Annotated[tuple[int, ...], Kind("a tuple of positive whole numbers, one a stage", several(whole))]
+FourDepths = Annotated[
+    tuple[int, ...], Kind("a tuple of positive whole numbers, one for each of at most 4 stages", several(whole, 1, 4))
+]
+Rate = Annotated[float, Kind("a number in [0, 1)", _rate)]
+Positive = Annotated[float, Kind("a positive number", _positive)]
+NotNegative = Annotated[float, Kind("a number that is not negative", _not_negative)]
+Flag = Annotated[bool, Kind("True or False", _flag)]
+Mean = Annotated[RGB, Kind("three numbers, one a colour", several(_number, 3, 3))]
+Deviation = Annotated[RGB, Kind("three positive numbers, one a colour", several(_positive, 3, 3))]
+Dtype = Annotated[Any, Kind('"float32" or "bfloat16"', _dtype)]
+ClassCount = Annotated[int | Mapping[str, int], Kind("a positive number or a dict of them by target", _classes)]
