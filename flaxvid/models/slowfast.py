@@ -7,7 +7,7 @@ Both pathways come from one clip, inside the stem: the slow frames are ``floor(l
 pytorchvideo and PySlowFast (0, 4, 8, 13, ... of 32, not every fourth), computed in integers. Differs from them: where
 alpha does not divide the frames, there is one slow frame more, ``ceil(t / alpha)``, as many as the lateral convolution
 gives, so that any clip runs, where theirs stop with an error; a clip shorter than alpha has its first frame as the slow
-one. Of a padded clip the slow frames are those of its real part. The head takes the means of the whole grids, which at
+one. The slow frames of a padded clip are chosen from its real part. The head takes the means of the whole grids, which at
 the training crop is the same.
 """
 
