@@ -19,16 +19,14 @@ class CrossViewAttention(nn.Module):
     """Temporal-spatial cross-view attention: cameras look at each other at each moment, then along time, and are
     joined.
 
-    Cameras that see one moment from several sides agree in time and in nothing else: which place of one camera shows
-    what a place of another does is learnt, so at each moment every place of every camera attends to all places of all
-    cameras. After that each place attends to its own past and future, and a gate, softmax over the cameras, weighs them
-    in a sum.
+    Cameras of a scene share the time and nothing else: which place of one shows the same as a place of another must be
+    learnt. So at each moment every place of every camera attends to all places of all cameras. Then each place attends
+    to its own past and future. Last, a gate (softmax over the cameras) weighs the cameras in a sum.
 
-    What is the same in two cameras means another thing in each, as "to the right" does, so before all this each camera
-    has a projection of its own. These start as the identity, both attentions at zero and the gate even: what comes out
-    at first is the cameras' mean, and with the projections alone it would be what concatenation makes of them.
+    "To the right" is another direction in each camera, so each camera first has a projection of its own. At the start
+    the projections are the identity, both attentions give zero, and the gate is even: the output is the cameras' mean.
 
-    A camera that is not present is no key of any place and has no weight in the gate: its values change nothing.
+    A camera that is not present is no key of the attention and has no weight in the gate: its values change nothing.
 
     Attributes:
         heads: of both attentions; divides their channels.

@@ -1,7 +1,7 @@
 """What the 3-D families are made of: convolution with norm, squeeze-and-excitation, and masks of padded frames.
 
-Every layer takes the mask of the clip itself and fits it to the grid that it sees, so no model keeps account of its
-temporal strides.
+Every layer takes the mask of the whole clip and fits it to its own grid, so no model keeps track of its temporal
+strides.
 """
 
 from collections.abc import Callable, Sequence

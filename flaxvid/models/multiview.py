@@ -1,18 +1,18 @@
 """Several cameras of one scene, ``{"front": video, "left": video, "right": video}``, on any backbone of the zoo.
 
-The backbone's stem and body see each camera; what they make of the cameras becomes one answer in one of three ways:
+The backbone's stem and body see each camera alone. A fusion joins the cameras in one of three ways:
 
-* "late": the head answers for each camera, and the mean of the logits counts; with a shared backbone nobody knows which
-  camera it was that saw something.
-* "concat": the body's maps side by side on the channels, and a 1x1x1 convolution back to their number.
-* "attention": `CrossViewAttention` over the maps; with it the model is TS-CVA, temporal-spatial cross-view attention.
+* "late": the head classifies each camera, and the logits are averaged. With a shared backbone the model cannot tell
+  which camera saw what.
+* "concat": the body's maps stand side by side on the channels, and a 1x1x1 convolution brings back their number.
+* "attention": `CrossViewAttention` over the maps. This model is TS-CVA, temporal-spatial cross-view attention.
 
-A camera that the dict lacks is missing. Late fusion takes the mean of the others; attention masks it; concatenation can
-only put zeros where it would be, which its kernel has never seen unless it was trained with `camera_dropout`.
+A camera that the dict lacks is missing. Late fusion averages the others, attention masks it, and concatenation puts
+zeros in its place, which its kernel knows only after a training with `camera_dropout`.
 
-With a shared backbone its variables keep their names: those of a model of one video are those of "late" as they are,
-and lack only "body/fusion" for the other two. With separate ones they are under "stem/front", "body/front", ...; the
-head, which classifies what has been joined, is always one.
+A shared backbone keeps the names of its variables: variables of a model of one video fit "late" as they are, and lack
+only "body/fusion" for the other two. Separate backbones are under "stem/front", "body/front", .... There is always one
+head.
 """
 
 import re

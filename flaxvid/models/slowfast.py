@@ -3,12 +3,13 @@
 The slow pathway is `resnet3d`'s Slow; the fast one sees `alpha` times the frames with an eighth of the channels and no
 stride over time, and before every stage a strided convolution over time adds what it found to the slow one's channels.
 
-Both pathways come from one clip, inside the stem: the slow frames are ``floor(linspace(0, t - 1, t // alpha))``, as in
-pytorchvideo and PySlowFast (0, 4, 8, 13, ... of 32, not every fourth), computed in integers. Differs from them: where
-alpha does not divide the frames, there is one slow frame more, ``ceil(t / alpha)``, as many as the lateral convolution
-gives, so that any clip runs, where theirs stop with an error; a clip shorter than alpha has its first frame as the slow
-one. Of a padded clip the slow frames are those of its real part. The head takes the means of the whole grids, which at
-the training crop is the same.
+Both pathways come from one clip, inside the stem. The slow frames are ``floor(linspace(0, t - 1, t // alpha))``, as in
+pytorchvideo and PySlowFast (0, 4, 8, 13, ... of 32, not every fourth), computed in integers. Differs from them:
+
+* Where alpha does not divide the frames, there is one slow frame more, ``ceil(t / alpha)``, as many as the lateral
+  convolution gives. So any clip runs, where theirs stop with an error. A clip shorter than alpha has its first frame as
+  the slow one, and the slow frames of a padded clip are chosen from its real part.
+* The head takes the means of the whole grids, which at the training crop is the same.
 """
 
 import dataclasses

@@ -1,12 +1,12 @@
 """X3D (arXiv 2004.04730): a small 2-D network, expanded step by step along time, size, width and depth.
 
-Its blocks are narrow outside and wide inside, where a depthwise 3x3x3 convolution looks around and every second one is
-followed by squeeze-and-excitation; so 3.8 million parameters and few multiply-adds do what 30 million do elsewhere.
+Its blocks are narrow outside and wide inside. Inside, a depthwise 3x3x3 convolution sees space and time, and every
+second block has squeeze-and-excitation. So 3.8 million parameters do what takes 30 million elsewhere.
 
-Differs from the references: pytorchvideo 0.1.5 and, at evaluation, PySlowFast end in a softmax, which is the softmax of
-our logits. They average over windows of the training crop's size, we over the whole grid, which at that crop is the
-same. Of a stage's first block with as many channels out as in, pytorchvideo's shortcut has no norm; PySlowFast's has
-one (`shortcut_norm=True`, which its files imply). pytorchvideo's key `conv_t` is the stem's spatial convolution, its
+Differs from the references: pytorchvideo 0.1.5 and, at evaluation, PySlowFast end in a softmax; ours ends in logits.
+They average over windows of the training crop's size, we over the whole grid, which at that crop is the same. Where a
+stage's first block keeps the number of channels, pytorchvideo's shortcut has no norm, and PySlowFast's has one
+(`shortcut_norm=True`, which its files imply). pytorchvideo's key `conv_t` is the stem's spatial convolution, its
 `conv_xy` the temporal one.
 """
 
@@ -139,9 +139,9 @@ class Body(nn.Module):
 
 
 class Head(nn.Module):
-    """Widens, pools, widens again, classifies: the second convolution costs nothing, for it sees one position only.
+    """Widens, pools, widens again, classifies. The second convolution is cheap: it sees one position only.
 
-    From the pooling on all is float32.
+    Everything after the pooling is float32.
 
     Attributes:
         num_classes: a number, or ``{"action": 9, "actor": 4}`` for one classifier each and a dict of logits.
