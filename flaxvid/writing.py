@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, and folders that one process writes to at a time."""
+"""Writes files as a whole or not at all, locks folders against other processes, and says where the cache is."""
 
 import contextlib
 import errno
@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to; it takes the place of `path` once all of it is written.
+    """Gives a path beside `path` to write to. It takes the place of `path` once all of it is written.
 
-    However the process ends, and whoever reads meanwhile: the file is the old one, or none, or the new one.
+    Whoever reads meanwhile, and however the process ends, finds the old file, no file, or the new file.
     """
     beside = path.with_name(f".{path.name}.part")
     try:
@@ -28,7 +28,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def named_in_errors(path: Path) -> Iterator[None]:
-    """Gives the system's errors the name of the file: a full disk alone does not say which."""
+    """Adds the file's name to errors of the system: a full disk does not say which file."""
     try:
         yield
     except OSError as error:
@@ -41,7 +41,7 @@ def read_json(path: Path, kind: type) -> Any:
     """Reads a JSON file that holds a `kind`, dict or list.
 
     Raises:
-        ValueError: it holds anything else, or no JSON; the message names the file.
+        ValueError: It holds something else, or no JSON. The message names the file.
     """
     words = {dict: "a JSON object", list: "a JSON list"}[kind]
     try:

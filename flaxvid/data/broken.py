@@ -1,4 +1,4 @@
-"""Videos of a run that could not be read: counted, named, and too many of them an error."""
+"""Counts and names the videos of a run that cannot be read. Too many of them are an error."""
 
 import dataclasses
 
@@ -7,23 +7,23 @@ from flaxvid.data.sources.open import Source
 from flaxvid.types import Batch
 
 LEAST = 1000
-"""The share of broken videos is taken of at least so many (or all there are): the first few are no sample."""
+"""The share of broken videos is taken of at least so many, or of all: the first few are no sample."""
 
 
 class BrokenVideosError(ValueError):
-    """More videos of a data set cannot be read than the run was told to put up with; lists them."""
+    """More videos cannot be read than the run allows. The message lists them."""
 
 
 @dataclasses.dataclass
 class Tally:
-    """Keeps account of the videos that batches were made from, on the host.
+    """Counts the videos that batches were made of, on the host.
 
     Attributes:
         source: The batches' source.
-        clips: How clips were cut: what is too short depends on it.
-        limit: Largest share of broken ones among the distinct videos seen, in [0, 1].
-        seen: Positions of the videos whose turn it was so far, broken ones too.
-        broken: What is wrong with the broken ones, by position.
+        clips: How clips were cut. It decides which videos are too short.
+        limit: Largest allowed share of broken videos among the distinct videos seen, in [0, 1].
+        seen: Positions of the videos drawn so far, broken ones too.
+        broken: What is wrong with each broken video, by position.
     """
 
     source: Source
@@ -33,16 +33,16 @@ class Tally:
     broken: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def add(self, batch: Batch) -> list[str]:
-        """Counts a batch, of NumPy arrays, and returns what is wrong with the broken videos that are new, a line each.
+        """Counts a batch of NumPy arrays. Returns what is wrong with newly broken videos, a line each.
 
-        A new broken video is decoded once more to learn that.
+        It decodes such a video once more to find that out.
 
         Raises:
             BrokenVideosError: Their share is above the limit.
         """
         drawn = {int(was if was >= 0 else now) for now, was in zip(batch["index"], batch["broken"], strict=True)}
         found = sorted({int(position) for position in batch["broken"]} - self.broken.keys() - {-1})
-        self.seen |= drawn - {-1}  # without replacements: good by selection, they would make the share look smaller
+        self.seen |= drawn - {-1}  # replacements do not count: chosen to be good, they would lower the share
         self.broken.update((position, why_broken(self.source, position, self.clips)) for position in found)
         if found and len(self.broken) > self.limit * max(len(self.seen), min(len(self.source), LEAST)):
             raise BrokenVideosError(
@@ -54,7 +54,7 @@ class Tally:
 
 
 def why_broken(source: Source, position: int, clips: ClipConfig) -> str:
-    """What is wrong with a video, in a line that begins with its name; it is decoded from end to end."""
+    """What is wrong with a video, in a line that begins with its name. It decodes the whole video."""
     try:
         item = source[position]
     except UNREADABLE as error:

@@ -22,7 +22,7 @@ from flaxvid.data.workers import WorkerKilled, begin_worker, started_deaf
 from flaxvid.types import Batch
 
 ATTEMPTS = 100
-"""So many videos in a row that cannot be read are no accident."""
+"""Unreadable videos in a row that end a run: so many are no accident."""
 
 
 def train_batches(
@@ -38,21 +38,21 @@ def train_batches(
 ) -> grain.DatasetIterator:
     """Shuffled, augmented training batches without end.
 
-    A video that cannot be read is replaced by another one, drawn by chance but the same on every run, and named in
-    "broken". The shards of one step together hold the videos and augmentations that a single shard would. An epoch is
-    `steps_per_epoch` steps; the videos that do not fill its last batch are left out, others in each epoch. The
-    iterator's `get_state`, `set_state` and `grain.checkpoint` resume exactly, in mid-epoch too, with the same
-    `num_workers`; the number of threads may change.
+    Another video replaces one that cannot be read. The seed determines which one; "broken" names the unreadable one.
+    The shards of one step together hold the videos and augmentations of a single shard. An epoch is `steps_per_epoch`
+    steps. It leaves out the videos that do not fill its last batch, others in each epoch. The iterator's `get_state`,
+    `set_state` and `grain.checkpoint` resume exactly, in mid-epoch too, with the same `num_workers`. The number of
+    threads may change.
 
     Args:
         source: Where the videos come from.
         clips: How clips are cut from them.
-        batch_size: Clips of one batch of this shard, those of `clips.repeats` for each video.
+        batch_size: Clips of one batch of this shard, `clips.repeats` of each video.
         seed: Determines order and augmentation.
         shard_index: Which shard, usually `jax.process_index()`.
         shard_count: Into how many shards, usually `jax.process_count()`.
-        num_threads: Threads that decode (in each worker process, if any).
-        num_workers: Worker processes; 0 decodes in threads of this one, as fast unless Python itself is the limit.
+        num_threads: Threads that decode, in each worker process if there are any.
+        num_workers: Worker processes. 0 decodes in threads of this one, as fast unless Python itself is the limit.
 
     Raises:
         ValueError: Fewer videos than one batch of all shards, or repeats that do not divide it; or, while reading,
@@ -73,10 +73,10 @@ def train_batches(
 
 
 def next_batch(data: grain.DatasetIterator) -> Batch:
-    """The next batch of `train_batches`; the first one starts the worker processes, where there are any.
+    """The next batch of `train_batches`. The first call starts the worker processes, if there are any.
 
     Raises:
-        WorkerKilled: one of them was killed; the iterator's state is that after the batch before.
+        WorkerKilled: One of them was killed. The iterator still stands after the batch before.
     """
     try:
         with started_deaf():
@@ -100,14 +100,13 @@ def eval_batches(
     num_threads: int = 2,
     num_workers: int = 0,
 ) -> grain.IterDataset:
-    """Every video once, in order, with all its views; may be iterated again and again.
+    """Every video once, in order, with all its views. It can be iterated again and again.
 
-    All shards have the same number of steps: the last batch is padded with black clips (label 0, index -1) whose
-    `mask` is False; so is that of a video that cannot be read, whose clips are black too. Arguments as in
-    `train_batches`.
+    All shards have the same number of steps. Black clips (label 0, index -1) pad the last batch; their `mask` is False.
+    A video that cannot be read has black clips and a False `mask`, too. Arguments are those of `train_batches`.
 
     Raises:
-        ValueError: Ten crops, half of which are mirrored, of videos whose labels tell left from right.
+        ValueError: There are ten crops, half of them mirrored, of videos whose labels tell left from right.
     """
     if clips.crops == 10 and source.flip_labels is not None:
         raise ValueError(f"{source.name}: its labels tell left from right, and ten crops are mirrored ones too: use 5")
@@ -141,7 +140,7 @@ def _batched(
     batches = elements.to_iter_dataset(options).batch(batch_size, drop_remainder=True).map(change)
     if not num_workers:
         return batches
-    if not flags.FLAGS.is_parsed():  # Grain sends the flags to its workers and may not where nobody parsed any
+    if not flags.FLAGS.is_parsed():  # Grain sends parsed flags to its workers
         flags.FLAGS.mark_as_parsed()
     options = grain.multiprocessing.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
     return batches.mp_prefetch(options, worker_init_fn=begin_worker)
@@ -170,14 +169,14 @@ class _TrainClips:
 
 
 def _stacked(elements: Sequence[Any]) -> Any:
-    """Nested dicts of arrays and numbers as one of arrays, on a new first axis; numbers become int32."""
+    """Stacks nested dicts of arrays and numbers on a new first axis. Numbers become int32."""
     if isinstance(elements[0], Mapping):
         return {key: _stacked([element[key] for element in elements]) for key in elements[0]}
     return np.stack(elements) if isinstance(elements[0], np.ndarray) else np.array(elements, np.int32)
 
 
 def _mix_repeats(batch: Any) -> Any:
-    """Repeats become rows, all first ones before the second ones: neighbours, which mixup mixes, are other videos."""
+    """Makes rows of repeats, all first ones before all second ones: mixup mixes neighbours, which are other videos."""
     if isinstance(batch, Mapping):
         return {key: _mix_repeats(value) for key, value in batch.items()}
     return batch.swapaxes(0, 1).reshape(-1, *batch.shape[2:])

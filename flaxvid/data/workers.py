@@ -1,4 +1,4 @@
-"""Worker processes: they leave signals to the main process, and end when it does."""
+"""Worker processes, which leave signals to the main process and end with it."""
 
 import contextlib
 import multiprocessing
@@ -12,11 +12,11 @@ from typing import Any
 
 
 class WorkerKilled(OSError):
-    """A worker process was killed from outside, mostly by the system for lack of memory."""
+    """A worker process was killed from outside, mostly by the system because memory ran out."""
 
 
 def begin_worker(*_: object) -> None:
-    """What a worker process does first: it ignores SIGINT and SIGTERM, and ends when its parent has ended.
+    """Makes a worker process ignore SIGINT and SIGTERM, and end when its parent has ended.
 
     Ctrl-C in a terminal, SLURM and systemd tell every process of a group to stop. The main process still needs its
     workers then, to finish what it saves.
@@ -24,15 +24,15 @@ def begin_worker(*_: object) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    if parent is not None:  # a worker whose parent was killed would wait for it for ever
+    if parent is not None:  # else a worker would wait for ever for a parent that was killed
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 @contextlib.contextmanager
 def started_deaf() -> Iterator[None]:
-    """Processes that this thread starts inside are deaf to SIGINT and SIGTERM from birth, long before `begin_worker`.
+    """Processes that this thread starts inside are deaf to SIGINT and SIGTERM from birth, before `begin_worker` runs.
 
-    They inherit that both are blocked; a signal that comes meanwhile reaches this process right after.
+    They inherit the blocked signals. A signal that comes meanwhile reaches this process right after.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
@@ -58,14 +58,14 @@ def processes(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of spawned processes.
 
     Raises:
-        WorkerKilled: one of them was killed.
+        WorkerKilled: One of them was killed.
     """
     others = set(multiprocessing.active_children())
     pool = _Pool(workers, multiprocessing.get_context("spawn"), initializer=begin_worker)
     try:
         yield pool
     except BrokenProcessPool as error:
-        for worker in set(multiprocessing.active_children()) - others:  # the pool only asks the rest, with SIGTERM
+        for worker in set(multiprocessing.active_children()) - others:  # the pool only sends SIGTERM, which they ignore
             worker.kill()
         raise WorkerKilled(
             "a worker process was killed, by the system for lack of memory or by a fault of the decoder: run the same "

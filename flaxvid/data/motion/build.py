@@ -1,4 +1,4 @@
-"""The embedded data set `motion`: short h264 clips whose labels only the order and the pace of the frames can tell."""
+"""The embedded data set `motion`: short h264 clips. Only the order and the pace of frames tell their labels."""
 
 import contextlib
 import functools
@@ -29,23 +29,23 @@ from flaxvid.data.sources.tfds import TfdsSource, shard_path, shard_writer, tfds
 from flaxvid.data.workers import processes
 from flaxvid.writing import cache_folder, locked
 
-VERSION = "1.0.0"  # raise it whenever a clip would come out differently
+VERSION = "1.0.0"  # raise it when a clip would come out otherwise
 _SHARD = 4096  # clips of one file
 
 
 @dataclass(frozen=True)
 class MotionConfig:
-    """What to draw; every set of options has a folder of its own, so that two of them never mix.
+    """What to draw. Every set of options has its own folder.
 
     Attributes:
-      size: height and width in pixels, even and at least 16.
-      num_frames: frames a clip, at least 4.
-      train: clips of the training split.
-      validation: clips of the validation split, where settings are chosen.
-      test: clips of the test split.
-      seed: everything drawn follows from it, the split's name and the clip's position.
-      camera: "", a flat world seen from the front; or which of the three cameras (`CAMERAS`) sees a scene in depth,
-        whose classes are `HEADINGS`. The same position is the same scene for all of them.
+        size: Height and width in pixels, even and at least 16.
+        num_frames: Frames of a clip, at least 4.
+        train: Clips of the training split.
+        validation: Clips of the validation split, where settings are chosen.
+        test: Clips of the test split.
+        seed: It determines every clip, together with the split's name and the clip's position.
+        camera: "" is a flat world seen from the front. One of the three `CAMERAS` sees a scene in depth, whose classes
+            are `HEADINGS`; all cameras see the same scene at the same position.
     """
 
     size: int = 64
@@ -68,13 +68,13 @@ class MotionConfig:
 
     @property
     def folder(self) -> str:
-        """Name of the folder of this set, with every option in it."""
+        """The folder of this set; its name has every option."""
         options = f"{self.size}px-{self.num_frames}f-{self.train}-{self.validation}-{self.test}-seed{self.seed}"
         return f"{options}{f'-{self.camera}' * bool(self.camera)}/{VERSION}"
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; the clip at position i has the class `i % len(classes)`."""
+        """Class names. The clip at position i has the class `i % len(classes)`."""
         return HEADINGS if self.camera else MOTION_CLASSES
 
 
@@ -91,19 +91,20 @@ def make_clip(config: MotionConfig, split: str, index: int) -> bytes:
 def build_motion(
     root: str | Path | None = None, config: MotionConfig | None = None, workers: int | None = None
 ) -> Path:
-    """Folder of the data set, which is drawn first if it is not there (a minute for the default on two cores).
+    """The folder of the data set. If it is not there, it is drawn first (a minute for the default on two cores).
 
-    The set is written beside its place and moved there when complete: an interrupted build leaves nothing that looks
-    finished, and of two processes that start at once, the second waits for the first.
+    The set is written beside its place and moved there when it is complete, so an interrupted build leaves nothing that
+    looks finished. Of two processes that start at once, the second waits for the first.
 
     Args:
-      root: folder of data sets; default `$FLAXVID_DATA`, or else `cache_folder()`.
-      config: what to draw; default `MotionConfig()`.
-      workers: processes that draw, which never changes the clips; default one a core. 1 draws in this process. A script
-        that asks for more runs its own work under `if __name__ == "__main__"`, as `multiprocessing` demands.
+        root: Folder of data sets; by default `$FLAXVID_DATA`, or else `cache_folder()`.
+        config: What to draw; by default `MotionConfig()`.
+        workers: Processes that draw; by default one a core. Their number never changes the clips; 1 draws in this
+            process. A script that asks for more runs its own work under `if __name__ == "__main__"`, as
+            `multiprocessing` demands.
 
     Returns:
-      A TFDS folder (`tfds.builder_from_directory` opens it) of ArrayRecord files.
+        A TFDS folder of ArrayRecord files (`tfds.builder_from_directory` opens it).
     """
     config = config or MotionConfig()
     root = Path(root or os.environ.get("FLAXVID_DATA") or cache_folder()).expanduser().absolute()
@@ -174,7 +175,7 @@ def motion_source(path: str | Path, split: str = "train") -> TfdsSource:
 def fingerprint(path: str | Path) -> str:
     """SHA-256 over every id, label and encoded clip of a built set, in order.
 
-    Equal hashes mean equal data. Another x264 may encode the same drawing differently, and so may hash differently.
+    Equal hashes mean equal data. Another x264 may encode the same drawing otherwise, and give another hash.
     """
     digest = hashlib.sha256()
     for split in SPLITS:

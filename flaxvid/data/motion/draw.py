@@ -1,6 +1,6 @@
-"""Draw and encode one clip of the `motion` data set: the same ingredients in every class, told apart only by time.
+"""Draws and encodes one clip of the `motion` data set. All classes have the same ingredients; only time differs.
 
-Either a flat world before one camera, or a scene in depth that three cameras see, each of which misses something.
+It is a flat world before one camera, or a scene in depth before three cameras, each of which misses something.
 """
 
 import io
@@ -22,7 +22,7 @@ MOTION_CLASSES: tuple[str, ...] = (
 FLIP_LABELS: tuple[int, ...] = (3, 4, 5, 0, 1, 2, 6, 7, 8, 9, 10, 11, 12, 13, 15, 14)
 
 CAMERAS = {"front": 0, "left": 60, "right": -60}
-"""Where each camera looks, in degrees to the right of where the front one does, seen from above."""
+"""Where each camera looks, in degrees to the right of the front camera's line, seen from above."""
 
 HEADINGS: tuple[str, ...] = (
     "goes away",
@@ -34,16 +34,16 @@ HEADINGS: tuple[str, ...] = (
     "goes left",
     "goes away to the left",
 )
-"""The classes of a scene: where the ball goes, as the front camera would say, in eighths of a turn to the right."""
+"""The classes of a scene: where the ball goes as the front camera sees it, in eighths of a turn to the right."""
 
 
 def _travel(
     rng: np.random.Generator, progress: Float[np.ndarray, " t"], way: int, turns: float = 1.0, *, back: bool = False
 ) -> Float[np.ndarray, "t 1 1"]:
-    """Where something is on a circle of length 1 while `progress` goes from 0 to 1, about `turns` rounds in a clip.
+    """The place on a circle of length 1 while `progress` goes from 0 to 1, about `turns` rounds in a clip.
 
-    `way` is +1 or -1. Going `back` covers the very same places at the same speed, but the second half backward:
-    nothing but the order of the frames tells the two apart.
+    `way` is +1 or -1. With `back` the second half runs backward, over the same places at the same speed. Only the order
+    of the frames tells the two apart.
     """
     if back:
         progress = np.where(progress < 0.5, progress, 1.5 - progress)
@@ -56,7 +56,7 @@ def _steady(frames: int) -> Float[np.ndarray, " t"]:
 
 
 def _progress(rng: np.random.Generator, frames: int, pace: int) -> Float[np.ndarray, " t"]:
-    """From 0 to 1: from a rest to a run (0), from a run to a rest (1), or both within the clip, in either order (2)."""
+    """Goes from 0 to 1: from rest to run (0), from run to rest (1), or both in either order (2)."""
     time = _steady(frames)
     ramp = 1 - np.abs(2 * time - 1) if pace == 2 else time
     if pace == 1 or (pace == 2 and rng.integers(2)):
@@ -66,7 +66,7 @@ def _progress(rng: np.random.Generator, frames: int, pace: int) -> Float[np.ndar
 
 
 def _ball(label: int, frames: int, rng: np.random.Generator) -> tuple[Float[np.ndarray, "t 1 1"], ...]:
-    """Where the ball of a class is: x, y and the phase of its nearness, each on a circle of length 1."""
+    """The ball of a class: x, y and the phase of its nearness, each on a circle of length 1."""
     lines = len(WAYS) * len(PACES)
     way, pace = divmod(label, len(PACES)) if label < lines else (None, int(rng.integers(len(PACES))))
     progress = _progress(rng, frames, pace)

@@ -1,4 +1,4 @@
-"""Looks at one video of a data set: whether all of it decodes, what is in it, and what of it to store."""
+"""Examines one video of a data set: whether all of it decodes, what is in it, and what to store."""
 
 import dataclasses
 import hashlib
@@ -18,8 +18,8 @@ from flaxvid.data.clips.video_file import open_stream
 from flaxvid.data.prepare.report import Finding
 
 _SIDE, _PICTURES = 8, 4  # of a signature
-_WHOLE = 0.9  # of the frames that the header promises; healthy files may lack a few
-_FOLDER_RATE = 12  # frames a second of the data sets that are published as folders of frames
+_WHOLE = 0.9  # of the frames that the header promises: healthy files may lack a few
+_FOLDER_RATE = 12  # frames a second of data sets that are published as folders of frames
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Encoding:
     """How videos are encoded anew, as h264.
 
     Attributes:
-        short_side: Pixels of the shorter side, even; smaller videos keep their size, to the pixel or two.
-        key_frames: Distance of key frames: small ones make jumps within a video cheap, and files larger.
-        crf: x264's constant rate factor: 18 is hardly worse than the original, 23 usual, larger is smaller and worse.
+        short_side: Pixels of the shorter side, even. Smaller videos keep their size, to a pixel or two.
+        key_frames: Distance of key frames. A small one makes jumps within a video cheap, and files larger.
+        crf: x264's constant rate factor. 18 looks like the original, 23 is usual, more is smaller and worse.
     """
 
     short_side: int = 256
@@ -45,12 +45,12 @@ def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None)
     """Decodes all frames of one video.
 
     Args:
-        item: What a source gives.
-        min_frames: With fewer frames it counts as too short.
+        item: An item of a source.
+        min_frames: A video with fewer frames is too short.
         encoding: How to encode it anew; None keeps its bytes.
 
     Returns:
-        What it is, and the bytes to store: none if it is not good.
+        The finding, and the bytes to store, which are empty if the video is not good.
     """
     video = item["video"]
     finding = Finding(item["id"], item["label"], stamp=stamp(video))
@@ -75,7 +75,7 @@ def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None)
             raise VideoError("expected images that make a video, got some of several pictures each: encode them anew")
         if encoding:
             content = encode(video, encoding, item["id"])
-    except Exception as error:  # whatever a decoder makes of a broken file is a finding, not the end of the work
+    except Exception as error:  # a broken file is a finding, whatever the decoder raises
         reason = str(error) if isinstance(error, VideoError) else f"{type(error).__name__}: {error}"
         reason = reason.removeprefix(f"{item['id']}: ")
         return dataclasses.replace(finding, problem="unreadable", reason=reason), b""
@@ -83,7 +83,7 @@ def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None)
 
 
 def stamp(video: bytes | str | Path) -> str:
-    """Size and time of a file, which tell whether it was changed; empty for bytes and for what is not there."""
+    """Size and time of a file, which tell whether it changed. Bytes and missing files have an empty one."""
     if isinstance(video, bytes) or not os.path.exists(video):
         return ""
     status = os.stat(video)
@@ -91,7 +91,7 @@ def stamp(video: bytes | str | Path) -> str:
 
 
 def encode(video: bytes | str | Path, encoding: Encoding, name: str) -> bytes:
-    """A video, upright, as an h264 file (mp4) of the same frame rate."""
+    """Encodes a video, upright, as an h264 file (mp4) of the same frame rate."""
     options = {"crf": str(encoding.crf), "g": str(encoding.key_frames), "preset": "fast", "threads": "1"}
     file = io.BytesIO()
     with open_video(video, name) as opened, av.open(file, "w", format="mp4") as container:
@@ -113,7 +113,7 @@ def _rate(video: bytes | str | Path) -> Any:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """A file; or a folder's frames one after the other, which FFmpeg reads as a video."""
+    """The bytes of a file, or of a folder's frames one after the other, which FFmpeg reads as a video."""
     if not path.is_dir():
         return path.read_bytes()
     images = {path: path.read_bytes() for path in list_images(path)}

@@ -1,4 +1,4 @@
-"""What a check of a data set found: unreadable and short videos, and videos that are in two splits."""
+"""Reports what a check of a data set found: unreadable, short and duplicate videos."""
 
 import dataclasses
 import itertools
@@ -14,23 +14,23 @@ from rich.markup import escape
 from rich.table import Table
 
 NEAR = 3.0
-"""Root mean square difference of two signatures, in grey levels, up to which videos count as the same pictures."""
+"""Largest difference of two signatures (root mean square, in grey levels) of the same pictures."""
 
 
 SAME_FILE, TWO_LABELS, SAME_PICTURES = "same file", "same file, two labels", "same pictures"
-"""Kinds of videos that are there twice."""
+"""Kinds of duplicates."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one video turned out to be.
+    """What was found out about one video.
 
     Attributes:
         id: The video.
-        label: Its label; where there are several targets, one of each.
-        frames: How many decode; 0 where they do not.
-        digest: SHA-256 of the file, of a folder of frames that of all files; empty where there is none.
-        signature: Grey levels of a few small pictures as hexadecimal digits, or empty; see `pictures_differ`.
+        label: Its label; of several targets, one of each.
+        frames: How many frames decode.
+        digest: SHA-256 of the file, or of all files of a folder of frames; empty if there is none.
+        signature: Grey levels of a few small pictures as hexadecimal digits, or empty; see `near_pairs`.
         problem: "missing", "unreadable" or "short"; empty for a good one.
         reason: The problem in words.
         stamp: Size and time of the file.
@@ -48,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split: how many videos it has, how many are good, their lengths in frames, and the others, by name."""
+    """One split: how many videos it has, how many are good, their lengths in frames, and the bad ones by name."""
 
     videos: int
     good: int
@@ -62,7 +62,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """One video twice: in two splits, or with two labels; `difference` in grey levels, 0 for the very same file."""
+    """One video twice, in two splits or with two labels. `difference` is in grey levels, 0 for the same file."""
 
     splits: tuple[str, str]
     ids: tuple[str, str]
@@ -72,7 +72,7 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Report:
-    """All splits, and what is in two of them or has two labels."""
+    """All splits, and the duplicates."""
 
     splits: Mapping[str, SplitReport]
     duplicates: tuple[Duplicate, ...]
@@ -113,7 +113,7 @@ def summarise(findings: Mapping[str, Sequence[Finding]]) -> Report:
 
 
 def find_contradictions(split: str, rows: Sequence[Finding]) -> list[Duplicate]:
-    """The same files in one split under two labels; each once, with the first that has another label."""
+    """The same files in one split under two labels. Each comes once, with the first file that has another label."""
     first: dict[str, list[Finding]] = {}
     found = []
     for row in rows:
@@ -126,7 +126,7 @@ def find_contradictions(split: str, rows: Sequence[Finding]) -> list[Duplicate]:
 
 
 def _contradict(a: int | Mapping[str, int], b: int | Mapping[str, int]) -> bool:
-    """Whether two labels differ; of several targets, in one that both have."""
+    """Whether two labels differ; of several targets, in a target that both have."""
     if not isinstance(a, Mapping) or not isinstance(b, Mapping):
         return a != b
     return any(a[target] != b[target] and a[target] >= 0 and b[target] >= 0 for target in a)
@@ -135,9 +135,9 @@ def _contradict(a: int | Mapping[str, int], b: int | Mapping[str, int]) -> bool:
 def find_duplicates(
     splits: tuple[str, str], first: Sequence[Finding], second: Sequence[Finding]
 ) -> tuple[Duplicate, ...]:
-    """Videos of one split that are in another, too: the same file, or the same pictures encoded anew.
+    """Videos of one split that are also in another: the same file, or the same pictures encoded anew.
 
-    Videos cut to another length, mirrored or recoloured are not found.
+    It does not find videos that were cut to another length, mirrored or recoloured.
     """
     first, second = ([row for row in rows if row.signature] for rows in (first, second))
     if not first or not second:
@@ -162,10 +162,12 @@ def near_pairs(
 ) -> list[tuple[int, int, float]]:
     """Pairs (row of a, row of b, difference) whose root mean square difference is at most `limit`.
 
-    By one product of matrices a block of rows: 200,000 videos against 20,000 take a minute on a core or two.
+    One product of matrices compares a block of rows: 200,000 videos against 20,000 take a minute on a core or two.
     """
     pairs, dims = [], a.shape[1]
-    centre = b.mean(axis=0, dtype=np.float32)  # small numbers, so that float32 does for differences of squares
+    centre = b.mean(
+        axis=0, dtype=np.float32
+    )  # small numbers, so that float32 is exact enough for differences of squares
     right: Float[np.ndarray, "m d"] = b - centre
     for start in range(0, len(a), 1024):
         left = a[start : start + 1024] - centre
@@ -178,7 +180,7 @@ def near_pairs(
 
 
 def show(report: Report, limit: int = 10) -> Group:
-    """The report as tables for a terminal; of each kind of finding the first few."""
+    """The report as tables for a terminal, with the first few findings of each kind."""
     overview = Table(title="Videos")
     for heading in ("split", "videos", "good", "missing", "unreadable", "too short", "frames (min, median, max)"):
         overview.add_column(heading, justify="left" if heading == "split" else "right")

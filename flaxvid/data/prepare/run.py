@@ -1,7 +1,7 @@
-"""Checks every video of a data set and stores the good ones in ArrayRecord shards, in processes, and resumes.
+"""Checks every video of a data set and stores the good ones in ArrayRecord shards, in processes. It can resume.
 
-The work is done shard by shard. A shard that is complete has its file and, last of all, its findings in `parts/`, so a
-run that was killed goes on after the last of them, and nothing half written is ever taken for whole.
+It works shard by shard. A complete shard has its file and, written last, its findings in `parts/`. So a run that was
+killed goes on after the last of them, and no half-written file is taken for a whole one.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ from flaxvid.types import by_target
 from flaxvid.writing import locked, read_json, written_whole
 
 IN_FLIGHT = 2**29
-"""Bytes of videos that are in memory at a time, if no single one has more; workers have theirs besides."""
+"""Bytes of videos in this process's memory at a time, if no single one has more. Workers have their own."""
 
-VERSION = "1.0.0"  # raise it whenever the same videos would be stored or reported differently
+VERSION = "1.0.0"  # raise it when the same videos would be stored or reported otherwise
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Preparation:
     """What to do.
 
     Attributes:
-        name: What the data set is called in its files.
-        store: Whether to write it, or only to check the videos.
+        name: Name of the data set in its files.
+        store: Whether to write the data set, or only check the videos.
         encoding: How to encode videos anew; None stores the files as they are.
-        min_frames: Videos with fewer frames count as too short and are left out.
-        shard_size: Videos of one shard, also the work that a kill can cost.
+        min_frames: Videos with fewer frames are too short and are left out.
+        shard_size: Videos of one shard; a kill can cost the work on one.
     """
 
     name: str = "prepared"
@@ -68,19 +68,19 @@ def prepare(
 ) -> Report:
     """Checks all videos, stores the good ones, and reports the others.
 
-    Every frame is decoded. `open_source("tfds", output, split)` and TFDS read the result; `report.json` lies beside it.
-    Called again after an interruption it goes on, and after its end it returns the same report.
+    It decodes every frame. `open_source("tfds", output, split)` and TFDS read the result; `report.json` lies beside it.
+    Called again after an interruption, it goes on. After its end it returns the same report.
 
     Args:
         splits: The sources, by the split's name.
         output: The folder to write: new, or of the same preparation.
         preparation: What to do.
-        workers: Processes; default one a core. A script that calls this runs its own work under
+        workers: Processes; by default one a core. A script that calls this runs its own work under
             `if __name__ == "__main__"`, as `multiprocessing` demands.
 
     Raises:
-        ValueError: The folder holds something else, or lies among class folders, where it would be one; the splits'
-            classes differ, or no video of a split is good.
+        ValueError: The folder holds something else, or lies among class folders, where it would be a class; the splits
+            have different classes; or a split has no good video.
         OSError: Another process works in the folder, or it cannot be written.
     """
     output = Path(output).expanduser().absolute()
@@ -140,7 +140,7 @@ def _work(splits: Mapping[str, Source], output: Path, preparation: Preparation, 
         bad = 0
 
         def good(group: Iterable[Any], rows: list[Finding]) -> Iterator[dict[str, Any]]:
-            """The good videos one by one: a shard is never in memory as a whole. All findings go into `rows`."""
+            """The good videos one by one, because a shard is too large for memory. All findings go into `rows`."""
             nonlocal bad
             for _, (finding, content) in group:
                 rows.append(finding)
@@ -161,7 +161,7 @@ def _work(splits: Mapping[str, Source], output: Path, preparation: Preparation, 
 
 
 def _is_done(part: Path, source: Source, indices: range) -> bool:
-    """Whether a shard is complete, and none of the files that were not good has changed since."""
+    """Whether a shard is complete, and none of its bad files has changed since."""
     if not part.exists():
         return False
     bad = [(index, row) for index, row in zip(indices, _read(part), strict=True) if row.problem]
@@ -171,7 +171,7 @@ def _is_done(part: Path, source: Source, indices: range) -> bool:
 def _in_order(
     submit: Callable[[Any], Future], items: Iterable[Any], ahead: int, size: Callable[[Any], int]
 ) -> Iterator[Any]:
-    """Results in the order of the items, with at most `ahead` items and `IN_FLIGHT` bytes under way, or a single one.
+    """Results in the order of the items. At most `ahead` items and `IN_FLIGHT` bytes are under way, or a single item.
 
     Results are whole videos, and wait here for those before them.
     """
@@ -182,7 +182,7 @@ def _in_order(
         while pending and (len(pending) >= ahead or total + own > IN_FLIGHT):
             done, future = pending.popleft()
             yield future.result()
-            del future  # and with it the video
+            del future  # the video with it
             total -= done
         pending.append((own, submit(item)))
         total += own
@@ -191,7 +191,7 @@ def _in_order(
 
 
 def _size(item: Mapping[str, Any]) -> int:
-    """Bytes of a video, which are in memory while it is under way; 0 if it is not there."""
+    """Bytes that a video takes in memory; 0 if it is not there."""
     video = item["video"]
     if isinstance(video, bytes):
         return len(video)
@@ -220,7 +220,7 @@ def _read(path: Path) -> list[Finding]:
 
 @contextlib.contextmanager
 def _claimed(output: Path, splits: Mapping[str, Source], preparation: Preparation) -> Iterator[None]:
-    """Holds the folder for this process, and makes sure that it is new or of the same preparation."""
+    """Holds the folder for this process, and checks that it is new or of the same preparation."""
     marks = {"version": VERSION, **asdict(preparation)}
     for split, source in splits.items():
         described = (

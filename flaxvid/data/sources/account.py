@@ -1,4 +1,4 @@
-"""What splits hold, in words: how many videos of each class, what was left out, and what looks odd."""
+"""Says in words what splits hold: videos of each class, what was left out, and what looks odd."""
 
 import re
 from collections import Counter
@@ -10,20 +10,20 @@ from flaxvid.data.mirror import NO_LABEL
 from flaxvid.types import by_target
 
 SHOWN = 20
-"""Classes that are listed one by one; of more only those that look odd."""
+"""Classes that are listed one by one. Of more classes only the odd ones are."""
 
 
 def describe_splits(splits: Mapping[str, Any]) -> str:
-    """A block of text about sources: a table of classes and splits, and a line for each thing to know.
+    """Describes sources in a block of text: a table of classes and splits, and a line for each thing to know.
 
-    For whoever starts a run or prepares a data set; the library itself prints nothing of it. Sources whose labels are
-    not in memory, as those of TFDS, are not counted by class.
+    It is for whoever starts a run or prepares a data set; the library does not print it. Sources whose labels are not
+    in memory, as those of TFDS, are not counted by class.
 
     Args:
         splits: Sources by the names of their splits.
 
     Raises:
-        ValueError: All videos of "train" have the same label: there is nothing to learn.
+        ValueError: All videos of "train" have the same label, so there is nothing to learn.
     """
     if "train" in splits:
         check_labels(splits["train"], fewest=2)
@@ -34,14 +34,14 @@ def describe_splits(splits: Mapping[str, Any]) -> str:
         counts = {split: Counter(labels[target]) for split, labels in counted.items() if target in labels}
         lines = _table(target, classes, counts) + _alike(classes) + lines
     lines = ["".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line) for line in lines]
-    return "\n".join(lines)  # names of files may be any bytes, and have line ends in them
+    return "\n".join(lines)  # file names may hold any bytes, line ends too
 
 
 def check_labels(source: Any, fewest: int) -> None:
-    """Refuses videos that have too few classes: two to learn from, one to be tested on. Counts what is in memory.
+    """Refuses videos of too few classes. Training needs two, a test one. It counts only labels in memory.
 
     Raises:
-        ValueError: There are fewer of some target.
+        ValueError: Some target has fewer.
     """
     source = _first(source)
     for target, labels in by_target(getattr(source, "labels", {})).items() if hasattr(source, "labels") else ():

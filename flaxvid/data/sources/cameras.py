@@ -1,4 +1,4 @@
-"""Scenes that several cameras saw at once: a data set for each camera, of any kind, read side by side."""
+"""Scenes that several cameras saw at once. Each camera has a data set of any kind; they are read side by side."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from flaxvid.data.sources.open import Source, open_source
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """Sources of equal videos from several sides as one; its "video" is a dict, ``{"front": ..., "left": ...}``.
+    """The sources of several cameras as one. Its "video" is a dict, ``{"front": ..., "left": ...}``.
 
     Attributes:
-        sources: a source for each camera; position i is the same scene in all of them.
+        sources: A source for each camera. Position i is the same scene in all of them.
 
     Raises:
-        ValueError: they have not as many videos, or not the same classes.
+        ValueError: The sources differ in their number of videos or in their classes.
     """
 
     sources: Mapping[str, Source]
@@ -45,17 +45,17 @@ class Scenes:
 
     @property
     def name(self) -> str:
-        """The first camera's, and all cameras."""
+        """The first camera's name, and the names of all cameras."""
         return f"{self._first.name} from {', '.join(self.sources)}"
 
     @property
     def classes(self) -> Any:
-        """The cameras'."""
+        """Those of every camera."""
         return self._first.classes
 
     @property
     def flip_labels(self) -> Any:
-        """The cameras'."""
+        """Those of every camera."""
         return self._first.flip_labels
 
     def __len__(self) -> int:
@@ -89,13 +89,13 @@ def open_scenes(
     have the same name: `videos/front/jump/a.mp4` and `videos/left/jump/a.mp4`. `motion` is drawn for each camera.
 
     Args:
-        name, split, fold, lists, missing, group: As in `open_source`; a scene is missing that one camera did not see.
+        name, split, fold, lists, missing, group: As in `open_source`. A scene that one camera did not see is missing.
         root: The folder of the cameras' folders.
-        cameras: Which of them, or for `motion` which of its cameras "front", "left" and "right".
-        motion: What `motion` is to look like; its camera is of no account.
+        cameras: Names of the cameras; of `motion` they are "front", "left" and "right".
+        motion: What `motion` is to look like, whatever its camera.
 
     Raises:
-        ValueError: No cameras or one twice, or what `open_source` and `Scenes` find wrong.
+        ValueError: There are no cameras, or one comes twice; or what `open_source` and `Scenes` find wrong.
         FileNotFoundError: A camera's folder, or its files, are not there.
     """
     if not cameras or len(set(cameras)) < len(cameras):

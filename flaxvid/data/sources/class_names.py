@@ -1,4 +1,4 @@
-"""Class names, compared by name and never by number: the same number means another class in another data set."""
+"""Compares classes by name, never by number: a number means another class in another data set."""
 
 import dataclasses
 import re
@@ -13,17 +13,17 @@ from flaxvid.data.sources.open import Source
 from flaxvid.types import Classes, by_target
 
 SHOWN = 20
-"""Class names that a message lists."""
+"""Most class names that a message lists."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Relabelled:
-    """A source whose labels count other classes than its own, those of a network that it is shown to.
+    """A source whose labels count the classes of a network instead of its own.
 
     Attributes:
-        source: with its own labels; further targets that it has are left out.
-        classes: what the labels count here.
-        numbers: for each target the number in `classes` of each of the source's classes.
+        source: The source with its own labels. Targets that the network does not have are left out.
+        classes: What the labels count here.
+        numbers: For each target, the number in `classes` of each of the source's classes.
     """
 
     source: Source
@@ -32,7 +32,7 @@ class Relabelled:
 
     @property
     def name(self) -> str:
-        """The source's."""
+        """The source's name."""
         return self.source.name
 
     @property
@@ -61,22 +61,21 @@ def relabel(
     advice: str,
     renames: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Source:
-    """Gives a source whose labels count `classes`, matched by name; the source itself where they do already.
+    """Makes the labels of a source count `classes`, matched by name. A source that does so already stays as it is.
 
-    It may lack some of the classes, have them in another order, and name further ones that no video has. Names that
-    differ in case, spaces or underscores are different names: what was meant is not guessed.
+    The source may lack some classes, order them otherwise, and name further ones that no video has. Names that differ
+    in case, spaces or underscores are different names: nothing is guessed.
 
     Args:
-        source: the videos.
-        classes: of the network; where there are several targets those of each.
-        owner: whose classes they are, for messages: "the network".
-        advice: what to do about other names, for messages.
-        renames: for each target ("" where there is only one) the name in `classes` by the source's own, where it is
-            another; two names may become one.
+        source: The videos.
+        classes: The network's classes; of several targets those of each.
+        owner: Whose classes they are, for messages: "the network".
+        advice: What to do about other names, for messages.
+        renames: For each target ("" if there is only one), names of the source and what `classes` calls them. Two names
+            may become one.
 
     Raises:
-        ValueError: the source has videos of classes that `classes` has not, or not its targets; the message has both
-            lists.
+        ValueError: The source has videos of other classes, or other targets. The message shows both lists.
     """
     known, own, renames = by_target(classes), by_target(source.classes), renames or {}
     if isinstance(classes, Mapping) != isinstance(source.classes, Mapping) or known.keys() - own.keys():
@@ -100,7 +99,7 @@ def relabel(
     same = known.keys() == own.keys() and all(numbers[target] == tuple(range(len(known[target]))) for target in known)
     if same:
         return source
-    if isinstance(source, FileSource):  # it stays one: its labels are in memory, to be counted
+    if isinstance(source, FileSource):  # it stays a FileSource: its labels are in memory and can be counted
         labels = {
             target: tuple(_renumber(label, numbers[target]) for label in by_target(source.labels)[target])
             for target in known
@@ -112,7 +111,7 @@ def relabel(
 
 
 def find_classes(names: Sequence[str], known: Sequence[str]) -> tuple[int | None, ...]:
-    """The number in `known` of each of `names`; None where it is not there, or there twice and the lists differ."""
+    """The number in `known` of each of `names`; None where `known` lacks it, or has it twice and the lists differ."""
     if tuple(names) == tuple(known):
         return tuple(range(len(known)))
     times = Counter(map(_text, known))
@@ -121,7 +120,7 @@ def find_classes(names: Sequence[str], known: Sequence[str]) -> tuple[int | None
 
 
 def differences(old: Classes, new: Classes) -> list[str]:
-    """What became of class names, a line each: which are gone, which are new, or that their order is another."""
+    """Says what became of class names, a line each: which are gone, which are new, or that the order changed."""
     lines = []
     if isinstance(old, Mapping) != isinstance(new, Mapping) or by_target(old).keys() != by_target(new).keys():
         lines.append(f"{_targets(by_target(old))} there, {_targets(by_target(new))} here")
@@ -137,7 +136,7 @@ def differences(old: Classes, new: Classes) -> list[str]:
 
 
 def are_numbers(names: Sequence[str]) -> bool:
-    """Whether names are only numbers, as those of a list without a classes.txt are."""
+    """Whether all names are numbers, as in a list without a classes.txt."""
     return all(name.isdecimal() for name in names)
 
 
@@ -147,10 +146,10 @@ def list_names(names: Sequence[str]) -> str:
 
 
 def as_classes(value: Any) -> Classes:
-    """Class names as they are read from JSON, as tuples.
+    """Turns class names that were read from JSON into tuples.
 
     Raises:
-        ValueError: it is not a list of texts, nor a dict of such lists.
+        ValueError: The value is neither a list of texts nor a dict of such lists.
     """
     for names in by_target(value).values() or [()]:
         if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
@@ -159,7 +158,7 @@ def as_classes(value: Any) -> Classes:
 
 
 def _renumber(label: int, numbers: Sequence[int]) -> int:
-    return numbers[label] if label >= 0 else label  # below 0 it is none: of several targets one may be unknown
+    return numbers[label] if label >= 0 else label  # below 0 the label is missing
 
 
 def _difference(
@@ -195,7 +194,7 @@ def _targets(targets: Mapping[str, Any]) -> str:
 
 
 def _text(name: str) -> str:
-    return unicodedata.normalize("NFC", name)  # macOS writes an accent as a letter of its own: the same text
+    return unicodedata.normalize("NFC", name)  # macOS writes an accent as a letter of its own
 
 
 def _folded(name: str) -> str:

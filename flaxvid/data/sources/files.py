@@ -20,14 +20,14 @@ class FileSource:
     Attributes:
         name: The data set and split, for messages.
         root: What the paths are relative to.
-        paths: One video each; they are the videos' ids, too.
-        labels: One a video; where there are several targets, that for each target, or `NO_LABEL`.
-        classes: Class names, by label; where there are several targets, those of each.
+        paths: One a video, which is also its id.
+        labels: One a video. Several targets have such a tuple each, with `NO_LABEL` where one is missing.
+        classes: Class names, by label. Several targets have such a tuple each.
         layout: What the data set looks like on disk, for messages.
-        notes: What was left out, or looks odd, a sentence each: for whoever starts a run.
+        notes: What was left out or looks odd, a sentence each, for whoever starts a run.
 
     Raises:
-        ValueError: No videos, or a label outside the classes.
+        ValueError: There are no videos, or a label is outside the classes.
     """
 
     name: str
@@ -68,17 +68,17 @@ class FileSource:
         return {"video": os.path.join(self.root, path), "label": label, "id": path}
 
     def located(self, *, some: bool = False) -> "FileSource":
-        """The same with the paths that the videos have on disk, where names differ in their suffix only.
+        """The same source with the paths that its videos have on disk.
 
-        A list may say `a.avi` where `a.mp4` lies, or a folder of frames `a`; names may differ in case, too, or in how
-        accents are written. Such a video is taken if there is only one that can be meant, and a note counts them.
-        Lists each folder once, which on network disks is far faster than asking for every file.
+        A list may say `a.avi` where `a.mp4` lies, or a folder of frames `a`. Names may also differ in case and in how
+        accents are written. Such a video is taken if only one fits, and a note counts them. Each folder is listed once,
+        which is far faster on network disks than asking for every file.
 
         Args:
-            some: Whether some may be missing; they stay in the source.
+            some: Whether some videos may be missing. They stay in the source.
 
         Raises:
-            FileNotFoundError: Videos are missing; with their number, the first few and the layout expected.
+            FileNotFoundError: Videos are missing. The message has their number, the first few and the layout.
         """
         disk = Disk(self.root)
         wanted = set(self.paths)
@@ -109,7 +109,7 @@ class FileSource:
 
 
 class Disk:
-    """Which videos lie under a root; every folder is listed once, when it is asked for."""
+    """Knows which videos lie under a root. It lists every folder once, when it is asked for."""
 
     def __init__(self, root: str):
         self._root = root
@@ -125,7 +125,7 @@ class Disk:
         return name in names
 
     def alike(self, path: str) -> str | None:
-        """The only video in the same folder with the same name but for suffix, case and accents."""
+        """The only video in the folder whose name differs just in suffix, case or accents."""
         folder, name = os.path.split(path)
         if folder not in self._stems:
             stems = self._stems[folder] = {}
@@ -140,7 +140,7 @@ class Disk:
 
 
 def video_stem(name: str) -> str:
-    """What a video's name has in common with another spelling of it: no suffix, no capitals, accents in one form."""
+    """A video's name without suffix and capitals, with accents in one form: all its spellings have the same."""
     stem, suffix = os.path.splitext(name)
     return unicodedata.normalize("NFC", stem if suffix.lower() in VIDEO_SUFFIXES else name).casefold()
 
@@ -148,7 +148,7 @@ def video_stem(name: str) -> str:
 def file_source(
     name: str, root: Path, rows: Iterable[tuple[str, int]], classes: Sequence[str], layout: str
 ) -> FileSource:
-    """A source of rows (path, label)."""
+    """Makes a source of rows (path, label)."""
     rows = list(rows)
     paths, labels = tuple(path for path, _ in rows), tuple(label for _, label in rows)
     return FileSource(name, str(root), paths, labels, tuple(classes), layout)

@@ -1,4 +1,4 @@
-"""A column of labels has one reading, whichever list it is in: numbers, or class names."""
+"""Reads a column of labels the same way in every list: as numbers, or as class names."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from flaxvid.data.mirror import NO_LABEL
 
 MOST = 10_000
-"""Classes that a column of numbers may ask for without a list of names: beyond they are codes of something."""
+"""Largest number of a column without a list of names. Beyond it numbers are codes of something."""
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
 _DECIMAL = re.compile(r"[+-]?([0-9]+[.,][0-9]*|[.,][0-9]+|[0-9]+(?=e))(e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -23,9 +23,9 @@ class Column(NamedTuple):
 
     Attributes:
         file: The list, for messages.
-        cells: What it says of each video.
-        lines: Where in the file.
-        paths: The videos.
+        cells: The label of each video, as text.
+        lines: The line of each video in the file.
+        paths: The path of each video.
     """
 
     file: Path
@@ -43,12 +43,12 @@ class Column(NamedTuple):
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell is a whole number, which may be written as 10.0."""
+    """Whether a cell is a whole number. It may be written as 10.0."""
     return _NUMBER.fullmatch(cell) is not None
 
 
 def _plainly(cell: str) -> str:
-    """A number as names have it: 10 for 10.0, unless a name is written so itself."""
+    """A number as names write it: 10 for 10.0."""
     return str(int(cell.partition(".")[0])) if is_number(cell) else cell
 
 
@@ -57,18 +57,18 @@ def read_labels(
 ) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
     """The classes of a column, and its labels in each list.
 
-    Cells that all are class names are read as such, also where the names are numbers. Numbers count from 0; from 1
-    where the lists have 1, 2, ... and none has 0. Without given names the classes are those of the training list: its
-    names in alphabetical order, or the numbers up to its largest one.
+    If all cells are class names, they are read as names, even if the names are numbers. Other numbers count from 0, or
+    from 1 where the lists have 1, 2, ... and no 0. Without given names, the training list gives the classes: its names
+    in alphabetical order, or the numbers up to its largest one.
 
     Args:
         columns: The same column of each list, that of "train" first if there is one.
-        target: Its name where there are several; then cells may be empty, -1 or NaN, which is `NO_LABEL`.
-        names: The class names, where they are known.
-        others: What the column has in further lists: numbers of theirs may tell where these count from.
+        target: The column's name, if there are several. Then an empty cell, -1 or NaN is `NO_LABEL`.
+        names: The class names, if they are known.
+        others: Cells of the column in further lists. They may tell whether numbers count from 0 or 1.
 
     Raises:
-        ValueError: A cell does not fit; the message names list, line and cell.
+        ValueError: A cell does not fit. The message names list, line and cell.
     """
     first = next(iter(columns.values()))
     own = dict.fromkeys(first.cells)
@@ -129,7 +129,7 @@ def _index(
 def _numbered(
     first: Column, figures: Sequence[str], values: Mapping[str, int], names: Sequence[str]
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The labels of cells that are numbers, `values` in all lists, and the classes."""
+    """The labels of cells that are numbers, and the classes; `values` has the numbers of all lists."""
     own = {values[cell] for cell in figures}
     largest = max(own)
     if not names and len(own) <= largest - min(own) and _are_folders(first):
@@ -155,7 +155,7 @@ def _numbered(
 
 
 def _are_folders(column: Column) -> bool:
-    """Whether the numbers are the names of the folders that the videos lie in."""
+    """Whether each number is the name of the folder of its video."""
     folders = (os.path.basename(os.path.dirname(path)) for path in column.paths)
     return all(folder == cell for folder, cell in zip(folders, column.cells, strict=True))
 

@@ -1,4 +1,4 @@
-"""Which files are the lists of a data set, and their rows by split, in the encoding in which their videos exist."""
+"""Finds the lists of a data set, and reads their rows by split, in the encoding in which their videos exist."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -28,10 +28,10 @@ class Rows(NamedTuple):
 
     Attributes:
         file: The list.
-        lines: Where they are in it.
-        paths: The videos.
-        targets: What the list says of each, by target; "" is the only one.
-        columns: All columns, by their names in the heading; none where there is no heading.
+        lines: The line of each row in the file.
+        paths: The video of each row.
+        targets: The labels of each target, as text; "" is the only one.
+        columns: All columns by their names in the heading; none without a heading.
     """
 
     file: Path
@@ -48,11 +48,11 @@ class Rows(NamedTuple):
 def read_lists(
     place: Path, asked: str, disk: Disk, layout: str, group: str | None = None
 ) -> tuple[tuple[str, ...], dict[str, Rows], tuple[str, ...]]:
-    """The class names if there is a list of them, the rows of every split that has a list, and what was passed over.
+    """The class names if there is a list of them, the rows of every split with a list, and notes on what was left out.
 
     Args:
         place: The folder of the lists, or a list with a column of splits.
-        asked: The split that is wanted; its list must be readable, as that for training.
+        asked: The wanted split. Its list and the training list must be readable.
         disk: Where the videos are.
         layout: What lists look like, for messages.
         group: A column that is no label.
@@ -79,10 +79,10 @@ def read_lists(
 
 
 def _find_lists(place: Path, asked: str) -> list[tuple[str, Path]]:
-    """The list of every split by its name; or else, by the name "", a list that has a column of splits.
+    """The list of every split, by the split; or else one list that has a column of splits, by the name "".
 
     Raises:
-        ValueError: Several of one split, or several with a column.
+        ValueError: A split has several lists, or several lists have such a column.
     """
     if place.is_file():
         return [("", place)]
@@ -120,13 +120,13 @@ def _may_be_list(path: Path) -> bool:
 def _has_splits(path: Path) -> bool:
     try:
         first = re.split(r"\r\n|\r|\n", next(iter(read_texts(path, "").values())))[0]
-    except ValueError:  # no text: something else that only ends in .txt
+    except ValueError:  # no text, though it ends in .txt
         return False
     return re.search(r"(^|[\W_])(split|subset|partition|set)([\W_]|$)", first, re.IGNORECASE) is not None
 
 
 def _read_names(path: Path, layout: str) -> tuple[str, ...]:
-    """The class names of a classes.txt, with or without numbers and a heading; none where there is no such file."""
+    """The class names of a classes.txt, with or without numbers and a heading. No file, no names."""
     found = [file for file in path.parent.iterdir() if file.name.lower() == CLASSES] if path.parent.is_dir() else []
     if not found:
         return ()
@@ -159,7 +159,7 @@ def _read_names(path: Path, layout: str) -> tuple[str, ...]:
 
 
 def _read_list(file: Path, names: Sequence[str], disk: Disk, layout: str, group: str | None) -> Table:
-    """The list in the encoding that it is in: that in which its videos exist, where it does not say."""
+    """Reads a list in its encoding. If that is not known, it is the one in which the videos exist."""
 
     def exists(path: str) -> bool:
         path = _tidy(path, disk)
@@ -190,7 +190,7 @@ def _is_text(cell: str) -> bool:
 
 
 def _by_split(table: Table, name: str, disk: Disk) -> dict[str, Rows]:
-    """The rows of a list, or of each split where it has a column of them."""
+    """The rows of a list; if it has a column of splits, the rows of each."""
     paths = [_tidy(path, disk) for path in table.paths]
     for path, line in zip(paths, table.lines, strict=True):
         if not path:
@@ -221,7 +221,7 @@ def _pick(table: Table, paths: Sequence[str], at: Sequence[int]) -> Rows:
 
 
 def _tidy(path: str, disk: Disk) -> str:
-    """A path as this system writes it: with `/`, and without `./` before and `/` behind."""
+    """A path as this system writes it: with `/`, without `./` in front and `/` at the end."""
     if "\\" in path and not disk.has(path):
         path = path.replace("\\", "/")
     if "//" in path or "/./" in path:

@@ -1,4 +1,4 @@
-"""Videos and labels from lists: which file is the list of a split, and what its rows come to."""
+"""Reads videos and labels from lists, one for each split."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,28 +15,28 @@ def list_source(root: Path, split: str, lists: str | Path | None = None, group: 
     """A list `<lists>/<split>.txt` or `.csv` of lines `path label` or `path,label`, by default in the root.
 
     Paths are relative to the root. A heading may name the columns, in any order and by the usual words (`Path, Label`,
-    `video;class`); a column `split` picks the rows of one file. Without a heading mmaction2's `path frames label` is
-    read, too. Splits are found in any case and spelling; where there is no test list, that of the validation is it.
-    Lines that begin with `# ` are comments. Lists are UTF-8, or have a mark that says UTF-16, or are in the encoding in
-    which their videos exist.
+    `video;class`). A column `split` says the split of each row. Without a heading, mmaction2's `path frames label` is
+    read, too. Splits are found in any case and spelling; without a test list the validation list is the test. Lines
+    that begin with `# ` are comments. Lists are in UTF-8, in UTF-16 with a mark, or in the encoding in which their
+    videos exist.
 
-    Labels are class names, or numbers from 0; from 1 where the lists have 1, 2, ... and none has 0. Names are those of
-    a `classes.txt` with one name a line; without it those of the training list, in alphabetical order. All lists are
-    read in the same way: where every label is a class name, all are names, even if they are numbers.
+    Labels are class names or numbers. Numbers count from 0, or from 1 where the lists have 1, 2, ... and no 0. A
+    `classes.txt` has the names, one a line; without it they are those of the training list, in alphabetical order. All
+    lists are read alike: if every label is a class name, all are names, even if they are numbers.
 
-    A heading such as `path,action,actor` has a task in each column, and labels are `{"action": 3, "actor": 0}`. A cell
-    that is empty, -1 or NaN is no label, -1; a row with no label at all is left out.
+    A heading such as `path,action,actor` has a target in each column, and labels are `{"action": 3, "actor": 0}`. An
+    empty cell, -1 or NaN is a missing label, -1. A row without any label is left out.
 
     Args:
         root: What paths are relative to.
         split: "train", "test" or "validation"; "all" is every row.
         lists: The folder of the lists, or a list with a column `split`.
-        group: The column of the videos' scene, or a regular expression with one group that finds it in their paths:
-            where there is no other list than that for training, a fifth of its scenes is held out for the test.
+        group: The column of the videos' scene, or a regular expression with one group that finds the scene in a path.
+            If there is only a training list, a fifth of its scenes is held out for the test.
 
     Raises:
         FileNotFoundError: There is no such list.
-        ValueError: It cannot be read in one way; the message names file, line and cell.
+        ValueError: It cannot be read, or has two readings. The message names file, line and cell.
     """
     places = list_places(root, lists)
     layout = (
@@ -99,7 +99,7 @@ def list_source(root: Path, split: str, lists: str | Path | None = None, group: 
 def _read_targets(
     rows: Mapping[str, Rows], parts: Sequence[str], names: Sequence[str]
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, tuple[int, ...]]]]:
-    """Classes and labels of each target ("" of the only one); labels by part, one a row."""
+    """The classes of each target ("" is the only one), and its labels by part, one a row."""
     used = ["train", *(part for part in parts if part != "train")] if "train" in rows else [*parts]
     first = rows[used[0]]
     for part in used:

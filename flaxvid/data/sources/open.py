@@ -1,8 +1,8 @@
-"""Where videos and labels come from: `open_source` opens any data set that the library knows, by name.
+"""Opens any data set that the library knows, by name: `open_source`.
 
-A source is a read-only sequence of `{"video": bytes or path, "label": int, "id": str}`, or, where several things are
-asked of each video, with labels such as `{"action": 3, "actor": 0}`. Opening one reads the lists and
-checks that every video is there; nothing is decoded.
+A source is a read-only sequence of `{"video": bytes or path, "label": int, "id": str}`. With several targets, labels
+are such as `{"action": 3, "actor": 0}`. Opening a source reads the lists and checks that every video is there. Nothing
+is decoded.
 """
 
 from collections.abc import Callable
@@ -31,9 +31,9 @@ __all__ = ["SOURCES", "FileSource", "Source", "open_source"]
 
 
 class Source(Protocol):
-    """A labelled set of videos, indexed from 0; picklable, since worker processes get a copy.
+    """A labelled set of videos, indexed from 0. It can be pickled, because worker processes get a copy.
 
-    Scenes that several cameras saw also have `cameras`, their names, and dicts for videos; see `sources.cameras`.
+    A source of scenes also has the names of its `cameras`, and its videos are dicts; see `sources.cameras`.
     """
 
     @property
@@ -43,12 +43,12 @@ class Source(Protocol):
 
     @property
     def classes(self) -> Classes:
-        """Class names, by label; where there are several targets, those of each."""
+        """Class names, by label; of several targets, those of each."""
         ...
 
     @property
     def flip_labels(self) -> FlipLabels:
-        """The label of each class's mirror image, None for a class that must not be mirrored; None if all keep it."""
+        """The label of each class's mirror image, None if it must not be mirrored. None if all labels stay."""
         ...
 
     def __len__(self) -> int: ...
@@ -70,23 +70,23 @@ def open_source(
     """Opens one split of a data set.
 
     Args:
-        name: One of `SOURCES`; what each expects on disk is in its function's docstring and its errors. A data set that
-            TFDS has prepared is `tfds:NAME`, as in `tfds:ucf101/ucf101_1:2.0.0`, and `tfds` alone whatever lies in the
-            root, such as what `scripts/prepare_data.py` wrote there.
-        root: The folder of the videos; for `motion` the folder to build it in, or None for the cache.
-        split: "train", "test"; or "validation" where the data set has it; or "all" (`folder`, `list`).
-        fold: Which of the official splits, from 1 (`ucf101`, `hmdb51`; 1 by default).
-        lists: The folder of the list files where it is not found by itself (data sets that have lists).
-        motion: What `motion` is to look like (its defaults).
-        missing: What to do where listed files are not there: "error", or "keep" them in the source, where reading one
-            fails, unless all are missing.
-        group: What keeps videos of one scene on the same side of a hold-out (`folder` and `list`): a regular expression
-            with one group, which finds the scene in a video's path, or a column of the list.
+        name: One of `SOURCES`. Their functions and errors say what they expect on disk. A data set that TFDS has
+            prepared is `tfds:NAME`, as in `tfds:ucf101/ucf101_1:2.0.0`. `tfds` alone is whatever lies in the root, such
+            as what `scripts/prepare_data.py` wrote there.
+        root: The folder of the videos. `motion` is built there, or in the cache if it is None.
+        split: "train" or "test"; "validation" if the data set has it; "all" for `folder` and `list`.
+        fold: Number of the official split, from 1, of `ucf101` and `hmdb51`; 1 by default.
+        lists: The folder of the list files, if it is not found by itself.
+        motion: What `motion` is to look like.
+        missing: What to do if listed files are not there: "error", or "keep" them in the source, where reading one
+            fails. It is an error if all are missing.
+        group: What says the scene of a video, so that a hold-out of `folder` or `list` does not split scenes: a regular
+            expression with one group, which finds the scene in the path, or a column of the list.
 
     Raises:
-        ValueError: An unknown name, an option that the data set does not have, or what its files hold is wrong: such as
-            fewer than two classes.
-        FileNotFoundError: Files are not where the data set has them; the message shows the layout expected.
+        ValueError: The name is unknown, the data set does not have the option, or its files hold something wrong, such
+            as fewer than two classes.
+        FileNotFoundError: Files are not in their places. The message shows the expected layout.
     """
     name, _, dataset = name.partition(":")
     if name not in SOURCES or (dataset and name != "tfds"):
@@ -112,7 +112,7 @@ def open_source(
             raise ValueError(f"{name}: expected no group, for its splits are given, got {group!r}: leave it out")
         given["group"] = group
     source = kind.open(None if root is None else Path(root).expanduser(), split, **given)
-    if isinstance(source, FileSource) and kind.open is not folder_source:  # whose files were just found
+    if isinstance(source, FileSource) and kind.open is not folder_source:  # its files were just found
         source = source.located(some=missing == "keep")
     for target, classes in by_target(source.classes).items():
         if len(classes) < 2 and split.startswith("train"):
@@ -129,7 +129,7 @@ def motion_source(root: Path | None, split: str, motion: MotionConfig | None = N
 
 
 class Kind(NamedTuple):
-    """A kind of data set: the function that opens it, which of `open_source`'s options it has, and its splits."""
+    """A kind of data set: the function that opens it, its options of `open_source`, and its splits."""
 
     open: Callable[..., Any]  # a `Source`
     options: frozenset[str] = frozenset()

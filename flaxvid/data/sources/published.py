@@ -1,4 +1,4 @@
-"""Well-known data sets, read from the very files and folders that their owners publish.
+"""Reads well-known data sets from the files and folders that their owners publish.
 
 Unpack them as they come. Every reader's `layout` says what that looks like, and every error shows it.
 """

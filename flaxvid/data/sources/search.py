@@ -1,4 +1,4 @@
-"""Finds the videos below a folder: by their names, by their first bytes where names do not tell, and through links."""
+"""Finds the videos below a folder, by their names, or by their first bytes if names do not tell. It follows links."""
 
 import bisect
 import collections
@@ -18,7 +18,7 @@ VIDEO_SUFFIXES = (
     *(".tod", ".trp", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".xvid", ".y4m"),
 )
 
-_CODE = (".ts", ".mts")  # may be TypeScript, too
+_CODE = (".ts", ".mts")  # TypeScript has the same suffixes
 _OTHER = (
     *(".aria2", ".ass", ".cfg", ".crdownload", ".download", ".flo", ".gz", ".h5", ".hdf5", ".idx", ".ini", ".jsonl"),
     *(".lock", ".log", ".lst", ".mat", ".md", ".npy", ".npz", ".parquet", ".part", ".partial", ".pb", ".pkl", ".pt"),
@@ -28,7 +28,7 @@ _JUNK = frozenset(
     {"__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin"}
     | {"lost+found", "system volume information"}
 )
-_KINDS = mimetypes.MimeTypes()  # Python's own table: the same on every machine
+_KINDS = mimetypes.MimeTypes()  # Python's own table is the same on every machine
 _CONTENT = re.compile(
     rb".{4}(ftyp|moov|mdat|wide)|RIFF.{4}AVI |\x1aE\xdf\xa3|FLV\x01|\0\0\x01[\xb3\xba]|0&\xb2u\x8ef\xcf\x11|GIF8[79]a"
     rb"|\x06\x0e\x2b\x34\x02\x05|YUV4MPEG2 |DKIF|\.RMF|OggS.{0,400}(\x80theora|OVP80|video\0)|\0\0\0?\x01[\x27\x67]"
@@ -44,8 +44,8 @@ class Found:
     Attributes:
         videos: Files and folders of frames, as paths below the folder with "/", sorted; "" is the folder itself.
         others: How many files are no videos, by suffix.
-        notes: What was passed over, and why, a sentence each.
-        folders: The folders that were read, by device and inode: the same in two searches if links lead to them.
+        notes: What was left out and why, a sentence each.
+        folders: The folders that were read, by device and inode. Links to one folder give the same.
     """
 
     videos: tuple[str, ...]
@@ -55,22 +55,22 @@ class Found:
 
 
 def find_videos(folder: Path) -> list[Path]:
-    """The videos below a folder, sorted: files, and folders of numbered images; none where there is no such folder.
+    """The videos below a folder, sorted: files, and folders of numbered images. A missing folder has none.
 
-    Links are followed, though no folder is read twice; hidden files and what systems leave in folders are no videos. A
-    file is a video by its suffix, or where that does not tell by its first bytes. A folder of frames with no video in
-    it or below it is one itself, `folder` included.
+    Links are followed, but no folder is read twice. Hidden files and what systems leave in folders are no videos. A
+    file is a video by its suffix, or by its first bytes if the suffix does not tell. A folder of frames without a video
+    in it or below it is a video itself; so may `folder` be.
     """
     return [folder / path for path in search(folder).videos] if folder.is_dir() else []
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder is hidden, or one that a system leaves everywhere: never a video, never a class."""
+    """Whether a file or folder is hidden, or left by a system. It is never a video and never a class."""
     return name.startswith(".") or name.lower() in _JUNK
 
 
 def search(folder: Path) -> Found:
-    """Looks through a folder and all below it; lists each once, which on network disks is far faster than asking."""
+    """Looks through a folder and all below it. It lists each folder once, which is far faster on network disks."""
     start = os.path.realpath(folder)
     above = {_identity(str(place)) for place in Path(start).parents}
     read: set[tuple[int, int]] = set()
@@ -81,7 +81,7 @@ def search(folder: Path) -> Found:
     others: collections.Counter[str] = collections.Counter()
     waiting, linked = [""], []
     while waiting or linked:
-        place = waiting.pop() if waiting else linked.pop(0)  # links last: what they lead to may be here as well
+        place = waiting.pop() if waiting else linked.pop(0)  # links last, because they may lead to a folder here
         full = os.path.join(start, place)
         if (identity := _identity(full)) in read or identity in above:
             where = "a folder above it" if identity in above else "a folder that is read already"
@@ -133,7 +133,7 @@ def videos_in(folder: Path) -> list[str]:
 
 
 def is_video(path: str) -> bool:
-    """Whether a file is a video by its suffix or, where that does not tell, its first bytes."""
+    """Whether a file is a video, by its suffix, or by its first bytes if the suffix does not tell."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in VIDEO_SUFFIXES and suffix not in _CODE:
         return True
@@ -144,7 +144,7 @@ def is_video(path: str) -> bool:
         with open(path, "rb") as file:
             head = file.read(1024)
     except OSError:
-        return suffix in VIDEO_SUFFIXES  # whoever reads it will say why it cannot be read
+        return suffix in VIDEO_SUFFIXES  # reading it will say what is wrong
     if suffix in _CODE:
         return not (head and _is_text(head))
     return _CONTENT.match(head) is not None
@@ -165,7 +165,7 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # of a link in a circle is_dir raises
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # is_dir raises for a link in a circle
 
 
 def _identity(folder: str) -> tuple[int, int]:

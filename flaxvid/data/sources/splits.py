@@ -1,4 +1,4 @@
-"""Which videos are for training and which for the test: what splits are called, and what is held out where none are."""
+"""Says which videos are for training and which for the test, by the names of splits or by a hold-out."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 HOLD_OUT = 0.2
-"""Part of the videos that is kept for the test."""
+"""Part of the videos that is held out for the test."""
 
 SPLITS = ("train", "validation", "test")
 WORDS = {
@@ -28,7 +28,7 @@ class NoSplitError(FileNotFoundError, ValueError):
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder or list is called after, in any case and spelling; None if after none."""
+    """The split that a folder or list is named after, in any case and spelling, or None."""
     match = _SPLIT.fullmatch(name.strip())
     return WORDS[match[1].lower()] if match else None
 
@@ -56,10 +56,10 @@ def choose_split(asked: str, there: Collection[str], where: str) -> tuple[str, t
 
 
 def group_rule(rule: str) -> Callable[[str], str]:
-    """The function from a video's path to its scene that a regular expression with one group says.
+    """Makes a function from a video's path to its scene, of a regular expression with one group.
 
     Raises:
-        ValueError: It is none, or, when called, it does not match.
+        ValueError: It is no such expression; or, when called, it does not match the path.
     """
     try:
         pattern = re.compile(rule)
@@ -83,26 +83,26 @@ def group_rule(rule: str) -> Callable[[str], str]:
 def hold_out(paths: Sequence[str], labels: Sequence[object], groups: Sequence[str] | None = None) -> frozenset[int]:
     """Positions of the videos that are held out for the test.
 
-    Without groups it is a fifth of each class, chosen by a hash of the file names, so that a new video moves at most
-    one other. With groups whole ones are chosen in the same way, of each class, or of all where a group has videos of
-    several classes, so that no group is on both sides.
+    Without groups it is a fifth of each class, chosen by a hash of the file names, so a new video moves at most one
+    other. Groups are chosen whole in the same way, so no group is on both sides: of each class, or of all videos if a
+    group has several classes.
 
     Args:
-        paths: Of the videos.
-        labels: Theirs; anything that can be told apart.
-        groups: The scene of each.
+        paths: The path of each video.
+        labels: The label of each video, of any kind.
+        groups: The scene of each video.
     """
     one_pool = groups is not None and len(set(zip(groups, labels, strict=True))) > len(set(groups))
     pools: dict[object, dict[Any, list[int]]] = {}
     for position, label in enumerate(labels):
-        # Videos of one name in two folders are two.
+        # Two folders may have videos of one name.
         unit = (groups[position], 0) if groups else (paths[position].rpartition("/")[2], position)
         pools.setdefault("" if one_pool else label, {}).setdefault(unit, []).append(position)
     test: list[int] = []
     for units in pools.values():
         ranked = sorted(units, key=lambda unit: _hash(unit[0]))
         wanted = len(test) + max(1, round(HOLD_OUT * sum(map(len, units.values()))))
-        for unit in ranked[:-1]:  # one stays for training
+        for unit in ranked[:-1]:  # one of them stays for training
             if len(test) < wanted:
                 test += units[unit]
     return frozenset(test)
@@ -113,9 +113,9 @@ def _hash(text: str) -> bytes:
 
 
 def warn_of_scenes(paths: Sequence[str], labels: Sequence[object], test: Collection[int]) -> tuple[str, ...]:
-    """A sentence if names show that a hold-out has parts of one scene on both sides: `v_g01_c01`, `v_g01_c02`.
+    """Warns in a sentence if names show parts of one scene on both sides of a hold-out: `v_g01_c01`, `v_g01_c02`.
 
-    A name that counts all videos of a class (`jump1`, `jump2`) says nothing, and the numbers of frames neither.
+    Names that count all videos of a class (`jump1`, `jump2`) or frames say nothing about scenes.
     """
     scenes: dict[tuple[object, str], list[int]] = {}
     stems: dict[object, set[str]] = {}
@@ -146,7 +146,7 @@ def warn_of_scenes(paths: Sequence[str], labels: Sequence[object], test: Collect
 
 
 def check_groups(groups: Mapping[str, Collection[str]]) -> tuple[str, ...]:
-    """A sentence if scenes are in several splits; groups are those of each split."""
+    """Warns in a sentence if groups of the training split are in another one, too."""
     train = set(groups.get("train", ()))
     return tuple(
         f"{len(both)} groups are in train and in {split}, such as {min(both)}: the test may be too easy"

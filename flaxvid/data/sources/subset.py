@@ -1,4 +1,4 @@
-"""A random part of a source, for a quick look."""
+"""A random part of a source, for a quick test."""
 
 import dataclasses
 import functools
@@ -13,9 +13,9 @@ from flaxvid.types import Classes
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """`count` videos of a source, drawn by chance but always the same, in the source's order.
+    """`count` videos of a source, drawn at random but always the same, in the source's order.
 
-    Not the first ones: lists are often sorted by class.
+    The first ones would not do: lists are often sorted by class.
     """
 
     source: Source
@@ -27,7 +27,7 @@ class Subset:
 
     @functools.cached_property
     def positions(self) -> tuple[int, ...]:
-        """Of its videos in the source."""
+        """Positions of the videos in the source."""
         drawn = np.random.default_rng(0).permutation(len(self.source))[: self.count]
         return tuple(np.sort(drawn).tolist())
 

@@ -1,4 +1,4 @@
-"""Lists of videos as tables: what separates their columns, and what the columns are."""
+"""Reads lists of videos as tables: finds the separator, and what each column is."""
 
 import csv
 import re
@@ -15,7 +15,7 @@ PATHS = (
     *("clipname", "file", "video", "clip", "vidname", "vid", "framesdir", "framedir", "folder", "directory", "videoid"),
     *("clipid", "name", "files", "paths", "videos", "id"),
 )
-"""What the column of the videos may be called, without case, spaces and signs; the first that is there is it."""
+"""Names of the column of videos, without case, spaces and signs. The first one found is taken."""
 
 LABELS = (
     *("label", "labels", "class", "classes", "category", "classname", "labelname", "classid", "labelid", "classindex"),
@@ -38,16 +38,16 @@ Exists = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Table:
-    """A list: the videos, and what it says of each, by column.
+    """A list as a table: the videos, and the cells of each column.
 
     Attributes:
         file: The list's path.
-        lines: Where each row is in the file.
+        lines: The line of each row in the file.
         paths: The videos, as the list has them.
-        targets: The columns of labels; of a list with one label that, by the name "".
+        targets: The columns of labels, by name; "" is the only one.
         split: The column that says the split, if there is one.
         others: The columns that are not used.
-        columns: All columns of a list with a heading, by their names there.
+        columns: All columns by their names in the heading.
     """
 
     file: Path
@@ -64,8 +64,8 @@ def read_table(
 ) -> Table:
     """Reads a list with a heading that names its columns, or one of `path label`, or mmaction2's `path frames label`.
 
-    Columns are separated by tabs, semicolons, commas or, where none of them does, spaces. Of a list without a heading
-    the reading is taken whose videos exist.
+    Tabs, semicolons or commas separate columns, or else spaces. A list without a heading is read in the way in which
+    its videos exist.
 
     Args:
         file: The list.
@@ -76,11 +76,11 @@ def read_table(
         group: A column that is no label.
 
     Raises:
-        ValueError: It cannot be read; the message names the line.
+        ValueError: It cannot be read. The message names the line.
     """
     lines = [(number, line.strip("\ufeff \r")) for number, line in enumerate(_split_lines(text), start=1)]
     lines = [(number, line) for number, line in lines if line.strip(' \t,;"') and not line.startswith("# ")]
-    if lines and re.fullmatch(r'"?sep=."?', lines[0][1]):  # Excel's; the heading tells it, too
+    if lines and re.fullmatch(r'"?sep=."?', lines[0][1]):  # Excel's; the heading shows the separator, too
         del lines[0]
     if not lines:
         return Table(file, [], [], {"": []}, None, (), {})
@@ -90,7 +90,7 @@ def read_table(
 
 
 def _split_lines(text: str) -> list[str]:
-    return re.split(r"\r\n|\r|\n", text)  # splitlines() would also cut at what may be in a name
+    return re.split(r"\r\n|\r|\n", text)  # splitlines() also cuts at characters that may be in a name
 
 
 def _plain(name: str) -> str:
@@ -98,7 +98,7 @@ def _plain(name: str) -> str:
 
 
 def _heading(line: str, exists: Exists) -> tuple[str, list[str]] | None:
-    """The separator and the names of the columns, if a line names them; "" is white space."""
+    """The separator ("" is white space) and the names of the columns, if the line is a heading."""
     for separator in (*_SEPARATORS, ""):
         try:
             cells = _cells([line], separator or " ")[0] if separator or '"' in line else line.split()

@@ -1,4 +1,4 @@
-"""Text files that others wrote: found by their names, and read in the encoding that they are in."""
+"""Finds text files of others by their names, and reads them in whatever encoding they have."""
 
 import codecs
 import re
@@ -18,14 +18,14 @@ _OLD = ("cp1252", "gb18030", "shift_jis", "big5", "euc_kr", "cp1251")
 
 
 def read_texts(path: Path, layout: str) -> dict[str, str]:
-    """What a text file may say, by encoding: one text where that is known, and otherwise one for each that fits.
+    """What a text file may say, by encoding: one text if the encoding is known, or else one for each that fits.
 
-    It is known by a mark at its beginning, by zeros where UTF-16 has them, or by being UTF-8. Among the others is
-    "bytes", as names of files are that are no UTF-8.
+    A mark at the beginning tells the encoding, or zeros in the places of UTF-16, or being UTF-8. Of an unknown one
+    there is also "bytes", which is how names of files that are not UTF-8 are read.
 
     Raises:
-        FileNotFoundError: No such file; the message shows the layout expected.
-        ValueError: Its mark does not fit it.
+        FileNotFoundError: There is no such file. The message shows the expected layout.
+        ValueError: The mark does not fit the text.
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected {layout}; got no file {path}")
@@ -52,11 +52,11 @@ def read_texts(path: Path, layout: str) -> dict[str, str]:
 
 
 def read_text(path: Path, layout: str, encoding: str = "") -> str:
-    """A text file, in UTF-8 or with a mark that says what it is in; or, where it is no UTF-8, in `encoding`.
+    """Reads a text file in UTF-8, in the encoding that its mark says, or else in `encoding`.
 
     Raises:
-        FileNotFoundError: No such file; the message shows the layout expected.
-        ValueError: It is in another encoding; the message names the line.
+        FileNotFoundError: There is no such file. The message shows the expected layout.
+        ValueError: It is in another encoding. The message names the line.
     """
     texts = read_texts(path, layout)
     if len(texts) > 1 and encoding not in texts:
@@ -76,12 +76,12 @@ def unknown_encoding(path: Path) -> ValueError:
 
 
 def read_lines(path: Path, layout: str) -> list[str]:
-    """The lines of a list file that are not empty, stripped."""
+    """The lines of a file, stripped, without empty ones."""
     return [line.strip() for line in re.split(r"\r\n|\r|\n", read_text(path, layout)) if line.strip()]
 
 
 def first_file(names: Sequence[str], places: Iterable[str | Path], layout: str) -> Path:
-    """The first file with one of the names (which may be patterns) in one of the places."""
+    """The first file in one of the places with one of the names, which may be patterns."""
     for place in map(Path, places):
         for name in names:
             found = sorted(place.glob(name))
@@ -91,12 +91,12 @@ def first_file(names: Sequence[str], places: Iterable[str | Path], layout: str) 
 
 
 def list_places(root: Path, lists: str | Path | None, *folders: str) -> list[Path]:
-    """Where list files may lie: where the user says, or else in the root and these folders of it."""
+    """Places of list files: where the user says, or else the root and these folders in it."""
     return [Path(lists).expanduser()] if lists else [root, *(root / folder for folder in folders)]
 
 
 def videos_folder(root: Path, *folders: str) -> Path:
-    """The folder of the videos: the first of these in the root that is there, or else the root itself."""
+    """The folder of the videos: the first of these folders that the root has, or else the root."""
     return next((root / folder for folder in folders if (root / folder).is_dir()), root)
 
 

@@ -1,4 +1,4 @@
-"""Videos in ArrayRecord files as TFDS prepares them: reads such data sets and writes them, without TensorFlow."""
+"""Reads and writes data sets of TFDS, as videos in ArrayRecord files, without TensorFlow."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from flaxvid.writing import written_whole
 
 
 class Shard(NamedTuple):
-    """Part of one file: `take` records from number `skip` on, of the `examples_in_shard` that it holds."""
+    """Part of one file with `examples_in_shard` records: `take` records from number `skip` on."""
 
     filename: str
     skip: int
@@ -28,9 +28,9 @@ class Shard(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """Which features of a record are the video (encoded, whole or frame by frame), the labels and the id, if any.
+    """Names of a record's features: the video (encoded, whole or frame by frame), the labels, and the id if any.
 
-    Several labels are those of several targets, by the features' names.
+    Several labels are several targets with the features' names.
     """
 
     video: str
@@ -40,10 +40,10 @@ class Fields(NamedTuple):
 
 @dataclass(frozen=True)
 class TfdsSource:
-    """One split as a source of encoded videos; opens its files on first use, in every process anew.
+    """One split as a source of encoded videos. Every process opens its files on first use.
 
-    A video that is stored frame by frame (`tfds.features.Video`) becomes one string of PNG or JPEG images, which
-    FFmpeg reads as a video.
+    A video that is stored frame by frame (`tfds.features.Video`) becomes one string of PNG or JPEG images, which FFmpeg
+    reads as a video.
     """
 
     name: str
@@ -61,7 +61,7 @@ class TfdsSource:
     def _records(self) -> Any:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        shards: Any = list(self.shards)  # which are what it calls file instructions
+        shards: Any = list(self.shards)  # it calls them file instructions
         return ArrayRecordDataSource(shards)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class TfdsSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         from tensorflow_datasets.proto import tf_example_pb2
 
-        example: Any = tf_example_pb2  # its classes are made when it is imported
+        example: Any = tf_example_pb2  # its classes are made by importing it
         try:
             features = example.Example.FromString(self._records[int(index)]).features.feature
         except RuntimeError as error:
@@ -94,9 +94,10 @@ def tfds_source(root: Path, split: str, dataset: str = "") -> TfdsSource:
 
     Args:
         root: TFDS's `data_dir`, or the folder of one data set.
-        split: A name of its splits, or a part of one as TFDS writes it (`train[:10%]`); where there is no test, it is
+        split: One of its splits, or a part of one as TFDS writes it (`train[:10%]`). Without a test split, "test" is
             the validation split.
-        dataset: Its name, as in "ucf101/ucf101_1:2.0.0"; without a version the newest; "" where the root has only one.
+        dataset: Its name, as in "ucf101/ucf101_1:2.0.0". Without a version it is the newest. "" is the only data set of
+            the root.
     """
     folder = _find(root, dataset)
     from etils import epath
@@ -132,10 +133,10 @@ def shard_path(folder: Path, name: str, split: str, number: int) -> Path:
 
 
 def shard_writer(classes: Classes) -> Callable[[Path, Iterable[Mapping[str, Any]]], None]:
-    """A function that writes a file of `{"video": bytes, "label": int, "id": str}`; labels may be `{target: int}`.
+    """Makes a function that writes a file of `{"video": bytes, "label": int or {target: int}, "id": str}`.
 
-    The file comes into being when it is complete. Call this before any progress bar starts: while TFDS is being
-    imported, imports of other threads fail.
+    The file appears when it is complete. Call this before any progress bar starts: imports in other threads fail while
+    TFDS is imported.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
@@ -163,7 +164,7 @@ def write_info(
     classes: Classes,
     lengths: Mapping[str, Sequence[int]],
 ) -> None:
-    """Makes a folder of shards a TFDS data set; `lengths` has the number of records of every split's shards."""
+    """Makes a TFDS data set of a folder of shards. `lengths` has the number of records of every split's shards."""
     from etils import epath
     from tensorflow_datasets.core import DatasetInfo, Version
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
@@ -197,7 +198,7 @@ def _features(classes: Classes) -> Any:
 
     labels = {name or "label": features.ClassLabel(names=list(names)) for name, names in by_target(classes).items()}
     described = {"video": features.Text(), **labels, "id": features.Text()}
-    return features.FeaturesDict(described)  # Text takes arbitrary bytes and gives them back
+    return features.FeaturesDict(described)  # Text keeps arbitrary bytes
 
 
 def _find(root: Path, dataset: str) -> Path:
@@ -215,7 +216,7 @@ def _find(root: Path, dataset: str) -> Path:
 
 
 def _fields(folder: Path) -> tuple[Fields, Classes]:
-    """Which features to read, and the class names: of the `label`, or else of every ClassLabel, each its own target."""
+    """The features to read, and the class names: of `label`, or else of every ClassLabel as a target."""
     try:
         features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
         kinds = {key: value["pythonClassName"].rpartition(".")[2] for key, value in features.items()}
@@ -247,7 +248,7 @@ def _class_names(folder: Path, label: str, feature: Mapping[str, Any]) -> tuple[
 
 
 def _check(shards: tuple[Shard, ...]) -> None:
-    """Reads the end of every file, where ArrayRecord keeps the index: what was cut off shows here."""
+    """Reads the index at the end of every file, so that cut-off files are found."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     for shard in shards:
