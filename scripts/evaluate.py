@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument(
         "--frames", type=number(int, 1), action="append", help="frame counts (default: the recipe's eval_frames)"
     )
+    parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest (default), best, or a step")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="default: as the recipe says, mostly one view")
     parser.add_argument("--clips", type=int, help="clips a video, instead of the protocol's")
     parser.add_argument("--crops", type=int, choices=(1, 3, 5, 10), help="crops a frame, instead of the protocol's")
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Loads, evaluates, measures, prints and writes."""
     enable_compilation_cache()
     names = read_class_names(arguments.classes) if arguments.classes else None
-    trained = load_trained(arguments.run, names)
+    trained = load_trained(arguments.run, names, arguments.checkpoint)
     folder = results_folder(trained, arguments.output)
     renames = read_renames(arguments.rename) if arguments.rename else {}
     source = open_videos(trained, arguments, renames, by_number=not trained.named)
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
             trained.model,
             passes[0],
             origin=data_origin(data) | ({} if trained.named else {"by_number": True}),
-            checkpoint=None,
+            checkpoint=trained.checkpoint,
             folder=folder,
             protocol=(arguments.protocol or "the recipe's") + " with other numbers" * bool(given),
             timed={n: trained.select(n) for n in frames},

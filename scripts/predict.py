@@ -82,6 +82,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--window", type=number(float, SHORTEST), metavar="SECONDS", help="an answer for each so many seconds"
     )
+    parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest (default), best, or a step")
     parser.add_argument("--top", type=number(int, 1), default=3, metavar="K", help="classes a line (default: 3)")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     parser.add_argument(
@@ -106,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     enable_compilation_cache()
     console = Console(stderr=True, highlight=False, emoji=False)
     names = read_class_names(arguments.classes) if arguments.classes else None
-    trained = load_trained(arguments.run, names)
+    trained = load_trained(arguments.run, names, arguments.checkpoint)
     videos = videos_for(trained.model.cameras, arguments)
     clips = clip_config(trained.recipe, trained.frames)
     predictor = Predictor(trained.model, trained.select, trained.classes, clips)

@@ -34,6 +34,7 @@ def test_an_unknown_name_is_an_attribute_error():
         (flaxvid.FrameFlexible.nearest, ["self", "num_frames"]),
         (flaxvid.losses.distillation.ffn_loss, ["logits", "labels", "weight"]),
         (flaxvid.run, ["recipe", "workdir"]),
+        (flaxvid.load_model, ["name", "source", "num_classes", "frames"]),
         (flaxvid.load_torch, ["name", "source", "num_classes", "frames"]),
         (flaxvid.to_torch, ["name", "variables", "format"]),
     ],

@@ -30,7 +30,7 @@ from flaxvid.models.resnet3d import (
     Stem,
     stage_blocks,
 )
-from flaxvid.models.spec import Common, ModelSpec, formats
+from flaxvid.models.spec import Common, Format, ModelSpec, formats
 from flaxvid.models.video_model import VideoModel
 
 
@@ -181,6 +181,13 @@ TORCH_KEYS = {
 }
 """torchvision's keys; of the 34-layer network those of its `VideoResNet`."""
 
+FORMATS_34 = {
+    "ig65m": Format(TORCH_KEYS["torchvision"], {"norm_epsilon": 1e-3}),
+    "torchvision": Format(TORCH_KEYS["torchvision"], {"shared_midplanes": True}),
+}
+"""One naming, two networks: the midplanes of the second convolution in a stage's first block tell them apart (288, 576
+and 1152 in IG-65M's). IG-65M's weights came out of Caffe2, with its epsilon."""
+
 BOTTLENECK_TORCH_KEYS = {
     "pytorchvideo": (
         (r"body/layer(\d+)_(\d+)/conv_b_temporal/conv", r"blocks.\1.res_blocks.\2.branch2.conv_b.conv_t"),
@@ -194,10 +201,10 @@ BOTTLENECK_TORCH_KEYS = {
 
 SPECS = {
     **{
-        name: ModelSpec(build_basic, variant, TORCHVISION_CLIP, 0.0, 0.01, formats=formats(TORCH_KEYS), tiny=TINY)
-        for name, variant in (
-            ("r2plus1d_r18", {"shared_midplanes": True}),
-            ("r2plus1d_r34", {"depths": (3, 4, 6, 3)}),
+        name: ModelSpec(build_basic, variant, TORCHVISION_CLIP, 0.0, 0.01, formats=known, tiny=TINY)
+        for name, variant, known in (
+            ("r2plus1d_r18", {"shared_midplanes": True}, formats(TORCH_KEYS)),
+            ("r2plus1d_r34", {"depths": (3, 4, 6, 3)}, FORMATS_34),
         )
     },
     "r2plus1d_r50": ModelSpec(

@@ -1,1 +1,1 @@
-"""Reports of a finished or running run, read from nothing but its folder."""
+"""Reports of a run, finished or not; they read its folder and nothing else."""

@@ -1,6 +1,6 @@
 """A page that lays runs side by side: accuracy, cost, curves, and the settings in which they differ.
 
-Only accuracies on the same videos stand in one table; those on others have a section of their own.
+One table holds only accuracies on the same videos; other videos have a section of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ LONG = 80
 
 
 def write_comparison(folders: Sequence[str | Path], path: str | Path) -> Path:
-    """Writes one HTML page about several runs and returns its path; what some of them lack is left out for these.
+    """Writes one HTML page about several runs and returns its path. It leaves out what a run lacks.
 
     Raises:
         FileNotFoundError: a folder holds none of a run's files.
@@ -41,7 +41,7 @@ def write_comparison(folders: Sequence[str | Path], path: str | Path) -> Path:
 
 
 def name_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
-    """Reads runs by the shortest end of their paths that tells them apart."""
+    """Reads runs. Their names are the shortest ends of their paths that differ."""
     paths = [Path(folder).resolve() for folder in folders]
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(set(paths)):
@@ -50,10 +50,10 @@ def name_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
 
 
 def group_by_data(runs: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
-    """The records of the same videos, by what these are called: each run's own, and others that several runs have.
+    """Groups records by their videos: each run's own record, and others that several runs have.
 
-    Records with a digest are of the same videos if it is the same. Older ones say less: they belong together if data
-    set, root, split and number of videos are the same in the recipes, and to a digest that only such a recipe has.
+    Equal digests mean equal videos. Older records have none: they belong together if their recipes have the same data
+    set, root, split and number of videos. They join records with a digest if all with such a recipe have the same one.
     """
     records = [(name, record) for name, run in runs.items() for record in (run, *run.others) if record.any_frame]
     digests: dict[str, set[str]] = {}
@@ -80,7 +80,7 @@ def group_by_data(runs: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
 
 
 def _described(run: Run) -> str:
-    """The videos of a record without a digest, as far as its recipe or itself tells."""
+    """Describes the videos of a record by its recipe, or else by the record."""
     data = run.recipe.get("data")
     if isinstance(data, Mapping):
         rest = ", ".join(
@@ -92,7 +92,7 @@ def _described(run: Run) -> str:
 
 
 def _headlines(groups: Mapping[str, Mapping[str, Run]]) -> list[tuple[str, str]]:
-    """The best that each run reaches, and at which frame count."""
+    """The best accuracy of each run, and its frame count."""
     best = []
     for runs in groups.values():
         for name, run in runs.items():
@@ -103,7 +103,7 @@ def _headlines(groups: Mapping[str, Mapping[str, Run]]) -> list[tuple[str, str]]
 
 
 def _accuracy(data: str, evaluated: Mapping[str, Run]) -> dict[str, Any]:
-    """What the page says of runs that were evaluated on the same videos."""
+    """The section of runs that were evaluated on the same videos."""
     scores = {name: seed_statistics([run]) for name, run in evaluated.items()}
     frames = sorted({n for by_frames in scores.values() for n in by_frames})
     best = {n: max(by_frames[n][0] for by_frames in scores.values() if n in by_frames) for n in frames}

@@ -1,4 +1,4 @@
-"""Pages out of the templates of this folder: self-contained, without scripts, safe to send around."""
+"""Makes pages from the templates of this folder. A page is one file without scripts, safe to send around."""
 
 import base64
 from pathlib import Path
@@ -28,7 +28,7 @@ _TEMPLATES.filters |= {
 
 
 def write_html(path: str | Path, template: str, **facts: Any) -> Path:
-    """Writes the page that a template makes of facts, whole or not at all, and returns its path."""
+    """Fills a template with facts, writes the page whole or not at all, and returns its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = _TEMPLATES.get_template(template).render(facts)

@@ -22,7 +22,7 @@ CONFUSED = 10
 
 
 def write_page(folder: str | Path) -> Path:
-    """Writes a run's index.html from what is in its folder so far, and returns its path.
+    """Writes a run's index.html from what its folder has so far, and returns its path.
 
     Raises:
         FileNotFoundError: the folder holds none of a run's files.
@@ -71,12 +71,12 @@ def _headlines(run: Run) -> list[tuple[str, str]]:
 
 
 def evaluation_part(run: Run, target: str = "", data: str = "") -> dict[str, Any]:
-    """What the page says of one target of one evaluation.
+    """The page's section on one target of one evaluation.
 
     Args:
         run: with an evaluation.
-        target: its name, where there are several.
-        data: the data set's name, where it is not the run's own.
+        target: its name, if there are several.
+        data: the data set's name, if it is not the run's own.
     """
     evaluation, longest = run.evaluation, run.evaluation["frames"][-1]["frames"]
     clips = [_clip(run, clip) for clip in evaluation["examples"]]
@@ -90,7 +90,7 @@ def evaluation_part(run: Run, target: str = "", data: str = "") -> dict[str, Any
             (fault["id"], "missing" if fault["missing"] else "unreadable") for fault in evaluation["data"]["faults"]
         ],
         "plots": [
-            (reliability_plot(evaluation), "Accuracy against confidence; the larger a mark the more videos"),
+            (reliability_plot(evaluation), "Accuracy against confidence; a larger mark stands for more videos"),
             (confusion_plot(evaluation), f"Confusion at {longest} frames, shares of each true class"),
         ],
         "confused": _confused(evaluation),
@@ -120,7 +120,7 @@ def _clip(run: Run, clip: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _confused(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The pairs of classes that are most often taken one for the other."""
+    """The pairs of classes that the network confuses most often."""
     classes, confusion = evaluation["classes"], evaluation["frames"][-1]["confusion"]
     totals: dict[int, int] = {}
     for label, _, videos in confusion:

@@ -1,4 +1,4 @@
-"""Plots of a run and of methods against each other; figures without pyplot, so nothing global is set or leaked."""
+"""Plots of a run and of several methods. Figures are made without pyplot, which keeps global state."""
 
 import io
 import re
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, darkest first.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, darkest first.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#000000")
 MARKERS = "os^Dv<>P"
 INK, GRID = "#333333", "#e6e6e6"
@@ -67,11 +67,11 @@ def training_plots(run: Run) -> dict[str, "Figure"]:
 
 
 def curve_plot(run: Run, names: Sequence[str], title: str) -> "Figure":
-    """Plots metrics of a run against steps; a long noisy curve lies pale behind its running mean.
+    """Plots metrics of a run against steps. A long noisy curve is pale, with its running mean in front.
 
     Args:
         run: the run.
-        names: keys of its metrics; those of accuracies are shown in percent.
+        names: keys of its metrics; accuracies are shown in percent.
         title: of the y axis.
     """
     percent = title.lower().endswith("accuracy")
@@ -90,12 +90,12 @@ def curve_plot(run: Run, names: Sequence[str], title: str) -> "Figure":
 
 
 def metric_plot(runs: Mapping[str, Run], name: str, ylabel: str) -> "Figure":
-    """Plots one metric of several runs against steps, its running mean where it is long and noisy.
+    """Plots one metric of several runs against steps; of a long curve, its running mean.
 
     Args:
         runs: by the names that the legend gives them.
         name: key of the metric; runs without it are left out.
-        ylabel: what it is; one that ends in "(%)" takes shares in percent.
+        ylabel: of the y axis; if it ends in "(%)", values in [0, 1] are shown in percent.
     """
     figure, axes = _figure(xlabel="step", ylabel=ylabel)
     factor = 100 if ylabel.endswith("(%)") else 1
@@ -109,7 +109,7 @@ def metric_plot(runs: Mapping[str, Run], name: str, ylabel: str) -> "Figure":
 
 
 def cost_plot(runs: Mapping[str, Run], cost: str, xlabel: str) -> "Figure":
-    """Plots top-1 accuracy against what a clip costs, one line a run; a number at each point is its frame count.
+    """Plots top-1 accuracy against the cost of a clip, one line a run. The number at a point is its frame count.
 
     Args:
         runs: by the names that the legend gives them.
@@ -130,9 +130,9 @@ def cost_plot(runs: Mapping[str, Run], cost: str, xlabel: str) -> "Figure":
 
 
 def reliability_plot(evaluation: Mapping[str, Any]) -> "Figure":
-    """Plots accuracy against confidence by bins, one line a frame count; a calibrated network keeps to the diagonal.
+    """Plots accuracy against confidence by bins, one line a frame count. A calibrated network lies on the diagonal.
 
-    The marks' areas are shares of the videos, so that a bin of two videos does not look like one of a thousand.
+    A mark's area is its bin's share of the videos: a bin of two videos does not look like one of a thousand.
 
     Args:
         evaluation: of evaluation.json.
@@ -157,7 +157,7 @@ def reliability_plot(evaluation: Mapping[str, Any]) -> "Figure":
 def confusion_plot(evaluation: Mapping[str, Any]) -> "Figure":
     """Plots the confusion matrix at the largest frame count, each row divided by its class's videos.
 
-    Class names are written where there are few enough to read them.
+    It shows class names if they are few enough to read.
 
     Args:
         evaluation: of evaluation.json.
@@ -253,7 +253,7 @@ def _parts(name: str) -> tuple[str, str, str]:
 
 def _title(name: str) -> str:
     _, base, _ = _parts(name)
-    kind = base.rpartition("_")[-1]  # a task's name may stand in front
+    kind = base.rpartition("_")[-1]  # a target's name may stand in front
     if kind in ("loss", "ce", "kl"):
         return "Loss"
     if kind in ("accuracy", "top1"):

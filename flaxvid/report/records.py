@@ -1,4 +1,4 @@
-"""Reading a run's JSON files: what is damaged is one line that names the file."""
+"""Reads a run's JSON files. A damaged file is an error of one line that names it."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ EVALUATION = {
     "frames": [SCORES],
     "examples": [{"id": str, "label": int, "guesses": dict}],
 }
-"""What is read of any_frame.json and evaluation.json: the type of each value, a list's of each of its entries."""
+"""The types of the values in any_frame.json and evaluation.json; a list gives the type of its entries."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl, without a last line that a killed process left half written; [] where there is no file.
+    """Reads metrics.jsonl; [] if there is no file. It skips a last line that a killed process left half written.
 
     Raises:
         ValueError: any other line is no JSON object with a step.
@@ -82,7 +82,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             row = None
         if isinstance(row, dict) and isinstance(row.get("step"), NUMBER):
             rows.append(row)
-        elif number < len(lines):  # what follows the last end of a line was being written, or is empty
+        elif number < len(lines):  # the last line was being written, or is empty
             raise ValueError(
                 f"expected a JSON object with its step in line {number} of {path}, got {line[:60]!r}: remove that line"
             )
@@ -106,7 +106,7 @@ def _damaged(path: Path, fault: str) -> ValueError:
 
 
 def _faults(value: Any, wanted: Any, where: str) -> Iterator[str]:
-    """What is not as `wanted`, a type, or a list or dict of such."""
+    """Finds what is not as `wanted`: a type, or a list or dict of types."""
     kinds = wanted if isinstance(wanted, tuple) else (type(wanted) if isinstance(wanted, list | dict) else wanted,)
     if type(value) not in kinds:
         names = " or ".join(kind.__name__ for kind in kinds)
@@ -124,7 +124,7 @@ def _faults(value: Any, wanted: Any, where: str) -> Iterator[str]:
 
 
 def _outside(record: Mapping[str, Any]) -> Iterator[str]:
-    """Numbers that are no class, and counts that have no row."""
+    """Finds class numbers out of range, and frame counts without a row."""
     classes, counts = record["classes"], {str(row["frames"]) for row in record["frames"]}
     if not counts:
         yield "expected a row for each frame count, got none"

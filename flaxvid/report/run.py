@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, read without knowing anything else of the library."""
+"""Reads what a run leaves in its folder. It needs nothing else of the library."""
 
 import dataclasses
 import math
@@ -28,8 +28,8 @@ class Run:
             "mean_class", "calibration_error", "milliseconds", "confusion" as [label, guess, videos] and "reliability";
             "examples", videos with their "label", "guesses" and "strip". {} if there is none. Of several targets,
             "classes" are by target, and rows and examples have a "target".
-        folder: where it lies; the strips are read from there.
-        others: evaluations of other data sets, each a run that has only that.
+        folder: of the run; film strips are read from there.
+        others: evaluations of other data sets, each as a run with nothing else.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Run:
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """Which videos it was evaluated on, as far as its record says."""
+        """The videos that it was evaluated on, as far as its record says."""
         return self.evaluation.get("data", {})
 
     def series(self, key: str) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """The steps and values at which a metric was written; NaN where it was not finite."""
+        """The steps and values of a metric; NaN where it was not finite."""
         rows = [row for row in self.metrics if key in row]
         values = [math.nan if row[key] is None else row[key] for row in rows]
         return np.array([row["step"] for row in rows], float), np.array(values, float)
@@ -66,7 +66,7 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Reads a run's folder, of a finished run or of one still running; a file that is not there yet reads as empty.
+    """Reads the folder of a run, finished or not. A missing file reads as empty.
 
     Raises:
         FileNotFoundError: the folder does not exist or holds none of a run's files.
@@ -89,7 +89,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:
-    """Reads metrics.jsonl, without a last line that a killed process left half written.
+    """Reads metrics.jsonl. It skips a last line that a killed process left half written.
 
     Raises:
         ValueError: any other line is no JSON object with a step.

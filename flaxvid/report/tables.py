@@ -22,15 +22,15 @@ PERCENT = ("top-1", "top-5", "mean class", "calibration error")
 
 
 def in_percent(header: Sequence[str]) -> tuple[str, ...]:
-    """The header with the unit behind what is in percent."""
+    """The header, with a unit after each column in percent."""
     return tuple(f"{name} (%)" if name in PERCENT else name for name in header)
 
 
 def any_frame_table(run: Run) -> str:
-    """Tabulates what one set of weights scores at each frame count: frames, top-1, top-5, GFLOPs a clip, clips.
+    """Tabulates one set of weights at each frame count: frames, top-1, top-5, GFLOPs a clip, clips.
 
-    Several targets have rows of their own, with the target in front. GFLOPs are multiply-adds counted once, as video
-    papers print them; accuracies are in percent.
+    With several targets, each has its own rows and its name in the first column. GFLOPs count a multiply-add once, as
+    video papers do. Accuracies are in percent.
 
     Raises:
         ValueError: a run without any-frame evaluation.
@@ -58,7 +58,7 @@ def evaluation_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def evaluation_notes(evaluation: Mapping[str, Any]) -> list[str]:
-    """What has to be known to compare figures of evaluation.json: which videos, classes, views, how time was taken."""
+    """What a reader needs to compare figures of evaluation.json: videos, classes, views, and how time was measured."""
     data, protocol = evaluation["data"], evaluation["protocol"]
     size = protocol["size"]
     notes = [
@@ -78,7 +78,7 @@ def evaluation_notes(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def describe_data(data: Mapping[str, Any]) -> str:
-    """Which videos a record is of, in words; those of older versions say only their data set's name."""
+    """Names a record's videos in words; records of older versions have only the data set's name."""
     place = f" in {data['root']}" if data.get("root") else ""
     split = f", split {data['split']}" if data.get("split") else ""
     digest = f", digest {data['digest']}" if "digest" in data else ""
@@ -106,8 +106,8 @@ def _class_notes(evaluation: Mapping[str, Any]) -> list[str]:
 def seed_table(methods: Mapping[str, Sequence[Run]], metric: str = "top1") -> str:
     """Tabulates mean and deviation over seeds in percent, one row a method, one column a frame count.
 
-    The deviation is that of a sample (n - 1); a method of one seed shows its number alone, a frame count that
-    none of its runs was evaluated at a dash.
+    The deviation is that of a sample (n - 1). A method of one seed shows its number alone. A dash means that none of
+    its runs was evaluated at that frame count.
 
     Args:
         methods: the runs of each method, one a seed.

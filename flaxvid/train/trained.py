@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from flaxvid.models.registry import create_model
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
-from flaxvid.train.checkpoint import restore_variables
+from flaxvid.train.checkpoint import find_checkpoint, restore_variables
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, read_recipe
 from flaxvid.train.setup import count_classes, make_model, make_task, open_data
 from flaxvid.train.state import averaged
@@ -36,6 +36,7 @@ class Trained:
         recipe: of the run; of a weights file one that says what the file does, with no data set.
         folder: of the run; None for a weights file.
         named: False where nobody knows the classes' names and `classes` only numbers them.
+        checkpoint: which weights of a run these are: the "name" that was asked for, and the "step"; None for a file.
     """
 
     model: VideoModel
@@ -45,35 +46,42 @@ class Trained:
     recipe: Recipe
     folder: Path | None
     named: bool = True
+    checkpoint: Mapping[str, Any] | None = None
 
 
-def load_trained(path: str | Path, classes: Classes | None = None) -> Trained:
-    """Loads a run's latest weights (their moving averages where it keeps them), or a weights file.
+def load_trained(path: str | Path, classes: Classes | None = None, checkpoint: str | int = "latest") -> Trained:
+    """Loads a run's weights (their moving averages where it keeps them), or a weights file.
 
     Args:
         path: a run's folder, one of its checkpoints' folders, or a .safetensors file that flaxvid wrote.
         classes: class names in the order of the logits; by default those that the run or the file knows, or else
             those of the run's data set.
+        checkpoint: of a run: "latest", "best" or a step; see `find_checkpoint`.
 
     Raises:
-        FileNotFoundError: there is no run or file, no checkpoint in the run, or nothing that tells the classes.
-        ValueError: a file of others, or the number of classes is not the network's.
+        FileNotFoundError: there is no run or file, no such checkpoint in the run, or nothing that tells the classes.
+        ValueError: a file of others, a checkpoint of a file, or the number of classes is not the network's.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
             f"expected a run's folder or a .safetensors file, got no folder and no weights file at {path}"
         )
-    return _from_folder(path, classes) if path.is_dir() else _from_file(path, classes)
+    if path.is_dir():
+        return _from_folder(path, classes, checkpoint)
+    if checkpoint != "latest":
+        raise ValueError(f"expected a run's folder for checkpoint {checkpoint}, got the file {path}: leave it out")
+    return _from_file(path, classes)
 
 
-def _from_folder(path: Path, classes: Classes | None) -> Trained:
+def _from_folder(path: Path, classes: Classes | None, checkpoint: str | int) -> Trained:
     folder = run_folder(path)
     if folder is None:
         raise FileNotFoundError(
             f"expected a run's folder with recipe.json, or a .safetensors file, got {path}: train a run first"
         )
-    recipe, variables = read_recipe(folder), averaged(restore_variables(path))
+    recipe, saved = read_recipe(folder), find_checkpoint(path, checkpoint)
+    variables = averaged(restore_variables(saved))
     classes = read_classes(folder) if classes is None else classes
     if classes is None:
         warnings.warn(
@@ -88,7 +96,15 @@ def _from_folder(path: Path, classes: Classes | None) -> Trained:
             ) from error
     classes = _checked(classes, variables, path)
     task = make_task(recipe, make_model(recipe, count_classes(classes)))
-    return Trained(task.model, lambda n: task.select(variables, n), tuple(task.frames), classes, recipe, folder)
+    return Trained(
+        task.model,
+        lambda n: task.select(variables, n),
+        tuple(task.frames),
+        classes,
+        recipe,
+        folder,
+        checkpoint={"name": str(checkpoint), "step": int(saved.name)},
+    )
 
 
 def _from_file(path: Path, classes: Classes | None) -> Trained:

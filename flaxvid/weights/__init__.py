@@ -1,2 +1,5 @@
-"""Weights in and out: PyTorch's keys (`torch`), the files of others (`tensors`), known files by name (`download`), our
-own files (`native`)."""
+"""Weights in and out.
+
+`torch`: models and variables out of PyTorch checkpoints, and back. `tensors`: reading the files of others.
+`native`: our own files. `download`: known files by name.
+"""

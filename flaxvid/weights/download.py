@@ -14,7 +14,7 @@ from pathlib import Path
 from flaxvid.writing import cache_folder
 
 _PATIENCE = 30.0
-"""Seconds without a byte, and those after which a transfer must have reached its slowest speed."""
+"""A transfer fails after so many seconds without a byte, or if it is then slower than `_SLOWEST`."""
 _SLOWEST = 1000
 """Bytes a second."""
 
@@ -25,10 +25,9 @@ class KnownFile:
 
     Attributes:
         url: where it is.
-        sha256: in hex, or its first digits. torchvision publishes eight, in the file name: enough to
-            catch a damaged or mixed-up file, too few against a forger, for whom there are HTTPS and the reader that
-            runs no code.
-        largest: bytes that are fetched at most, whatever the server says or sends.
+        sha256: in hex, or its first digits. torchvision publishes eight, in the file name. They catch a damaged or
+            mixed-up file, but not a forger's; against that stand HTTPS and a reader that runs no code.
+        largest: fetches no more bytes than this, whatever the server says or sends.
     """
 
     url: str
@@ -80,9 +79,9 @@ def resolve_weights(name_or_path: str | Path) -> Path:
 
 
 def download(known: KnownFile, destination: Path) -> Path:
-    """Fetches a file with a progress bar unless it is there, and checks its hash either way.
+    """Fetches a file unless it is there, with a progress bar, and checks its hash either way.
 
-    The file gets its name only when it is whole and right, so that a broken transfer is never taken for a file.
+    The file gets its name only when it is whole and right. So a broken transfer is never taken for a file.
 
     Raises:
         ConnectionError: no network, the transfer broke off or stands still, or the file is too large.
@@ -99,7 +98,7 @@ def download(known: KnownFile, destination: Path) -> Path:
     try:
         try:
             digest = _transfer(known, part)
-        except (OSError, http.client.HTTPException, ValueError) as error:  # the last where it leads to no address
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: it leads to no address
             raise ConnectionError(
                 f"could not fetch {known.url} ({' '.join(str(error).split())}): fetch it where there is a network and "
                 f"put it at {destination}"
@@ -123,7 +122,7 @@ def _transfer(known: KnownFile, part: Path) -> str:
         Progress(*columns) as progress,
     ):
         if known.url.startswith("https:") and not response.url.startswith("https:"):
-            raise ConnectionError(f"led on to {response.url}, which anybody on the way may change")
+            raise ConnectionError(f"redirected to {response.url}, which is not https")
         announced = response.headers.get("Content-Length", "")
         size = int(announced) if re.fullmatch(r"[0-9]{1,18}", announced) else None
         if size is not None and size > known.largest:

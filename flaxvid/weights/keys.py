@@ -1,4 +1,4 @@
-"""From a variable of ours to its key and layout in torch, and back. One table serves import and export."""
+"""The key and layout in torch of each variable of ours. One table serves import and export."""
 
 import re
 
@@ -32,7 +32,7 @@ def torch_key(path: str, table: KeyTable) -> str | None:
 
 
 def source_key(path: str, table: KeyTable) -> str:
-    """The `unwrapped` key of a variable, by which it is looked up in a file; one that no file has without a place."""
+    """The `unwrapped` key of a variable, to look it up in a file; a key that no file has if the table has none."""
     return unwrapped(torch_key(path, table) or f"<no key for {path}>")
 
 

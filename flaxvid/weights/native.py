@@ -1,4 +1,4 @@
-"""Our own weights as one .safetensors file: flat keys such as "params/stem/conv1/kernel", and what the model is."""
+"""Our own weights file: a .safetensors file with keys such as "params/stem/conv1/kernel" that names its model."""
 
 import dataclasses
 import json
@@ -76,15 +76,15 @@ def load_variables(path: str | Path, *, allow_nonfinite: bool = False) -> tuple[
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a .safetensors file of others (`load_torch` reads those), damaged, of a model that there is not, or
-            with numbers that are not finite.
+        ValueError: a file of others (`load_model` reads those), a damaged one, one of an unknown model, or one with
+            numbers that are not finite.
     """
     path = Path(path)
     check_there(path)
     with one_error(str(path)):
         metadata, flat = read_safetensors(path)
         if "flaxvid" not in metadata:
-            raise Unreadable("was not written by flaxvid: read a file with torch's keys by flaxvid.load_torch")
+            raise Unreadable("was not written by flaxvid: read a file with torch's keys by flaxvid.load_model")
         info = _read_info(metadata["flaxvid"], len(flat))
         if not any(key.startswith("params/") for key in flat):
             raise Unreadable("has no parameters: save the variables of a model")
@@ -94,9 +94,9 @@ def load_variables(path: str | Path, *, allow_nonfinite: bool = False) -> tuple[
 
 
 def check_fit(path: str | Path, variables: Variables, flexible: FrameFlexible, *, plain: bool) -> None:
-    """Checks that a file's variables are those of the model that it names, by path and shape.
+    """Checks paths and shapes of a file's variables against the model that the file names.
 
-    A layer notices a kernel of another shape, but not statistics that it can broadcast.
+    A layer notices a kernel of another shape, but not statistics that broadcast.
 
     Args:
         path: of the file.
@@ -131,7 +131,7 @@ def _shapes(make: Callable[[], Variables]) -> dict[str, tuple[int, ...]]:
 
 
 def _read_info(text: str, tensors: int) -> WeightsInfo:
-    """What a file with so many tensors says of itself, checked: it makes a model."""
+    """What a file with so many tensors says of its model; the model can be made."""
     fields: dict[str, Any] = {field.name: None for field in dataclasses.fields(WeightsInfo)} | {"overrides": {}}
     facts = json.loads(text)
     if not isinstance(facts, dict) or not set(facts) <= set(fields):
@@ -145,9 +145,9 @@ def _read_info(text: str, tensors: int) -> WeightsInfo:
     try:
         overrides = _by_new_names(facts["overrides"])
         create_model(facts["model"], **overrides)
-        if (blocks := _count_blocks(overrides)) > tensors:  # else it would be traced for ever
+        if (blocks := _count_blocks(overrides)) > tensors:  # tracing these would take forever
             raise ValueError(f"it has {tensors} tensors for {blocks} blocks")
-    except Exception as error:  # of whatever kind a wrong option makes it
+    except Exception as error:  # a wrong option may raise anything
         raise Unreadable(f"is of a model that flaxvid cannot make: {error}") from error
     classes = {target: tuple(names) for target, names in classes.items()}
     named = classes.get("", classes) if facts["classes"] else None
@@ -155,7 +155,7 @@ def _read_info(text: str, tensors: int) -> WeightsInfo:
 
 
 def _by_new_names(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that an older version wrote by the names of today; `freeze_norms`, which changed training alone, goes."""
+    """Renames options of older files. `freeze_norms` is dropped: it changed training alone."""
     names = {"views": "cameras", "view_dropout": "camera_dropout"}
     known = {names.get(name, name): value for name, value in overrides.items() if name != "freeze_norms"}
     if known.get("backbone_options"):
@@ -164,7 +164,7 @@ def _by_new_names(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _count_blocks(overrides: Mapping[str, Any]) -> int:
-    """The blocks that a model is asked for by its depths, or those of its backbone."""
+    """Blocks of the model or of its backbone, by their `depths`."""
     return sum(overrides.get("depths") or ()) + (
         _count_blocks(overrides["backbone_options"]) if overrides.get("backbone_options") else 0
     )

@@ -1,8 +1,8 @@
 """Pickles read as data: what stands in them, without calling anything that they name.
 
 torch's own reader (`torch.load` with `weights_only`) runs no foreign code either, but it believes what a pickle says:
-it reads past the end of short storages, and a few bytes make it allocate gigabytes or hash for hours. Here a call in
-a pickle stays the `Call` that it is, so that time and memory grow with the bytes alone.
+it reads past the end of short storages, and a few bytes make it allocate gigabytes or hash for hours. Here nothing in
+a pickle is called: a call is kept as a `Call`. So time and memory grow with the number of bytes alone.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 _MOST_STEPS = 2_000_000
-"""Opcodes of a pickle that are followed; a network of 500 tensors with its optimizer has 50,000."""
+"""A pickle may have so many opcodes; a network of 500 tensors with its optimizer has 50,000."""
 
 _PLAIN = re.compile(
     r"collections\.(OrderedDict|Counter)|_codecs\.encode|(__builtin__|builtins)\.(bytearray|set|frozenset|complex)"
@@ -33,7 +33,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Unreadable(ValueError):
-    """Why bytes are not read as weights: a sentence but for its subject, the file."""
+    """Why bytes are not read as weights: a sentence without its subject, the file."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,25 +53,25 @@ class Call:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outside:
-    """What the pickle leaves to its file, by a number or a tuple: a storage of a tensor."""
+    """A part of the file outside the pickle, such as a tensor's storage, by the number or tuple that names it."""
 
     identity: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OddKey:
-    """A key that is no string. Keys of a hostile file may take for ever to hash, so theirs are not."""
+    """A key that is not a string. It is not hashed, because a hostile file's keys could take forever to hash."""
 
     key: Any
 
 
 def read_pickle(file: io.BytesIO) -> tuple[Any, list[Outside]]:
-    """The next pickle of a file, and what it leaves to the file.
+    """The next pickle of a file, and the parts outside it that it names.
 
     Mappings become dicts, sets lists.
 
     Raises:
-        Unreadable: it names something that could run code, or is none that a file of tensors has.
+        Unreadable: it names something that could run code, or does what no file of tensors does.
         Exception: it is damaged (IndexError, KeyError, ValueError, ...).
     """
     stack: list[Any] = []

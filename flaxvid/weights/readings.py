@@ -1,7 +1,7 @@
-"""What a torch checkpoint may be: each format of the model is one reading of its keys, and the one that fits is taken.
+"""Finds the format of a torch checkpoint: each format of the model is one reading of its keys, and the best is taken.
 
 A format is a table of names and the options that its origin implies (`flaxvid.models.spec.Format`). Names and shapes
-choose between formats. Where they leave formats that imply different models, nothing is chosen: the error says so.
+decide. If they leave formats that imply different models, the error asks the caller.
 """
 
 import dataclasses
@@ -53,12 +53,13 @@ class Reading:
         format: its name.
         implied: the options that the format implies and the caller did not give.
         model: made with these and the caller's.
-        frames: frame counts with variables of their own; () where the checkpoint has none, None for a plain model.
+        frames: frame counts with variables of their own; () where the checkpoint has none, None for a plain format.
+        alteration: of the `FrameFlexible` with these; "" for a plain format.
         shapes: path of each variable to its shape in torch.
-        keys: path of each variable to an unwrapped key, but for those of a fresh head.
+        keys: path of each variable, without a fresh head's, to its unwrapped key.
         fresh: paths of a head that starts anew.
         faults: what does not fit.
-        exact: the checkpoint wraps its modules exactly as the format does, such as in TSM's ".net".
+        exact: the checkpoint wraps exactly the modules that the format wraps, such as in TSM's ".net".
     """
 
     format: str
@@ -121,7 +122,7 @@ def choose(
         formats: those to try.
         overrides: the caller's options. They go above what a format implies.
         num_classes: of the head; where it is not the checkpoint's number, the head starts anew.
-        frames: counts of a frame-flexible model of which the checkpoint need not show any.
+        frames: the counts that a frame-flexible checkpoint should have.
 
     Raises:
         ValueError: several formats fit and imply different models.
@@ -132,7 +133,7 @@ def choose(
     if any(reading.implied != best[0].implied for reading in best):
         best = [reading for reading in best if reading.exact] or best
         said = [reading for reading in best if formats[reading.format].overrides and not reading.implied]
-        best = said or best  # who names all that an origin implies means that one
+        best = said or best  # a caller who names all that one origin implies means that one
     other = next((reading for reading in best if reading.implied != best[0].implied), None)
     if other is not None and not fewest:
         calls = "\n".join(
@@ -141,8 +142,8 @@ def choose(
             for reading in (best[0], other)
         )
         raise ValueError(
-            f"{source.label} fits the formats {best[0].format!r} and {other.format!r} of {name}, whose models compute "
-            f"different things. Say which it is of:\n{calls}"
+            f"{source.label} fits two formats of {name}, {best[0].format!r} and {other.format!r}, and their models "
+            f"compute different things. Say which one wrote it:\n{calls}"
         )
     return best[0]
 
@@ -224,7 +225,7 @@ def _readings(
 def _trees(
     model: VideoModel, plain: Variables, source: Source, format: Format, frames: Sequence[int] | None
 ) -> Iterator[tuple[Variables, tuple[int, ...] | None, str]]:
-    """The trees of variables that a checkpoint may hold: the model's, or frame-flexible ones where the table is."""
+    """The trees of variables that a checkpoint may hold: the model's, or frame-flexible ones if the format is."""
     if all(torch_key(path, format.keys) for path in trees.flatten(plain)):
         yield plain, None, ""
         return

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  the library finds bfloat16 by it
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 
 from flaxvid.weights.pickled import Unreadable
@@ -21,11 +21,11 @@ def looks_like_safetensors(head: bytes) -> bool:
 def read_safetensors(
     path: Path, wanted: Callable[[str], bool] = lambda key: True
 ) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Its metadata and the wanted ones of its arrays. The format has no checksum: of a changed bit nobody knows.
+    """The metadata and the wanted arrays of a file. The format has no checksum: a changed bit goes unnoticed.
 
     Raises:
-        Unreadable: it is damaged, or arrays are of no floating type or of float8.
-        Exception: whatever the library makes of damaged bytes.
+        Unreadable: the file is damaged, or an array is float8 or no float.
+        Exception: whatever the library raises on damaged bytes.
     """
     from safetensors import safe_open
 
@@ -49,7 +49,7 @@ def read_safetensors(
 
 
 def is_name(key: object) -> bool:
-    """Whether a key may be that of a tensor: messages show them and trees are as deep as they say."""
+    """Whether a key can name a tensor. Errors print keys, and trees are as deep as keys are long."""
     return isinstance(key, str) and key.isprintable() and len(key) < 1000
 
 

@@ -1,4 +1,4 @@
-"""Tensors out of the files that others write, without running any code in them: right, or one error."""
+"""Reads the tensors of files that others wrote. No code in them is run, and every problem is one error."""
 
 import contextlib
 import tarfile
@@ -33,8 +33,8 @@ _OTHERS = {
 def read_tensors(source: str | Path | Mapping[str, Any], *, allow_nonfinite: bool = False) -> dict[str, np.ndarray]:
     """The tensors of a file or mapping by their own keys, without the batch counters that only torch's norms keep.
 
-    What a file is, its content says, whatever its name. Memory is bounded before it is taken: by four times the file's
-    size, and twice that for what is read as float32 from half precision.
+    The content tells what a file is, not its name. Memory is bounded before it is taken: four times the file's size,
+    and eight times where half precision becomes float32.
 
     Args:
         source: a .pth, .pt, .pth.tar (needs torch) or .safetensors file, or a mapping of torch tensors or arrays; both
@@ -87,28 +87,29 @@ def check_there(path: Path) -> None:
 
 @contextlib.contextmanager
 def one_error(name: str) -> Iterator[None]:
-    """Whatever is raised by reading `name` becomes a ValueError that names it, unless a library is missing."""
+    """Turns whatever reading `name` raises into a ValueError that names it, but for a missing library."""
     try:
         yield
     except Unreadable as error:
         raise ValueError(f"{name} {error}") from error
     except (ImportError, MemoryError):
         raise
-    except Exception as error:  # libraries raise all kinds of them where bytes are damaged
+    except Exception as error:  # damaged bytes make libraries raise all kinds of them
         reason = f"{type(error).__name__}: {error}"[:300]
         raise ValueError(f"{name} is damaged or no weights file ({reason}): fetch it again") from error
 
 
 def unwrapped(key: str) -> str:
-    """A key without the parts that only say that one module is wrapped in another, such as "module." or ".net".
+    """A key without the parts that only tell of wrapping, such as "module." or ".net".
 
-    Files of one model differ in them ("module.base_model.conv1.weight", "conv1.weight"), tensors of one file do not.
+    Two files of one model may differ in these ("module.base_model.conv1.weight", "conv1.weight"). Two tensors of one
+    file never do.
     """
     return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
 
 
 def without_prefix(key: str) -> str:
-    """A key without the wrapping at its start alone: "module.layer1.0.conv1.net.weight" keeps its ".net"."""
+    """A key without the wrapping at its start: "module.layer1.0.conv1.net.weight" loses "module." and keeps ".net"."""
     parts = key.split(".")
     start = next((place for place, part in enumerate(parts) if part not in _WRAPPERS), 0)
     return ".".join(parts[start:])
@@ -118,7 +119,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
     """A dense torch tensor (on any device) or array of floats as float32.
 
     Raises:
-        Unreadable: it is of another kind, or has numbers that float32 has not.
+        Unreadable: it is of another kind, or has numbers beyond those of float32.
     """
     if (kind := _kind(tensor)) not in _FLOATS:
         raise Unreadable(f"is {kind}, expected {', '.join(_FLOATS)}")
@@ -162,7 +163,7 @@ def _checked(tensors: Mapping[str, Any], allow_nonfinite: bool) -> dict[str, np.
 
 
 def _weights(content: Any) -> dict[str, Any]:
-    """The part that holds the tensors, without the counters."""
+    """The tensors of what a file or caller holds, however nested, without the counters."""
     if not isinstance(content, Mapping):
         kind = "Tensor" if isinstance(content, Call) and "_rebuild_" in content.name else type(content).__name__
         raise Unreadable(f"must hold a mapping of tensors, got {kind}: save model.state_dict()")
@@ -201,7 +202,7 @@ def _shown(key: Any) -> str:
 
 
 def _kind(tensor: Any) -> str:
-    """The type of a tensor's numbers, or what else keeps it from being an array of them."""
+    """The type of a tensor's numbers, or what makes it no dense array."""
     if not hasattr(tensor, "detach"):
         if isinstance(tensor, np.ma.MaskedArray):
             return "masked"
@@ -216,7 +217,7 @@ def _kind(tensor: Any) -> str:
 
 
 def _other(head: bytes, path: Path) -> str | None:
-    """What a file is that is none of weights; None if it may be one."""
+    """What a file is that holds no weights; None if it may hold some."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     found = next((text for mark, text in _OTHERS.items() if start.startswith(mark)), None)
     if found is None and path.suffix == ".onnx":

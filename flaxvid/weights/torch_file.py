@@ -1,4 +1,4 @@
-"""Files of `torch.save`, the zip archives of today and the older ones in one piece, read as data and checked."""
+"""Reads files of `torch.save` as data, and checks them: zip archives, and the older ones in one piece."""
 
 import dataclasses
 import io
@@ -11,8 +11,8 @@ from typing import IO, Any
 from flaxvid.weights.pickled import Call, Named, Outside, Unreadable, read_pickle
 
 _MOST_AROUND = 16 << 20
-"""Bytes of a pickle, or of an archive's directory: all of a file but its tensors' numbers. A network of 500 tensors
-with its optimizer has 0.3 MB."""
+"""The most bytes of a pickle, or of an archive's directory: all of a file but its tensors' numbers. A network of 500
+tensors with its optimizer has 0.3 MB."""
 _WRONG_TYPE = "must hold float32, float16, bfloat16 or float64, got {key} as {got}: convert it to float32"
 _LEGACY_MARK = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -42,9 +42,9 @@ class _View:
 
 
 def read_torch_file(file: IO[bytes], part: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
-    """The tensors of one part of a file; the storages of others, such as an optimizer's, are not read.
+    """The tensors of one part of a file. The rest, such as an optimizer's, is not read.
 
-    A zip archive has a checksum for each storage, which is checked; the older format has none.
+    A zip archive has a checksum for each storage, and it is checked. The older format has none.
 
     Args:
         file: open at its start.
@@ -52,7 +52,7 @@ def read_torch_file(file: IO[bytes], part: Callable[[Any], Mapping[str, Any]]) -
 
     Raises:
         ImportError: torch is not installed.
-        Unreadable: it is another file, would run code, is damaged, or holds other than plain tensors of floats.
+        Unreadable: no torch file, one that would run code, a damaged one, or one with other than plain float tensors.
         Exception: whatever reading damaged bytes raises.
     """
     import torch
@@ -72,7 +72,7 @@ def read_torch_file(file: IO[bytes], part: Callable[[Any], Mapping[str, Any]]) -
     )
     if claimed > allowed:
         raise Unreadable(
-            f"has {size} bytes, expected tensors of at most {allowed}, got {claimed}, of the same numbers: save "
+            f"has {size} bytes, expected tensors of at most {allowed}, got {claimed} of shared numbers: save "
             "tensor.clone() of each"
         )
     flat = {}
@@ -84,7 +84,7 @@ def read_torch_file(file: IO[bytes], part: Callable[[Any], Mapping[str, Any]]) -
 
 
 class _Modest:
-    """A file that does not take more memory at once than it should on the word of an archive."""
+    """A file that refuses a read of more bytes than an archive's directory should have."""
 
     def __init__(self, file: IO[bytes]):
         self.seek, self.tell, self.seekable, self._read = file.seek, file.tell, file.seekable, file.read
@@ -104,7 +104,7 @@ def _open_zip(file: IO[bytes], size: int) -> tuple[Any, Callable[[str, int, int]
     if names and all(name.endswith(".npy") for name in names):
         raise Unreadable("is a NumPy archive: pass dict(numpy.load(path))")
     if len(pickles) != 1 or len(set(names)) < len(names):
-        raise Unreadable(f"is a zip archive, but none of torch (it holds {str(names[:4])[:200]}): unpack it")
+        raise Unreadable(f"is a zip archive, but torch did not write it (it holds {str(names[:4])[:200]}): unpack it")
     folder = pickles[0].removesuffix("data.pkl")
 
     def read(name: str, most: int, *, exactly: bool = False) -> bytearray:
@@ -133,7 +133,7 @@ def _open_legacy(file: IO[bytes], size: int) -> tuple[Any, Callable[[str, int, i
     file.seek(0)
     head = io.BytesIO(file.read(_MOST_AROUND))
     if read_pickle(head)[0] != _LEGACY_MARK or read_pickle(head)[0] != _LEGACY_PROTOCOL:
-        raise Unreadable("is a pickle, but none of torch: pass a mapping of arrays, or save it with torch.save")
+        raise Unreadable("is a pickle, but torch did not write it: pass a mapping of arrays, or save with torch.save")
     if not read_pickle(head)[0]["little_endian"]:
         raise Unreadable("was saved on a big-endian machine: load and save it with torch on a machine of today")
     content, outside = read_pickle(head)
@@ -165,8 +165,8 @@ def _open_legacy(file: IO[bytes], size: int) -> tuple[Any, Callable[[str, int, i
 def _view(key: str, item: Any) -> _View:
     """Reads the call that would make a plain tensor.
 
-    One whose numbers overlap is refused, though torch can make it: strides are how a small file makes a large tensor,
-    and in the older format the only trace of damage to them.
+    A tensor whose numbers overlap is refused, though torch can make it: by strides a small file makes a large tensor,
+    and in the older format an overlap is the only trace of damaged strides.
     """
     storage, offset, size, stride, *others = _made_of(key, item)
     if len(others) > 2 and others[2]:
@@ -200,7 +200,7 @@ def _view(key: str, item: Any) -> _View:
 
 
 def _made_of(key: str, item: Any) -> tuple[Any, ...]:
-    """What a tensor is made of, by whatever function: storage, offset, size, stride, ..."""
+    """What a tensor is made of, whichever function makes it: storage, offset, size, stride, ..."""
     parameter = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
     plain = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter")
     while isinstance(item, Call):

@@ -48,7 +48,7 @@ def test_a_weights_file_on_a_list(monkeypatch, capsys, weights, root, tmp_path):
     out = capsys.readouterr().out
     assert "7 of 8 of list test evaluated, 0 missing, 1 unreadable" in out
     assert "unreadable: " in out
-    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["2", "4"]
+    assert [line.split("|")[1].strip() for line in out.splitlines()[2:4]] == ["2", "4"]
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert record["protocol"] == {"name": "the recipe's", "views": "1 clip x 1 crop", "size": 32}
     assert all(row["clips"] == 7 and row["milliseconds"] > 0 and row["gflops"] > 0 for row in record["frames"])

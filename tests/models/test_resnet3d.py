@@ -78,10 +78,10 @@ def test_examples_of_the_docstring():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_table_exports_and_imports_the_same_tensors(name, random_variables):
-    variables = random_variables(create_tiny(name))
     overrides = {option: value for option, value in get_spec(name).tiny.items() if option != "num_classes"}
-    for table in get_spec(name).formats:
-        exported = flaxvid.to_torch(name, variables, format=table)
+    for table, known in get_spec(name).formats.items():
+        variables = random_variables(create_tiny(name, **known.overrides))
+        exported = flaxvid.to_torch(name, variables, format=table, overrides=known.overrides)
         counters = sum(key.endswith("num_batches_tracked") for key in exported)
         assert len(exported) - counters == len(jax.tree.leaves(variables))
         imported = import_torch(name, {"model_state": exported}, overrides=overrides)

@@ -67,7 +67,7 @@ LEAVES = ("conv/kernel", "norm/scale", "norm/bias")
 @pytest.mark.parametrize("table", TORCH_KEYS)
 def test_every_table_exports_and_imports_the_same_tensors(table, shortcut_norm, random_variables):
     variables = random_variables(create_tiny("x3d_m", shortcut_norm=shortcut_norm))
-    exported = flaxvid.to_torch("x3d_m", variables, format=table)
+    exported = flaxvid.to_torch("x3d_m", variables, format=table, overrides={"shortcut_norm": shortcut_norm})
     counters = sum(key.endswith("num_batches_tracked") for key in exported)
     assert len(exported) - counters == len(jax.tree.leaves(variables))
     imported = import_torch("x3d_m", {"model_state": exported}, overrides={**OVERRIDES, "shortcut_norm": shortcut_norm})
@@ -99,7 +99,7 @@ def test_the_keys(random_variables):
         "head.conv_5_bn.running_var",
         "head.lin_5.weight",
         "head.projection.bias",
-    } <= set(flaxvid.to_torch("x3d_m", variables, format="pyslowfast"))
+    } <= set(flaxvid.to_torch("x3d_m", variables, overrides={"shortcut_norm": True}, format="pyslowfast"))
 
 
 def test_the_feature_is_what_the_classifier_sees(random_variables, clip):

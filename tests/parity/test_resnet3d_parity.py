@@ -107,10 +107,12 @@ def test_keys_shapes_and_counts(make_reference, name):
     """Export has exactly the reference's keys and shapes, so that torch's strict `load_state_dict` takes it."""
     with torch.device("meta"):
         net = make_reference(name, 400)
-    model = create_model(name, **({"shared_midplanes": True} if name == "r2plus1d_r34" else {}))
+    overrides = {"shared_midplanes": True} if name == "r2plus1d_r34" else {}
+    model = create_model(name, **overrides)
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 1, 32, 32, 3), np.uint8))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == sum(p.numel() for p in net.parameters())
-    exported = flaxvid.to_torch(name, jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes))
+    variables = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    exported = flaxvid.to_torch(name, variables, overrides=overrides)
     assert {key: array.shape for key, array in exported.items()} == {
         key: tuple(tensor.shape) for key, tensor in net.state_dict().items()
     }

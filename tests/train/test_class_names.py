@@ -47,7 +47,7 @@ def test_other_videos_are_matched_by_name_whole_and_filed_apart(run, make_videos
     other = make_videos(tmp_path / "other", {"green": "green", "red": "red"}, 3, 1)  # blue is missing: other numbers
     evaluate(monkeypatch, run, "--root", other, "--split", "all")
     out = capsys.readouterr().out
-    assert out.splitlines()[2].split()[1] == "100.00"
+    assert out.splitlines()[2].split("|")[2].strip() == "100.00"
     assert "6 of 6 of folder all evaluated" in out
     assert "videos of 2 of the network's 3 (green, red); an answer may be any of them all" in out
     assert (run / "evaluation.json").read_bytes() == own
@@ -107,7 +107,7 @@ def test_names_are_translated_by_a_file(run, make_videos, monkeypatch, capsys, t
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"a_red": "red", "z_green": "green", "m_lime": "green"}), encoding="utf-8-sig")
     evaluate(monkeypatch, run, "--root", other, "--split", "all", "--rename", names)
-    assert capsys.readouterr().out.splitlines()[2].split()[1] == "100.00"
+    assert capsys.readouterr().out.splitlines()[2].split("|")[2].strip() == "100.00"
     for text, message in (
         (b"[1]", "expected .* as JSON in"),
         (b"\xff\xfe\x00", "expected .* as JSON in"),
@@ -126,7 +126,7 @@ def test_a_list_of_numbers_needs_names_and_with_them_any_order(run, make_videos,
         evaluate(monkeypatch, run, "--data", "list", "--root", tmp_path)
     (tmp_path / "classes.txt").write_text("red\nblue\n")
     evaluate(monkeypatch, run, "--data", "list", "--root", tmp_path)
-    assert capsys.readouterr().out.splitlines()[2].split()[1] == "100.00"
+    assert capsys.readouterr().out.splitlines()[2].split("|")[2].strip() == "100.00"
 
 
 def test_results_do_not_go_into_another_run(colour_run, run, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_run_of_an_older_version_says_where_its_names_are_from(run, monkeypatc
     (run / "evaluation.json").write_text(json.dumps(record))
     with pytest.warns(UserWarning, match=r"has no classes\.json: its class names are taken from its data set as it is"):
         evaluate(monkeypatch, run)
-    assert capsys.readouterr().out.splitlines()[2].split()[1] == "100.00"
+    assert capsys.readouterr().out.splitlines()[2].split("|")[2].strip() == "100.00"
     assert "digest" in read_run(run).data
     assert not read_run(run).others
 
@@ -170,4 +170,4 @@ def test_compare_has_a_table_for_each_set_of_videos(run, colour_recipe, make_vid
     page = (tmp_path / "compare.html").read_text()
     assert f"Accuracy on folder test in {other}, split test, 2 videos" in page
     assert f"Accuracy on folder test in {colour_recipe.data.root}, split test, 6 videos" in page
-    assert "Other videos than those of the other sections" in page
+    assert "compare figures within this section only" in page

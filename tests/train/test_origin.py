@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 import flaxvid
 from flaxvid.train.origin import with_implied
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe
+from flaxvid.train.trained import load_trained
 from flaxvid.weights.native import WeightsInfo, save_variables
 
 OPTIONS = {"width": 8, "depths": (2, 1)}
@@ -72,3 +73,13 @@ def test_a_run_and_no_weights_imply_nothing(recipe, tmp_path):
     for weights in ("", str(tmp_path)):
         plain = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, weights=weights))
         assert with_implied(plain) == plain
+
+
+def test_a_run_and_its_evaluation_have_what_the_file_implies(recipe, colour_recipe, tmp_path):
+    model = dataclasses.replace(
+        colour_recipe.model, name="tsm_resnet101", weights=recipe.model.weights, options=OPTIONS
+    )
+    colours = dataclasses.replace(colour_recipe, model=model, epochs=1)
+    rows = flaxvid.run(colours, tmp_path / "run")
+    assert load_trained(tmp_path / "run").model.body.shift_every == 2
+    assert flaxvid.run(colours, tmp_path / "run") == rows  # the finished run is the same recipe's

@@ -74,7 +74,7 @@ def test_the_run_has_rows_metrics_and_a_page_of_both(run):
     first = next(row for row in metrics if "train/loss" in row)
     assert {"train/action_kl_2", "train/actor_ce", "train/action_accuracy", "train/actor_accuracy_2"} <= first.keys()
     assert first["train/loss"] == pytest.approx(first["train/action_loss"] + first["train/actor_loss"] / 2, rel=1e-5)
-    assert {"eval/action_top1_2", "eval/actor_top1_4"} <= metrics[-1].keys()
+    assert {"test/action_top1_2", "test/actor_top1_4"} <= metrics[-1].keys()
     page = (folder / "index.html").read_text()
     assert "Evaluation: action" in page
     assert "Evaluation: actor" in page

@@ -52,6 +52,22 @@ def test_a_run_gives_its_averages_at_any_count(folder):
     assert load_trained(folder / "checkpoints" / "3", CLASSES).folder == folder
 
 
+def test_a_checkpoint_is_named(folder, tmp_path):
+    for checkpoint in ("latest", "3", 3):
+        named = {"name": str(checkpoint), "step": 3}
+        assert load_trained(folder, CLASSES, checkpoint).checkpoint == named
+    with pytest.raises(FileNotFoundError, match=r"expected a best checkpoint in .*, got none with a score"):
+        load_trained(folder, CLASSES, "best")
+    with pytest.raises(FileNotFoundError, match=r"expected one of the steps 3 in .*, got 4"):
+        load_trained(folder, CLASSES, 4)
+    with pytest.raises(ValueError, match='expected checkpoint "latest", "best" or a step such as 1500, got \'newest\''):
+        load_trained(folder, CLASSES, "newest")
+    file = tmp_path / "weights.safetensors"
+    file.touch()
+    with pytest.raises(ValueError, match="expected a run's folder for checkpoint best, got the file"):
+        load_trained(file, CLASSES, "best")
+
+
 def test_class_names_come_from_the_folder_or_the_data(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"class names in .*classes\.json or in the run's data set"):
         load_trained(folder)

@@ -173,5 +173,5 @@ def test_what_was_asked_by_https_comes_by_https(server, tmp_path, monkeypatch):
     """Such as a hotel's page for logging in."""
     plain = urllib.request.urlopen
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: plain(f"{server.url}/w.pth", timeout=timeout))
-    with pytest.raises(ConnectionError, match=r"led on to http://127.0.0.1:.*put it at"):
+    with pytest.raises(ConnectionError, match=r"redirected to http://127.0.0.1:.*put it at"):
         download(KnownFile("https://example.org/w.pth", SHA256), tmp_path / "w.pth")

@@ -27,5 +27,5 @@ def test_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights file at"):
         load_variables(tmp_path / "w.safetensors")
     save_file({"conv1.weight": np.ones(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"read a file with torch's keys by flaxvid.load_torch"):
+    with pytest.raises(ValueError, match=r"read a file with torch's keys by flaxvid.load_model"):
         load_variables(tmp_path / "w.safetensors")

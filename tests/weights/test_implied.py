@@ -1,0 +1,205 @@
+"""What a checkpoint's origin implies beside its tensors, without torch; parity with the origins is in tests/parity."""
+
+import re
+import runpy
+import sys
+import warnings
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import flaxvid
+from flaxvid.models.registry import get_spec, list_models
+from flaxvid.train.trained import load_trained
+from flaxvid.weights.native import WeightsInfo, load_variables
+from flaxvid.weights.torch import find_implied
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "import_torch.py"
+SMALL = {
+    "tsm_resnet101": {"width": 8, "depths": (3, 2)},
+    "tsn_resnet101": {"width": 8, "depths": (3, 2)},
+    "x3d_m": {"width": 8, "depths": (2, 1, 1), "head_features": 32},
+    "r2plus1d_r34": {"width": 8, "depths": (1, 1)},
+}
+
+
+def make(name, **overrides):
+    """Random variables of a small model."""
+    model = flaxvid.create_model(name, num_classes=3, **SMALL[name], **overrides)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2, 32, 32, 3), np.uint8))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), shapes)
+
+
+CASES = [
+    ("tsm_resnet101", "tsm", {"shift_every": 2}),
+    ("tsm_resnet101", "mmaction2", {"shift_every": 2}),
+    ("tsn_resnet101", "tsm_shifted", {"shift": "both", "shift_every": 2}),
+    ("tsn_resnet101", "mmaction2_shifted", {"shift": "both", "shift_every": 2}),
+    ("x3d_m", "pyslowfast", {"shortcut_norm": True}),
+    ("r2plus1d_r34", "ig65m", {"norm_epsilon": 1e-3}),
+    ("r2plus1d_r34", "torchvision", {"shared_midplanes": True}),
+]
+
+
+def test_what_the_formats_of_each_name_imply():
+    implied = {
+        f"{name}: {fmt}": dict(known.overrides)
+        for name in list_models()
+        for fmt, known in get_spec(name).formats.items()
+        if known.overrides
+    }
+    second = {"shift_every": 2}
+    assert implied == {
+        **{f"tsm_resnet{depth}: {fmt}": second for depth in (101, 152) for fmt in ("tsm", "mmaction2")},
+        **{
+            f"tsn_resnet{depth}: {fmt}_shifted": {"shift": "both", **(second if depth > 50 else {})}
+            for depth in (18, 34, 50, 101, 152)
+            for fmt in ("tsm", "mmaction2")
+        },
+        **{f"x3d_{size}: pyslowfast": {"shortcut_norm": True} for size in ("xs", "s", "m", "l")},
+        "r2plus1d_r34: ig65m": {"norm_epsilon": 1e-3},
+        "r2plus1d_r34: torchvision": {"shared_midplanes": True},
+    }
+
+
+@pytest.mark.parametrize(("name", "fmt", "implied"), CASES)
+def test_the_model_is_the_origins_or_there_is_one_error(name, fmt, implied):
+    variables = make(name, **implied)
+    state_dict = flaxvid.to_torch(name, variables, fmt, overrides=implied)
+    model, loaded = flaxvid.load_model(name, state_dict, **SMALL[name])
+    chex.assert_trees_all_equal(loaded, variables)
+    assert repr(model) == repr(flaxvid.create_model(name, num_classes=3, **SMALL[name], **implied))
+    with pytest.raises(ValueError) as error:
+        flaxvid.load_torch(name, state_dict, overrides=SMALL[name])
+    shown = ", ".join(f"{option}={value!r}" for option, value in implied.items())
+    assert str(error.value) == (
+        f"the state_dict is of {fmt!r}, whose {name} has {shown}: with these variables another model computes "
+        f'something else. Take both from one call:\n  model, variables = flaxvid.load_model("{name}", state_dict)\n'
+        f"or make the model so and say it here: overrides={implied!r}"
+    )
+    served = flaxvid.load_torch(name, state_dict, overrides={**SMALL[name], **implied})
+    chex.assert_trees_all_equal(served, variables)
+    assert find_implied(name, state_dict, SMALL[name]) == implied
+
+
+def test_the_error_shows_the_call_with_the_file(tmp_path):
+    file = tmp_path / "tsm.safetensors"
+    state_dict = flaxvid.to_torch("tsm_resnet101", make("tsm_resnet101"), "tsm", overrides={"shift_every": 2})
+    save_file(state_dict, file)
+    call = f'model, variables = flaxvid.load_model("tsm_resnet101", "{file}")'
+    with pytest.raises(ValueError, match=re.escape(call)):
+        flaxvid.load_torch("tsm_resnet101", file, overrides=SMALL["tsm_resnet101"])
+
+
+def test_what_the_caller_says_goes_above_what_is_implied():
+    variables = make("tsm_resnet101")
+    state_dict = flaxvid.to_torch("tsm_resnet101", variables, "tsm", overrides={"shift_every": 2})
+    options = {**SMALL["tsm_resnet101"], "shift_every": 1}
+    assert flaxvid.load_model("tsm_resnet101", state_dict, **options)[0].body.shift_every == 1
+    chex.assert_trees_all_equal(flaxvid.load_torch("tsm_resnet101", state_dict, overrides=options), variables)
+
+
+def test_keys_show_which_blocks_shift():
+    """Shapes are the same; the ".net" of shifted blocks tells, and a file without any is asked about."""
+    name, variables = "tsm_resnet101", make("tsm_resnet101")
+    every = flaxvid.to_torch(name, variables)
+    second = flaxvid.to_torch(name, variables, "tsm", overrides={"shift_every": 2})
+    assert {key for key in every if ".net." in key} - {key for key in second if ".net." in key} == {
+        "base_model.layer1.1.conv1.net.weight",
+        "base_model.layer2.1.conv1.net.weight",
+    }
+    assert flaxvid.load_model(name, every, **SMALL[name])[0].body.shift_every == 1
+    wrapped = {"state_dict": {f"module.{key}": tensor for key, tensor in second.items()}}
+    assert flaxvid.load_model(name, wrapped, **SMALL[name])[0].body.shift_every == 2
+    without = {key.replace(".net.", "."): tensor for key, tensor in every.items()}
+    with pytest.raises(ValueError) as error:
+        flaxvid.load_model(name, without, **SMALL[name])
+    call = 'flaxvid.load_model("tsm_resnet101", state_dict, format='
+    assert str(error.value) == (
+        "the state_dict fits two formats of tsm_resnet101, 'tsm' and 'tsm_every_block', and their models compute "
+        f'different things. Say which one wrote it:\n  {call}"tsm")  # shift_every=2\n  {call}"tsm_every_block")'
+        "  # as create_model makes it"
+    )
+    for fmt, every_nth in (("tsm", 2), ("tsm_every_block", 1)):
+        assert flaxvid.load_model(name, without, format=fmt, **SMALL[name])[0].body.shift_every == every_nth
+    trunk = {key.replace(".net.", ".").removeprefix("base_model."): t for key, t in every.items() if "fc" not in key}
+    with pytest.warns(UserWarning, match="freshly"):  # torchvision's, without its classifier
+        assert flaxvid.load_model(name, trunk, num_classes=3, **SMALL[name])[0].body.shift_every == 1
+
+
+def test_shapes_that_leave_two_origins_are_asked_about():
+    """Of one stage alone, IG-65M's network and torchvision's have the same shapes."""
+    options = {"width": 8, "depths": (1,)}
+    model = flaxvid.create_model("r2plus1d_r34", num_classes=3, **options)
+    variables = model.init(jax.random.key(0), np.zeros((1, 2, 32, 32, 3), np.uint8))
+    state_dict = flaxvid.to_torch("r2plus1d_r34", variables, overrides={"norm_epsilon": 1e-3})
+    with pytest.raises(
+        ValueError, match=r'format="ig65m"\)  # norm_epsilon=0.001\n.* format="torchvision"\)  # shared'
+    ):
+        flaxvid.load_torch("r2plus1d_r34", state_dict, overrides=options)
+    asked = flaxvid.load_torch(
+        "r2plus1d_r34", state_dict, format="torchvision", overrides={**options, "shared_midplanes": True}
+    )
+    chex.assert_trees_all_equal(asked, variables)
+
+
+def test_load_model_makes_it_frame_flexible():
+    name, options = "tsm_resnet101", SMALL["tsm_resnet101"]
+    variables = make(name)
+    state_dict = flaxvid.to_torch(name, variables, "tsm", overrides={"shift_every": 2})
+    flexible, loaded = flaxvid.load_model(name, state_dict, frames=(8, 4), **options)
+    assert isinstance(flexible, flaxvid.FrameFlexible)
+    assert (flexible.frames, flexible.model.body.shift_every) == ((4, 8), 2)
+    chex.assert_trees_all_equal(flexible.select(loaded, 8), variables)
+    key = jax.random.key(1)
+    _, drawn = flaxvid.load_model(name, state_dict, frames=(4, 8), key=key, **options)
+    chex.assert_trees_all_equal(drawn, flexible.specialise(variables, key))
+
+    again, same = flaxvid.load_model(name, flaxvid.to_torch(name, drawn), **options)  # the FFN authors' keys
+    assert (again.frames, again.alteration, again.model.body.shift_every) == ((4, 8), "normal", 1)
+    chex.assert_trees_all_equal(same, drawn)
+    flat = flaxvid.FrameFlexible(again.model, (4, 8), "none").specialise(variables)
+    assert flaxvid.load_model(name, flaxvid.to_torch(name, flat), **options)[0].alteration == "none"
+
+
+def test_load_model_passes_options_on():
+    state_dict = flaxvid.to_torch("x3d_m", make("x3d_m"))
+    model, _ = flaxvid.load_model("x3d_m", state_dict, dropout=0.1, num_frames=5, **SMALL["x3d_m"])
+    assert (model.head.dropout, model.clip.num_frames, model.head.num_classes) == (0.1, 5, 3)
+    with pytest.raises(ValueError, match="x3d_m has no option depth"):
+        flaxvid.load_model("x3d_m", state_dict, depth=3)
+
+
+def test_export_warns_of_what_a_format_means():
+    variables = make("r2plus1d_r34")
+    with pytest.warns(
+        UserWarning, match=r"'ig65m' means a r2plus1d_r34 with norm_epsilon=0.001: pass overrides={'norm"
+    ):
+        flaxvid.to_torch("r2plus1d_r34", variables)
+    with pytest.warns(UserWarning, match="shift_every=2"):
+        flaxvid.to_torch("tsm_resnet101", make("tsm_resnet101"), "tsm", overrides={"shift_every": 3})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        flaxvid.to_torch("r2plus1d_r34", variables, overrides={"norm_epsilon": 1e-3})
+        assert "base_model.bn1.weight" in flaxvid.to_torch("tsm_resnet101", make("tsm_resnet101"))
+
+
+def test_the_import_script_writes_what_is_implied(tmp_path, monkeypatch, capsys):
+    model = flaxvid.create_model("x3d_xs", num_classes=3, shortcut_norm=True)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2, 32, 32, 3), np.uint8))
+    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
+    state_dict = flaxvid.to_torch("x3d_xs", variables, "pyslowfast", overrides={"shortcut_norm": True})
+    save_file(state_dict, tmp_path / "in.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["import_torch.py", "x3d_xs", "in.safetensors", "out.safetensors"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "pyslowfast implies shortcut_norm=True, which out.safetensors says too" in capsys.readouterr().out
+    loaded, info = load_variables("out.safetensors")
+    chex.assert_trees_all_equal(loaded, variables)
+    assert info == WeightsInfo("x3d_xs", {"shortcut_norm": True, "num_classes": 3})
+    assert load_trained("out.safetensors").model.body.shortcut_norm  # as evaluation and prediction take it
