@@ -43,8 +43,14 @@ def started_deaf() -> Iterator[None]:
 
 class _Pool(ProcessPoolExecutor):
     def submit(self, *job: Any, **named: Any) -> Future:
-        with started_deaf():  # a process is started when a job finds none idle
-            return super().submit(*job, **named)
+        try:
+            with started_deaf():  # a process is started when a job finds none idle
+                future = super().submit(*job, **named)
+        except BrokenPipeError as error:  # the process was killed while it was started
+            raise BrokenProcessPool("a process ended before it began") from error
+        if self._broken:  # it broke meanwhile: nobody is left to say so of this job, and waiting for it would not end
+            raise BrokenProcessPool(self._broken)
+        return future
 
 
 @contextlib.contextmanager

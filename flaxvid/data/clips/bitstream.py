@@ -1,10 +1,9 @@
-"""What the bits of a video prove about its packets, so that some of them need not be decoded.
+"""Proves by the bits of a video which of its packets need not be decoded.
 
-A packet's times and flags are a container's word, which may be wrong: MP4 without a list of key frames calls every
-packet one, cuts and repairs leave times that are no order. The headers of the pictures themselves cannot be: whoever
-decodes obeys them. Proven is one ordinary picture a packet, all of one size and one set of parameters, none lost, each
-in its place of the presentation. Whatever else a stream does is strange, and then nothing is proven: the whole of it is
-decoded.
+A container's times and flags may be wrong. MP4 without a list of key frames calls every packet one; cuts and repairs
+leave times in no order. The headers of the pictures cannot be wrong, because every decoder obeys them. They must show
+one ordinary picture a packet, all with one set of parameters, none lost, each with its place in the presentation.
+Everything else is strange. Then nothing is proven, and the whole stream is decoded.
 """
 
 import heapq
@@ -14,15 +13,15 @@ from av.packet import Packet
 
 
 class StrangeError(Exception):
-    """A stream is not of the plain kind that can be proven."""
+    """The stream is not plain enough to prove anything."""
 
 
 class Picture(NamedTuple):
     """The one picture of a packet.
 
     Attributes:
-        is_start: Neither it nor any after it, in either order, needs any before it.
-        is_needed: Others may be predicted from it.
+        is_start: Neither this picture nor a later one, in either order, needs an earlier one.
+        is_needed: Other pictures may be predicted from it.
         order: Sorts the pictures as they are shown.
     """
 
@@ -32,20 +31,20 @@ class Picture(NamedTuple):
 
 
 class Bits:
-    """Reads bits one after the other, the first one first; beyond the end is strange."""
+    """Reads bits one after the other. Reading beyond the end is strange."""
 
     def __init__(self, content: bytes):
         self.text, self.position = bin(int.from_bytes(b"\1" + content))[3:], 0
 
     def take(self, count: int) -> int:
-        """An unsigned number of so many bits."""
+        """Reads an unsigned number of `count` bits."""
         begin, self.position = self.position, self.position + count
         if self.position > len(self.text):
             raise StrangeError
         return int(self.text[begin : self.position] or "0", 2)
 
     def golomb(self) -> int:
-        """An unsigned Exp-Golomb number, `ue(v)`; a signed one takes the same bits."""
+        """Reads an unsigned Exp-Golomb number, `ue(v)`. A signed one takes the same bits."""
         one = self.text.find("1", self.position)
         if one < 0:
             raise StrangeError
@@ -53,7 +52,7 @@ class Bits:
         return self.take(zeros + 1) - 1
 
     def expect(self, *values: int) -> None:
-        """Bits that a plain stream has."""
+        """Reads bits that a plain stream has."""
         for value in values:
             if self.take(1) != value:
                 raise StrangeError
@@ -62,8 +61,8 @@ class Bits:
 class MPEG4:
     """MPEG-4 part 2 (Xvid, DivX) without B-frames: pictures are shown in the order of their packets.
 
-    Strange are packed bitstreams (several pictures in a packet, then one that stands for nothing), B-pictures and
-    sprites, pictures that are "not coded", and parameters that come again and differ.
+    These are strange: packed bitstreams (several pictures in a packet, then an empty one), B-pictures, sprites,
+    pictures that are "not coded", and parameters that come again with another value.
     """
 
     def __init__(self, codec: Any):
@@ -71,9 +70,9 @@ class MPEG4:
         self.extradata = codec.extradata or b""
 
     def add(self, packet: Packet) -> Picture:
-        """The picture of the next packet in the order of decoding; strange ones take back what was said before."""
+        """Reads the next packet in the order of decoding. A strange one voids all answers before it."""
         head, _, body = bytes(packet).partition(b"\0\0\1\xb6")
-        parameters, _, group = head.partition(b"\0\0\1\xb3")  # a group's header says a time, no more
+        parameters, _, group = head.partition(b"\0\0\1\xb3")  # a group's header only says a time
         if b"\0\0\1" in body or b"\0\0\1" in group or len(body) < 4:
             raise StrangeError
         if not self.number:
@@ -87,14 +86,14 @@ class MPEG4:
         bits.expect(1)
         bits.take(self.bits)
         bits.expect(1, 1)  # a marker, and "coded"
-        if kind > 1 or (kind and not self.number):  # B or sprite; or one that is predicted from nothing
+        if kind > 1 or (kind and not self.number):  # B or sprite, or predicted from nothing
             raise StrangeError
         self.number += 1
         return Picture(kind == 0, True, (0, self.number))
 
 
 def _time_bits(header: bytes) -> int:
-    """Bits of the time within a second, by the header of a video object layer."""
+    """Bits of the time within a second, read from the header of a video object layer."""
     _, start, layer = header.partition(b"\0\0\1\x20")
     if not start or header.count(start) > 1:
         raise StrangeError
@@ -119,16 +118,16 @@ def _time_bits(header: bytes) -> int:
 _HIGH = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244}
 """Profiles of H.264 whose parameters begin with the chroma format."""
 _HARMLESS = {0, 1, 3, 4, 5, 6, 45, 137, 144}
-"""Messages (SEI) about buffers, times, captions, the encoder, recovery, two eyes and light; film grain is painted."""
+"""Messages (SEI) that change no pixel: buffers, times, captions, the encoder, recovery, two eyes, light."""
 _RECOVERY = 6
 
 
 class H264:
     """H.264 with its parameters in the container, in whole frames (no fields), with nothing lost.
 
-    What the standard says holds then: the number of each frame (frame_num) tells whether one that others need was lost;
-    an IDR picture starts anew; a picture with nal_ref_idc 0 is needed by no other; the picture order count sorts them,
-    as long as no more are held back than FFmpeg's decoder holds.
+    The standard says: frame_num tells whether a needed frame was lost; an IDR picture starts anew; no other picture
+    needs one with nal_ref_idc 0; the picture order count sorts pictures. The last holds as long as FFmpeg's decoder
+    holds back as many pictures as the stream reorders.
     """
 
     def __init__(self, codec: Any):
@@ -140,12 +139,12 @@ class H264:
         self.frame_bits, self.order_bits, sequence = _sequence(sequences[0])
         self.pictures = {_picture_set(unit, sequence) for unit in self.parameters if unit[0] & 31 == 8}
         self.period = self.number = self.last_frame = 0
-        self.low, self.high = 0, 0  # of the picture order count of the last picture that others need
+        self.low, self.high = 0, 0  # picture order count of the last picture that others need
         self.waiting: list[tuple[int, int]] = []
         self.shown, self.floor, self.largest = (0, 0), (0, 0), (0, 0)
 
     def add(self, packet: Packet) -> Picture:
-        """The picture of the next packet in the order of decoding; strange ones take back what was said before."""
+        """Reads the next packet in the order of decoding. A strange one voids all answers before it."""
         view = memoryview(packet)
         position, size, first, is_recovery = 0, len(view), b"", False
         while position < size:
@@ -206,7 +205,7 @@ class H264:
         return Picture(is_start, is_needed, (self.period, order))
 
     def _sort(self, picture: Picture, is_recovery: bool) -> None:
-        """Makes sure that the decoder shows pictures in their order, as it holds back no more than `depth`."""
+        """Checks that the decoder shows pictures in their order, though it holds back no more than `depth`."""
         if is_recovery and not picture.is_start:  # FFmpeg shows all those before it first
             self.floor = self.largest
         if picture.order <= max(self.floor, self.shown) or (is_recovery and not picture.is_needed):
@@ -218,7 +217,7 @@ class H264:
 
 
 def _parameter_sets(box: bytes) -> set[bytes]:
-    """The units of an avcC box; their lengths take four bytes in the packets."""
+    """The units of an avcC box whose packets write lengths in four bytes."""
     if len(box) < 7 or box[0] != 1 or box[4] & 3 != 3:
         raise StrangeError
     units, position = set(), 5
@@ -236,7 +235,7 @@ def _parameter_sets(box: bytes) -> set[bytes]:
 
 
 def _sequence(unit: bytes) -> tuple[int, int, int]:
-    """Of a sequence's parameters: bits of frame_num, of the order count (none: shown as decoded), and its number."""
+    """Bits of frame_num, bits of the order count (0: shown as decoded) and number of a sequence's parameters."""
     profile, bits = unit[1], Bits(unit[4:].replace(b"\0\0\3", b"\0\0"))
     number = bits.golomb()
     if profile in _HIGH:

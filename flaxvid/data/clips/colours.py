@@ -1,7 +1,6 @@
-"""Changes of colour and geometry that are the same in all frames of a video: colour jitter and RandAugment.
+"""Colour jitter and RandAugment, which change all frames of a video alike.
 
-What an image library measures on a picture (its extremes, histogram, mean) is measured on the whole video here, since a
-measure of each frame would flicker.
+Extremes, histogram and mean are measured on the whole video. Measured on each frame, they would make it flicker.
 """
 
 from collections.abc import Callable
@@ -12,10 +11,10 @@ from jaxtyping import Float, UInt8
 Video = UInt8[np.ndarray, "t h w 3"]
 
 LUMA = np.array([0.299, 0.587, 0.114])
-# To luma and two colour differences, in whose plane a rotation changes the hue.
+# Luma and two colour differences. A rotation in the plane of the differences changes the hue.
 YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 FILL = 128
-"""What comes in from outside the picture."""
+"""Grey level of what comes in from outside the picture."""
 
 
 def colour_matrix(
@@ -24,11 +23,11 @@ def colour_matrix(
     """Brightness, contrast, saturation and hue, in this order, as one matrix and offset for RGB columns.
 
     Args:
-        mean: Of the video's RGB; contrast moves values away from its luma.
+        mean: The video's mean RGB. Contrast moves values away from its luma.
         brightness: Factor; 1 changes nothing.
         contrast: Factor.
         saturation: Factor; 0 is grey.
-        hue: Turn of the colour circle, 1 being all of it.
+        hue: Turn of the colour circle; 1 is a whole turn.
     """
     grey, angle = brightness * LUMA @ mean, 2 * np.pi * hue
     turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
@@ -41,7 +40,7 @@ def jitter_colours(video: Video, strengths: tuple[float, float, float, float], r
 
     Args:
         video: RGB.
-        strengths: Largest changes: the factors are drawn from 1 - s to 1 + s, the turn of hue from -s to s.
+        strengths: Largest changes. The factors lie between 1 - s and 1 + s, the turn of hue between -s and s.
         rng: Draws them.
     """
     brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4) * strengths
@@ -54,8 +53,8 @@ def randaugment(video: Video, count: int, magnitude: float, rng: np.random.Gener
 
     Args:
         video: RGB.
-        count: How many; one may come twice.
-        magnitude: Of all of them, from 0 to 10; where there are two directions, chance chooses.
+        count: How many operations; one may come twice.
+        magnitude: Their strength, from 0 to 10. Chance chooses the direction where there are two.
         rng: Draws them.
     """
     for name in rng.choice(list(OPERATIONS), count) if count else ():
@@ -68,7 +67,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def _look_up(video: Video, table: np.ndarray) -> Video:
-    """A new value for each, by one table or by one a channel, (3, 256)."""
+    """Replaces every value by its entry in one table, (256,), or in one table a channel, (3, 256)."""
     if table.ndim == 1:
         return table[video]
     return np.stack([table[channel][video[..., channel]] for channel in range(3)], axis=-1)
@@ -89,7 +88,7 @@ def _saturation(video: Video, factor: float) -> Video:
 
 
 def _sharpness(video: Video, factor: float) -> Video:
-    """Away from, or towards, a smoothed picture; its edge pixels stay."""
+    """Moves away from a smoothed picture, or towards it. Edge pixels stay."""
     height, width = video.shape[1:3]
     inner, total = video[:, 1:-1, 1:-1], np.zeros((1,), np.float32)
     for down in range(3):
@@ -108,7 +107,7 @@ def _autocontrast(video: Video, _: float) -> Video:
 
 
 def _equalize(video: Video, _: float) -> Video:
-    """Values get as evenly frequent as they can, each channel for itself."""
+    """Makes all values about equally frequent, in each channel."""
     tables = []
     for channel in range(3):
         counts = np.bincount(video[..., channel].ravel(), minlength=256)
@@ -127,10 +126,10 @@ def _posterize(video: Video, bits: int) -> Video:
 
 
 def _warp(video: Video, rows: tuple[float, float, float], columns: tuple[float, float, float]) -> Video:
-    """Takes each pixel from the nearest at (rows, columns) · (y, x, 1), counted from the centre, the last in sides."""
+    """Takes each pixel from the nearest at (rows, columns) · (y, x, 1). y and x count from the centre, 1 is a side."""
     height, width = video.shape[1:3]
     y, x = np.mgrid[:height, :width] - np.array([height - 1, width - 1])[:, None, None] / 2
-    # Rounded as floor(v + 1/2): to the even number, every other column would come twice.
+    # floor(v + 1/2), because rounding halves to even would take every other column twice.
     top = np.floor(rows[0] * y + rows[1] * x + rows[2] * height + height / 2).astype(int)
     left = np.floor(columns[0] * y + columns[1] * x + columns[2] * width + width / 2).astype(int)
     outside = (top < 0) | (top >= height) | (left < 0) | (left >= width)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-# Where a crop may lie, in quarters of the free margin (down, right): corners, middles of the sides, centre, and the
-# four points halfway between centre and corners.
+# Offsets of a crop in quarters of the free margin (down, right): corners, middles of the sides, centre, and the four
+# points halfway between centre and corners.
 CROP_OFFSETS = (
     *((0, 0), (0, 4), (4, 0), (4, 4), (0, 2), (2, 0), (2, 4), (4, 2), (2, 2)),
     *((1, 1), (1, 3), (3, 1), (3, 3)),
@@ -15,9 +15,9 @@ CROP_OFFSETS = (
 
 
 class Crop(NamedTuple):
-    """A square cut out of a resized frame: resize to height x width, then cut from (top, left). In pixels.
+    """A square out of a resized frame: resize to height x width, then cut at (top, left), in pixels.
 
-    Resizing comes first because the decoder does it along with the colour conversion, at next to no cost.
+    Resizing comes first, because the decoder does it along with the colour conversion at almost no cost.
     """
 
     height: int
@@ -35,8 +35,8 @@ def multiscale_crop(
 ) -> Crop:
     """Draws TSN's training crop (arXiv 1608.00859): sides from the short side times `scales`, at one of 13 offsets.
 
-    Height and width are drawn from neighbouring scales, so the aspect ratio varies a little. A side within 2 pixels of
-    `image_size` counts as `image_size`, which spares resampling.
+    Height and width come from neighbouring scales, so the aspect ratio varies a little. A side within 2 pixels of
+    `image_size` becomes `image_size`, which saves resampling.
     """
     short = min(height, width)
     sides = [max(1, int(short * scale)) for scale in scales]
@@ -56,16 +56,16 @@ def resized_crop(
     aspect: tuple[float, float],
     rng: np.random.Generator,
 ) -> Crop:
-    """Draws a part of the frame, of some area and aspect, that becomes the square (arXiv 1409.4842, section 6).
+    """Draws a part of the frame, by area and aspect, that becomes the square (arXiv 1409.4842, section 6).
 
     Args:
         height: Of the video, pixels.
         width: Of the video, pixels.
         image_size: Side of the square.
-        area: Least and largest part of the frame's area. The whole frame is resized before the cut, so that very small
-            parts cost as much as a frame several times the size.
-        aspect: Least and largest width over height of the part; its logarithm is drawn evenly.
-        rng: Draws them. After ten parts that do not fit within the frame the middle square is taken.
+        area: Least and largest part of the frame's area. Small parts are costly: the whole frame is enlarged before
+            the cut.
+        aspect: Least and largest width over height of the part; the logarithm is drawn evenly.
+        rng: Draws them. After ten parts that do not fit into the frame, it takes the middle square.
     """
     short = min(height, width)
     part_height, part_width, top, left = short, short, (height - short) // 2, (width - short) // 2
@@ -84,15 +84,15 @@ def resized_crop(
 
 
 def view_crops(height: int, width: int, image_size: int, short_side: int, crops: int) -> list[Crop]:
-    """The test's crops: the short side becomes `short_side`, then squares are cut out.
+    """The crops of a test: resize the short side to `short_side`, then cut out squares.
 
     Args:
         height: Of the video, pixels.
         width: Of the video, pixels.
         image_size: Side of the squares.
         short_side: Of the resized video.
-        crops: 1 is the middle; 3 lie along the longer side, at its beginning, middle and end; 5 are the corners and
-            the middle; 10 are these and, after them, the same again, for the caller to mirror.
+        crops: 1 is the middle. 3 lie along the longer side, at its beginning, middle and end. 5 are the corners and
+            the middle. 10 are these five twice; the caller mirrors the second five.
     """
     short = min(height, width)
     height, width = height * short_side // short, width * short_side // short

@@ -1,4 +1,4 @@
-"""A video that is a folder of numbered images: which files they are, and in which order."""
+"""Lists the images of a video that is a folder of numbered images."""
 
 import os
 import re
@@ -11,14 +11,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def list_images(folder: str | Path, name: str = "") -> list[Path]:
-    """The images of a folder in the order of their numbers, 2 before 10; hidden files such as `._1.jpg` are none.
+    """The images of a folder in the order of their numbers, 2 before 10. Hidden files such as `._1.jpg` do not count.
 
     Args:
-        folder: where they are.
-        name: what errors call it.
+        folder: The folder.
+        name: What errors call it.
 
     Raises:
-        VideoError: there are none, or two have the same number (`1.jpg` and `01.png`).
+        VideoError: There are no images, or two have the same number (`1.jpg` and `01.png`).
     """
     name, found = name or printable(folder), {}
     try:
@@ -28,7 +28,7 @@ def list_images(folder: str | Path, name: str = "") -> list[Path]:
         raise VideoError(f"{name}: expected a folder of images, got one that cannot be read ({error})") from error
     images = [(*os.path.splitext(file), file) for file in files]
     images = [(stem, file) for stem, suffix, file in images if suffix.lower() in IMAGE_SUFFIXES]
-    # Of seconds such as 0.04, 0.12, 0.2 what follows the point has no fixed width, and zeros in front.
+    # Seconds such as 0.04, 0.12, 0.2 have no fixed width after the point, and may have zeros there.
     ends = [end for stem, _ in images for end in re.findall(r"\d\.(\d+)$", stem)]
     decimal = len(set(map(len, ends))) > 1 and any(re.match(r"0\d", end) for end in ends)
     for stem, file in images:
@@ -42,13 +42,13 @@ def list_images(folder: str | Path, name: str = "") -> list[Path]:
 
 
 def number_key(text: str, *, decimal: bool = False) -> tuple[str | Decimal, ...]:
-    """Sorts names by the numbers in them: `a2` before `a10`; texts and numbers take turns.
+    """A key that sorts names by the numbers in them, `a2` before `a10`. Texts and numbers take turns in it.
 
-    Capitals and spaces before a number count for nothing; a name that is only a number may have a sign.
+    Capitals and spaces before a number do not count. A name that is only a number may have a sign.
 
     Args:
-        text: the name.
-        decimal: whether `1.5` is one number, not two.
+        text: The name.
+        decimal: Whether `1.5` is one number, not two.
     """
     parts = re.split(r"(\d+\.\d+|\d+)" if decimal else r"(\d+)", text)
     texts, numbers = [part.casefold().rstrip() for part in parts[::2]], [Decimal(part) for part in parts[1::2]]

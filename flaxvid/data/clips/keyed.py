@@ -1,6 +1,6 @@
-"""What the bits of VP9, AV1 and Motion JPEG prove: one picture a packet, shown as it comes, and where to begin.
+"""Proves by the bits of VP9, AV1 and Motion JPEG that each packet shows one picture, and where decoding can begin.
 
-See `bitstream`. In these streams nothing is sorted, and a key frame resets all that a decoder keeps.
+See `bitstream`. These streams show pictures in the order of their packets, and a key frame resets the decoder.
 """
 
 from typing import Any
@@ -11,16 +11,13 @@ from flaxvid.data.clips.bitstream import Bits, Picture, StrangeError
 
 
 class VP9:
-    """VP9: pictures that are never shown come in a packet with one that is.
-
-    Strange are packets that show none or several.
-    """
+    """VP9: a hidden picture shares its packet with a shown one. A packet that shows none or several is strange."""
 
     def __init__(self, _codec: Any):
         self.number = 0
 
     def add(self, packet: Packet) -> Picture:
-        """The picture of the next packet in the order of decoding; strange ones take back what was said before."""
+        """Reads the next packet in the order of decoding. A strange one voids all answers before it."""
         content = bytes(packet)
         heads = [_vp9_head(frame) for frame in _vp9_frames(content)]
         if [is_shown for _, is_shown in heads] != [False] * (len(heads) - 1) + [True]:
@@ -33,7 +30,7 @@ class VP9:
 
 
 def _vp9_frames(content: bytes) -> list[bytes]:
-    """The frames of a packet; an index at its end tells their sizes."""
+    """The frames of a packet. An index at its end tells their sizes."""
     mark = content[-1]
     if mark & 0xE0 != 0xC0:
         return [content]
@@ -69,20 +66,17 @@ _SEQUENCE, _HEADER, _FRAME = 1, 3, 6
 
 
 class AV1:
-    """AV1 with one sequence header, and no layers.
-
-    Strange are packets that show none or several pictures.
-    """
+    """AV1 with one sequence header and no layers. A packet that shows no picture or several is strange."""
 
     def __init__(self, _codec: Any):
         self.number, self.sequence = 0, b""
 
     def add(self, packet: Packet) -> Picture:
-        """The picture of the next packet in the order of decoding; strange ones take back what was said before."""
+        """Reads the next packet in the order of decoding. A strange one voids all answers before it."""
         content, position, heads, has_sequence = bytes(packet), 0, [], False
         while position < len(content):
             head = content[position]
-            if head & 0x87 != 2:  # an extension tells the layer; without a size nothing can be told apart
+            if head & 0x87 != 2:  # an extension names a layer; units without a size cannot be told apart
                 raise StrangeError
             size, position = _leb128(content, position + 1)
             unit, kind = content[position : position + size], head >> 3
@@ -117,17 +111,17 @@ def _leb128(content: bytes, position: int) -> tuple[int, int]:
 
 
 class MJPEG:
-    """Motion JPEG whose pictures need no tables of others, and are of one size.
+    """Motion JPEG whose pictures have one size and need no tables of other pictures.
 
-    Strange are two fields in a packet, several scans, and comments and application data that differ: some of them tell
-    the decoder something that it keeps.
+    These are strange: two fields in a packet, several scans, and comments or application data that differ, because the
+    decoder remembers some of them.
     """
 
     def __init__(self, _codec: Any):
         self.number, self.rest = 0, {}
 
     def add(self, packet: Packet) -> Picture:
-        """The picture of the next packet in the order of decoding; strange ones take back what was said before."""
+        """Reads the next packet in the order of decoding. A strange one voids all answers before it."""
         content, position = bytes(packet), 2
         tables, quantisers, needed, rest, kind = set(), set(), set(), {}, 0
         if content[:2] != b"\xff\xd8":

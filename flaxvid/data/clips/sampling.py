@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: spread over it (segments, or evenly), or an interval apart (dense)."""
+"""Chooses the frames of a clip: spread over the video (segment, even), or an interval apart (dense)."""
 
 from typing import Literal
 
@@ -16,16 +16,16 @@ def segment_indices(
 ) -> Int[np.ndarray, "{clips} {n}"]:
     """Draws one frame from each of n equal segments of a video (TSN, arXiv 1608.00859; as in TSM and FFN).
 
-    In training segment i is `[i * d, (i + 1) * d)` with `d = length // n`, so the last `length % n` frames are never
-    drawn: that is the FFN authors' rule, as is `int(d / 2 + d * i)` with `d = length / n` in the test. Several test
-    clips start from there and divide the segments evenly: two are TSM's "twice sample", centres and beginnings.
+    In training, segment i is `[i * d, (i + 1) * d)` with `d = length // n`. The last `length % n` frames are never
+    drawn. The test takes `int(d / 2 + d * i)` with `d = length / n`. Both are the FFN authors' rules. Several test
+    clips divide the segments evenly, from there on: two are TSM's "twice sample", centres and beginnings.
 
     Args:
         length: Frames of the video.
         n: Frames of a clip.
         rng: Draws within the segments; None takes the test's frames.
-        short: What to do where `length < n`: "error", or "repeat" frames, in order (the FFN authors' code repeats the
-            first one n times in training; here segments shorter than a frame are drawn from as the longer ones are).
+        short: What to do where `length < n`: "error", or "repeat" frames, in order. (The FFN authors' code repeats the
+            first frame n times in training. Here short segments are drawn from like long ones.)
         clips: How many clips.
 
     Raises:
@@ -52,8 +52,8 @@ def dense_indices(
 ) -> Int[np.ndarray, "{clips} {n}"]:
     """Takes n frames, `interval` apart, from a window of `n * interval` frames somewhere in a video.
 
-    The usual sampling of Kinetics. With interval 8 at 8 frames it is TSM's dense sampling: windows of 64 frames,
-    those of a test evenly from the video's beginning to its end; one alone lies in the middle.
+    It is the usual sampling of Kinetics. With interval 8 and 8 frames it is TSM's dense sampling, with windows of 64
+    frames. A test's windows lie evenly from the video's beginning to its end; a single one lies in the middle.
 
     Args:
         length: Frames of the video.
@@ -78,9 +78,8 @@ def dense_indices(
 def even_indices(length: int, n: int, *, short: Literal["error", "repeat"] = "error") -> Int[np.ndarray, "1 {n}"]:
     """Takes n frames evenly from the first to the last, `floor(linspace(0, length - 1, n))`, nothing drawn at random.
 
-    It is what R3D-18 with squeeze-and-excitation is given for recognising emotions. A shorter video has frames
-    repeated by the same rule, so that its last frame stays; to repeat every frame and cut what is too much, as is also
-    done, drops the end: of 10 frames for 16 the last two.
+    R3D-18 with squeeze-and-excitation uses it to recognise emotions. The same rule repeats frames of a shorter video,
+    so its last frame stays. Others repeat every frame and cut the rest, which drops the end.
 
     Args:
         length: Frames of the video.
@@ -91,7 +90,7 @@ def even_indices(length: int, n: int, *, short: Literal["error", "repeat"] = "er
         ValueError: The video is empty, or shorter than the clip and `short` is "error".
     """
     _check_length(length, n, n, short)
-    return np.arange(n)[None] * (length - 1) // max(n - 1, 1)  # in integers: linspace may end just below one
+    return np.arange(n)[None] * (length - 1) // max(n - 1, 1)  # in integers, because linspace may fall just below one
 
 
 def _check_length(length: int, n: int, needed: int, short: str) -> None:

@@ -1,7 +1,7 @@
-"""Some frames of a video without all those before them, where the bits of the stream prove that they are the same.
+"""Decodes chosen frames without all those before them, where the bits prove that this changes nothing.
 
-Decoded are the first packet, for it may say what none repeats, and for each frame that is wanted those from the start
-before it on that others need; `bitstream` says which these are.
+It decodes the first packet, because it may hold what no other repeats. For each wanted frame it decodes from the start
+before it, and skips pictures that no other needs. `bitstream` says which pictures are which.
 """
 
 from bisect import bisect_right
@@ -18,11 +18,11 @@ from flaxvid.data.clips.keyed import AV1, MJPEG, VP9
 from flaxvid.data.clips.video_file import read_packets
 
 KEPT = 2**25
-"""Bytes of packets that are kept from the first reading for the decoding; of larger videos they are read again."""
+"""Bytes of packets that are kept from the first reading. The packets of larger videos are read again."""
 
 
 PROVERS: dict[tuple[str, str], Any] = {
-    # Containers that keep packets apart, each a whole picture, and H.264's parameters by themselves.
+    # In these containers a packet is a whole picture, and H.264's parameters stand by themselves.
     ("h264", "mov"): H264,
     ("h264", "matroska"): H264,
     ("mpeg4", "mov"): MPEG4,
@@ -36,11 +36,11 @@ PROVERS: dict[tuple[str, str], Any] = {
     ("mjpeg", "matroska"): MJPEG,
     ("mjpeg", "avi"): MJPEG,
 }
-"""What can prove something about a stream, by its codec and its container; about others nothing is proven."""
+"""The prover of a stream, by its codec and its container. About all others nothing is proven."""
 
 
 class InexactError(Exception):
-    """The frames that came were not those expected: decode the whole video."""
+    """Other frames came than were expected: decode the whole video."""
 
 
 class Survey(NamedTuple):
@@ -48,13 +48,11 @@ class Survey(NamedTuple):
 
     Attributes:
         packets: All packets, if they are few.
-        count: Packets that are to be shown, mostly the number of frames.
-        pictures: The one picture of each packet, if that is proven; then all of them are shown.
-        times: When each packet is shown, of AVI decoded, and how long, in the stream's time base.
+        pictures: The one picture of each packet, if that is proven. All of them are shown then.
+        times: When each packet is shown (in AVI: decoded) and how long, in the stream's time base.
     """
 
     packets: list[Packet] | None
-    count: int
     pictures: list[Picture] | None
     times: list[tuple[int | None, int | None]]
 
@@ -62,12 +60,11 @@ class Survey(NamedTuple):
 def survey(stream: VideoStream) -> Survey:
     """Reads all packets of a stream, and the headers in them."""
     reader, packets, kept = _prover(stream), [], 0
-    pictures, times, hidden = [], [], 0
-    has_times = stream.container.format.name != "avi"  # which knows the order of decoding, one picture after the other
+    pictures, times = [], []
+    has_times = stream.container.format.name != "avi"  # AVI knows only the order of decoding
     try:
         for packet in read_packets(stream):
             times.append((packet.pts if has_times else packet.dts, packet.duration))
-            hidden += packet.is_discard
             if (kept := kept + packet.size) <= KEPT:
                 packets.append(packet)
             else:
@@ -75,16 +72,16 @@ def survey(stream: VideoStream) -> Survey:
             if reader is None:
                 continue
             try:
-                # Side data are new parameters or palettes; what is hidden or damaged shifts all positions.
+                # Side data are new parameters or palettes. Hidden and damaged packets shift all positions.
                 if packet.is_discard or packet.is_corrupt or any(True for _ in packet.iter_sidedata()):
                     raise StrangeError
                 pictures.append(reader.add(packet))
             except StrangeError:
                 reader = None
-    except (FFmpegError, OSError):  # said when a frame is wanted that lies beyond
+    except (FFmpegError, OSError):  # reported once a frame beyond is wanted
         reader, kept = None, KEPT + 1
     proven = reader is not None and len({picture.order for picture in pictures}) == len(times) > 0
-    return Survey(packets if kept <= KEPT else None, len(times) - hidden, pictures if proven else None, times)
+    return Survey(packets if kept <= KEPT else None, pictures if proven else None, times)
 
 
 def _prover(stream: Any) -> Any:
@@ -102,7 +99,7 @@ def presentation(pictures: Sequence[Picture]) -> list[int]:
 
 
 def plan_runs(pictures: Sequence[Picture], wanted: Iterable[int]) -> list[list[int]]:
-    """Which packets to decode for those that are wanted: runs, each of which needs nothing of the one before."""
+    """Which packets to decode for the wanted ones, as runs. No run needs anything of the run before."""
     starts = [number for number, picture in enumerate(pictures) if picture.is_start]
     chosen = {0, *wanted}
     stops: dict[int, int] = {}
@@ -120,10 +117,10 @@ def read_runs(
     """Decodes runs of packets: pairs of a packet's number and its frame.
 
     Raises:
-        InexactError: While iterating, to the very end: what came before is then not to be trusted either.
+        InexactError: While iterating, up to the very end. The frames before it cannot be trusted either.
     """
     decoder, numbered = stream.codec_context, iter(enumerate(packets))
-    # What is damaged may show what was decoded before, wherever that came from.
+    # Damaged packets may show an older picture, which another run decoded.
     decoder.options = {**decoder.options, "err_detect": "explode"}
     for run in runs:
         inside, came = set(run), []

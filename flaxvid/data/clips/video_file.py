@@ -1,6 +1,6 @@
-"""Opens an encoded video: a file is only ever read as a file, by the demuxers listed here; its best stream is meant.
+"""Opens an encoded video as a file, with the demuxers listed here, and picks its best stream.
 
-What a file says is not believed: no text in it opens another file, and no size in it makes memory.
+A file is not trusted: no text in it opens another file, and no size in it allocates memory.
 """
 
 import io
@@ -23,7 +23,7 @@ Video = bytes | str | Path
 """An encoded file's bytes, its path, or the path of a folder of numbered images; a stream's URL as str."""
 
 MAX_PIXELS = 2**26
-"""Pixels of a frame, 8192 x 8192: twice those of 8K video. A header of a few bytes may claim any size."""
+"""Pixels of a frame, 8192 x 8192, twice those of 8K video. A header of a few bytes may claim any size."""
 
 _FORMATS = (
     *("apng", "asf", "av1", "avi", "dirac", "dv", "flic", "flv", "gif", "gxf", "h261", "h263", "h264", "hevc", "ivf"),
@@ -32,7 +32,7 @@ _FORMATS = (
     *("bmp_pipe", "jpeg_pipe", "jpegxl_pipe", "png_pipe", "ppm_pipe", "tiff_pipe", "webp_pipe"),
     *("aac", "flac", "mp3", "wav"),  # only to say that they are audio
 )
-"""Demuxers that read nothing but the file; playlists and descriptions (concat, hls, dash, sdp) are not among them."""
+"""Demuxers that read nothing but the file. Playlists and descriptions (concat, hls, dash, sdp) are not among them."""
 _COMPRESSED = re.compile(rb"cmov.{4}dcom", re.DOTALL)
 """How a compressed header of QuickTime begins."""
 _URL = re.compile(r"(https?|rtsps?|rtmps?|rtp|udp|srt|tcp)://", re.IGNORECASE)
@@ -43,13 +43,13 @@ _WAIT = (30.0, 60.0)
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 """Streams that are covers or previews of another."""
 _PICTURE_CODECS = {"bmp", "gif", "mjpeg", "png", "tiff", "webp"}
-"""Codecs of covers, which not every file calls so; of real videos, too."""
+"""Codecs of covers, which not every file marks as covers. Real videos use them, too."""
 _READING: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-"""A title that is no UTF-8 is no reason to refuse a video; PyAV 19 sees to that by itself."""
+"""Accepts titles that are not UTF-8. PyAV 19 does so by itself."""
 
 
 class VideoError(ValueError):
-    """A video that cannot be read as asked; the message names it and says what to do."""
+    """A video cannot be read as asked. The message names it and says what to do."""
 
 
 def video_name(video: Video) -> str:
@@ -64,13 +64,16 @@ def printable(path: str | Path) -> str:
 
 @contextmanager
 def open_container(video: Video, name: str = "") -> Iterator[InputContainer]:
-    """PyAV's container of an encoded file; whatever is wrong with it is a `VideoError`.
+    """Opens PyAV's container of an encoded file.
 
-    A path is always a local file, whatever colons and patterns are in it; only a str such as ``rtsp://...`` is a URL.
+    A path is always a local file, whatever colons and patterns are in it. Only a str such as ``rtsp://...`` is a URL.
 
     Args:
-        video: the file's bytes or path.
-        name: what errors call it.
+        video: The file's bytes or path.
+        name: What errors call it.
+
+    Raises:
+        VideoError: Whatever is wrong with the file.
     """
     name = name or video_name(video)
     with _open_bytes(video, name) as source:
@@ -96,7 +99,7 @@ def open_container(video: Video, name: str = "") -> Iterator[InputContainer]:
 
 @contextmanager
 def _open_bytes(video: Video, name: str) -> Iterator[Any]:
-    """What PyAV reads: an open file, which no colon in its name turns into anything else; or a URL."""
+    """What PyAV reads: an open file, so that no colon in its name means anything, or a URL."""
     if isinstance(video, str) and _URL.match(video):
         yield video
         return
@@ -104,7 +107,7 @@ def _open_bytes(video: Video, name: str) -> Iterator[Any]:
         yield _Nameless(io.BytesIO(video))
         return
     try:
-        # A pipe would stand still, and a device never end.
+        # A pipe would block, and a device never end.
         regular = stat.S_ISREG(os.stat(video).st_mode)
         file = open(video, "rb", buffering=0) if regular else None  # noqa: SIM115
     except FileNotFoundError as error:
@@ -118,9 +121,9 @@ def _open_bytes(video: Video, name: str) -> Iterator[Any]:
 
 
 class _Nameless:
-    """A file without its name, of which FFmpeg would guess a format; damaged ones seek to where there is nothing.
+    """A file without its name, from which FFmpeg would guess a format. A seek to an impossible place is no crash.
 
-    QuickTime's compressed headers are not handed on: FFmpeg would unpack a megabyte of them to a gigabyte.
+    It refuses QuickTime's compressed headers: FFmpeg would unpack a megabyte of them to a gigabyte.
     """
 
     def __init__(self, file: io.RawIOBase | io.BytesIO):
@@ -135,7 +138,7 @@ class _Nameless:
         return content
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """The new position; negative where there is none."""
+        """The new position, negative where there is none."""
         try:
             return self._file.seek(offset, whence)
         except (OSError, ValueError):
@@ -144,14 +147,13 @@ class _Nameless:
 
 @contextmanager
 def open_stream(video: Video, name: str = "") -> Iterator[VideoStream]:
-    """The stream of an encoded file that is meant: FFmpeg's and players' choice, never a cover.
+    """Opens the stream of an encoded file that players would show, never a cover.
 
-    A picture beside other streams is a cover whatever the file calls it; a video has two pictures or more. Of a stream
-    of pictures and another kind of video it is the latter, unless only the pictures are the default. The decoder is set
-    up but not opened.
+    A single picture beside other streams is a cover, whatever the file calls it. Real video is preferred to a stream of
+    pictures, unless only the pictures are marked as the default. The decoder is set up but not opened.
 
     Raises:
-        VideoError: As of `open_container`; or there is no such stream, or no decoder for it.
+        VideoError: As of `open_container`, or there is no such stream, or no decoder for it.
     """
     with open_container(video, name) as container:
         stream = _best_stream(container, name)
@@ -165,7 +167,7 @@ def _is_pictures(stream: Any) -> bool:
 
 
 def _lone_pictures(video: Video, name: str) -> set[int]:
-    """Which streams have but one picture; the file is opened once more, for what was read is not read again."""
+    """Which streams have only one picture. It opens the file once more, because packets cannot be read twice."""
     with open_container(video, name) as container:
         streams: Any = [s for s in container.streams.video if s.codec_context is not None and _is_pictures(s)]
         lone, seen = {stream.index for stream in streams}, set()
@@ -214,12 +216,12 @@ def read_packets(stream: VideoStream) -> Iterator[Packet]:
     """The packets of a stream in the order of decoding, without empty ones.
 
     Raises:
-        OSError: While iterating: they cannot be read, or are encrypted.
+        OSError: While iterating, where packets cannot be read or are encrypted.
     """
     container: Any = stream.container
     packets = container.demux(stream)
-    # Left half way, PyAV's generators leak unless closed. Where a stream began midway, PyAV trips over it after the
-    # last packet.
+    # PyAV's generators leak if they are left half way, unless closed. If a stream began midway, PyAV raises IndexError
+    # after the last packet.
     is_png = stream.codec_context.codec.canonical_name in ("apng", "png")
     with closing(packets), suppress(IndexError):
         for packet in packets:
@@ -233,7 +235,7 @@ def read_packets(stream: VideoStream) -> Iterator[Packet]:
 
 
 def _hide_texts(packet: Packet) -> None:
-    """Renames the chunks of a PNG that FFmpeg unpacks to any size, gigabytes of a few bytes, and no picture needs."""
+    """Renames chunks of a PNG that no picture needs. FFmpeg would unpack a few bytes of them to gigabytes."""
     content = bytearray(packet)
     position = 8 if content.startswith(b"\x89PNG") else 0
     while position < len(content):

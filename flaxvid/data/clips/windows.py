@@ -1,4 +1,4 @@
-"""Windows in time: what is seen of a long video from second to second, by one pass over it."""
+"""Cuts a long video into windows of some seconds, in one pass over it."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,7 +13,7 @@ from flaxvid.data.clips.cut import ClipConfig, crops_of, frame_indices
 from flaxvid.data.clips.decode import OpenVideo, open_video
 
 SHORTEST = 0.001
-"""Seconds of a window; many files know no shorter times."""
+"""Least seconds of a window. Many files know no shorter times."""
 _EDGE = 1e-6  # seconds by which a time may miss a multiple of the window, as 3 * 0.1 misses 0.3
 _END = 2e-3  # seconds by which a file's end may be late: Matroska rounds the last frame's time and its duration
 
@@ -23,21 +23,21 @@ def cut_windows(
 ) -> Iterator[tuple[float, float, UInt8[np.ndarray, "n s s 3"]]]:
     """Goes through a video window by window; memory holds the clip of one.
 
-    Windows begin at 0, `seconds`, 2 * `seconds`, ... from the first frame on, and the last ends with the video. A
-    window's frames are those whose times lie in it; where none does, as in a pause of a screen recording, it is the
-    frame that is shown then. One with fewer frames than the clip repeats them, or is an error, as `clips.short` says.
+    Windows begin at 0, `seconds`, 2 * `seconds`, ... after the first frame; the last ends with the video. A window's
+    frames are those whose times lie in it. Where none does, as in a pause of a screen recording, it is the frame shown
+    at that time. A window with fewer frames than the clip repeats them or is an error, as `clips.short` says.
 
     Args:
-        video: an encoded file's bytes or path.
-        seconds: of a window.
-        clips: how each window is seen, as a video of its own with one view; it has one frame count.
+        video: An encoded file's bytes or path.
+        seconds: Length of a window.
+        clips: How each window is seen, as a video of its own with one view and one frame count.
 
     Yields:
-        Where the window begins and ends, in seconds, and its clip; the same array again while its frames are the same.
+        Where the window begins and ends, in seconds, and its clip. While the frames stay the same, so does the array.
 
     Raises:
-        VideoError: the video cannot be read, or its frames have no times; or a window is too short.
-        ValueError: the window is.
+        VideoError: The video cannot be read, its frames have no times, or a window has too few frames.
+        ValueError: `seconds` is below `SHORTEST`.
     """
     if not seconds >= SHORTEST:
         raise ValueError(f"expected a window of more than 0 seconds, {SHORTEST} at least, got {seconds}")
@@ -56,13 +56,13 @@ def cut_windows(
                     pictures = {i: pictures[i] if i in pictures else next(decoded) for i in np.unique(positions)}
                     clip = crop.cut(np.stack([pictures[i] for i in positions]), clips.image_size)
                 yield start, end, clip
-            next(decoded, None)  # tells whether these were all frames
+            next(decoded, None)  # checks the number of frames
 
 
 def _windows(
     video: OpenVideo, seconds: float, clips: ClipConfig
 ) -> Iterator[tuple[float, float, Int[np.ndarray, " n"]]]:
-    """Where each window begins and ends, and its clip's frames; the same array again while its frames are the same."""
+    """Begin, end and positions of each window. While the positions stay the same, so does the array."""
     times, total = video.times[:-1], float(video.times[-1])
     seconds = min(seconds, total)
     count = max(1, ceil((total - _END) / seconds))
@@ -72,7 +72,7 @@ def _windows(
         start, end = number * seconds, total if last else (number + 1) * seconds
         first = times.searchsorted(start - _EDGE)
         stop = len(times) if last else times.searchsorted(end - _EDGE)
-        first -= first == stop  # none of its own: the one that is shown
+        first -= first == stop  # no frame of its own: the one shown at that time
         if (first, stop) != before:
             before, positions = (first, stop), first + frame_indices(video, stop - first, clips, None)
         yield start, end, positions
