@@ -42,10 +42,10 @@ from flaxvid.evaluate.record import finish_evaluation
 from flaxvid.evaluate.views import PROTOCOLS
 from flaxvid.report.run import read_run
 from flaxvid.report.tables import evaluation_notes, evaluation_table
-from flaxvid.train.loop import enable_compilation_cache
 from flaxvid.train.mesh import make_mesh, put_batch
 from flaxvid.train.recipe import DataRecipe
 from flaxvid.train.setup import clip_config, count_classes, data_origin, open_data
+from flaxvid.train.step import enable_compilation_cache
 from flaxvid.train.trained import Trained, load_trained
 from flaxvid.types import by_target
 

@@ -37,8 +37,8 @@ from flaxvid.data.clips.decode import VideoError
 from flaxvid.data.clips.windows import SHORTEST
 from flaxvid.evaluate.cost import largest_within
 from flaxvid.evaluate.predictor import Prediction, Predictor, find_scenes, find_videos
-from flaxvid.train.loop import enable_compilation_cache
 from flaxvid.train.setup import clip_config
+from flaxvid.train.step import enable_compilation_cache
 from flaxvid.train.trained import Trained, load_trained
 from flaxvid.types import by_target
 

@@ -1,18 +1,15 @@
 """The train loop: one function for every task, from a recipe to a trained network and its any-frame table."""
 
 import contextlib
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import grain
 import jax
 from jax.sharding import Mesh
 
 from flaxvid.adapt.freezing import check_frozen
 from flaxvid.data.broken import Tally
-from flaxvid.data.pipeline import steps_per_epoch, train_batches
+from flaxvid.data.pipeline import steps_per_epoch
 from flaxvid.data.sources.open import Source
 from flaxvid.evaluate.record import any_frame_rows, finish_evaluation
 from flaxvid.report.run import read_run
@@ -27,7 +24,7 @@ from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import make_optimizer, make_schedule
 from flaxvid.train.origin import with_implied
-from flaxvid.train.prefetch import Prefetch
+from flaxvid.train.prefetch import Prefetch, make_batches
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.session import Session
 from flaxvid.train.setup import (
@@ -42,11 +39,10 @@ from flaxvid.train.setup import (
 )
 from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.state import create_state, trainable
-from flaxvid.train.step import TrainStep, make_train_step
+from flaxvid.train.step import compile_step, enable_compilation_cache, make_train_step
 from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, lock_workdir
 from flaxvid.trees import norm_modules
 from flaxvid.types import Variables
-from flaxvid.writing import cache_folder
 
 Rows = list[dict[str, float]]
 
@@ -171,16 +167,12 @@ def train(
         for step in range(start + 1, total + 1):
             batch, clips = session.next_batch(step, state)
             rate = rate_at(state.step)
-            train_step = train_step or compile_step(jitted, (state, batch, step_key, rate), log)
+            train_step = train_step or compile_step(jitted, (state, batch, step_key, rate), log.print)
             stop.hold()
             state, metrics = train_step(state, batch, step_key, rate)
             session.log_if_due(step, metrics, clips)
             session.save_if_due(step, state)
             session.evaluate_if_due(step, state)
-        batches.close()  # its processes are not needed for the test
-        if tally.broken:
-            log.print(f"{len(tally.broken)} broken videos were replaced, of {len(tally.seen)} in training")
-        log.print(f"testing on {len(splits.test)} videos at {', '.join(map(str, recipe.eval_frames))} frames")
         return session.test(state)
 
 
@@ -196,41 +188,7 @@ def describe_run(recipe: Recipe, splits: Splits, mesh: Mesh, epoch_steps: int, s
     )
 
 
-def make_batches(recipe: Recipe, source: Source) -> grain.DatasetIterator:
-    """The training batches of this process."""
-    hosts = jax.process_count()
-    return train_batches(
-        source,
-        clip_config(recipe, recipe.task.frames),
-        recipe.batch_size // hosts,
-        seed=recipe.seed,
-        shard_index=jax.process_index(),
-        shard_count=hosts,
-        num_threads=recipe.data.num_threads,
-        num_workers=recipe.data.num_workers,
-    )
-
-
 def count_steps(recipe: Recipe, source: Source) -> int:
     """Steps of one pass over the training videos."""
     hosts = jax.process_count()
     return steps_per_epoch(source, recipe.batch_size // hosts // recipe.data.clips.repeats, hosts)
-
-
-@jax.transfer_guard("allow")
-def compile_step(jitted: Any, arguments: tuple[Any, ...], log: RunLogger) -> TrainStep:
-    """Compiles the step ahead of its first use and says how long that took; a warm cache makes it short."""
-    begin = time.perf_counter()
-    compiled = jitted.lower(*arguments).compile()
-    seconds = time.perf_counter() - begin
-    log.print(
-        f"compiled the training step in {seconds:.1f} s (the next start with the same shapes takes it from the cache)"
-    )
-    return compiled
-
-
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR or the program itself chose a place."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        default = cache_folder() / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(default))

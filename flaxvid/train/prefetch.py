@@ -6,8 +6,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import grain
+import jax
 
-from flaxvid.data.pipeline import next_batch
+from flaxvid.data.pipeline import next_batch, train_batches
+from flaxvid.data.sources.open import Source
+from flaxvid.train.recipe import Recipe
+from flaxvid.train.setup import clip_config
 from flaxvid.types import Batch
 
 AHEAD = 2
@@ -75,3 +79,18 @@ class Prefetch:
         """Ends the worker processes."""
         self._queue.clear()
         self._data.close()
+
+
+def make_batches(recipe: Recipe, source: Source) -> grain.DatasetIterator:
+    """The training batches of this process."""
+    hosts = jax.process_count()
+    return train_batches(
+        source,
+        clip_config(recipe, recipe.task.frames),
+        recipe.batch_size // hosts,
+        seed=recipe.seed,
+        shard_index=jax.process_index(),
+        shard_count=hosts,
+        num_threads=recipe.data.num_threads,
+        num_workers=recipe.data.num_workers,
+    )

@@ -125,7 +125,14 @@ class Session:
 
     @jax.transfer_guard("allow")
     def test(self, state: TrainState) -> Findings:
-        """Evaluates the last state on the test videos, as the recipe says."""
+        """Evaluates the last state on the test videos, as the recipe says; no more batches can be taken after it."""
+        self.batches.close()  # its processes are not needed
+        if self.tally.broken:
+            self.log.print(
+                f"{len(self.tally.broken)} broken videos were replaced, of {len(self.tally.seen)} in training"
+            )
+        frames = ", ".join(map(str, self.recipe.eval_frames))
+        self.log.print(f"testing on {len(self.splits.test)} videos at {frames} frames")
         findings = self._evaluate(self.splits.test, state, self.recipe.eval_frames)
         self._write(self.total, "test", findings)
         return findings

@@ -1,6 +1,7 @@
 """One training step: jit over a mesh, state donated."""
 
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from flaxvid.tasks.task import Metrics, Task, count_rows
 from flaxvid.train.mesh import divided, replicated
 from flaxvid.train.state import TrainState, is_averaged, is_trainable, mover
 from flaxvid.types import Batch
+from flaxvid.writing import cache_folder
 
 TrainStep = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 
@@ -177,3 +179,20 @@ def make_train_step(
     )
     same = replicated(mesh)
     return jax.jit(step, in_shardings=(same, divided(mesh), same, same), out_shardings=same, donate_argnums=0)
+
+
+@jax.transfer_guard("allow")
+def compile_step(jitted: Any, arguments: tuple[Any, ...], say: Callable[[str], None]) -> TrainStep:
+    """Compiles the step ahead of its first use and says how long that took; a warm cache makes it short."""
+    begin = time.perf_counter()
+    compiled = jitted.lower(*arguments).compile()
+    seconds = time.perf_counter() - begin
+    say(f"compiled the training step in {seconds:.1f} s (the next start with the same shapes takes it from the cache)")
+    return compiled
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR or the program itself chose a place."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        default = cache_folder() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(default))

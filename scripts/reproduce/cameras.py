@@ -46,8 +46,8 @@ def test_choices(run: Path) -> dict[str, float]:
     cameras.json."""
     from flaxvid.data.pipeline import eval_batches
     from flaxvid.evaluate.evaluator import evaluate_videos
-    from flaxvid.train.loop import enable_compilation_cache
     from flaxvid.train.setup import clip_config, open_data
+    from flaxvid.train.step import enable_compilation_cache
     from flaxvid.train.trained import load_trained
     from flaxvid.writing import written_whole
 

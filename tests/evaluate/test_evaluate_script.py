@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imsave
 
-from flaxvid.train.loop import enable_compilation_cache
+from flaxvid.train.step import enable_compilation_cache
 from flaxvid.weights.native import WeightsInfo, save_variables
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
