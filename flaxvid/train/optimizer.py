@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from flaxvid.train.groups import group_factors
@@ -26,10 +27,12 @@ def make_schedule(recipe: OptimizerRecipe, epochs: int, steps_per_epoch: int) ->
         main = lambda step: cosine(step + passed)  # noqa: E731
     else:
         main = optax.constant_schedule(recipe.learning_rate)
-    if not warmup:
-        return main
-    peak: Any = main(0) if recipe.schedule == "cosine" else recipe.learning_rate
-    return optax.join_schedules([optax.linear_schedule(recipe.warmup_start, float(peak), warmup), main], [warmup])
+    if warmup:
+        peak: Any = main(0) if recipe.schedule == "cosine" else recipe.learning_rate
+        rising = optax.linear_schedule(recipe.warmup_start, float(peak), warmup)
+        main = optax.join_schedules([rising, main], [warmup])
+    # Of one type whatever the schedule: a Python number's weak type would make another program of the step.
+    return lambda step: jnp.asarray(main(step), jnp.float32)
 
 
 def make_optimizer(recipe: OptimizerRecipe, norms: Collection[str] | None = None) -> optax.GradientTransformation:

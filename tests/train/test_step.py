@@ -9,7 +9,7 @@ from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
-from flaxvid.train.optimizer import make_optimizer
+from flaxvid.train.optimizer import make_optimizer, make_schedule
 from flaxvid.train.recipe import OptimizerRecipe
 from flaxvid.train.state import averaged, create_state, mover, trainable
 from flaxvid.train.step import make_train_step, train_step, warmed_decay
@@ -91,6 +91,23 @@ def test_the_jitted_step_donates_its_state_and_compiles_once(make, optimizer, ba
     assert step._cache_size() == 1
     assert int(state.step) == 3
     chex.assert_tree_all_finite((state.variables, metrics))
+
+
+def test_the_program_is_the_same_for_all_rates_schedules_and_lengths(make, batch):
+    """So a second run takes it from the compilation cache; what is a part of it, the decay, does change it."""
+    task, state = make()
+    mesh = make_mesh()
+
+    def program(epochs, steps, **options):
+        recipe = OptimizerRecipe(**options)
+        rate = jax.jit(make_schedule(recipe, epochs, steps))(state.step)
+        step = make_train_step(task, make_optimizer(recipe), mesh)
+        return step.lower(state, put_batch(batch, mesh), KEY, rate).as_text()
+
+    first = program(5, 10, learning_rate=0.1, schedule="cosine", warmup_epochs=0.5, warmup_start=0.01)
+    assert first == program(300, 7, learning_rate=2e-3, schedule="step", milestones=(20, 40))
+    assert first == program(1, 1, learning_rate=1.0, schedule="constant")
+    assert first != program(1, 1, learning_rate=1.0, schedule="constant", weight_decay=0.1)
 
 
 def test_accumulation_gives_the_same_step(make, optimizer, batch, no_batch_statistics):
