@@ -72,11 +72,16 @@ def group_by_data(runs: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
             title = next((describe_data(record.data) for _, record in group if record.data), _described(group[0][1]))
             title += f" ({len(titled) + 1})" * (title in titled)
             titled[title] = {
-                f"{name} {target}".rstrip(): part
+                f"{_called(name, record, runs[name])} {target}".rstrip(): part
                 for name, record in group
                 for target, part in record.by_target().items()
             }
     return titled
+
+
+def _called(name: str, record: Run, run: Run) -> str:
+    """A run's name, and of a record of other weights than its own the step."""
+    return name if record.step in (None, run.step) else f"{name} at step {record.step}"
 
 
 def _described(run: Run) -> str:

@@ -43,7 +43,7 @@ def write_page(folder: str | Path) -> Path:
         if run.any_frame
         else None,
         evaluations=[
-            evaluation_part(part, target, "" if record is run else describe_data(record.data))
+            evaluation_part(part, _of(record, run) + f": {target}" * bool(target))
             for record in (run, *run.others)
             if record.evaluation
             for target, part in record.by_target().items()
@@ -70,18 +70,24 @@ def _headlines(run: Run) -> list[tuple[str, str]]:
     return pairs
 
 
-def evaluation_part(run: Run, target: str = "", data: str = "") -> dict[str, Any]:
+def _of(record: Run, run: Run) -> str:
+    """How an evaluation differs from the run's own: by its videos, or by the step of its weights."""
+    other = record is not run and record.data.get("digest", record) != run.data.get("digest")
+    step = "" if record.step in (None, run.step) else f" at step {record.step}"
+    return step + f" on other videos, {describe_data(record.data)}" * other
+
+
+def evaluation_part(run: Run, of: str = "") -> dict[str, Any]:
     """The page's section on one target of one evaluation.
 
     Args:
         run: with an evaluation.
-        target: its name, if there are several.
-        data: the data set's name, if it is not the run's own.
+        of: what the headings say of it: which weights, videos, target.
     """
     evaluation, longest = run.evaluation, run.evaluation["frames"][-1]["frames"]
     clips = [_clip(run, clip) for clip in evaluation["examples"]]
     return {
-        "of": f" on other videos, {data}" * bool(data) + f": {target}" * bool(target),
+        "of": of,
         "longest": longest,
         "header": in_percent(EVALUATION_HEADER),
         "rows": list(map(evaluation_cells, evaluation["frames"])),

@@ -25,6 +25,8 @@ EVALUATION = {
     "examples": [{"id": str, "label": int, "guesses": dict}],
 }
 """The types of the values in any_frame.json and evaluation.json; a list gives the type of its entries."""
+CHECKPOINT = {"name": str, "step": int}
+"""Whose weights were evaluated, in evaluation.json; weights files and older versions do not say."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     """
     record = read_object(path)
     if path.exists():
-        _check(path, record, EVALUATION)
+        _check(path, record, EVALUATION | ({"checkpoint": CHECKPOINT} if "checkpoint" in record else {}))
         _rename([*record["frames"], *record["examples"]])
         try:
             fault = next(_outside(record), None)

@@ -45,6 +45,11 @@ class Run:
         """The videos that it was evaluated on, as far as its record says."""
         return self.evaluation.get("data", {})
 
+    @property
+    def step(self) -> int | None:
+        """The step of the checkpoint that was evaluated, as far as the record says."""
+        return self.evaluation.get("checkpoint", {}).get("step")
+
     def series(self, key: str) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """The steps and values of a metric; NaN where it was not finite."""
         rows = [row for row in self.metrics if key in row]

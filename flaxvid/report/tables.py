@@ -59,12 +59,13 @@ def evaluation_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def evaluation_notes(evaluation: Mapping[str, Any]) -> list[str]:
     """What a reader needs to compare figures of evaluation.json: videos, classes, views, and how time was measured."""
-    data, protocol = evaluation["data"], evaluation["protocol"]
+    data, protocol, checkpoint = evaluation["data"], evaluation["protocol"], evaluation.get("checkpoint")
     size = protocol["size"]
     notes = [
         f"Videos: {data['evaluated']:,} of {data['videos']:,} of {data['name']} evaluated, "
         f"{data['missing']:,} missing, {data['unreadable']:,} unreadable.",
         *([f"Data: {describe_data(data)}."] if "digest" in data else []),
+        *([f"Weights: checkpoint of step {checkpoint['step']:,} ({checkpoint['name']})."] if checkpoint else []),
         *_class_notes(evaluation),
         f"Views: {protocol['name']}: {protocol['views']}, {size} x {size} pixels; a video's answer is the mean of its "
         "views' probabilities.",

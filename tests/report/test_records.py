@@ -143,6 +143,27 @@ def test_an_older_evaluation_of_other_videos_is_told_apart_by_their_number(tmp_p
     assert groups(run, make_run(tmp_path / "second", "videos", 60)) == [{"run", "second"}]
 
 
+def test_an_earlier_checkpoint_stands_beside_the_run_s_own_number(evaluated, evaluation, tmp_path):
+    data = {**evaluation["data"], "digest": "12ab"}
+    own = {**evaluation, "data": data, "checkpoint": {"name": "latest", "step": 9}}
+    (evaluated / "evaluation.json").write_text(json.dumps(own))
+    place = evaluated / "evaluations" / "ucf101-12ab-step-3"
+    place.mkdir(parents=True)
+    rows = [{**row, "top1": 0.125} for row in evaluation["frames"]]
+    (place / "evaluation.json").write_text(json.dumps({**own, "frames": rows, "checkpoint": {"name": "3", "step": 3}}))
+    (group,) = group_by_data(name_runs([evaluated])).values()
+    assert {name: run.any_frame[0]["top1"] for name, run in group.items()} == {
+        "evaluated": 0.5,
+        "evaluated at step 3": 0.125,
+    }
+    page = write_page(evaluated).read_text()
+    assert "Evaluation at step 3" in page
+    assert "on other videos" not in page
+    assert "Weights: checkpoint of step 3 (3)." in page
+    (place / "evaluation.json").write_text(json.dumps({**own, "checkpoint": {"name": "3", "step": "3"}}))
+    assert "expected int as checkpoint.step, got str" in refused(evaluated, "evaluation.json")
+
+
 def test_notes_say_which_videos_and_classes(evaluation):
     assert len(evaluation_notes(evaluation)) == 3  # as in older records
     evaluation["data"] |= {"root": "/videos", "split": "all", "digest": "12ab", "by_number": True}
