@@ -34,6 +34,35 @@ def pytorchvideo_hub(torchvision_models):
 
 
 @pytest.fixture(scope="session")
+def insert_shift():
+    """Puts TSM's temporal shift, written in torch, in front of every so-manieth block of torchvision's ResNet."""
+    torch = pytest.importorskip("torch")
+
+    class Shift(torch.nn.Module):
+        """A convolution behind a shift of an eighth of the channels each way; frames are part of the batch."""
+
+        def __init__(self, net, frames):
+            super().__init__()
+            self.net, self.frames = net, frames
+
+        def forward(self, x):
+            clip = x.unflatten(0, (-1, self.frames))  # (b, t, c, h, w)
+            fold = clip.shape[2] // 8
+            out = clip.clone()
+            out[:, :, : 2 * fold] = 0
+            out[:, :-1, :fold] = clip[:, 1:, :fold]
+            out[:, 1:, fold : 2 * fold] = clip[:, :-1, fold : 2 * fold]
+            return self.net(out.flatten(0, 1))
+
+    def insert(net, frames, every=1):
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            for block in list(stage)[::every]:
+                block.conv1 = Shift(block.conv1, frames)
+
+    return insert
+
+
+@pytest.fixture(scope="session")
 def randomised():
     """Randomises every tensor of a torch module, as references start many at constants, which would hide a slip.
 

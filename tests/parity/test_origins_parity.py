@@ -77,23 +77,6 @@ def test_torchvisions_own_34_layers_are_another_network(torchvision_models, rand
     check("r2plus1d_r34", "torchvision", net.state_dict(), clip, expected, relative_error, {"shared_midplanes": True})
 
 
-class Shift(nn.Module):
-    """A convolution behind a temporal shift of an eighth of the channels each way; frames are part of the batch."""
-
-    def __init__(self, net, frames):
-        super().__init__()
-        self.net, self.frames = net, frames
-
-    def forward(self, x):
-        clip = x.unflatten(0, (-1, self.frames))  # (b, t, c, h, w)
-        fold = clip.shape[2] // 8
-        out = clip.clone()
-        out[:, :, : 2 * fold] = 0
-        out[:, :-1, :fold] = clip[:, 1:, :fold]
-        out[:, 1:, fold : 2 * fold] = clip[:, :-1, fold : 2 * fold]
-        return self.net(out.flatten(0, 1))
-
-
 def tsm_key(key):
     return "new_" + key if key.startswith("fc.") else "base_model." + key
 
@@ -108,12 +91,10 @@ def mmaction2_key(key):
 
 
 @pytest.mark.parametrize("format", ["tsm", "mmaction2"])
-def test_tsm_with_a_shift_in_every_second_block(torchvision_models, randomised, relative_error, format):
+def test_tsm_with_a_shift_in_every_second_block(torchvision_models, insert_shift, randomised, relative_error, format):
     frames = 4
     net = torchvision_models.resnet101(num_classes=CLASSES)
-    for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
-        for block in list(stage)[::2]:
-            block.conv1 = Shift(block.conv1, frames)
+    insert_shift(net, frames, every=2)
     randomised(net, small=True)
     clip = random_clip((frames, 64, 64))
     with torch.no_grad():

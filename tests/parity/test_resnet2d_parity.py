@@ -12,30 +12,6 @@ torch = pytest.importorskip("torch")
 PARAMETERS = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160, 152: 58_143_808}
 
 
-class Shift(torch.nn.Module):
-    """A convolution behind a temporal shift of an eighth of the channels each way; frames are part of the batch."""
-
-    def __init__(self, net, frames):
-        super().__init__()
-        self.net, self.frames = net, frames
-
-    def forward(self, x):
-        clip = x.unflatten(0, (-1, self.frames))  # (b, t, c, h, w)
-        fold = clip.shape[2] // 8
-        out = clip.clone()
-        out[:, :, : 2 * fold] = 0
-        out[:, :-1, :fold] = clip[:, 1:, :fold]
-        out[:, 1:, fold : 2 * fold] = clip[:, :-1, fold : 2 * fold]
-        return self.net(out.flatten(0, 1))
-
-
-def insert_shift(net, frames):
-    for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
-        for block in stage:
-            block.conv1 = Shift(block.conv1, frames)
-    return net
-
-
 def to_torch_video(video):
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     normal = torch.from_numpy((video / 255.0 - mean) / std).float()
@@ -45,7 +21,7 @@ def to_torch_video(video):
 @pytest.mark.parametrize(
     ("name", "frames"), [("tsm_resnet18", 8), ("tsm_resnet50", 8), ("tsm_resnet101", 4), ("tsn_resnet50", 4)]
 )
-def test_logits(torchvision_models, randomised, relative_error, name, frames):
+def test_logits(torchvision_models, insert_shift, randomised, relative_error, name, frames):
     depth = name.removeprefix("tsm_").removeprefix("tsn_")
     net = randomised(getattr(torchvision_models, depth)(num_classes=13))
     plain_keys = net.state_dict()
