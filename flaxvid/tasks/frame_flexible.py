@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -13,8 +13,8 @@ from flaxvid.losses.classification import HardOrMixed
 from flaxvid.losses.distillation import ffn_loss, label_loss
 from flaxvid.losses.multitask import sum_over_targets
 from flaxvid.models.video_model import VideoModel
-from flaxvid.tasks.labelled import LabelledRecipe, accuracy, evaluate_labels, mix_batch, whole_loss
-from flaxvid.tasks.task import Findings, LossOutput, Metrics, Share, init_model
+from flaxvid.tasks.labelled import LabelledRecipe, LabelledTask, accuracy, mix_batch
+from flaxvid.tasks.task import LossOutput, Metrics, Share, init_model
 from flaxvid.types import Batch, Variables, by_target
 
 
@@ -59,7 +59,7 @@ class FfnRecipe(LabelledRecipe):
 
 
 @dataclasses.dataclass(frozen=True)
-class FrameFlexibleTask:
+class FrameFlexibleTask(LabelledTask):
     """All frame counts of a video in one step.
 
     The counts are applied one by one; on CPU that is faster than one pass over all frames packed together.
@@ -86,10 +86,6 @@ class FrameFlexibleTask:
         """Random variables, or `plain` specialised: each count's norms start as its copies."""
         model_key, gain_key = jax.random.split(key)
         return self.flexible.specialise(init_model(self.model, model_key) if plain is None else plain, gain_key)
-
-    def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
-        """`ffn_loss` of the batch, or `label_loss`, summed over the targets."""
-        return whole_loss(self, variables, batch, key)
 
     def divide(self, batch: Batch, key: Array, groups: int = 1) -> list[Share]:
         """The whole batch, for every video has all counts."""
@@ -128,20 +124,6 @@ class FrameFlexibleTask:
             loss, parts = label_loss(logits, labels, label_smoothing=smoothing, label_weights=weights)
         accuracies = {f"accuracy_{count}": accuracy(z, labels, weights) for count, z in logits.items()}
         return loss, {"accuracy": accuracies[f"accuracy_{self.frames[-1]}"], **parts, **accuracies}
-
-    def after(self, variables: dict[str, Any], step: Array) -> dict[str, Any]:
-        """The same variables."""
-        return variables
-
-    def evaluate(
-        self,
-        variables: Variables,
-        batches: Iterable[Batch],
-        frames: tuple[int, ...],
-        put: Callable[[Batch], Batch] = lambda batch: batch,
-    ) -> Findings:
-        """Accuracy at each frame count; see `evaluate_labels`."""
-        return evaluate_labels(self, variables, batches, frames, put)
 
     def select(self, variables: Variables, num_frames: int) -> dict[str, Any]:
         """Ordinary variables for one frame count."""

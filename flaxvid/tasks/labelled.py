@@ -79,19 +79,6 @@ def mix_batch(recipe: LabelledRecipe, model: VideoModel, batch: Batch, key: Arra
     return {"video": video, "label": {target: (own, label_weights(own)) for target, own in labels.items()}}
 
 
-def whole_loss(task: Task, variables: Variables, batch: Batch, key: Array) -> LossOutput:
-    """`Task.loss` out of the other two methods: share by share; each share starts from the statistics of the last."""
-    updated: dict[str, Any] = {}
-    metrics: list[Any] = []
-    shares = task.divide(batch, key)
-    for share in shares:
-        _, (moved, judged) = task.share_loss({**variables, **updated}, share, key)
-        updated |= moved
-        metrics.append(optax.tree.scale(count_rows(share) / sum(map(count_rows, shares)), judged))
-    total = jax.tree.map(lambda *values: sum(values), *metrics)
-    return total["loss"], (updated, total)
-
-
 def accuracy(
     logits: Float[Array, "b k"], labels: HardOrMixed, weights: Float[Array, " b"] | None = None
 ) -> Float[Array, ""]:
@@ -105,19 +92,38 @@ def accuracy(
     return ((logits.argmax(-1) == labels) * weights).mean()
 
 
-def evaluate_labels(
-    task: Task,
-    variables: Variables,
-    batches: Iterable[Batch],
-    frames: tuple[int, ...],
-    put: Callable[[Batch], Batch],
-) -> Findings:
-    """`Task.evaluate`: top-1 accuracy of each target at each frame count; the score is the mean of all of them.
+class LabelledTask:
+    """What is the same in all tasks that learn from labels; `divide`, `share_loss` and `select` are each one's own."""
 
-    The details are what `evaluate_videos` returns.
-    """
-    plain = {count: task.select(variables, count) for count in frames}
-    evaluation = evaluate_videos(task.model, plain, batches, put=put)
-    rows = score_rows(evaluation)
-    metrics = {f"{row['target'] + '_' if 'target' in row else ''}top1_{row['frames']}": row["top1"] for row in rows}
-    return Findings(metrics, float(np.mean([row["top1"] for row in rows])), evaluation)
+    def loss(self: Task, variables: Variables, batch: Batch, key: Array) -> LossOutput:
+        """The loss of a whole batch, share by share; each share starts from the statistics of the one before."""
+        updated: dict[str, Any] = {}
+        metrics: list[Any] = []
+        shares = self.divide(batch, key)
+        for share in shares:
+            _, (moved, judged) = self.share_loss({**variables, **updated}, share, key)
+            updated |= moved
+            metrics.append(optax.tree.scale(count_rows(share) / sum(map(count_rows, shares)), judged))
+        total = jax.tree.map(lambda *values: sum(values), *metrics)
+        return total["loss"], (updated, total)
+
+    def after(self, variables: dict[str, Any], step: Array) -> dict[str, Any]:
+        """The same variables."""
+        return variables
+
+    def evaluate(
+        self: Task,
+        variables: Variables,
+        batches: Iterable[Batch],
+        frames: tuple[int, ...],
+        put: Callable[[Batch], Batch] = lambda batch: batch,
+    ) -> Findings:
+        """Top-1 accuracy of each target at each frame count; the score is the mean of all of them.
+
+        The details are what `evaluate_videos` returns.
+        """
+        plain = {count: self.select(variables, count) for count in frames}
+        evaluation = evaluate_videos(self.model, plain, batches, put=put)
+        rows = score_rows(evaluation)
+        metrics = {f"{row['target'] + '_' if 'target' in row else ''}top1_{row['frames']}": row["top1"] for row in rows}
+        return Findings(metrics, float(np.mean([row["top1"] for row in rows])), evaluation)

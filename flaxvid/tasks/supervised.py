@@ -1,7 +1,7 @@
 """Plain supervised training, at one frame count or at several by the FFN paper's two sampling baselines."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from flaxvid.losses.classification import HardOrMixed, cross_entropy
 from flaxvid.losses.multitask import sum_over_targets
 from flaxvid.models.video_model import Video, VideoModel, clip_length
-from flaxvid.tasks.labelled import LabelledRecipe, accuracy, evaluate_labels, mix_batch, whole_loss
-from flaxvid.tasks.task import Findings, LossOutput, Metrics, Share, count_rows, init_model
+from flaxvid.tasks.labelled import LabelledRecipe, LabelledTask, accuracy, mix_batch
+from flaxvid.tasks.task import LossOutput, Metrics, Share, count_rows, init_model
 from flaxvid.types import Batch, Variables, by_target
 
 
@@ -58,7 +58,7 @@ def rows_by_count(frames: tuple[int, ...], share: float, rows: int) -> dict[int,
 
 
 @dataclasses.dataclass(frozen=True)
-class Supervised:
+class Supervised(LabelledTask):
     """One network for one set of variables, whatever the frame count.
 
     Attributes:
@@ -77,10 +77,6 @@ class Supervised:
     def init(self, key: Array, plain: Variables | None = None) -> dict[str, Any]:
         """Random variables, or `plain` itself."""
         return init_model(self.model, key) if plain is None else dict(plain)
-
-    def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
-        """Cross-entropy over the batch, summed over the targets; statistics move from share to share."""
-        return whole_loss(self, variables, batch, key)
 
     def divide(self, batch: Batch, key: Array, groups: int = 1) -> list[Share]:
         """A share for each frame count, or one of all clips at the longest count's length."""
@@ -132,20 +128,6 @@ class Supervised:
         """One target's loss and accuracy."""
         loss = cross_entropy(logits, labels, self.recipe.label_smoothing, weights)
         return loss, {"accuracy": accuracy(logits, labels, weights)}
-
-    def after(self, variables: dict[str, Any], step: Array) -> dict[str, Any]:
-        """The same variables."""
-        return variables
-
-    def evaluate(
-        self,
-        variables: Variables,
-        batches: Iterable[Batch],
-        frames: tuple[int, ...],
-        put: Callable[[Batch], Batch] = lambda batch: batch,
-    ) -> Findings:
-        """Accuracy at each frame count; see `evaluate_labels`."""
-        return evaluate_labels(self, variables, batches, frames, put)
 
     def select(self, variables: Variables, num_frames: int) -> Variables:
         """The same variables for every frame count."""
