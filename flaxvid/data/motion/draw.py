@@ -19,7 +19,6 @@ MOTION_CLASSES: tuple[str, ...] = (
     "circles clockwise",
     "circles counter-clockwise",
 )
-FLIP_LABELS: tuple[int, ...] = (3, 4, 5, 0, 1, 2, 6, 7, 8, 9, 10, 11, 12, 13, 15, 14)
 
 CAMERAS = {"front": 0, "left": 60, "right": -60}
 """Where each camera looks, in degrees to the right of the front camera's line, seen from above."""
