@@ -42,11 +42,6 @@ def first_match(rules: Iterable[tuple[str, T]], path: str, default: T) -> T:
     return next((value for pattern, value in rules if re.fullmatch(pattern, path)), default)
 
 
-def map_paths(function: Callable[[str, Any], Any], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of ``function(path, leaf)``."""
-    return unflatten({path: function(path, leaf) for path, leaf in flatten(tree).items()})
-
-
 def norm_modules(variables: Mapping[str, Any]) -> frozenset[str]:
     """The paths, below the collection, of all modules that are norms: ``{"stem/norm1", "body/layer1_0/norm2", ...}``.
 

@@ -18,8 +18,7 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
-
-from flaxvid import trees
+from flax import traverse_util
 
 for _name in ("jax_platforms", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"):
     _value = os.environ[_name.upper()]
@@ -45,13 +44,13 @@ def randomise():
 
         def leaf(path, old):
             shape = old.shape
-            if path.endswith(("/scale", "/var")):
+            if path[-1] in ("scale", "var"):
                 return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-            if path.endswith("/kernel"):
+            if path[-1] == "kernel":
                 return rng.normal(0, np.prod(shape[:-1]) ** -0.5, shape).astype(np.float32)
             return rng.uniform(-0.2, 0.2, shape).astype(np.float32)
 
-        return trees.map_paths(leaf, variables)
+        return traverse_util.path_aware_map(leaf, variables)
 
     return replace
 

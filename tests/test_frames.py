@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import traverse_util
 
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
@@ -151,7 +152,7 @@ def test_a_gain_scales_the_input_channels(flexible, variables, model, clip, appl
     """The kernel W * (1 + gain) equals FFN's adapter: x + gain * x in front of conv1 of every block."""
     video = clip(2, 8, 32, 32)
     private = variables["params_8f"]
-    without = {**variables, "params_8f": trees.map_paths(lambda p, x: x * (not p.endswith("gain")), private)}
+    without = {**variables, "params_8f": traverse_util.path_aware_map(lambda p, x: x * (p[-1] != "gain"), private)}
 
     def adapted(call, args, kwargs, context):
         if isinstance(context.module, Conv) and context.method_name == "__call__" and context.module.name == "conv1":

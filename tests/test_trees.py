@@ -39,12 +39,6 @@ def test_the_first_rule_that_matches_the_whole_path():
     assert trees.first_match((("bias", 1),), "params/head/bias", 0) == 0
 
 
-def test_map_paths_gives_path_and_leaf():
-    doubled = trees.map_paths(lambda path, leaf: (path.rsplit("/", 1)[-1], 2 * leaf), TREE)
-    assert doubled["params"]["stem"]["norm1"] == {"scale": ("scale", 4), "bias": ("bias", 6)}
-    assert trees.map_paths(lambda path, leaf: leaf.shape, {"a": {"b": np.zeros((2, 3))}}) == {"a": {"b": (2, 3)}}
-
-
 def test_a_norm_is_read_off_the_tree():
     channels, kernel = np.ones(3), np.ones((3, 3))
     own = {

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from flax import traverse_util
 
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
@@ -158,7 +159,7 @@ def test_freezing_the_bodys_norms_gives_the_bits_of_partial_bn(random_variables,
     frozen = train(optax.sgd(0.1), (r"body/.*norm\w*",))
     still = optax.masked(
         optax.set_to_zero(),
-        lambda params: trees.map_paths(lambda path, _: path.startswith("params/body") and "norm" in path, params),
+        lambda params: traverse_util.path_aware_map(lambda path, _: path[1] == "body" and "norm" in path[-2], params),
     )
     with nn.intercept_methods(as_in_evaluation):
         partial_bn = train(optax.chain(optax.sgd(0.1), still))
