@@ -46,7 +46,7 @@ from flaxvid.train.mesh import make_mesh, put_batch
 from flaxvid.train.recipe import DataRecipe
 from flaxvid.train.setup import clip_config, count_classes, data_origin, open_data
 from flaxvid.train.step import enable_compilation_cache
-from flaxvid.train.trained import Trained, load_trained
+from flaxvid.train.trained import Trained, load, name_classes
 from flaxvid.types import by_target
 
 
@@ -54,7 +54,8 @@ def main() -> None:
     """Parses and evaluates; what the user can mend is one line, not a traceback."""
     sys.argv[1:] = one_each(sys.argv[1:], "--frames")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="a run's folder, or a .safetensors file of flaxvid")
+    parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="a run's folder, a file of flaxvid, or a torch file")
+    parser.add_argument("--model", default="", metavar="NAME", help="the network of a torch file, as tsm_resnet50")
     parser.add_argument(
         "--frames", type=number(int, 1), action="append", help="frame counts (default: the recipe's eval_frames)"
     )
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Loads, evaluates, measures, prints and writes."""
     enable_compilation_cache()
     names = read_class_names(arguments.classes) if arguments.classes else None
-    trained = load_trained(arguments.run, names, arguments.checkpoint)
+    trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
     folder = results_folder(trained, arguments.output)
     renames = read_renames(arguments.rename) if arguments.rename else {}
     source = open_videos(trained, arguments, renames, by_number=not trained.named)

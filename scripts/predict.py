@@ -39,7 +39,7 @@ from flaxvid.evaluate.cost import largest_within
 from flaxvid.evaluate.predictor import Prediction, Predictor, find_scenes, find_videos
 from flaxvid.train.setup import clip_config
 from flaxvid.train.step import enable_compilation_cache
-from flaxvid.train.trained import Trained, load_trained
+from flaxvid.train.trained import Trained, load, name_classes
 from flaxvid.types import by_target
 
 Top = list[tuple[str, float]] | Mapping[str, list[tuple[str, float]]]
@@ -65,7 +65,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="a file, a folder, or a pattern in quotes")
-    parser.add_argument("--run", required=True, help="a run's folder, or a .safetensors file of flaxvid")
+    parser.add_argument("--run", required=True, help="a run's folder, a file of flaxvid, or a torch file")
+    parser.add_argument("--model", default="", metavar="NAME", help="the network of a torch file, as tsm_resnet50")
     parser.add_argument(
         "--frames",
         action="append",
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     enable_compilation_cache()
     console = Console(stderr=True, highlight=False, emoji=False)
     names = read_class_names(arguments.classes) if arguments.classes else None
-    trained = load_trained(arguments.run, names, arguments.checkpoint)
+    trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
     videos = videos_for(trained.model.cameras, arguments)
     clips = clip_config(trained.recipe, trained.frames)
     predictor = Predictor(trained.model, trained.select, trained.classes, clips)

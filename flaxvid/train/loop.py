@@ -33,11 +33,11 @@ from flaxvid.train.setup import (
     count_classes,
     data_origin,
     find_shapes,
-    load_start,
     make_model,
     make_task,
 )
 from flaxvid.train.splits import Splits, open_splits
+from flaxvid.train.start import load_start
 from flaxvid.train.state import create_state, trainable
 from flaxvid.train.step import compile_step, enable_compilation_cache, make_train_step
 from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, lock_workdir

@@ -8,23 +8,14 @@ from typing import Any
 
 import jax
 
-from flaxvid.adapt.surgery import CLASSIFIER, FLAT_SIBLINGS, adopt, arrange_head, inflate, spread
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.sources.cameras import open_scenes
-from flaxvid.data.sources.class_names import are_numbers, find_classes, list_names
 from flaxvid.data.sources.open import Source, open_source
-from flaxvid.frames import FrameFlexible
-from flaxvid.models.registry import create_model, get_spec, list_options
+from flaxvid.models.registry import create_model, list_options
 from flaxvid.models.video_model import VideoModel
-from flaxvid.tasks.task import Task, init_model
-from flaxvid.train.checkpoint import restore_variables
-from flaxvid.train.recipe import DataRecipe, Recipe, read_recipe
-from flaxvid.train.state import averaged
-from flaxvid.train.workdir import read_classes, run_folder
-from flaxvid.types import Classes, Variables, by_target
-from flaxvid.weights.download import resolve_weights
-from flaxvid.weights.native import is_native, load_variables
-from flaxvid.weights.torch import import_torch
+from flaxvid.tasks.task import Task
+from flaxvid.train.recipe import DataRecipe, Recipe
+from flaxvid.types import Classes, Variables
 
 
 def open_data(recipe: DataRecipe, split: str) -> Source:
@@ -139,123 +130,5 @@ def make_task(recipe: Recipe, model: VideoModel) -> Task:
     return recipe.task.make(model)
 
 
-def load_start(recipe: Recipe, model: VideoModel, classes: Classes | None = None) -> dict[str, Any] | None:
-    """Ordinary variables to start from; None from scratch.
-
-    `recipe.model.weights` is a run's folder, a .safetensors file of ours, a torch file, or a known name. Of
-    frame-flexible weights the longest frame count's are taken. With `recipe.model.inflate` they are a 2-D network's. Of
-    a network of several cameras they may be its backbone's. A fusion that the weights have not starts anew, and that is
-    said.
-
-    A head is kept if its classes have the same names, its columns in the order of `classes`; otherwise it starts anew,
-    be their number equal or not, and why is said. Where a file has no names, as torch's, or `classes` is None, an equal
-    number has to do.
-
-    Args:
-        recipe: says which weights.
-        model: the network that starts from them.
-        classes: what it is to tell apart, in the order of its logits.
-
-    Raises:
-        ValueError: the weights do not fit the network.
-        FileNotFoundError: there are none.
-    """
-    weights, rule, key = recipe.model.weights, recipe.model.inflate, jax.random.key(recipe.seed)
-    if not weights:
-        return None
-    if model.cameras and not _knows_cameras(weights):
-        single = _of_backbone(recipe)
-        backbone = make_model(single, model.head.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
-        plain = load_start(single, backbone, classes)
-        print(f"{weights}: for the backbone, {single.model.name}, of {', '.join(model.cameras)}; a fusion starts anew")
-        return spread(init_model(model, key), plain or {}, model.cameras)
-    names, started = None, []
-    if Path(weights).is_dir():
-        variables = averaged(restore_variables(weights))
-        names = read_classes(run_folder(Path(weights)) or Path(weights))
-    elif is_native(path := resolve_weights(weights)):
-        variables, info = load_variables(path)
-        names = info.classes
-    elif rule:
-        if recipe.model.name not in FLAT_SIBLINGS:
-            raise ValueError(
-                f"model.inflate: 2-D files are for {', '.join(FLAT_SIBLINGS)}, got {recipe.model.name}: leave it empty"
-            )
-        shape = {name: value for name, value in recipe.model.options.items() if name in ("width", "depths")}
-        variables = import_torch(FLAT_SIBLINGS[recipe.model.name], path, overrides=shape).variables
-    else:
-        named = dataclasses.asdict(recipe.model)
-        overrides = {name: named[name] for name in ("num_frames", "image_size")} | named["options"]
-        number = model.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
-        imported = import_torch(recipe.model.name, path, num_classes=number, key=key, overrides=overrides)
-        variables, started = imported.variables, list(imported.fresh)
-    counts = tuple(int(name.removeprefix("params_")[:-1]) for name in variables if name.startswith("params_"))
-    if counts:
-        flexible = FrameFlexible(model, counts, private_norms="batch_stats" not in variables)
-        variables = flexible.select(variables, max(counts))
-    if names and classes:
-        variables = _fit_head(weights, variables, names, classes)
-    template = init_model(model, key)
-    if rule:
-        adopted, account = inflate(template, variables, rule)
-        fates = {fate: [path for path in account if account[path] == fate] for fate in ("inflated", "taken", "fresh")}
-        print(
-            f"{weights}: {len(fates['inflated'])} kernels inflated, {len(fates['taken'])} variables taken as they are, "
-            f"{len(fates['fresh'])} start anew ({', '.join(fates['fresh'])})"
-        )
-        started += fates["fresh"]
-    else:
-        adopted, fresh = adopt(template, variables)
-        if fresh and not (names and classes):
-            print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")
-        started += fresh
-    if classes and not names and not any(map(CLASSIFIER.fullmatch, started)):
-        print(f"{weights}: does not name its classes; the head is kept, since their number is the data's")
-    return adopted
-
-
-def _fit_head(weights: str, variables: Variables, names: Classes, classes: Classes) -> dict[str, Any]:
-    """Trained variables with the columns of the head in the order of the data's classes, without those of others."""
-    old, columns = by_target(names), {}
-    for target, wanted in by_target(classes).items():
-        head = f"the head{f' of {target}' if target else ''}"
-        if target not in old:
-            targets = ", ".join(filter(None, old)) or "one only, without a name"
-            print(f"{weights}: {head} starts anew: the targets there are {targets}")
-            continue
-        order = find_classes(wanted, old[target])
-        same = set(order) == set(range(len(old[target]))) and len(wanted) == len(old[target])
-        columns[target] = order if same else None
-        if not same:
-            print(
-                f"{weights}: {head} starts anew: its classes are {list_names(old[target])}, the data's are "
-                f"{list_names(wanted)}"
-            )
-        elif order != tuple(range(len(order))):
-            print(f"{weights}: {head} is kept, its classes put into the data's order")
-        elif are_numbers(wanted):
-            print(f"{weights}: {head} is kept; its classes and the data's are known by number only")
-    return arrange_head(variables, columns)
-
-
-def _knows_cameras(weights: str) -> bool:
-    """Whether weights are those of a network of several cameras, and not of its backbone."""
-    if Path(weights).is_dir():
-        return bool(read_recipe(Path(weights)).data.cameras)
-    path = resolve_weights(weights)
-    return is_native(path) and _takes_cameras(load_variables(path)[1].model)
-
-
 def _takes_cameras(name: str) -> bool:
     return "cameras" in list_options(name)
-
-
-def _of_backbone(recipe: Recipe) -> Recipe:
-    """The recipe of one video's network that a network of several cameras is made of."""
-    options = recipe.model.options
-    model = dataclasses.replace(
-        recipe.model,
-        name=options.get("backbone", get_spec(recipe.model.name).backbone),
-        options=dict(options.get("backbone_options") or {}),
-    )
-    return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, cameras=()))

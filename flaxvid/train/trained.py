@@ -1,9 +1,12 @@
-"""A trained network as evaluation and prediction take it: from a run's folder, or from a weights file of ours."""
+"""A trained network, out of a run, one of its checkpoints, a weights file of ours, or a torch file: the one reader.
+
+Evaluation, prediction and the weights that a training starts from all come in here.
+"""
 
 import dataclasses
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,13 @@ from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.checkpoint import find_checkpoint, restore_variables
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, read_recipe
-from flaxvid.train.setup import count_classes, make_model, make_task, open_data
+from flaxvid.train.setup import count_classes, make_model, open_data
 from flaxvid.train.state import averaged
 from flaxvid.train.workdir import CLASSES_FILE, read_classes, run_folder
 from flaxvid.types import Classes, Variables, by_target
+from flaxvid.weights.download import resolve_weights
 from flaxvid.weights.native import check_fit, is_native, load_variables
+from flaxvid.weights.torch import import_torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,51 +35,107 @@ class Trained:
 
     Attributes:
         model: the ordinary model.
-        select: gives its ordinary variables for a frame count, any count.
-        frames: the counts that it was trained at, ascending.
+        variables: the model's, or those of `FrameFlexible`.
+        frames: the frame counts that it was trained at, ascending.
         classes: class names in the order of the logits; of several targets those of each.
-        recipe: of the run; of a weights file one that says what the file does, with no data set.
-        folder: of the run; None for a weights file.
-        named: False where nobody knows the classes' names and `classes` only numbers them.
+        recipe: the run's. The recipe of a file says what the file does; its data set has no name.
+        folder: the run's; None for a file.
+        named: False where nobody knows the names of the classes, and `classes` numbers them.
         checkpoint: which weights of a run these are: the "name" that was asked for, and the "step"; None for a file.
+        fresh: paths of the variables that a torch file does not have: a head for other classes, at random.
     """
 
     model: VideoModel
-    select: Callable[[int], Variables]
+    variables: Variables
     frames: tuple[int, ...]
     classes: Classes
     recipe: Recipe
-    folder: Path | None
+    folder: Path | None = None
     named: bool = True
     checkpoint: Mapping[str, Any] | None = None
+    fresh: tuple[str, ...] = ()
+
+    def select(self, num_frames: int) -> Variables:
+        """The ordinary variables of `model` for a frame count; any count will do."""
+        private = (re.fullmatch(r"params_(\d+)f", name) for name in self.variables)
+        if counts := tuple(int(match[1]) for match in private if match):
+            flexible = FrameFlexible(self.model, counts, private_norms="batch_stats" not in self.variables)
+            return flexible.select(self.variables, num_frames)
+        return {name: self.variables[name] for name in ("params", "batch_stats") if name in self.variables}
 
 
-def load_trained(path: str | Path, classes: Classes | None = None, checkpoint: str | int = "latest") -> Trained:
-    """Loads a run's weights (their moving averages where it keeps them), or a weights file.
+def load(
+    path: str | Path,
+    checkpoint: str | int = "latest",
+    *,
+    classes: Classes | None = None,
+    model: str = "",
+    overrides: Mapping[str, Any] | None = None,
+    num_classes: int | Mapping[str, int] | None = None,
+) -> Trained:
+    """Loads a run's weights (their moving averages where it keeps them), or those of a file.
 
     Args:
-        path: a run's folder, one of its checkpoints' folders, or a .safetensors file that flaxvid wrote.
-        classes: class names in the order of the logits; by default those that the run or the file knows, or else
-            those of the run's data set.
+        path: a run's folder, a folder of one of its checkpoints, a .safetensors file that flaxvid wrote, or a torch
+            file or its known name, such as "torchvision/resnet50-imagenet1k-v1".
         checkpoint: of a run: "latest", "best" or a step; see `find_checkpoint`.
+        classes: class names in the order of the logits; None takes those that the run or the file knows.
+        model: name of the model that a torch file is of. Runs and files of flaxvid know theirs.
+        overrides: options of `create_model` for a torch file; what the file's origin implies need not be named.
+        num_classes: for a torch file; another number than the file's gives a fresh head. None takes the file's.
 
     Raises:
-        FileNotFoundError: there is no run or file, no such checkpoint in the run, or nothing that tells the classes.
-        ValueError: a file of others, a checkpoint of a file, or the number of classes is not the network's.
+        FileNotFoundError: there is no such run, file or checkpoint.
+        ValueError: a torch file without `model`; a checkpoint of a file; names of another number of classes than the
+            network has; or a file that is damaged, or not of the model.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"expected a run's folder or a .safetensors file, got no folder and no weights file at {path}"
-        )
     if path.is_dir():
-        return _from_folder(path, classes, checkpoint)
+        return _from_folder(path, checkpoint, classes)
+    try:
+        file = resolve_weights(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"expected a run's folder or a .safetensors file, got no folder and {error}") from error
     if checkpoint != "latest":
         raise ValueError(f"expected a run's folder for checkpoint {checkpoint}, got the file {path}: leave it out")
-    return _from_file(path, classes)
+    if is_native(file):
+        return _from_file(file, classes)
+    if not model:
+        raise ValueError(
+            f"expected a run's folder or a .safetensors file that flaxvid wrote, got {path}: name the network of a "
+            "torch file (--model tsm_resnet50), or turn it into a file of ours with scripts/import_torch.py"
+        )
+    imported = import_torch(model, file, num_classes=num_classes, overrides=overrides)
+    plain = imported.model.model if isinstance(imported.model, FrameFlexible) else imported.model
+    trained = _of_file(path, model, plain, imported.variables, imported.frames, classes)
+    return dataclasses.replace(trained, fresh=imported.fresh)
 
 
-def _from_folder(path: Path, classes: Classes | None, checkpoint: str | int) -> Trained:
+def name_classes(trained: Trained) -> Trained:
+    """The same network with class names: a run of an older version has none and takes those of its data set.
+
+    Raises:
+        FileNotFoundError: the data set is not there.
+        ValueError: it has another number of classes.
+    """
+    if trained.named or trained.folder is None:
+        return trained
+    file, data = trained.folder / CLASSES_FILE, trained.recipe.data
+    warnings.warn(
+        f"{trained.folder} has no {CLASSES_FILE}: its class names are taken from its data set as it is now",
+        stacklevel=2,
+    )
+    try:
+        classes = open_data(data, data.eval_split).classes
+    except OSError as error:
+        raise FileNotFoundError(
+            f"expected class names in {file} or in the run's data set, got neither ({error}): give a file with a name "
+            "a line"
+        ) from error
+    return dataclasses.replace(trained, classes=_checked(classes, trained.variables, trained.folder), named=True)
+
+
+def _from_folder(path: Path, checkpoint: str | int, classes: Classes | None) -> Trained:
     folder = run_folder(path)
     if folder is None:
         raise FileNotFoundError(
@@ -82,53 +143,46 @@ def _from_folder(path: Path, classes: Classes | None, checkpoint: str | int) -> 
         )
     recipe, saved = read_recipe(folder), find_checkpoint(path, checkpoint)
     variables = averaged(restore_variables(saved))
-    classes = read_classes(folder) if classes is None else classes
-    if classes is None:
-        warnings.warn(
-            f"{folder} has no {CLASSES_FILE}: its class names are taken from its data set as it is now", stacklevel=3
-        )
-        try:
-            classes = open_data(recipe.data, recipe.data.eval_split).classes
-        except OSError as error:
-            raise FileNotFoundError(
-                f"expected class names in {folder / CLASSES_FILE} or in the run's data set, got neither ({error}): "
-                "give a file with a name a line"
-            ) from error
-    classes = _checked(classes, variables, path)
-    task = make_task(recipe, make_model(recipe, count_classes(classes)))
+    known = classes or read_classes(folder)
     return Trained(
-        task.model,
-        lambda n: task.select(variables, n),
-        tuple(task.frames),
-        classes,
+        make_model(recipe, _num_classes(variables)),
+        variables,
+        tuple(sorted(recipe.task.frames)),
+        _checked(known or _numbered(variables), variables, path),
         recipe,
         folder,
+        named=bool(known),
         checkpoint={"name": str(checkpoint), "step": int(saved.name)},
     )
 
 
 def _from_file(path: Path, classes: Classes | None) -> Trained:
-    if path.exists() and not is_native(path):
-        raise ValueError(
-            f"expected a run's folder or a .safetensors file that flaxvid wrote, got {path}: turn a torch file into "
-            "one with scripts/import_torch.py"
-        )
     variables, info = load_variables(path)
-    known = classes or info.classes
-    classes = _checked(known or _numbered(_num_classes(variables)), variables, path)
-    model = create_model(info.model, **{**info.overrides, "num_classes": count_classes(classes)})
-    frames = tuple(info.frames or (model.clip.num_frames,))
-    recipe = Recipe(
-        ModelRecipe(info.model, str(path), model.clip.num_frames, model.clip.image_size),
-        DataRecipe(name="", clips=ClipConfig(short="repeat"), cameras=model.cameras),
-        FfnRecipe(frames) if info.frames else SupervisedRecipe(frames),
-        eval_frames=frames,
-    )
-    flexible = FrameFlexible(model, frames, private_norms="batch_stats" not in variables)
+    model = create_model(info.model, **{**info.overrides, "num_classes": _num_classes(variables)})
+    trained = _of_file(path, info.model, model, variables, info.frames, classes or info.classes)
+    flexible = FrameFlexible(model, trained.frames, private_norms="batch_stats" not in variables)
     check_fit(path, variables, flexible, plain=not info.frames)
-    if not info.frames:
-        return Trained(model, lambda _: variables, frames, classes, recipe, None, bool(known))
-    return Trained(model, lambda n: flexible.select(variables, n), frames, classes, recipe, None, bool(known))
+    return trained
+
+
+def _of_file(
+    path: Path,
+    name: str,
+    model: VideoModel,
+    variables: Variables,
+    frames: tuple[int, ...] | None,
+    classes: Classes | None,
+) -> Trained:
+    """The network of a file; `frames` are the counts with variables of their own, if any."""
+    counts = tuple(frames or (model.clip.num_frames,))
+    recipe = Recipe(
+        ModelRecipe(name, str(path), model.clip.num_frames, model.clip.image_size),
+        DataRecipe(name="", clips=ClipConfig(short="repeat"), cameras=model.cameras),
+        FfnRecipe(counts) if frames else SupervisedRecipe(counts),
+        eval_frames=counts,
+    )
+    names = _checked(classes or _numbered(variables), variables, path)
+    return Trained(model, variables, counts, names, recipe, named=bool(classes))
 
 
 def _num_classes(variables: Variables) -> int | dict[str, int]:
@@ -138,7 +192,8 @@ def _num_classes(variables: Variables) -> int | dict[str, int]:
     return counts.get("", counts)
 
 
-def _numbered(counts: int | dict[str, int]) -> Classes:
+def _numbered(variables: Variables) -> Classes:
+    counts = _num_classes(variables)
     if isinstance(counts, int):
         return tuple(f"class {number}" for number in range(counts))
     return {target: tuple(f"{target} {number}" for number in range(count)) for target, count in counts.items()}

@@ -48,14 +48,14 @@ def test_choices(run: Path) -> dict[str, float]:
     from flaxvid.evaluate.evaluator import evaluate_videos
     from flaxvid.train.setup import clip_config, open_data
     from flaxvid.train.step import enable_compilation_cache
-    from flaxvid.train.trained import load_trained
+    from flaxvid.train.trained import load
     from flaxvid.writing import written_whole
 
     file = run / "cameras.json"
     if file.exists():
         return json.loads(file.read_text())
     enable_compilation_cache()
-    trained, scores = load_trained(run), {}
+    trained, scores = load(run), {}
     recipe, count = trained.recipe, max(trained.frames)
     for choice in CHOICES:
         if set(choice) <= set(trained.model.cameras):

@@ -8,10 +8,12 @@ from flaxvid import trees
 from flaxvid.adapt.surgery import adopt, arrange_head, inflate, spread
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny
+from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.task import init_model
 from flaxvid.train.checkpoint import Checkpoints
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe
-from flaxvid.train.setup import load_start, make_model
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, to_json
+from flaxvid.train.setup import make_model
+from flaxvid.train.start import load_start
 from flaxvid.train.state import TrainState
 from flaxvid.weights.native import WeightsInfo, save_variables
 from flaxvid.weights.torch import to_torch
@@ -155,12 +157,14 @@ def test_a_recipe_starts_from_2_d_weights(images, tmp_path, capsys, kind):
     if kind == "torch":
         save_file(to_torch("tsn_resnet50", images(num_classes=1000), "torchvision"), model.weights)
     elif kind == "native":
-        save_variables(model.weights, images(), WeightsInfo("tsn_resnet50"))
+        save_variables(model.weights, images(), WeightsInfo("tsn_resnet50", options))
     else:
         model.weights = str(tmp_path)
         flexible = FrameFlexible(create_tiny("tsn_resnet50"), (2, 4)).specialise(images())
         with Checkpoints(tmp_path / "checkpoints") as checkpoints:
             checkpoints.save(1, TrainState(np.zeros((), np.int32), flexible, ()))
+        trained = Recipe(ModelRecipe("tsn_resnet50", options=options), task=FfnRecipe((2, 4)))
+        (tmp_path / "recipe.json").write_text(to_json(trained))
     recipe = Recipe(model)
     variables = load_start(recipe, make_model(recipe, 7))
     kernel = variables["params"]["body"]["layer3_0"]["conv_a"]["conv"]["kernel"]
@@ -185,7 +189,7 @@ def test_several_cameras_start_from_their_backbone(images, random_variables, tmp
     if kind == "torch":
         save_file(to_torch("slow_r50", weights), path)
     elif kind == "native":
-        save_variables(path, weights, WeightsInfo("slow_r50"))
+        save_variables(path, weights, WeightsInfo("slow_r50", options))
     else:
         save_file(to_torch("tsn_resnet50", images(num_classes=1000), "torchvision"), path)
     options = {"backbone": "slow_r50", "backbone_options": options, "separate": separate}
@@ -209,7 +213,8 @@ def test_several_cameras_start_from_their_backbone(images, random_variables, tmp
             np.testing.assert_array_equal(kernel, weights["params"]["body"]["layer3_0"]["conv_a"]["conv"]["kernel"])
     assert "for the backbone, slow_r50, of front, left" in capsys.readouterr().out
 
-    save_variables(path, variables, WeightsInfo("ts_cva"))  # and from their own
+    cameras = {"cameras": ["front", "left"], "num_frames": 4, "image_size": 32}
+    save_variables(path, variables, WeightsInfo("ts_cva", options | cameras))  # and from their own
     model.inflate = ""
     chex.assert_trees_all_equal(load_start(recipe, network), variables)
 

@@ -11,7 +11,7 @@ from flaxvid.evaluate.predictor import Predictor
 from flaxvid.report.run import read_run
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe
 from flaxvid.train.setup import clip_config, make_model, open_data
-from flaxvid.train.trained import load_trained
+from flaxvid.train.trained import load
 
 ROOT = Path(__file__).parents[2]
 CAMERAS = ("front", "left", "right")
@@ -58,7 +58,7 @@ def table(reproduce):
 
 @pytest.fixture
 def trained(reproduce, table):
-    return load_trained(reproduce[0] / "attention-seed0")
+    return load(reproduce[0] / "attention-seed0")
 
 
 def test_the_table_has_every_choice_of_cameras(reproduce, table):

@@ -14,8 +14,9 @@ from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, OptimizerRecipe
-from flaxvid.train.setup import count_classes, load_start, make_model
-from flaxvid.train.trained import load_trained
+from flaxvid.train.setup import count_classes, make_model
+from flaxvid.train.start import load_start
+from flaxvid.train.trained import load
 from flaxvid.weights.native import WeightsInfo, save_variables
 from flaxvid.weights.torch import to_torch
 
@@ -94,7 +95,7 @@ def test_a_run_of_an_older_version_goes_on_and_says_what_it_takes_for_true(stopp
 def test_damaged_names_are_one_line_with_the_file(stopped, content):
     recipe, folder, _ = stopped
     (folder / "classes.json").write_bytes(content)
-    for use in (lambda: flaxvid.run(recipe, folder), lambda: load_trained(folder)):
+    for use in (lambda: flaxvid.run(recipe, folder), lambda: load(folder)):
         with pytest.raises(ValueError, match=r"expected class names in .*classes\.json, got a damaged file") as error:
             use()
         assert "\n" not in str(error.value)
@@ -168,7 +169,7 @@ TRAINED = {}
 @pytest.fixture(scope="module")
 def weights(colour_run, tmp_path_factory):
     """The run as it is, and as files with and without class names."""
-    folder, trained = tmp_path_factory.mktemp("weights"), load_trained(colour_run)
+    folder, trained = tmp_path_factory.mktemp("weights"), load(colour_run)
     variables = trained.select(2)
     TRAINED.update({name: np.asarray(leaf) for name, leaf in variables["params"]["head"]["classifier"].items()})
     overrides = {"num_frames": 2, "image_size": 32, "num_classes": 3, "width": 8, "depths": [1]}
@@ -208,7 +209,7 @@ def test_without_names_an_equal_number_has_to_do_and_that_is_said(weights, colou
 def test_names_that_are_not_as_many_as_the_classifier_has_are_refused(weights, colour_recipe, colour_run, tmp_path):
     folder = shutil.copytree(colour_run, tmp_path / "run")
     (folder / "classes.json").write_text('["red", "green"]')
-    with pytest.raises(ValueError, match=r"head/classifier/.* of 2 classes, as it has names, got 3"):
+    with pytest.raises(ValueError, match=r"names of the 3 classes of the network in .*run, got 2 \(red, green"):
         start(colour_recipe, folder, ("green", "red"))
 
 

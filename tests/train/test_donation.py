@@ -13,7 +13,9 @@ from safetensors.numpy import save_file
 from flaxvid.models.registry import create_tiny
 from flaxvid.train.mesh import make_mesh, put_batch, replicated
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
-from flaxvid.train.setup import init_model, load_start, make_model
+from flaxvid.tasks.task import init_model
+from flaxvid.train.setup import make_model
+from flaxvid.train.start import load_start
 from flaxvid.train.state import create_state
 from flaxvid.train.step import make_train_step
 from flaxvid.tasks.supervised import SupervisedRecipe

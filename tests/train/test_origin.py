@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 import flaxvid
 from flaxvid.train.origin import with_implied
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe
-from flaxvid.train.trained import load_trained
+from flaxvid.train.trained import load
 from flaxvid.weights.native import WeightsInfo, save_variables
 
 OPTIONS = {"width": 8, "depths": (2, 1)}
@@ -81,5 +81,5 @@ def test_a_run_and_its_evaluation_have_what_the_file_implies(recipe, colour_reci
     )
     colours = dataclasses.replace(colour_recipe, model=model, epochs=1)
     rows = flaxvid.run(colours, tmp_path / "run")
-    assert load_trained(tmp_path / "run").model.body.shift_every == 2
+    assert load(tmp_path / "run").model.body.shift_every == 2
     assert flaxvid.run(colours, tmp_path / "run") == rows  # the finished run is the same recipe's

@@ -17,7 +17,7 @@ from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
-from flaxvid.train.trained import load_trained
+from flaxvid.train.trained import load
 from flaxvid.weights.native import WeightsInfo, save_variables
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -105,18 +105,18 @@ def test_evaluate_and_predict_tell_each_target(run, videos, monkeypatch, capsys)
 
 
 def test_a_weights_file_keeps_the_targets_names(run, tmp_path):
-    trained = load_trained(run[0])
+    trained = load(run[0])
     overrides = {"num_frames": 4, "image_size": 32, "num_classes": {"action": 3, "actor": 2}, **OPTIONS}
     for classes in (trained.classes, None):
         save_variables(
             tmp_path / "w.safetensors", trained.select(4), WeightsInfo("tsm_resnet18", overrides, None, classes)
         )
-        again = load_trained(tmp_path / "w.safetensors")
+        again = load(tmp_path / "w.safetensors")
         assert {target: len(names) for target, names in again.classes.items()} == {"action": 3, "actor": 2}
         video = np.zeros((1, 4, 32, 32, 3), np.uint8)
         assert set(again.model.apply(again.select(4), video)) == {"action", "actor"}
     with pytest.raises(ValueError, match=r"classes of the network in .*, got 2 \(a, b, \.\.\.\)"):
-        load_trained(tmp_path / "w.safetensors", ("a", "b"))
+        load(tmp_path / "w.safetensors", classes=("a", "b"))
 
 
 def test_a_frozen_backbone_takes_another_run_s_weights(run, recipe, tmp_path):
@@ -125,7 +125,7 @@ def test_a_frozen_backbone_takes_another_run_s_weights(run, recipe, tmp_path):
     transfer.model = dataclasses.replace(recipe.model, weights=str(run[0]))
     transfer.optimizer = OptimizerRecipe()
     flaxvid.run(transfer, tmp_path / "run")
-    start, after = load_trained(run[0]).select(4), restore_variables(tmp_path / "run")
+    start, after = load(run[0]).select(4), restore_variables(tmp_path / "run")
     for collection, part in (("params", "stem"), ("params", "body"), ("batch_stats", "stem"), ("batch_stats", "body")):
         kept, trained = start[collection][part], after[collection][part]
         for leaf, old in zip(jax.tree.leaves(trained), jax.tree.leaves(kept), strict=True):

@@ -13,7 +13,7 @@ from flaxvid.report.compare import write_comparison
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.recipe import read_recipe
-from flaxvid.train.trained import load_trained
+from flaxvid.train.trained import load
 
 STORED = Path(__file__).parents[1] / "stored"
 NAMES = sorted(path.name.partition(".")[0] for path in STORED.glob("*.tar.xz"))
@@ -32,7 +32,7 @@ def stored(tmp_path):
 
 def assert_answers(folder, expected_of):
     """The logits of two random videos of 2 and of 4 frames are those that the older version stored with a run."""
-    trained = load_trained(folder)
+    trained = load(folder)
     expected = json.loads((expected_of / "logits.json").read_text())
     for n in (2, 4):
         video = np.random.default_rng(n).integers(0, 256, (2, n, 32, 32, 3), np.uint8)

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import chex
 import jax
 import numpy as np
 import optax
 import pytest
+from safetensors.numpy import save_file
 
 from flaxvid import trees
 from flaxvid.models.registry import create_tiny
@@ -15,8 +17,9 @@ from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, to_json
 from flaxvid.train.setup import make_model, make_task
 from flaxvid.train.state import create_state
-from flaxvid.train.trained import load_trained
+from flaxvid.train.trained import load, name_classes
 from flaxvid.weights.native import WeightsInfo, save_variables
+from flaxvid.weights.torch import to_torch
 
 CLASSES = ["jump", "run"]
 
@@ -42,41 +45,41 @@ def folder(tmp_path_factory):
 
 
 def test_a_run_gives_its_averages_at_any_count(folder):
-    trained = load_trained(folder, CLASSES)
+    trained = load(folder, classes=CLASSES)
     assert (trained.classes, trained.frames, trained.folder) == (("jump", "run"), (2, 4), folder)
     kernels = trees.flatten(trained.select(3)["params"])
     np.testing.assert_array_equal(kernels["stem/conv1/kernel"], 2)
     assert kernels["head/classifier/kernel"].shape[-1] == 2
     logits = trained.model.apply(trained.select(3), np.zeros((1, 3, 32, 32, 3), np.uint8))
     assert logits.shape == (1, 2)
-    assert load_trained(folder / "checkpoints" / "3", CLASSES).folder == folder
+    assert load(folder / "checkpoints" / "3", classes=CLASSES).folder == folder
 
 
 def test_a_checkpoint_is_named(folder, tmp_path):
     for checkpoint in ("latest", "3", 3):
         named = {"name": str(checkpoint), "step": 3}
-        assert load_trained(folder, CLASSES, checkpoint).checkpoint == named
+        assert load(folder, checkpoint, classes=CLASSES).checkpoint == named
     with pytest.raises(FileNotFoundError, match=r"expected a best checkpoint in .*, got none with a score"):
-        load_trained(folder, CLASSES, "best")
+        load(folder, "best", classes=CLASSES)
     with pytest.raises(FileNotFoundError, match=r"expected one of the steps 3 in .*, got 4"):
-        load_trained(folder, CLASSES, 4)
+        load(folder, 4, classes=CLASSES)
     with pytest.raises(ValueError, match='expected checkpoint "latest", "best" or a step such as 1500, got \'newest\''):
-        load_trained(folder, CLASSES, "newest")
+        load(folder, "newest", classes=CLASSES)
     file = tmp_path / "weights.safetensors"
     file.touch()
     with pytest.raises(ValueError, match="expected a run's folder for checkpoint best, got the file"):
-        load_trained(file, CLASSES, "best")
+        load(file, "best", classes=CLASSES)
 
 
 def test_class_names_come_from_the_folder_or_the_data(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"class names in .*classes\.json or in the run's data set"):
-        load_trained(folder)
+        name_classes(load(folder))
     with pytest.raises(ValueError, match=r"names of the 2 classes .* got 3 \(a, b, c"):
-        load_trained(folder, ["a", "b", "c"])
+        load(folder, classes=["a", "b", "c"])
     (folder / "classes.json").write_text(json.dumps(["a", "b"]))
-    assert load_trained(folder).classes == ("a", "b")
+    assert load(folder).classes == ("a", "b")
     with pytest.raises(FileNotFoundError, match=r"a run's folder with recipe\.json"):
-        load_trained(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("frames", [None, (4, 8)])
@@ -90,7 +93,7 @@ def test_a_weights_file_says_what_it_is(random_variables, tmp_path, frames):
         variables = FrameFlexible(model, frames).specialise(variables)
     path = tmp_path / "weights.safetensors"
     save_variables(path, variables, WeightsInfo("tsm_resnet18", overrides, frames))
-    trained = load_trained(path)
+    trained = load(path)
     assert trained.frames == (frames or (trained.model.clip.num_frames,))
     assert trained.classes == ("class 0", "class 1")
     assert trained.recipe.model.image_size == 32
@@ -99,9 +102,14 @@ def test_a_weights_file_says_what_it_is(random_variables, tmp_path, frames):
                                   variables["params"]["head"]["classifier"]["bias"])  # fmt: skip
 
 
-def test_files_of_others_are_refused(tmp_path):
-    (tmp_path / "tsm.pth").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"import_torch\.py"):
-        load_trained(tmp_path / "tsm.pth")
+def test_a_torch_file_needs_the_name_of_its_network(random_variables, tmp_path):
+    model, path = create_tiny("tsm_resnet18", num_classes=3, depths=(1,)), tmp_path / "tsm.safetensors"
+    variables = random_variables(model)
+    save_file(to_torch("tsm_resnet18", variables), path)
+    trained = load(path, model="tsm_resnet18", overrides={"width": 8, "depths": (1,)})
+    assert (trained.model.head.num_classes, trained.named, trained.fresh) == (3, False, ())
+    chex.assert_trees_all_equal(trained.select(4), variables)
+    with pytest.raises(ValueError, match=r"--model tsm_resnet50.*import_torch\.py"):
+        load(path)
     with pytest.raises(FileNotFoundError, match="no weights file"):
-        load_trained(tmp_path / "none.safetensors")
+        load(tmp_path / "none.safetensors")

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import flaxvid
 from flaxvid.models.registry import get_spec, list_models
-from flaxvid.train.trained import load_trained
+from flaxvid.train.trained import load
 from flaxvid.weights.native import WeightsInfo, load_variables
 from flaxvid.weights.torch import find_implied
 
@@ -202,4 +202,4 @@ def test_the_import_script_writes_what_is_implied(tmp_path, monkeypatch, capsys)
     loaded, info = load_variables("out.safetensors")
     chex.assert_trees_all_equal(loaded, variables)
     assert info == WeightsInfo("x3d_xs", {"shortcut_norm": True, "num_classes": 3})
-    assert load_trained("out.safetensors").model.body.shortcut_norm  # as evaluation and prediction take it
+    assert load("out.safetensors").model.body.shortcut_norm  # as evaluation and prediction take it

@@ -15,7 +15,7 @@ import flaxvid
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny
-from flaxvid.train.trained import load_trained
+from flaxvid.train.trained import load
 from flaxvid.weights.native import WeightsInfo, is_native, load_variables, save_variables
 from flaxvid.weights.tensors import read_tensors
 
@@ -227,7 +227,7 @@ def test_our_files_with_other_metadata(tmp_path, text, message, refused):
     save_file({"params/stem/conv1/kernel": ONES}, path, metadata={"flaxvid": text})
     assert is_native(path)
     refused(path, message, load_variables)
-    refused(path, message, load_trained)
+    refused(path, message, load)
 
 
 def test_our_files_with_other_tensors(tmp_path, refused):
@@ -241,7 +241,7 @@ def test_our_files_with_other_tensors(tmp_path, refused):
         refused(path, message, load_variables)
     save_file({"params/a": ONES}, path, metadata=said)
     path.write_bytes(path.read_bytes()[:-1])
-    for reader in (is_native, load_variables, load_trained, read_tensors):
+    for reader in (is_native, load_variables, load, read_tensors):
         refused(path, "is damaged", reader)
 
 
@@ -256,7 +256,7 @@ def test_our_files_must_fit_the_model_that_they_name(tmp_path, frames, refused):
     info = WeightsInfo("tsm_resnet18", {"depths": [1], "width": 8, "image_size": 32, "num_frames": 2}, frames)
     path = tmp_path / "w.safetensors"
     save_variables(path, variables, info)
-    assert load_trained(path).frames == (frames or (2,))
+    assert load(path).frames == (frames or (2,))
     mean = f"{collection}/stem/norm1/mean"
     flat = trees.flatten(variables)
     for changed, message in (
@@ -266,7 +266,7 @@ def test_our_files_must_fit_the_model_that_they_name(tmp_path, frames, refused):
     ):
         kept = {key: leaf for key, leaf in {**flat, **changed}.items() if leaf is not None}
         save_variables(path, trees.unflatten(kept), info)
-        refused(path, f"1 variables differ, such as .*{message}", load_trained)
+        refused(path, f"1 variables differ, such as .*{message}", load)
 
 
 @pytest.mark.parametrize("head", [np.ones((), np.float32), np.ones((0, 64), np.float32)])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flaxvid.train.trained import load_trained
+from flaxvid.train.trained import load
 
 STORED = Path(__file__).parent / "stored"
 LOGITS = json.loads((STORED / "logits.json").read_text())
@@ -20,7 +20,7 @@ CLASSES = {
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_stored_file(name):
-    trained = load_trained(STORED / f"{name}.safetensors")
+    trained = load(STORED / f"{name}.safetensors")
     assert trained.classes == CLASSES[name]
     assert trained.frames == ((2, 4) if name == "flexible" else (4,))
     assert trained.model.cameras == (("top", "side") if name == "views" else ())

@@ -1,0 +1,132 @@
+"""The weights that a training starts from, fitted to its network: the time axis, the cameras, the head."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from flaxvid import trees
+from flaxvid.adapt.surgery import CLASSIFIER, FLAT_SIBLINGS, adopt, arrange_head, inflate, spread
+from flaxvid.data.sources.class_names import are_numbers, find_classes, list_names
+from flaxvid.models.registry import get_spec
+from flaxvid.models.video_model import VideoModel
+from flaxvid.tasks.task import init_model
+from flaxvid.train.recipe import Recipe
+from flaxvid.train.setup import make_model
+from flaxvid.train.trained import Trained, load
+from flaxvid.types import Classes, Variables, by_target
+
+
+def load_start(recipe: Recipe, model: VideoModel, classes: Classes | None = None) -> dict[str, Any] | None:
+    """Ordinary variables to start from; None from scratch.
+
+    `recipe.model.weights` is whatever `load` reads. Of frame-flexible weights it takes those of the longest frame
+    count. With `recipe.model.inflate` they are a 2-D network's. A network of several cameras takes its own or its
+    backbone's; a fusion that the weights lack starts anew, and that is said.
+
+    The head is kept if its classes have the same names, its columns in the order of `classes`. Otherwise it starts
+    anew, even if their number is equal, and the reason is said. Where the weights have no names, as torch's, or
+    `classes` is None, an equal number has to do.
+
+    Args:
+        recipe: says which weights.
+        model: the network that starts from them.
+        classes: the names of the network's classes, in the order of its logits.
+
+    Raises:
+        ValueError: the weights do not fit the network.
+        FileNotFoundError: there are none.
+    """
+    if not recipe.model.weights:
+        return None
+    single = _of_backbone(recipe) if model.cameras else recipe
+    trained = _load(single, model)
+    if not model.cameras or trained.model.cameras:
+        return _fit(recipe, model, trained, classes)
+    print(
+        f"{recipe.model.weights}: for the backbone, {single.model.name}, of {', '.join(model.cameras)}; a fusion "
+        "starts anew"
+    )
+    backbone = make_model(single, model.head.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
+    fitted = _fit(single, backbone, trained, classes)
+    return spread(init_model(model, jax.random.key(recipe.seed)), fitted, model.cameras)
+
+
+def _load(recipe: Recipe, model: VideoModel) -> Trained:
+    """What lies at `recipe.model.weights`; a torch file is of the recipe's network, or of the one that it inflates."""
+    wanted, options = recipe.model, recipe.model.options
+    if not wanted.inflate:
+        sizes = {"num_frames": wanted.num_frames, "image_size": wanted.image_size}
+        given = {name: value for name, value in sizes.items() if value is not None} | options
+        number = model.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
+        return load(wanted.weights, model=wanted.name, overrides=given, num_classes=number)
+    if wanted.name not in FLAT_SIBLINGS:
+        raise ValueError(
+            f"model.inflate: 2-D files are for {', '.join(FLAT_SIBLINGS)}, got {wanted.name}: leave it empty"
+        )
+    shape = {name: value for name, value in options.items() if name in ("width", "depths")}
+    return load(wanted.weights, model=FLAT_SIBLINGS[wanted.name], overrides=shape)
+
+
+def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes | None) -> dict[str, Any]:
+    """The variables of a network made from those of a trained one; says what becomes of the head."""
+    weights, rule = recipe.model.weights, recipe.model.inflate
+    variables, named = trained.select(max(trained.frames)), trained.named and bool(classes)
+    if named:
+        variables = _fit_head(weights, variables, trained.classes, classes or ())
+    template = init_model(model, jax.random.key(recipe.seed))
+    if rule:
+        adopted, account = inflate(template, variables, rule)
+        fates = {fate: [path for path in account if account[path] == fate] for fate in ("inflated", "taken", "fresh")}
+        fresh = fates["fresh"]
+        print(
+            f"{weights}: {len(fates['inflated'])} kernels inflated, {len(fates['taken'])} variables taken as they are, "
+            f"{len(fresh)} start anew ({', '.join(fresh)})"
+        )
+    else:
+        adopted, fresh = adopt(template, _without(variables, trained.fresh))
+        if fresh and not named and not trained.fresh:  # of those import_torch has told
+            print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")
+    if classes and not trained.named and not any(map(CLASSIFIER.fullmatch, fresh)):
+        print(f"{weights}: does not name its classes; the head is kept, since their number is the data's")
+    return adopted
+
+
+def _fit_head(weights: str, variables: Variables, names: Classes, classes: Classes) -> dict[str, Any]:
+    """Trained variables with the columns of the head in the order of the data's classes, without those of others."""
+    old, columns = by_target(names), {}
+    for target, wanted in by_target(classes).items():
+        head = f"the head{f' of {target}' if target else ''}"
+        if target not in old:
+            targets = ", ".join(filter(None, old)) or "one only, without a name"
+            print(f"{weights}: {head} starts anew: the targets there are {targets}")
+            continue
+        order = find_classes(wanted, old[target])
+        same = set(order) == set(range(len(old[target]))) and len(wanted) == len(old[target])
+        columns[target] = order if same else None
+        if not same:
+            print(
+                f"{weights}: {head} starts anew: its classes are {list_names(old[target])}, the data's are "
+                f"{list_names(wanted)}"
+            )
+        elif order != tuple(range(len(order))):
+            print(f"{weights}: {head} is kept, its classes put into the data's order")
+        elif are_numbers(wanted):
+            print(f"{weights}: {head} is kept; its classes and the data's are known by number only")
+    return arrange_head(variables, columns)
+
+
+def _without(variables: Variables, paths: tuple[str, ...]) -> Variables:
+    flat = trees.flatten(variables)
+    return trees.unflatten({path: leaf for path, leaf in flat.items() if path not in paths}) if paths else variables
+
+
+def _of_backbone(recipe: Recipe) -> Recipe:
+    """The recipe of one video's network that a network of several cameras is made of."""
+    options = recipe.model.options
+    model = dataclasses.replace(
+        recipe.model,
+        name=options.get("backbone", get_spec(recipe.model.name).backbone),
+        options=dict(options.get("backbone_options") or {}),
+    )
+    return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, cameras=()))
