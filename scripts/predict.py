@@ -35,14 +35,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flaxvid.arguments import number, one_each, read_class_names
 from flaxvid.data.clips.decode import VideoError
 from flaxvid.data.clips.windows import SHORTEST
+from flaxvid.data.sources.search import collect_scenes, collect_videos
 from flaxvid.evaluate.cost import largest_within
-from flaxvid.evaluate.predictor import Prediction, Predictor, find_scenes, find_videos
+from flaxvid.evaluate.predictor import Prediction, Predictor
 from flaxvid.train.setup import clip_config
 from flaxvid.train.step import enable_compilation_cache
 from flaxvid.train.trained import Trained, load, name_classes
-from flaxvid.types import by_target
 
-Top = list[tuple[str, float]] | Mapping[str, list[tuple[str, float]]]
+Top = Mapping[str, list[tuple[str, float]]]
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     clips = clip_config(trained.recipe, trained.frames)
     predictor = Predictor(trained.model, trained.select, trained.classes, clips)
     num_frames = choose_frames(trained, predictor, arguments, console)
-    names = [name for own in by_target(predictor.classes).values() for name in own]
+    names = [name for own in predictor.classes.values() for name in own]
     widths = max(len(printable(name)) for name in videos), max(map(len, names))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     failed = 0
@@ -151,12 +151,12 @@ def answers(
 def videos_for(cameras: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, Any]:
     """What to look at, by name: videos, or for a network of several cameras scenes."""
     if not cameras:
-        return {str(video): video for video in find_videos(arguments.videos)}
+        return {str(video): video for video in collect_videos(arguments.videos)}
     if arguments.window is not None:
         raise ValueError(
             "expected no --window for a network of several cameras, which takes a scene whole: leave it out"
         )
-    return dict(find_scenes(arguments.videos, cameras))
+    return dict(collect_scenes(arguments.videos, cameras))
 
 
 def choose_frames(trained: Trained, predictor: Predictor, arguments: argparse.Namespace, console: Console) -> int:
@@ -180,9 +180,9 @@ def json_line(video: str, answer: Prediction, top: Top, num_frames: int, _widths
     """
     targets = {
         target: [{"class": name, "probability": round(probability, 6)} for name, probability in own]
-        for target, own in by_target(top).items()
+        for target, own in top.items()
     }
-    classes = targets if isinstance(top, Mapping) else targets[""]
+    classes = targets.get("", targets)
     seconds = {name: value and round(value, 3) for name, value in (("start", answer.start), ("end", answer.end))}
     return json.dumps({"video": video, **seconds, "frames": num_frames, "top": classes}, ensure_ascii=False)
 
@@ -191,7 +191,7 @@ def text_line(video: str, answer: Prediction, top: Top, _num_frames: int, widths
     """Name, times if there are any, and the classes of each target with their probabilities in percent, in columns."""
     times = "" if answer.start is None else f"  {clock(answer.start)} - {clock(answer.end or 0.0)}"
     targets = []
-    for target, own in by_target(top).items():
+    for target, own in top.items():
         columns = [f"{100 * probability:5.1f} {name.ljust(widths[1])}" for name, probability in own]
         targets.append("  ".join([f"{target}:"] * bool(target) + columns))
     return f"{printable(video).ljust(widths[0])}{times}  {'  '.join(targets)}".rstrip()

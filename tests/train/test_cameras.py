@@ -79,8 +79,8 @@ def test_a_run_knows_its_cameras(trained):
     scene = open_data(trained.recipe.data, "test")[5]["video"]
     for cameras in (CAMERAS, ("left", "right")):
         (prediction,) = predictor.predict({camera: scene[camera] for camera in cameras}, 4)
-        assert prediction.probabilities.shape == (8,)
-        assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
+        assert prediction.probabilities[""].shape == (8,)
+        assert prediction.probabilities[""].sum() == pytest.approx(1, abs=1e-5)
     with pytest.raises(ValueError, match="knows the cameras front, left, right, got rear"):
         next(predictor.predict({"rear": scene["left"]}, 4))
     with pytest.raises(ValueError, match="takes a dict of the cameras front, left, right"):

@@ -1,16 +1,17 @@
 """Cuts a long video into windows of some seconds, in one pass over it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from flaxvid.data.clips.cut import ClipConfig, crops_of, frame_indices
-from flaxvid.data.clips.decode import OpenVideo, open_video
+from flaxvid.data.clips.cut import ClipConfig, crops_of, cut_views, frame_indices
+from flaxvid.data.clips.decode import OpenVideo, Video, open_video
 
 SHORTEST = 0.001
 """Least seconds of a window. Many files know no shorter times."""
@@ -57,6 +58,37 @@ def cut_windows(
                     clip = crop.cut(np.stack([pictures[i] for i in positions]), clips.image_size)
                 yield start, end, clip
             next(decoded, None)  # checks the number of frames
+
+
+def cut_stretches(
+    video: Video | Mapping[str, Video], clips: ClipConfig, window: float | None = None
+) -> Iterator[tuple[float | None, float | None, Any]]:
+    """Gives what a network sees of a whole video, or of one window of it after the other.
+
+    Args:
+        video: An encoded file's bytes or path, or the path of a folder of numbered images; of a scene a dict of its
+            cameras'.
+        clips: How it is cut, at one frame count.
+        window: Seconds of a window; see `cut_windows`. None takes the video whole, with all views of `clips`.
+
+    Yields:
+        Where the stretch begins and ends, in seconds, None for a whole video; and its views, of a scene those of each
+        camera. While the frames stay the same, so do the views.
+
+    Raises:
+        VideoError: The video cannot be read, or has no times to tell windows by.
+        ValueError: The window is too short, or given for a scene of several cameras.
+    """
+    if window is None:
+        yield None, None, cut_views({"video": video, "id": "video"}, clips, np.random.default_rng(0))[clips.frames[0]]
+        return
+    if isinstance(video, Mapping):
+        raise ValueError("expected one video to go through by a window, got several cameras: take the scene whole")
+    before, views = None, None
+    for start, end, clip in cut_windows(video, window, clips):
+        if clip is not before:
+            before, views = clip, clip[None]
+        yield start, end, views
 
 
 def _windows(

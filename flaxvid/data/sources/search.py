@@ -1,11 +1,12 @@
-"""Finds the videos below a folder, by their names, or by their first bytes if names do not tell. It follows links."""
+"""Finds the videos below a folder, by their names or their first bytes, and those that files and patterns name."""
 
 import bisect
 import collections
+import glob
 import mimetypes
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,63 @@ def find_videos(folder: Path) -> list[Path]:
     in it or below it is a video itself; so may `folder` be.
     """
     return [folder / path for path in search(folder).videos] if folder.is_dir() else []
+
+
+def collect_videos(places: Iterable[str | Path]) -> list[str | Path]:
+    """The videos that files, folders and shell patterns name; one that is named twice is there once.
+
+    Of a folder all videos in it, at any depth; a folder of nothing but numbered images is one video. A file named as
+    such stays in the list even where it does not exist, so that whoever reads it can say so; a URL stays as it is.
+
+    Raises:
+        FileNotFoundError: a folder or a pattern that holds no video.
+    """
+    found: dict[str, str | Path] = {}
+    for place in map(str, places):
+        if "://" in place:  # as a path it would lose a slash
+            found.setdefault(place, place)
+            continue
+        named = os.path.exists(place) or not glob.has_magic(place)
+        paths = [Path(place)] if named else sorted(map(Path, glob.glob(place, recursive=True)))
+        inside = [video for path in paths for video in (find_videos(path) if os.path.isdir(path) else [path])]
+        if not inside:
+            raise FileNotFoundError(f"expected videos or numbered images in {place}, got none")
+        for video in inside:
+            found.setdefault(os.path.join(os.path.realpath(video.parent), video.name), video)
+    return list(found.values())
+
+
+def collect_scenes(places: Iterable[str | Path], cameras: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """The scenes in folders that have a folder for each camera, in which the files of a scene have the same name.
+
+    Args:
+        places: folders such as `videos`, with `videos/front/jump/a.mp4` and `videos/left/jump/a.mp4` in them.
+        cameras: those that the network knows; a scene may lack some of them.
+
+    Returns:
+        The files of each scene, ``{"videos/jump/a": {"front": Path(...), "left": Path(...)}}``.
+
+    Raises:
+        FileNotFoundError: a place with no video in any of the cameras' folders.
+        ValueError: two videos of one camera with the same name.
+    """
+    scenes: dict[str, dict[str, Path]] = {}
+    for place in map(Path, places):
+        folders = {camera: place / camera for camera in cameras if (place / camera).is_dir()}
+        if not any(map(find_videos, folders.values())):
+            raise FileNotFoundError(
+                f"expected a folder of videos for each camera in {place}, {' or '.join(cameras)}, got none: files of "
+                "one scene have the same name in each"
+            )
+        for camera, folder in folders.items():
+            for video in find_videos(folder):
+                name = str(place / video.relative_to(folder)).removesuffix(video.suffix)
+                other = scenes.setdefault(name, {}).setdefault(camera, video)
+                if other != video:
+                    raise ValueError(
+                        f"expected one video of {name} in each camera, got {other} and {video}: rename one"
+                    )
+    return scenes
 
 
 def is_junk(name: str) -> bool:
