@@ -35,7 +35,7 @@ RULES = ("mean", "centre")
 _NEW = re.compile(r"params/head/.*|\w+/body/.*/(se|\w+_temporal)/.*")  # what no image network has, or of other classes
 
 
-CLASSIFIER = re.compile(r"params/head/classifier(?:_(\w+))?/\w+")
+CLASSIFIER = re.compile(r"params/head/classifier(?:_([^/]+))?/\w+")
 """Parameters of a head with a number for each class on their last axis; the group is the target's name."""
 
 

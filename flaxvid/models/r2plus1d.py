@@ -176,7 +176,7 @@ TORCH_KEYS = {
         (r"body/layer(\d+)_(\d+)/(conv\d)_temporal/norm", r"layer\1.\2.\3.1"),
         (r"body/layer(\d+)_(\d+)/downsample/conv", r"layer\1.\2.downsample.0"),
         (r"body/layer(\d+)_(\d+)/downsample/norm", r"layer\1.\2.downsample.1"),
-        (r"head/classifier(_\w+)?", r"fc\1"),
+        (r"head/classifier(_[^/]+)?", r"fc\1"),
     ),
 }
 """torchvision's keys; of the 34-layer network those of its `VideoResNet`."""

@@ -193,7 +193,7 @@ TORCH_KEYS = {
         (r"body/layer(\d+)_(\d+)/norm(\d)", r"base_model.layer\1.\2.bn\3"),
         (r"body/layer(\d+)_(\d+)/downsample_conv", r"base_model.layer\1.\2.downsample.0"),
         (r"body/layer(\d+)_(\d+)/downsample_norm", r"base_model.layer\1.\2.downsample.1"),
-        (r"head/classifier(_\w+)?", r"new_fc\1"),
+        (r"head/classifier(_[^/]+)?", r"new_fc\1"),
     ),
     "torchvision": (
         (r"stem/conv1", r"conv1"),
@@ -202,7 +202,7 @@ TORCH_KEYS = {
         (r"body/layer(\d+)_(\d+)/norm(\d)", r"layer\1.\2.bn\3"),
         (r"body/layer(\d+)_(\d+)/downsample_conv", r"layer\1.\2.downsample.0"),
         (r"body/layer(\d+)_(\d+)/downsample_norm", r"layer\1.\2.downsample.1"),
-        (r"head/classifier(_\w+)?", r"fc\1"),
+        (r"head/classifier(_[^/]+)?", r"fc\1"),
     ),
     "mmaction2": (
         (r"stem/conv1", r"backbone.conv1.conv"),
@@ -212,7 +212,7 @@ TORCH_KEYS = {
         (r"body/layer(\d+)_(\d+)/norm(\d)", r"backbone.layer\1.\2.conv\3.bn"),
         (r"body/layer(\d+)_(\d+)/downsample_conv", r"backbone.layer\1.\2.downsample.conv"),
         (r"body/layer(\d+)_(\d+)/downsample_norm", r"backbone.layer\1.\2.downsample.bn"),
-        (r"head/classifier(_\w+)?", r"cls_head.fc_cls\1"),
+        (r"head/classifier(_[^/]+)?", r"cls_head.fc_cls\1"),
     ),
     "ffn": (
         (r"stem/conv1", r"base_model.conv1"),
@@ -221,7 +221,7 @@ TORCH_KEYS = {
         (r"(\d+)f/body/layer(\d+)_(\d+)/conv1", r"base_model.layer\2.\3.adaconv_\1"),
         (r"(\d+)f/body/layer(\d+)_(\d+)/norm(\d)", r"base_model.layer\2.\3.bn\4_\1"),
         (r"(\d+)f/body/layer(\d+)_(\d+)/downsample_norm", r"base_model.layer\2.\3.downsample_bn_\1"),
-        (r"head/classifier(_\w+)?", r"new_fc\1"),
+        (r"head/classifier(_[^/]+)?", r"new_fc\1"),
     ),
 }
 """The keys of the TSM authors, torchvision, mmaction2 and the FFN authors (arXiv 2303.14817)."""

@@ -307,7 +307,7 @@ PYTORCHVIDEO_KEYS = (
     (r"stem/conv1/(conv|norm)", r"blocks.0.\1"),
     (r"body/layer(\d+)_(\d+)/conv_([abc])/(conv|norm)", r"blocks.\1.res_blocks.\2.branch2.\4_\3"),
     (r"body/layer(\d+)_(\d+)/downsample/(conv|norm)", r"blocks.\1.res_blocks.\2.branch1_\3"),
-    (r"head/classifier(_\w+)?", r"blocks.5.proj\1"),
+    (r"head/classifier(_[^/]+)?", r"blocks.5.proj\1"),
 )
 
 
@@ -333,7 +333,7 @@ TORCH_KEYS = {
         (r"stem/conv1/conv", r"s1.pathway0_stem.conv"),
         (r"stem/conv1/norm", r"s1.pathway0_stem.bn"),
         *pyslowfast_keys(),
-        (r"head/classifier(_\w+)?", r"head.projection\1"),
+        (r"head/classifier(_[^/]+)?", r"head.projection\1"),
     ),
 }
 """The keys of pytorchvideo's and PySlowFast's slow networks."""
@@ -346,7 +346,7 @@ R3D_TORCH_KEYS = {
         (r"body/layer(\d+)_(\d+)/(conv\d|downsample)/norm", r"layer\1.\2.\3.1"),
         (r"body/layer(\d+)_(\d+)/se/reduce", r"layer\1.\2.se.1"),
         (r"body/layer(\d+)_(\d+)/se/expand", r"layer\1.\2.se.3"),
-        (r"head/classifier(_\w+)?", r"fc\1"),
+        (r"head/classifier(_[^/]+)?", r"fc\1"),
     ),
 }
 """The keys of torchvision, and of its blocks with an `se` of pool, convolution, ReLU, convolution and sigmoid."""

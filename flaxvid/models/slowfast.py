@@ -190,7 +190,7 @@ TORCH_KEYS = {
         ),
         (r"body/fusion(\d+)/conv", r"blocks.\1.multipathway_fusion.conv_fast_to_slow"),
         (r"body/fusion(\d+)/norm", r"blocks.\1.multipathway_fusion.norm"),
-        (r"head/classifier(_\w+)?", r"blocks.6.proj\1"),
+        (r"head/classifier(_[^/]+)?", r"blocks.6.proj\1"),
     ),
     "pyslowfast": (
         *resnet3d.pyslowfast_keys("slow_layer", 0),
@@ -207,7 +207,7 @@ TORCH_KEYS = {
         (r"stem/slow/conv1/norm", r"s1.pathway0_stem.bn"),
         (r"stem/fast/conv1/conv", r"s1.pathway1_stem.conv"),
         (r"stem/fast/conv1/norm", r"s1.pathway1_stem.bn"),
-        (r"head/classifier(_\w+)?", r"head.projection\1"),
+        (r"head/classifier(_[^/]+)?", r"head.projection\1"),
     ),
 }
 """The keys of pytorchvideo and PySlowFast."""

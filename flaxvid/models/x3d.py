@@ -223,7 +223,7 @@ TORCH_KEYS = {
         (r"body/layer(\d+)_(\d+)/downsample/norm", r"blocks.\1.res_blocks.\2.branch1_norm"),
         (r"head/pre/(conv|norm)", r"blocks.5.pool.pre_\1"),
         (r"head/post", r"blocks.5.pool.post_conv"),
-        (r"head/classifier(_\w+)?", r"blocks.5.proj\1"),
+        (r"head/classifier(_[^/]+)?", r"blocks.5.proj\1"),
     ),
     "pyslowfast": (
         (r"stem/conv_xy", r"s1.pathway0_stem.conv_xy"),
@@ -233,7 +233,7 @@ TORCH_KEYS = {
         (r"head/pre/conv", r"head.conv_5"),
         (r"head/pre/norm", r"head.conv_5_bn"),
         (r"head/post", r"head.lin_5"),
-        (r"head/classifier(_\w+)?", r"head.projection\1"),
+        (r"head/classifier(_[^/]+)?", r"head.projection\1"),
     ),
 }
 """The keys of pytorchvideo and PySlowFast."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxvid import trees
+from flaxvid.adapt.surgery import CLASSIFIER
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.sources.class_names import as_classes
 from flaxvid.frames import FrameFlexible
@@ -186,9 +187,8 @@ def _of_file(
 
 
 def _num_classes(variables: Variables) -> int | dict[str, int]:
-    flat = trees.flatten(variables["params"])
-    found = {path: re.fullmatch(r"head/classifier(?:_(\w+))?/kernel", path) for path in flat}
-    counts = {match[1] or "": flat[path].shape[-1] for path, match in found.items() if match}
+    head = trees.flatten({"params": {"head": variables["params"]["head"]}})
+    counts = {match[1] or "": leaf.shape[-1] for path, leaf in head.items() if (match := CLASSIFIER.fullmatch(path))}
     return counts.get("", counts)
 
 

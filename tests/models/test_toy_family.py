@@ -70,7 +70,7 @@ def build(common: Common, *, depths: Depths = (2, 2), width: Count = 32) -> Vide
 KEYS = (
     (r"stem/conv", r"stem"),
     (r"body/layer(\d+)_(\d+)/(conv|norm)", r"layers.\1.\2.\3"),
-    (r"head/classifier(_\w+)?", r"fc\1"),
+    (r"head/classifier(_[^/]+)?", r"fc\1"),
 )
 
 SPECS = {

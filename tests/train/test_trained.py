@@ -19,7 +19,7 @@ from flaxvid.train.setup import make_model, make_task
 from flaxvid.train.state import create_state
 from flaxvid.train.trained import load, name_classes
 from flaxvid.weights.native import WeightsInfo, save_variables
-from flaxvid.weights.torch import to_torch
+from flaxvid.weights.torch import load_torch, to_torch
 
 CLASSES = ["jump", "run"]
 
@@ -53,6 +53,19 @@ def test_a_run_gives_its_averages_at_any_count(folder):
     logits = trained.model.apply(trained.select(3), np.zeros((1, 3, 32, 32, 3), np.uint8))
     assert logits.shape == (1, 2)
     assert load(folder / "checkpoints" / "3", classes=CLASSES).folder == folder
+
+
+def test_a_target_may_have_any_name(random_variables, tmp_path):
+    """Classifiers are found by the module's name, and a target is more than word characters."""
+    targets, file = {"skill-level": 3, "a.b": 2}, tmp_path / "weights.safetensors"
+    shape = {"width": 8, "depths": (1,)}
+    model = create_tiny("tsm_resnet18", num_classes=targets, **shape)
+    variables = random_variables(model)
+    save_variables(file, variables, WeightsInfo("tsm_resnet18", {**shape, "num_classes": targets}))
+    assert {target: len(names) for target, names in load(file).classes.items()} == targets
+    state_dict = to_torch("tsm_resnet18", variables)
+    again = load_torch("tsm_resnet18", state_dict, num_classes=targets, overrides=shape)
+    chex.assert_trees_all_equal(again, variables)
 
 
 def test_a_checkpoint_is_named(folder, tmp_path):
