@@ -5,9 +5,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 
@@ -42,15 +43,33 @@ def started_deaf() -> Iterator[None]:
 
 
 class _Pool(ProcessPoolExecutor):
+    """Python's pool, which also ends when a worker is killed at a bad moment.
+
+    A worker may be killed while it holds the lock of the queue, or in the middle of a result. The pool would wait for
+    ever: for the other workers, or for the rest of the result.
+    """
+
     def submit(self, *job: Any, **named: Any) -> Future:
         try:
-            with started_deaf():  # a process is started when a job finds none idle
+            with started_deaf():  # a job that finds no idle process starts one
                 future = super().submit(*job, **named)
-        except BrokenPipeError as error:  # the process was killed while it was started
+        except OSError as error:  # the process was killed while it was started
             raise BrokenProcessPool("a process ended before it began") from error
         if self._broken:  # it broke meanwhile: nobody is left to say so of this job, and waiting for it would not end
             raise BrokenProcessPool(self._broken)
         return future
+
+    def watch(self, done: threading.Event) -> None:
+        """Until `done`, ends all workers as soon as one was killed."""
+        workers: Sequence[BaseProcess] = ()
+        while not done.wait(0.2):
+            workers = tuple((self._processes or {}).values()) or workers
+            if any(worker.exitcode for worker in workers):
+                for worker in workers:
+                    worker.kill()  # the pool only sends SIGTERM, which they ignore
+                # The last one that could write: who waits for the rest of a result now finds its end.
+                self._result_queue._writer.close()  # pyright: ignore[reportAttributeAccessIssue]
+                return
 
 
 @contextlib.contextmanager
@@ -60,16 +79,17 @@ def processes(workers: int) -> Iterator[ProcessPoolExecutor]:
     Raises:
         WorkerKilled: One of them was killed.
     """
-    others = set(multiprocessing.active_children())
-    pool = _Pool(workers, multiprocessing.get_context("spawn"), initializer=begin_worker)
+    pool, done = _Pool(workers, multiprocessing.get_context("spawn"), initializer=begin_worker), threading.Event()
+    watcher = threading.Thread(target=pool.watch, args=(done,), daemon=True)
+    watcher.start()
     try:
         yield pool
     except BrokenProcessPool as error:
-        for worker in set(multiprocessing.active_children()) - others:  # the pool only sends SIGTERM, which they ignore
-            worker.kill()
         raise WorkerKilled(
             "a worker process was killed, by the system for lack of memory or by a fault of the decoder: run the same "
             "command again, with fewer workers, to go on"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        done.set()
+        watcher.join()

@@ -121,7 +121,19 @@ def test_in_the_seconds_of_the_imports(tmp_path, script):
 
 
 def test_prepare_data_stops_with_its_workers_and_goes_on(videos, tmp_path):
-    arguments = "scripts/prepare_data.py", "folder", videos, tmp_path / "made", "--check-only", "--workers", "2"
+    for label in ("jump", "run"):  # enough to do for whoever is slow to tell
+        (tmp_path / "videos" / label).mkdir(parents=True)
+        for i in range(100):
+            os.link(videos / label / "0.mp4", tmp_path / "videos" / label / f"{i}.mp4")
+    arguments = (
+        "scripts/prepare_data.py",
+        "folder",
+        tmp_path / "videos",
+        tmp_path / "made",
+        "--check-only",
+        "--workers",
+        "2",
+    )
     arguments = *arguments, "--shard-size", "2", "--splits", "train"
     command = Command(tmp_path, arguments)
     command.wait_for(lambda: list((tmp_path / "made").glob("parts/train-*.json")))
@@ -144,6 +156,35 @@ def test_workers_of_a_pool_ignore_what_stops_the_main_process():
     with pytest.raises(WorkerKilled, match="with fewer workers"):
         kill_one_of_two()
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_that_is_killed_when_all_is_done_holds_nothing_up(victim):
+    """One of two idle workers holds the lock of the queue, which the other waits for."""
+    began = time.monotonic()
+    with processes(2) as pool:
+        assert {job.result(60) for job in [pool.submit(time.sleep, 1) for _ in range(2)]} == {None}
+        os.kill(sorted(pool._processes)[victim], signal.SIGKILL)
+    assert time.monotonic() - began < 60
+
+
+def test_a_worker_that_is_killed_in_mid_result_is_told():
+    began = time.monotonic()
+    with pytest.raises(WorkerKilled, match="with fewer workers"):
+        kill_in_mid_result()
+    assert time.monotonic() - began < 60
+
+
+def kill_in_mid_result():
+    def read():
+        return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
+
+    with processes(1) as pool:
+        before, job = read(), pool.submit(bytes, 400_000_000)
+        while read() < before + 10_000_000:  # of the result
+            time.sleep(0.001)
+        os.kill(*pool._processes, signal.SIGKILL)
+        job.result(60)
 
 
 def kill_one_of_two():
