@@ -58,8 +58,7 @@ class Trained:
 
     def select(self, num_frames: int) -> Variables:
         """The ordinary variables of `model` for a frame count; any count will do."""
-        private = (re.fullmatch(r"params_(\d+)f", name) for name in self.variables)
-        if counts := tuple(int(match[1]) for match in private if match):
+        if counts := _private_counts(self.variables):
             flexible = FrameFlexible(self.model, counts, private_norms="batch_stats" not in self.variables)
             return flexible.select(self.variables, num_frames)
         return {name: self.variables[name] for name in ("params", "batch_stats") if name in self.variables}
@@ -81,8 +80,9 @@ def load(
             file or its known name, such as "torchvision/resnet50-imagenet1k-v1".
         checkpoint: of a run: "latest", "best" or a step; see `find_checkpoint`.
         classes: class names in the order of the logits; None takes those that the run or the file knows.
-        model: name of the model that a torch file is of. Runs and files of flaxvid know theirs.
-        overrides: options of `create_model` for a torch file; what the file's origin implies need not be named.
+        model: name of the model that a torch file, or a folder with checkpoints alone, is of. Runs and files of flaxvid
+            know theirs.
+        overrides: options of `create_model` for it; what a torch file's origin implies need not be named.
         num_classes: for a torch file; another number than the file's gives a fresh head. None takes the file's.
 
     Raises:
@@ -92,7 +92,7 @@ def load(
     """
     path = Path(path)
     if path.is_dir():
-        return _from_folder(path, checkpoint, classes)
+        return _from_folder(path, checkpoint, classes, model, overrides)
     try:
         file = resolve_weights(path)
     except FileNotFoundError as error:
@@ -136,14 +136,20 @@ def name_classes(trained: Trained) -> Trained:
     return dataclasses.replace(trained, classes=_checked(classes, trained.variables, trained.folder), named=True)
 
 
-def _from_folder(path: Path, checkpoint: str | int, classes: Classes | None) -> Trained:
+def _from_folder(
+    path: Path, checkpoint: str | int, classes: Classes | None, name: str, overrides: Mapping[str, Any] | None
+) -> Trained:
     folder = run_folder(path)
-    if folder is None:
+    if folder is None and not name:
         raise FileNotFoundError(
             f"expected a run's folder with recipe.json, or a .safetensors file, got {path}: train a run first"
         )
-    recipe, saved = read_recipe(folder), find_checkpoint(path, checkpoint)
+    saved = find_checkpoint(path, checkpoint)
     variables = averaged(restore_variables(saved))
+    if folder is None:  # checkpoints alone
+        model = create_model(name, **{**(overrides or {}), "num_classes": _num_classes(variables)})
+        return _of_file(path, name, model, variables, _private_counts(variables) or None, classes)
+    recipe = read_recipe(folder)
     known = classes or read_classes(folder)
     return Trained(
         make_model(recipe, _num_classes(variables)),
@@ -184,6 +190,11 @@ def _of_file(
     )
     names = _checked(classes or _numbered(variables), variables, path)
     return Trained(model, variables, counts, names, recipe, named=bool(classes))
+
+
+def _private_counts(variables: Variables) -> tuple[int, ...]:
+    """The frame counts that have variables of their own, ascending."""
+    return tuple(sorted(int(name[len("params_") : -1]) for name in variables if re.fullmatch(r"params_\d+f", name)))
 
 
 def _num_classes(variables: Variables) -> int | dict[str, int]:
