@@ -86,12 +86,21 @@ def test_a_pause_shows_the_frame_before_it(tmp_path):
     assert [row[2] for row in rows] == [[0, 2], [2, 2], [2, 2], [2, 2], [2, 2], [3, 4]]
 
 
-def test_a_pause_is_answered_once(tmp_path, monkeypatch):
-    path, asked = write(tmp_path / "screen.mkv", [0, 100, 200, 10_000, 10_100]), []
-    predictor = Predictor(None, lambda _: {}, (), ClipConfig(image_size=32, test_size=32))  # no network is asked
-    monkeypatch.setattr(predictor, "_answer", lambda view: asked.append(view) or len(asked))
-    answers = [prediction.probabilities for prediction in predictor.predict(path, 2, window=2)]
+def test_a_pause_is_answered_once(tmp_path):
+    asked = []
+
+    class Counting(Predictor):
+        """Answers with how often it was asked, instead of a network."""
+
+        def __call__(self, video):
+            asked.append(video)
+            return {"": np.array([[len(asked)]], np.float32)}
+
+    path = write(tmp_path / "screen.mkv", [0, 100, 200, 10_000, 10_100])
+    predictor = Counting(None, lambda _: {}, (), ClipConfig(image_size=32, test_size=32))
+    answers = [prediction.probabilities[""][0] for prediction in predictor.predict(path, 2, window=2)]
     assert answers == [1, 2, 2, 2, 2, 3]
+    assert len(asked) == 3
 
 
 def test_windows_shorter_than_a_frame(tmp_path):
