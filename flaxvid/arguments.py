@@ -10,6 +10,20 @@ from pathlib import Path
 from typing import Any
 
 
+class Renamed(argparse.Action):
+    """A flag of an older version; the error says the new one, which is `const`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Ends the program."""
+        parser.error(f"{option_string} is {self.const} now")
+
+
 def number(kind: type[int] | type[float], least: float) -> Callable[[str], Any]:
     """The type of an argument that is a number, whole or not, of at least so much; NaN is not."""
 
@@ -68,3 +82,16 @@ def read_class_names(path: Path) -> tuple[str, ...] | dict[str, tuple[str, ...]]
                 f"each target, got {text[:60]!r}"
             )
     return {target: tuple(own) for target, own in names.items()} if isinstance(names, Mapping) else tuple(names)
+
+
+def read_renames(path: Path) -> dict[str, dict[str, str]]:
+    """Names of the network by those of the data, for each target; "" is an only one."""
+    try:
+        names = json.loads(path.read_bytes().decode("utf-8-sig"))
+        targets = names if names and all(isinstance(value, Mapping) for value in names.values()) else {"": names}
+        wrong = [name for own in targets.values() for name in own.values() if not isinstance(name, str)]
+    except (ValueError, AttributeError) as error:
+        wrong = [error]
+    if wrong:
+        raise ValueError(f'expected {{"their name": "the network\'s", ...}} as JSON in {path}, got {wrong[0]}')
+    return targets

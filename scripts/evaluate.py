@@ -15,11 +15,8 @@ Records of other videos than the run's own go into evaluations/NAME beside them.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from flaxvid.train.interrupt import end_when_told
@@ -30,24 +27,21 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from flaxvid.arguments import number, one_each, read_class_names
+from flaxvid.arguments import Renamed, number, one_each, read_class_names, read_renames
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.pipeline import eval_batches
-from flaxvid.data.sources.account import check_labels
-from flaxvid.data.sources.class_names import are_numbers, list_names, relabel
 from flaxvid.data.sources.open import Source
 from flaxvid.data.sources.subset import Subset
 from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, join
-from flaxvid.evaluate.record import finish_evaluation
+from flaxvid.evaluate.record import finish_evaluation, output_folder
 from flaxvid.evaluate.views import PROTOCOLS
-from flaxvid.report.run import read_run
 from flaxvid.report.tables import evaluation_notes, evaluation_table
 from flaxvid.train.mesh import make_mesh, put_batch
 from flaxvid.train.recipe import DataRecipe
-from flaxvid.train.setup import clip_config, count_classes, data_origin, open_data
+from flaxvid.train.setup import clip_config, data_origin
 from flaxvid.train.step import enable_compilation_cache
-from flaxvid.train.trained import Trained, load, name_classes
-from flaxvid.types import by_target
+from flaxvid.train.trained import Trained, load, name_classes, open_test
+from flaxvid.types import Batch
 
 
 def main() -> None:
@@ -66,6 +60,7 @@ def main() -> None:
     parser.add_argument("--data", help="another data set than the run's: motion, folder, list, ucf101, ...")
     parser.add_argument("--root", help="its folder")
     parser.add_argument("--cameras", nargs="+", metavar="CAMERA", help="only these cameras: the others are missing")
+    parser.add_argument("--views", nargs="*", action=Renamed, const="--cameras", help=argparse.SUPPRESS)
     parser.add_argument("--split", help="its split (default: the recipe's eval_split); all of a labelled folder: all")
     parser.add_argument("--fold", type=int, help="which of its official splits")
     parser.add_argument("--lists", help="the folder of its lists")
@@ -89,9 +84,11 @@ def run(arguments: argparse.Namespace) -> None:
     enable_compilation_cache()
     names = read_class_names(arguments.classes) if arguments.classes else None
     trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
-    folder = results_folder(trained, arguments.output)
+    folder = output_folder(trained.folder, arguments.output)
     renames = read_renames(arguments.rename) if arguments.rename else {}
-    source = open_videos(trained, arguments, renames, by_number=not trained.named)
+    data = data_recipe(trained.recipe.data, arguments)
+    source = open_test(trained, data, renames)
+    source = Subset(source, arguments.limit) if arguments.limit else source
     frames = tuple(dict.fromkeys(arguments.frames or trained.recipe.eval_frames))
     passes = (clip_config(trained.recipe, frames),)
     if arguments.protocol:
@@ -100,7 +97,6 @@ def run(arguments: argparse.Namespace) -> None:
     passes = tuple(dataclasses.replace(clips, **given) for clips in passes)
     console = Console(stderr=True)
     evaluation = evaluate(trained, source, passes, arguments, console)
-    data = data_recipe(trained.recipe.data, arguments)
     ours = dataclasses.replace(trained.recipe.data, missing="keep")
     same = dataclasses.replace(data, root=ours.root) == ours and data_origin(data) == data_origin(ours)
     with console.status("measuring"):
@@ -123,33 +119,6 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{path}\n{folder / 'index.html'}")
 
 
-def results_folder(trained: Trained, output: Path | None) -> Path | None:
-    """Where results go, if anywhere; what is damaged there, or another run's, shows before the work."""
-    if not output or (trained.folder and output.exists() and output.samefile(trained.folder)):
-        folder = trained.folder
-    elif (output / "recipe.json").exists():
-        raise ValueError(f"expected a folder for the results, got that of another run, {output}: give --output another")
-    else:
-        folder = output
-    if folder:
-        with contextlib.suppress(FileNotFoundError):
-            read_run(folder)
-    return folder
-
-
-def read_renames(path: Path) -> dict[str, dict[str, str]]:
-    """Names of the network by those of the data, for each target; "" is an only one."""
-    try:
-        names = json.loads(path.read_bytes().decode("utf-8-sig"))
-        targets = names if names and all(isinstance(value, Mapping) for value in names.values()) else {"": names}
-        wrong = [name for own in targets.values() for name in own.values() if not isinstance(name, str)]
-    except (ValueError, AttributeError) as error:
-        wrong = [error]
-    if wrong:
-        raise ValueError(f'expected {{"their name": "the network\'s", ...}} as JSON in {path}, got {wrong[0]}')
-    return targets
-
-
 def data_recipe(recipe: DataRecipe, arguments: argparse.Namespace) -> DataRecipe:
     """The run's data set, or the one asked for; missing videos are kept, for they are counted and named."""
     if arguments.data and arguments.data != recipe.name:
@@ -163,36 +132,6 @@ def data_recipe(recipe: DataRecipe, arguments: argparse.Namespace) -> DataRecipe
     names = ("root", "fold", "lists", "cameras")
     given = {name: value for name in names if (value := getattr(arguments, name))}
     return dataclasses.replace(recipe, **given, eval_split=arguments.split or recipe.eval_split, missing="keep")
-
-
-def open_videos(
-    trained: Trained,
-    arguments: argparse.Namespace,
-    renames: Mapping[str, Mapping[str, str]] | None = None,
-    by_number: bool = False,
-) -> Source:
-    """The videos, their labels counting the network's classes: by name, or where it has none by number."""
-    recipe = data_recipe(trained.recipe.data, arguments)
-    source = open_data(recipe, recipe.eval_split)
-    if not by_number:
-        advice = (
-            "leave out videos of classes that it never saw, and for classes of another name give --rename MAP.json, "
-            '{"the data\'s name": "the network\'s", ...}'
-        )
-        if all(map(are_numbers, by_target(trained.classes).values())):
-            advice += ", or the network's names by --classes FILE"
-        source = relabel(source, trained.classes, "the network", advice, renames)
-    elif renames:
-        raise ValueError("expected --rename with the network's class names, got none of them: give --classes, too")
-    elif count_classes(trained.classes) != count_classes(source.classes):
-        names = [name for own in by_target(source.classes).values() for name in own]
-        raise ValueError(
-            f"expected videos of the network's {count_classes(trained.classes)} classes (their names are not known), "
-            f"got {count_classes(source.classes)} classes in {source.name} ({list_names(names)}): give their names, "
-            "in the order of the logits, by --classes FILE"
-        )
-    check_labels(source, fewest=1)
-    return Subset(source, arguments.limit) if arguments.limit else source
 
 
 def evaluate(
@@ -212,17 +151,14 @@ def evaluate(
         for clips in passes:
             batches = eval_batches(source, clips, videos, num_threads=arguments.threads or recipe.data.num_threads)
             task = progress.add_task(f"{', '.join(map(str, clips.frames))} frames", total=len(source))
+
+            def put(batch: Batch, task: TaskID = task) -> Batch:
+                progress.advance(task, int((batch["index"] >= 0).sum()))
+                return put_batch(batch, mesh)
+
             plain = {n: trained.select(n) for n in clips.frames}
-            counted = counting(batches, progress, task)
-            evaluations.append(evaluate_videos(trained.model, plain, counted, put=lambda batch: put_batch(batch, mesh)))
+            evaluations.append(evaluate_videos(trained.model, plain, batches, put=put))
     return join(evaluations)
-
-
-def counting(batches: Iterable, progress: Progress, task: TaskID) -> Iterator:
-    """The same batches, each counted on the progress bar once it is done with."""
-    for batch in batches:
-        yield batch
-        progress.advance(task, int((batch["index"] >= 0).sum()))
 
 
 if __name__ == "__main__":

@@ -28,11 +28,13 @@ words = {
     "help": ["--help"],
     "wrong": ["--nothing-of-the-kind"],
     "evaluate": ["--frames", "4", "8", "none"],
+    "views": ["run", "--views", "front", "left"],
     "import_torch": ["--frames", "4", "8", "tsm_resnet18", "none.pth", "none.safetensors"],
 }
 results = {f"{name} {kind}": call(f"{folder}/{name}", *words[kind]) for name in names for kind in ("help", "wrong")}
 for kind in ("evaluate", "import_torch"):
     results[kind] = call(f"{folder}/{kind}.py", *words[kind])
+results["views"] = call(f"{folder}/evaluate.py", *words["views"])
 print(json.dumps(results))
 """
 
@@ -71,3 +73,9 @@ def test_numbers_do_not_swallow_what_follows(told):
     assert "no folder and no weights file at none" in code
     code, *_ = told["import_torch"]
     assert "none.pth" in code
+
+
+def test_a_flag_of_before_says_its_new_name(told):
+    code, _, err = told["views"]
+    assert code == 2
+    assert err.splitlines()[-1] == "evaluate.py: error: --views is --cameras now"

@@ -4,6 +4,7 @@ The run's own record, of its own test videos, lies in the folder itself. A recor
 checkpoint, has a folder of its own, evaluations/<data set>: none takes the place of another.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from flaxvid.evaluate.views import describe_views
 from flaxvid.models.video_model import VideoModel
 from flaxvid.report.page import write_page
 from flaxvid.report.records import read_evaluation
+from flaxvid.report.run import read_run
 from flaxvid.types import Variables, by_target
 from flaxvid.writing import written_whole
 
@@ -36,6 +38,21 @@ RIGHT, WRONG = 4, 8
 
 STRIP_FRAMES, STRIP_HEIGHT, GAP = 8, 96, 2
 """Frames of a strip, their short side and the gap between them in pixels."""
+
+
+def output_folder(run: Path | None, output: Path | None) -> Path | None:
+    """Where the results of an evaluation go, if anywhere: into `output`, or else the run's folder.
+
+    Raises:
+        ValueError: `output` is another run's folder, or a record there is damaged; this shows before the work.
+    """
+    folder = output or run
+    if output and (output / "recipe.json").exists() and not (run and output.samefile(run)):
+        raise ValueError(f"expected a folder for the results, got that of another run, {output}: give --output another")
+    if folder:
+        with contextlib.suppress(FileNotFoundError):
+            read_run(folder)
+    return folder
 
 
 def finish_evaluation(

@@ -87,7 +87,8 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
     if isinstance(error, flags.UnrecognizedFlagError):
         name = error.flagname
-        paths = {field.path.rpartition(".")[2]: field.path for field in walk(Recipe())}
+        paths = {old.rpartition(".")[2]: new for old, new in OLD_NAMES.items()}
+        paths |= {field.path.rpartition(".")[2]: field.path for field in walk(Recipe())}
         near = [name] if name in paths else difflib.get_close_matches(name, paths, n=1)
         if near:
             given = next((word.partition("=")[2] for word in argv if word.lstrip("-").startswith(f"{name}=")), "...")

@@ -13,7 +13,9 @@ from typing import Any
 from flaxvid import trees
 from flaxvid.adapt.surgery import CLASSIFIER
 from flaxvid.data.clips.cut import ClipConfig
-from flaxvid.data.sources.class_names import as_classes
+from flaxvid.data.sources.account import check_labels
+from flaxvid.data.sources.class_names import are_numbers, as_classes, list_names, relabel
+from flaxvid.data.sources.open import Source
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model
 from flaxvid.models.video_model import VideoModel
@@ -134,6 +136,40 @@ def name_classes(trained: Trained) -> Trained:
             "a line"
         ) from error
     return dataclasses.replace(trained, classes=_checked(classes, trained.variables, trained.folder), named=True)
+
+
+def open_test(trained: Trained, data: DataRecipe, renames: Mapping[str, Mapping[str, str]]) -> Source:
+    """The videos of `data.eval_split`, their labels counting the network's classes: by name, or where it has none by
+    number.
+
+    Args:
+        trained: the network.
+        data: the videos.
+        renames: see `relabel`.
+
+    Raises:
+        ValueError: the network does not know the classes of some videos, or has no names for `renames`.
+    """
+    source = open_data(data, data.eval_split)
+    if trained.named:
+        advice = (
+            "leave out videos of classes that it never saw, and for classes of another name give --rename MAP.json, "
+            '{"the data\'s name": "the network\'s", ...}'
+        )
+        if all(map(are_numbers, by_target(trained.classes).values())):
+            advice += ", or the network's names by --classes FILE"
+        source = relabel(source, trained.classes, "the network", advice, renames)
+    elif renames:
+        raise ValueError("expected --rename with the network's class names, got none of them: give --classes, too")
+    elif count_classes(trained.classes) != count_classes(source.classes):
+        names = [name for own in by_target(source.classes).values() for name in own]
+        raise ValueError(
+            f"expected videos of the network's {count_classes(trained.classes)} classes (their names are not known), "
+            f"got {count_classes(source.classes)} classes in {source.name} ({list_names(names)}): give their names, "
+            "in the order of the logits, by --classes FILE"
+        )
+    check_labels(source, fewest=1)
+    return source
 
 
 def _from_folder(

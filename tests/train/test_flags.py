@@ -86,6 +86,7 @@ def test_a_flag_of_before_says_its_new_name(old):
         ("--config.task=ffn", "--config.task: each task has options of its own: take its config file"),
         ("--config.data.clips=3", "--config.data.clips is .*: give .*, such as --config.data.clips.frames"),
         ("--epochs=3", "unknown flag --epochs: did you mean --config.epochs=3?"),
+        ("--views=front", "unknown flag --views: did you mean --config.data.cameras=front?"),
         ("--dropuot=0.5", "unknown flag --dropuot: did you mean --config.model.dropout=0.5?"),
         ("--config.data.smapling=dense", "DataRecipe has no field 'smapling': valid ones are name, root"),
         ("--config.model.dropuot=3", "ModelRecipe has no field 'dropuot': valid ones are .*; did you mean dropout?"),
