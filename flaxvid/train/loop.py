@@ -37,7 +37,7 @@ from flaxvid.train.setup import (
     make_task,
 )
 from flaxvid.train.splits import Splits, open_splits
-from flaxvid.train.start import load_start
+from flaxvid.train.start import fit_start, load_start
 from flaxvid.train.state import create_state, trainable
 from flaxvid.train.step import compile_step, enable_compilation_cache, make_train_step
 from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, lock_workdir
@@ -77,9 +77,10 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     splits = open_splits(recipe)
     source = splits.train
     count_steps(recipe, source)  # too few videos for a batch show now
-    recipe = with_implied(recipe)
+    trained = load_start(recipe, count_classes(source.classes))
+    recipe = with_implied(recipe, trained)
     model = make_model(recipe, count_classes(source.classes))
-    task, plain = make_task(recipe, model), load_start(recipe, model, source.classes)
+    task, plain = make_task(recipe, model), fit_start(recipe, model, trained, source.classes)
     with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext(lambda: None) as check_there:
         claim_workdir(recipe, workdir)
         claim_classes(source.classes, workdir)

@@ -1,6 +1,7 @@
 """The weights that a training starts from, fitted to its network: the time axis, the cameras, the head."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,32 +18,61 @@ from flaxvid.train.trained import Trained, load
 from flaxvid.types import Classes, Variables, by_target
 
 
-def load_start(recipe: Recipe, model: VideoModel, classes: Classes | None = None) -> dict[str, Any] | None:
+def load_start(recipe: Recipe, num_classes: int | Mapping[str, int]) -> Trained | None:
+    """What lies at `recipe.model.weights`, which is whatever `load` reads; None from scratch.
+
+    A torch file is of the recipe's network, of its backbone, or with `recipe.model.inflate` of its 2-D sibling.
+
+    Args:
+        recipe: says which weights.
+        num_classes: of the network that starts from them.
+
+    Raises:
+        ValueError: the file cannot be read, or two origins may have written it.
+        FileNotFoundError: there is none.
+    """
+    if not recipe.model.weights:
+        return None
+    wanted = of_backbone(recipe).model
+    if not wanted.inflate:
+        sizes = {"num_frames": wanted.num_frames, "image_size": wanted.image_size}
+        given = {name: value for name, value in sizes.items() if value is not None} | wanted.options
+        return load(wanted.weights, model=wanted.name, overrides=given, num_classes=num_classes)
+    if wanted.name not in FLAT_SIBLINGS:
+        raise ValueError(
+            f"model.inflate: 2-D files are for {', '.join(FLAT_SIBLINGS)}, got {wanted.name}: leave it empty"
+        )
+    shape = {name: value for name, value in wanted.options.items() if name in ("width", "depths")}
+    return load(wanted.weights, model=FLAT_SIBLINGS[wanted.name], overrides=shape)
+
+
+def fit_start(
+    recipe: Recipe, model: VideoModel, trained: Trained | None, classes: Classes | None = None
+) -> dict[str, Any] | None:
     """Ordinary variables to start from; None from scratch.
 
-    `recipe.model.weights` is whatever `load` reads. Of frame-flexible weights it takes those of the longest frame
-    count. With `recipe.model.inflate` they are a 2-D network's. A network of several cameras takes its own or its
-    backbone's; a fusion that the weights lack starts anew, and that is said.
+    Of frame-flexible weights it takes those of the longest frame count. With `recipe.model.inflate` they are a 2-D
+    network's. A network of several cameras takes its own or its backbone's; a fusion that the weights lack starts anew,
+    and that is said.
 
     The head is kept if its classes have the same names, its columns in the order of `classes`. Otherwise it starts
     anew, even if their number is equal, and the reason is said. Where the weights have no names, as torch's, or
     `classes` is None, an equal number has to do.
 
     Args:
-        recipe: says which weights.
-        model: the network that starts from them.
+        recipe: the run's.
+        model: the network that starts from the weights.
+        trained: the weights, by `load_start`.
         classes: the names of the network's classes, in the order of its logits.
 
     Raises:
         ValueError: the weights do not fit the network.
-        FileNotFoundError: there are none.
     """
-    if not recipe.model.weights:
+    if trained is None:
         return None
-    single = _of_backbone(recipe) if model.cameras else recipe
-    trained = _load(single, model)
     if not model.cameras or trained.model.cameras:
         return _fit(recipe, model, trained, classes)
+    single = of_backbone(recipe)
     print(
         f"{recipe.model.weights}: for the backbone, {single.model.name}, of {', '.join(model.cameras)}; a fusion "
         "starts anew"
@@ -50,22 +80,6 @@ def load_start(recipe: Recipe, model: VideoModel, classes: Classes | None = None
     backbone = make_model(single, model.head.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
     fitted = _fit(single, backbone, trained, classes)
     return spread(init_model(model, jax.random.key(recipe.seed)), fitted, model.cameras)
-
-
-def _load(recipe: Recipe, model: VideoModel) -> Trained:
-    """What lies at `recipe.model.weights`; a torch file is of the recipe's network, or of the one that it inflates."""
-    wanted, options = recipe.model, recipe.model.options
-    if not wanted.inflate:
-        sizes = {"num_frames": wanted.num_frames, "image_size": wanted.image_size}
-        given = {name: value for name, value in sizes.items() if value is not None} | options
-        number = model.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
-        return load(wanted.weights, model=wanted.name, overrides=given, num_classes=number)
-    if wanted.name not in FLAT_SIBLINGS:
-        raise ValueError(
-            f"model.inflate: 2-D files are for {', '.join(FLAT_SIBLINGS)}, got {wanted.name}: leave it empty"
-        )
-    shape = {name: value for name, value in options.items() if name in ("width", "depths")}
-    return load(wanted.weights, model=FLAT_SIBLINGS[wanted.name], overrides=shape)
 
 
 def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes | None) -> dict[str, Any]:
@@ -121,12 +135,15 @@ def _without(variables: Variables, paths: tuple[str, ...]) -> Variables:
     return trees.unflatten({path: leaf for path, leaf in flat.items() if path not in paths}) if paths else variables
 
 
-def _of_backbone(recipe: Recipe) -> Recipe:
-    """The recipe of one video's network that a network of several cameras is made of."""
+def of_backbone(recipe: Recipe) -> Recipe:
+    """The recipe of one video's network that a network of several cameras is made of; any other is its own."""
     options = recipe.model.options
+    backbone = options.get("backbone", get_spec(recipe.model.name).backbone)
+    if not backbone:
+        return recipe
     model = dataclasses.replace(
         recipe.model,
-        name=options.get("backbone", get_spec(recipe.model.name).backbone),
+        name=backbone,
         options=dict(options.get("backbone_options") or {}),
     )
     return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, cameras=()))

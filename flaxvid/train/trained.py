@@ -17,7 +17,7 @@ from flaxvid.data.sources.account import check_labels
 from flaxvid.data.sources.class_names import are_numbers, as_classes, list_names, relabel
 from flaxvid.data.sources.open import Source
 from flaxvid.frames import FrameFlexible
-from flaxvid.models.registry import create_model
+from flaxvid.models.registry import create_model, get_spec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
@@ -110,7 +110,8 @@ def load(
         )
     imported = import_torch(model, file, num_classes=num_classes, overrides=overrides)
     plain = imported.model.model if isinstance(imported.model, FrameFlexible) else imported.model
-    trained = _of_file(path, model, plain, imported.variables, imported.frames, classes)
+    implied = get_spec(model).formats[imported.format].overrides
+    trained = _of_file(path, model, plain, imported.variables, imported.frames, classes, implied)
     return dataclasses.replace(trained, fresh=imported.fresh)
 
 
@@ -202,7 +203,7 @@ def _from_folder(
 def _from_file(path: Path, classes: Classes | None) -> Trained:
     variables, info = load_variables(path)
     model = create_model(info.model, **{**info.overrides, "num_classes": _num_classes(variables)})
-    trained = _of_file(path, info.model, model, variables, info.frames, classes or info.classes)
+    trained = _of_file(path, info.model, model, variables, info.frames, classes or info.classes, info.overrides)
     flexible = FrameFlexible(model, trained.frames, private_norms="batch_stats" not in variables)
     check_fit(path, variables, flexible, plain=not info.frames)
     return trained
@@ -215,11 +216,12 @@ def _of_file(
     variables: Variables,
     frames: tuple[int, ...] | None,
     classes: Classes | None,
+    options: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """The network of a file; `frames` are the counts with variables of their own, if any."""
+    """The network of a file; `frames` are the counts with variables of their own, `options` what its origin has."""
     counts = tuple(frames or (model.clip.num_frames,))
     recipe = Recipe(
-        ModelRecipe(name, str(path), model.clip.num_frames, model.clip.image_size),
+        ModelRecipe(name, str(path), model.clip.num_frames, model.clip.image_size, options=dict(options or {})),
         DataRecipe(name="", clips=ClipConfig(short="repeat"), cameras=model.cameras),
         FfnRecipe(counts) if frames else SupervisedRecipe(counts),
         eval_frames=counts,

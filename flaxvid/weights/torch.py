@@ -216,18 +216,6 @@ def import_torch(
     )
 
 
-def find_implied(
-    name: str, source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The options of `create_model` that a checkpoint's origin implies, those that `overrides` names too.
-
-    Its head may be any. Of a checkpoint that does not fit, those of the nearest format; `import_torch` says why.
-    """
-    formats, checkpoint = known_formats(name, None), describe(_read(source, allow_nonfinite=True), *_names_of(source))
-    reading = choose(name, checkpoint, formats, overrides or {}, num_classes=1, frames=None)
-    return dict(formats[reading.format].overrides)
-
-
 def to_torch(
     name: str, variables: Variables, format: str | None = None, *, overrides: Mapping[str, Any] | None = None
 ) -> dict[str, np.ndarray]:

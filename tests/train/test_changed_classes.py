@@ -15,7 +15,7 @@ from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.recipe import DataRecipe, OptimizerRecipe
 from flaxvid.train.setup import count_classes, make_model
-from flaxvid.train.start import load_start
+from flaxvid.train.start import fit_start, load_start
 from flaxvid.train.trained import load
 from flaxvid.weights.native import WeightsInfo, save_variables
 from flaxvid.weights.torch import to_torch
@@ -152,7 +152,8 @@ def start(recipe, weights, classes):
     """The head's columns, as numbers of those of `weights`; [] is one that started anew."""
     model = make_model(dataclasses.replace(recipe), count_classes(classes))
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, weights=str(weights)))
-    head = load_start(recipe, model, classes)["params"]["head"]
+    trained = load_start(recipe, count_classes(classes))
+    head = fit_start(recipe, model, trained, classes)["params"]["head"]
     return {
         name.removeprefix("classifier").lstrip("_"): [
             [old for old in range(3) if np.array_equal(leaves["kernel"][:, new], TRAINED["kernel"][:, old])

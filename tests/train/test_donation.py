@@ -15,7 +15,7 @@ from flaxvid.train.mesh import make_mesh, put_batch, replicated
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
 from flaxvid.tasks.task import init_model
 from flaxvid.train.setup import make_model
-from flaxvid.train.start import load_start
+from flaxvid.train.start import fit_start, load_start
 from flaxvid.train.state import create_state
 from flaxvid.train.step import make_train_step
 from flaxvid.tasks.supervised import SupervisedRecipe
@@ -60,7 +60,7 @@ def from_a_file(kind):
     model = make_model(recipe, 3)
     cameras = {camera: video for camera in ("front", "left")}
     batch = {"video": {2: cameras}, "label": np.zeros(4, np.int32), "index": np.arange(4, dtype=np.int32)}
-    step_twice(SupervisedRecipe((2,)).make(model), load_start(recipe, model), batch, ema=0.9)
+    step_twice(SupervisedRecipe((2,)).make(model), fit_start(recipe, model, load_start(recipe, 3)), batch, ema=0.9)
 
 
 keeps = optax.GradientTransformation(lambda params: params, lambda updates, state, params: (updates, state))
