@@ -34,7 +34,6 @@ from flaxvid.train.setup import (
     data_origin,
     find_shapes,
     make_model,
-    make_task,
 )
 from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.start import load_start
@@ -79,7 +78,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     count_steps(recipe, source)  # too few videos for a batch show now
     recipe = with_implied(recipe)
     model = make_model(recipe, count_classes(source.classes))
-    task, plain = make_task(recipe, model), load_start(recipe, model, source.classes)
+    task, plain = recipe.task.make(model), load_start(recipe, model, source.classes)
     with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext(lambda: None) as check_there:
         claim_workdir(recipe, workdir)
         claim_classes(source.classes, workdir)
