@@ -13,7 +13,7 @@ Arguments: motion (default), kinetics400, folder.
 
 import dataclasses
 
-from flaxvid.train.presets import preset
+from flaxvid.train.presets import SMALL, preset
 from flaxvid.train.recipe import ModelRecipe, OptimizerRecipe, Recipe
 
 PUBLISHED = {
@@ -26,8 +26,7 @@ def get_config(dataset: str = "motion") -> Recipe:
     recipe = preset(dataset)
     recipe.published = PUBLISHED.get(dataset, "")
     if recipe.model.options.get("width"):
-        options = {"width": 16, "depths": (1, 1, 1, 1), "classifier_std": 0.1}
-        recipe.model = dataclasses.replace(recipe.model, name="r2plus1d_r18", options=options)
+        recipe.model = dataclasses.replace(recipe.model, name="r2plus1d_r18", options={**SMALL})
         return recipe
     recipe.model = ModelRecipe("r2plus1d_r18")
     if dataset == "kinetics400":

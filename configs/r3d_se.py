@@ -16,7 +16,7 @@ Arguments: motion (default), ucf101_small, folder.
 
 import dataclasses
 
-from flaxvid.train.presets import preset
+from flaxvid.train.presets import SMALL, preset
 from flaxvid.train.recipe import ModelRecipe, OptimizerRecipe, Recipe
 
 
@@ -24,8 +24,7 @@ def get_config(dataset: str = "motion") -> Recipe:
     recipe = preset(dataset)
     recipe.data.clips = dataclasses.replace(recipe.data.clips, sampling="even", short="repeat")
     if recipe.model.options.get("width"):
-        options = {"width": 16, "depths": (1, 1, 1, 1), "classifier_std": 0.1}
-        recipe.model = dataclasses.replace(recipe.model, name="r3d_18_se", options=options)
+        recipe.model = dataclasses.replace(recipe.model, name="r3d_18_se", options={**SMALL})
         return recipe
     recipe.model = ModelRecipe("r3d_18_se", dropout=0.5)
     recipe.optimizer = OptimizerRecipe("adamw", 1e-4, weight_decay=0.05, schedule="cosine", warmup_epochs=1)

@@ -14,7 +14,7 @@ Arguments: motion (default), kinetics400, ssv2, folder.
 
 import dataclasses
 
-from flaxvid.train.presets import preset, pyslowfast
+from flaxvid.train.presets import SMALL, preset, pyslowfast
 from flaxvid.train.recipe import ModelRecipe, Recipe
 
 PUBLISHED = {
@@ -27,8 +27,7 @@ def get_config(dataset: str = "motion") -> Recipe:
     recipe = preset(dataset)
     recipe.published = PUBLISHED.get(dataset, "")
     if recipe.model.options.get("width"):
-        options = {"width": 16, "depths": (1, 1, 1, 1), "classifier_std": 0.1}
-        recipe.model = dataclasses.replace(recipe.model, name="slow_r50", num_frames=8, options=options)
+        recipe.model = dataclasses.replace(recipe.model, name="slow_r50", num_frames=8, options={**SMALL})
         return recipe
     recipe.model = ModelRecipe("slow_r50")
     if dataset == "kinetics400":

@@ -18,7 +18,7 @@ Arguments: motion (default), motion_ffn, kinetics400, kinetics400_4x16, kinetics
 import dataclasses
 
 from flaxvid.tasks.frame_flexible import FfnRecipe
-from flaxvid.train.presets import preset, pyslowfast
+from flaxvid.train.presets import SMALL, preset, pyslowfast
 from flaxvid.train.recipe import ModelRecipe, Recipe
 
 PUBLISHED = {
@@ -38,8 +38,7 @@ def get_config(argument: str = "motion") -> Recipe:
     recipe, ffn = preset(dataset), variant == "ffn"
     recipe.published = PUBLISHED.get(argument, "")
     if dataset == "motion":
-        options = {"width": 16, "depths": (1, 1, 1, 1), "classifier_std": 0.1}
-        recipe.model = dataclasses.replace(recipe.model, name="slowfast_r50", options=options)
+        recipe.model = dataclasses.replace(recipe.model, name="slowfast_r50", options={**SMALL})
         recipe.task = FfnRecipe() if ffn else recipe.task
         return recipe
     recipe.eval_frames = (16, 24, 32, 40, 48, 56, 64) if ffn else ()

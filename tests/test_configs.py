@@ -14,7 +14,7 @@ from flaxvid.train.groups import check_rules, group_factors
 from flaxvid.train.limits import check
 from flaxvid.train.optimizer import make_optimizer, make_schedule
 from flaxvid.train.recipe import Recipe, to_json
-from flaxvid.train.setup import clip_config, complete, make_model, make_task
+from flaxvid.train.setup import clip_config, complete, make_model
 from flaxvid.train.state import create_state, trainable
 from flaxvid.weights.download import KNOWN
 
@@ -57,7 +57,7 @@ def test_every_config_builds(path, argument):
     for frames in (recipe.task.frames, recipe.eval_frames):
         clip_config(recipe, frames)
     model = make_model(recipe, CLASSES.get(recipe.data.name, 9))
-    task = make_task(recipe, model)
+    task = recipe.task.make(model)
     optimizer = make_optimizer(recipe.optimizer)
     assert make_schedule(recipe.optimizer, recipe.epochs, 100)(0) >= 0
     ema = recipe.optimizer.ema > 0
@@ -90,7 +90,7 @@ def test_configs_do_not_share_what_flags_change():
 def test_parameters_of_the_something_something_recipes(name, parameters):
     path = next(path for path in CONFIGS if path.stem == name)
     recipe = load(path).get_config("ssv2")
-    task = make_task(recipe, make_model(recipe, 174))
+    task = recipe.task.make(make_model(recipe, 174))
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     leaves = [
         leaf for collection, tree in shapes.items() if collection.startswith("params") for leaf in jax.tree.leaves(tree)
@@ -142,7 +142,7 @@ def test_pyslowfasts_recipes(name, argument, rate, decay, warmup, batch, epochs)
     assert recipe.model.options["zero_init"]
     recipe.model.options["depths"] = (1,)  # as good as all of them for what follows
     model = make_model(recipe, 400)
-    shapes = jax.eval_shape(make_task(recipe, model).init, jax.random.key(0))
+    shapes = jax.eval_shape(recipe.task.make(model).init, jax.random.key(0))
     _, decays = group_factors({"params": shapes["params"]}, optimizer.rules)
     flat = trees.flatten(decays)
     assert {path for path, factor in flat.items() if not factor} == {path for path in flat if "norm" in path}

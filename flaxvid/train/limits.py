@@ -55,7 +55,8 @@ def check(recipe: Recipe) -> None:
         for name in names
         if (value := operator.attrgetter(name)(mended)) is not None and not holds(value)
     ]
-    problems += [message for rule in (_task, _batches, _schedules, _groups) for message in rule(mended)]
+    problems += [f"task.{problem}" for problem in mended.task.problems()]
+    problems += [message for rule in (_batches, _schedules, _groups) for message in rule(mended)]
     network = None
     if not any(problem.startswith("model.") for problem in problems):
         try:
@@ -80,10 +81,6 @@ def _clips(recipe: Recipe) -> Iterator[str]:
     yield from (f"data.clips.augmentation.{problem}" for problem in clips.augmentation.problems())
     if min(recipe.eval_frames, default=1) < 1 or len({*recipe.eval_frames}) < len(recipe.eval_frames):
         yield f"eval_frames must be distinct positive frame counts such as (4, 8, 16), got {recipe.eval_frames}"
-
-
-def _task(recipe: Recipe) -> Iterator[str]:
-    return (f"task.{problem}" for problem in recipe.task.problems())
 
 
 def _batches(recipe: Recipe) -> Iterator[str]:

@@ -34,7 +34,6 @@ from flaxvid.train.setup import (
     data_origin,
     find_shapes,
     make_model,
-    make_task,
 )
 from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.start import fit_start, load_start
@@ -80,7 +79,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     trained = load_start(recipe, count_classes(source.classes))
     recipe = with_implied(recipe, trained)
     model = make_model(recipe, count_classes(source.classes))
-    task, plain = make_task(recipe, model), fit_start(recipe, model, trained, source.classes)
+    task, plain = recipe.task.make(model), fit_start(recipe, model, trained, source.classes)
     with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext(lambda: None) as check_there:
         claim_workdir(recipe, workdir)
         claim_classes(source.classes, workdir)

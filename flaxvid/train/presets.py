@@ -8,6 +8,9 @@ from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.groups import FFN_RULES, NORM_RULES
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
 
+SMALL = {"width": 16, "depths": (1, 1, 1, 1), "classifier_std": 0.1}
+"""Options of a ResNet that trains from scratch on a CPU."""
+
 
 def _imagenet(frames: int) -> ModelRecipe:
     return ModelRecipe("tsm_resnet50", "torchvision/resnet50-imagenet1k-v1", num_frames=frames)
@@ -76,7 +79,7 @@ def ucf101_small() -> Recipe:
             num_frames=16,
             image_size=56,
             dropout=0.3,
-            options={"width": 16, "depths": (1, 1, 1, 1), "classifier_std": 0.1},
+            options={**SMALL},
         ),
         data=DataRecipe("ucf101", clips=_flipped(), fold=1),
         optimizer=OptimizerRecipe("adamw", 2e-3, weight_decay=0.05, schedule="cosine", warmup_epochs=2, clip_norm=5.0),
@@ -108,7 +111,7 @@ def motion() -> Recipe:
             num_frames=16,
             image_size=40,
             dropout=0.0,
-            options={"width": 16, "depths": (1, 1, 1, 1), "shift_div": 4, "classifier_std": 0.1},
+            options={**SMALL, "shift_div": 4},
         ),
         data=DataRecipe("motion", clips=ClipConfig(test_size=40, scales=(1.0, 0.9)), motion=settings),
         optimizer=OptimizerRecipe(

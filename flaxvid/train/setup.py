@@ -13,7 +13,6 @@ from flaxvid.data.sources.cameras import open_scenes
 from flaxvid.data.sources.open import Source, open_source
 from flaxvid.models.registry import create_model, list_options
 from flaxvid.models.video_model import VideoModel
-from flaxvid.tasks.task import Task
 from flaxvid.train.recipe import DataRecipe, Recipe
 from flaxvid.types import Classes, Variables
 
@@ -68,7 +67,7 @@ def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoMod
             f"model.options repeats {', '.join(repeated)}: these are fields of model itself, and num_classes is "
             "the data's"
         )
-    fuses = _takes_cameras(model.name)
+    fuses = "cameras" in list_options(model.name)
     if fuses != bool(cameras):
         raise ValueError(
             f"{model.name} takes several cameras, and data.cameras is empty: name them, as in "
@@ -108,7 +107,7 @@ def find_shapes(recipe: Recipe) -> Variables:
     Raises:
         ValueError: its network cannot be made.
     """
-    task = make_task(recipe, make_model(recipe, dict.fromkeys(recipe.task.target_weights, 1) or 1))
+    task = recipe.task.make(make_model(recipe, dict.fromkeys(recipe.task.target_weights, 1) or 1))
     try:
         return jax.eval_shape(task.init, jax.random.key(0))
     except ValueError:
@@ -119,16 +118,3 @@ def find_shapes(recipe: Recipe) -> Variables:
             f"{model.name} cannot be made with model.options={model.options} "
             f"({type(error).__name__}: {reason}): correct them"
         ) from error
-
-
-def make_task(recipe: Recipe, model: VideoModel) -> Task:
-    """The recipe's task.
-
-    Raises:
-        ValueError: weights of targets that the model has not.
-    """
-    return recipe.task.make(model)
-
-
-def _takes_cameras(name: str) -> bool:
-    return "cameras" in list_options(name)

@@ -131,7 +131,7 @@ def cut(share: Any, limit: int, groups: int) -> Iterator[Any]:
     """Rows in as few parts of at most `limit` rows as can be, alike but for one row of each group.
 
     Gives parts of one size on a new first axis, then those of the other size, if any. Each of the `groups` blocks of
-    rows has equally many in each part. A part takes every so-manieth row: on a mesh each device then keeps its own.
+    rows has equally many in each part. Of n parts, each takes every n-th row: so each device of a mesh keeps its own.
     """
     own = count_rows(share) // groups
     count = -(-own * groups // limit)

@@ -146,7 +146,8 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
     if file.exists() and _has_results(workdir):
         mine, theirs = (json.loads(to_json(one)) for one in (recipe, read_recipe(workdir)))
         changes = {path: f"{path}: {old} there, {new} here" for path, old, new in _differences(theirs, mine)}
-        free = MAY_CHANGE | TESTS | ({"epochs"} if _extends(recipe, theirs["epochs"]) else set())
+        extends = recipe.epochs > theirs["epochs"] and recipe.optimizer.schedule != "cosine"
+        free = MAY_CHANGE | TESTS | ({"epochs"} if extends else set())
         if refused := [line for path, line in changes.items() if path not in free]:
             if "epochs" in changes and "epochs" not in free:
                 refused.append(
@@ -171,11 +172,6 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     with written_whole(file) as path:
         path.write_text(to_json(recipe))
-
-
-def _extends(recipe: Recipe, epochs: int) -> bool:
-    """Whether a run of so many epochs is the first part of a recipe's."""
-    return recipe.epochs > epochs and recipe.optimizer.schedule != "cosine"
 
 
 def claim_videos(source: Source, workdir: Path) -> None:

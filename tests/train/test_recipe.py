@@ -10,7 +10,7 @@ from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.limits import check
 from flaxvid.train.loop import run
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, read_recipe, to_json
-from flaxvid.train.setup import make_model, make_task
+from flaxvid.train.setup import make_model
 
 
 def test_the_default_recipe_is_valid():
@@ -274,11 +274,11 @@ def test_a_recipe_makes_its_model_and_task():
     model = make_model(recipe, 7)
     assert (model.clip.num_frames, model.clip.image_size, model.head.num_classes) == (5, 40, 7)
     assert (model.head.dropout, model.feature_dim) == (0.1, 64)
-    task = make_task(recipe, model)
+    task = recipe.task.make(model)
     assert (task.frames, task.recipe.weight, task.recipe.distil) == ((2, 6), 0.5, False)
     assert (task.flexible.alteration, task.flexible.private_norms) == ("zeros", False)
     recipe.task = SupervisedRecipe((4, 8), sampling="mixed", share=0.75, label_smoothing=0.1)
-    task = make_task(recipe, model)
+    task = recipe.task.make(model)
     assert (task.frames, task.recipe) == ((4, 8), recipe.task)
 
 

@@ -22,7 +22,7 @@ from flaxvid.data.workers import WorkerKilled, processes
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, to_json
-from flaxvid.train.setup import make_model, make_task
+from flaxvid.train.setup import make_model
 from flaxvid.train.state import create_state
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def run(videos, tmp_path_factory):
     (folder / "recipe.json").write_text(to_json(recipe))
     (folder / "classes.json").write_text(json.dumps(["jump", "run"]))
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        variables = make_task(recipe, make_model(recipe, 2)).init(jax.random.key(0))
+        variables = recipe.task.make(make_model(recipe, 2)).init(jax.random.key(0))
         checkpoints.save(3, create_state(variables, optax.sgd(0.1)))
     return folder
 

@@ -15,7 +15,7 @@ from flaxvid.models.registry import create_tiny
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, to_json
-from flaxvid.train.setup import make_model, make_task
+from flaxvid.train.setup import make_model
 from flaxvid.train.state import create_state
 from flaxvid.train.trained import load, name_classes
 from flaxvid.weights.native import WeightsInfo, save_variables
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
         data=DataRecipe("folder", root="nowhere"),
         task=FfnRecipe(frames=(2, 4)),
     )
-    variables = make_task(recipe, make_model(recipe, 2)).init(jax.random.key(0))
+    variables = recipe.task.make(make_model(recipe, 2)).init(jax.random.key(0))
     state = create_state(variables, optax.sgd(0.1), ema=True)
     averages = {name: jax.tree.map(lambda leaf: 0 * leaf + 2, tree) for name, tree in variables.items()}
     averages = {f"ema_{name}": tree for name, tree in averages.items()}
