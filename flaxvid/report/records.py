@@ -69,12 +69,13 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return record
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl; [] if there is no file. It skips a last line that a killed process left half written.
+def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:
+    """Reads metrics.jsonl; () if there is no file. It skips a last line that a killed process left half written.
 
     Raises:
         ValueError: any other line is no JSON object with a step.
     """
+    path = Path(path)
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -88,7 +89,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise ValueError(
                 f"expected a JSON object with its step in line {number} of {path}, got {line[:60]!r}: remove that line"
             )
-    return rows
+    return tuple(rows)
 
 
 def _rename(entries: list[dict[str, Any]]) -> None:

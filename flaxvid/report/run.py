@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flaxvid.report.records import read_evaluation, read_lines, read_object, read_rows
+from flaxvid.report.records import read_evaluation, read_metrics, read_object, read_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +91,6 @@ def read_run(folder: str | Path) -> Run:
         others.insert(0, Run(name, any_frame=tuple(evaluation["frames"]), evaluation=evaluation, folder=folder))
         evaluation = {}
     return Run(name, recipe, read_metrics(folder / "metrics.jsonl"), rows, evaluation, folder, tuple(others))
-
-
-def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:
-    """Reads metrics.jsonl. It skips a last line that a killed process left half written.
-
-    Raises:
-        ValueError: any other line is no JSON object with a step.
-    """
-    return tuple(read_lines(Path(path)))
 
 
 def _of_target(rows: Iterable[Mapping[str, Any]], target: str) -> list[dict[str, Any]]:

@@ -38,7 +38,6 @@ from models import (
     compare_model,
     compare_on_gpu,
     families_table,
-    once,
 )
 from timing import CLOCKS, Rows, Timing, interleaved, print_rows, random, ready
 
@@ -81,7 +80,7 @@ CONVOLUTIONS = {
 
 
 def compare_convolutions(cases: str, timing: Timing) -> Rows:
-    """Seconds of flaxvid's Conv, flax's nn.Conv and torch eager (channels last), forward and forward + backward."""
+    """Times flaxvid's Conv, flax's nn.Conv and eager torch (channels last), forward and forward + backward."""
     rows: Rows = {}
     for name, (shape, size, strides, groups, features) in CONVOLUTIONS.items():
         if cases not in name:
@@ -122,10 +121,9 @@ def compare_convolutions(cases: str, timing: Timing) -> Rows:
 
 
 def packed_step(trainer: FlaxvidTrainer, model: Any) -> Callable[[], Any]:
-    """Gradient of FFN's loss with all counts' frames in one pass: convolutions see them all, shifts and norms parts.
+    """FFN's gradient with all counts' frames in one pass. Convolutions see all frames, shifts and norms one count's.
 
-    Only its time means something: the counts share the norms' parameters and the logits and have no gains, all of which
-    costs a packed pass less than the real thing.
+    Only its time means something, and it is a lower bound: the counts share norms and logits, and have no gains.
     """
     counts = tuple(trainer.batch["video"])
     edges = list(np.cumsum(counts)[:-1])
@@ -152,7 +150,7 @@ def packed_step(trainer: FlaxvidTrainer, model: Any) -> Callable[[], Any]:
 
 
 def compare_ffn(name: str, batch: int, size: int, timing: Timing) -> Rows:
-    """FFN(4, 8, 16)'s step over that of 16 frames alone, and over one packed pass."""
+    """Times a step of FFN (4, 8, 16), one of 16 frames alone, and one packed pass."""
     flexible = FlaxvidTrainer(name, (4, 8, 16), batch, size, "float32")
     longest = FlaxvidTrainer(name, (16,), batch, size, "float32")
     model = flaxvid.create_model(name, num_classes=174, num_frames=16, image_size=size)
@@ -194,19 +192,19 @@ def main() -> None:
     """Runs one comparison, prints it, and with --json writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("conv", "model", "families", "ffn", "input", "import", "gpu", "once"):
+    for command in ("conv", "model", "families", "ffn", "input", "import", "gpu"):
         sub = commands.add_parser(command)
         sub.add_argument("--repeats", type=int, default=5)
         sub.add_argument("--json", type=pathlib.Path, help="write the numbers here, too")
         if command in ("conv", "model", "families", "ffn", "input"):
             sub.add_argument("--clock", choices=CLOCKS, default="wall")
-        if command in ("model", "ffn", "once"):
+        if command in ("model", "ffn"):
             sub.add_argument("name", nargs="?", default="tsm_resnet50")
             sub.add_argument("--batch", type=int, default=1)
             sub.add_argument("--size", type=int, default=None if command == "model" else 224)
-        if command in ("model", "once"):
-            sub.add_argument("--frames", type=int, nargs="+", help="default: the model's own number")
-            sub.add_argument("--dtype", default="float32")
+    model = commands.choices["model"]
+    model.add_argument("--frames", type=int, nargs="+", help="default: the model's own number")
+    model.add_argument("--dtype", default="float32")
     for command, names, batch in (("families", FAMILIES, 1), ("gpu", ON_GPU, 8)):
         sub = commands.choices[command]
         sub.add_argument("names", nargs="*", default=names, metavar="MODEL", help="default: one of each kind")
@@ -220,17 +218,10 @@ def main() -> None:
     source.add_argument("--videos", type=int, default=40, help="at most so many of them")
     source.add_argument("--seconds", type=float, default=8, help="for each setting of the pipeline")
     commands.choices["conv"].add_argument("--cases", default="", help="only those whose name contains this")
-    commands.choices["once"].add_argument("--peer", default="flaxvid")
-    commands.choices["once"].add_argument("--cache", default="")
-    commands.choices["once"].add_argument("--calls", type=int, default=0)
     args = parser.parse_args()
 
     if args.command == "gpu" and jax.default_backend() != "gpu":
-        sys.exit(f"scripts/benchmark gpu needs a GPU that jax and torch can use, found {jax.default_backend()}")
-    if args.command == "once":
-        setup = (args.name, tuple(args.frames), args.batch, args.size, args.dtype)
-        print(json.dumps(once(args.peer, args.cache, *setup, calls=args.calls, repeats=args.repeats)))
-        return
+        sys.exit(f"expected a GPU that jax and torch can use, got {jax.default_backend()}: run this on another machine")
     print(json.dumps(describe()), flush=True)
     timing = Timing(args.repeats, "wall" if args.command in ("gpu", "import") else args.clock)
     if args.command == "conv":

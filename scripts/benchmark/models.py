@@ -87,7 +87,7 @@ class FlaxvidTrainer:
         self.evaluate = jax.jit(evaluate, static_argnums=2)
 
     def train(self, calls: int = 1) -> None:
-        """So many steps, one behind the other; waits for the last."""
+        """Takes `calls` steps one after the other, and waits for the last."""
         for _ in range(calls):
             self.state, metrics = self.step(self.state, self.batch, self.key)
         jax.block_until_ready((self.state, metrics))
@@ -110,28 +110,28 @@ def resident_peak() -> int:
 
 
 def make_trainer(peer: str, *setup: Any) -> Any:
-    """The peer's trainer for (model, frames, batch, size, dtype)."""
+    """The trainer of a peer; `setup` is (model, frames, batch, size, dtype)."""
     if TorchTrainer and peer != "flaxvid":
         return TorchTrainer(*setup, device=jax.default_backend(), compiled=peer == "torch.compile")
     return FlaxvidTrainer(*setup)
 
 
 def in_fresh_process(peer: str, *setup: Any, cache: str = "", calls: int = 0) -> dict[str, float]:
-    """Two training steps in a process of their own: {"compile seconds", "peak MB"}; with `calls`, see `once`."""
-    name, frames, batch, size, dtype = setup
-    script = str(pathlib.Path(__file__).with_name("__main__.py"))
-    command = [sys.executable, script, "once", name, "--peer", peer, "--frames", *map(str, frames)]
-    command += ["--batch", str(batch), "--size", str(size), "--dtype", dtype, "--cache", cache]
-    command += ["--calls", str(calls)]
+    """What `once` measures, in a fresh process."""
+    command = [sys.executable, __file__, json.dumps((peer, cache, calls, setup))]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def once(peer: str, cache: str, *setup: Any, calls: int = 0, repeats: int = 5) -> dict[str, float]:
-    """What `in_fresh_process` runs; with `calls` also {"train", "forward"}: seconds of one of so many in a row."""
+def once(peer: str, cache: str, calls: int, setup: Sequence[Any]) -> dict[str, float]:
+    """Takes two training steps: {"compile seconds", "peak MB"}. With `calls` also {"train", "forward"}, in seconds.
+
+    These are the time of one call, where `calls` of them follow each other.
+    """
     if cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    trainer = make_trainer(peer, *setup)
+    name, frames, *rest = setup
+    trainer = make_trainer(peer, name, tuple(frames), *rest)  # JSON made a list of them
     for _ in range(2):
         trainer.train()
     result = {
@@ -140,12 +140,12 @@ def once(peer: str, cache: str, *setup: Any, calls: int = 0, repeats: int = 5) -
     }
     for method in ("train", "forward") if calls else ():
         run = functools.partial(getattr(trainer, method), calls)
-        result[method] = interleaved({peer: run}, Timing(repeats), seconds=60)[peer] / calls
+        result[method] = interleaved({peer: run}, Timing(), seconds=60)[peer] / calls
     return result
 
 
 def peers_of(name: str) -> list[str]:
-    """flaxvid, and torch where it has the model and the package that it is in is installed."""
+    """flaxvid, and torch if an installed package has the model."""
     return ["flaxvid", "torch"] if TorchTrainer and has_reference(name) else ["flaxvid"]
 
 
@@ -178,7 +178,7 @@ def compare_model(name: str, frames: tuple[int, ...], batch: int, size: int, dty
 
 
 def compare_families(names: Sequence[str], batch: int, scale: float, timing: Timing) -> Rows:
-    """Each model at its own clip, its sides times `scale`: time, and the peak memory of a process that trains it."""
+    """Time and peak memory of training each model at its own clip, whose sides are multiplied by `scale`."""
     rows: Rows = {}
     for name in names:
         clip = flaxvid.create_model(name).clip
@@ -233,3 +233,7 @@ def families_table(rows: Rows) -> str:
         ratios = "".join(f" ({row['flaxvid'] / row[peer]:.2f})" for peer in others)
         cells.setdefault(model, []).append(f"{row['flaxvid']:,.4g}{ratios}")
     return render(tuple(header), [(label, *values) for label, values in cells.items()])
+
+
+if __name__ == "__main__":  # as `in_fresh_process` starts it
+    print(json.dumps(once(*json.loads(sys.argv[1]))))

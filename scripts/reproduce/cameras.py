@@ -1,19 +1,18 @@
-"""Makes the comparison of several cameras with single ones on the scenes of `motion`: python
-scripts/reproduce/cameras.py [--seeds 0 1 2] [--jobs 2].
+"""Compares several cameras with single ones on the scenes of `motion`.
 
-Trains every fusion, and the same network on each camera alone, with every seed; tests those that know three cameras
-with each choice of them, as if the other cameras had failed; skips what is finished and goes on with what is not.
+    python scripts/reproduce/cameras.py [--seeds 0 1 2] [--jobs 2]
+
+It trains every fusion, and the same network on each camera alone, with every seed. It tests every network with each
+choice of its cameras, as if the others had failed. Called again, it skips finished runs and resumes the others.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
-import os
 import statistics
 from pathlib import Path
 
-from frames import Runs, train_all
+from frames import Runs, parse, train_all
 
 CAMERAS = ("front", "left", "right")
 
@@ -42,8 +41,7 @@ CHOICES = [choice for count in (3, 2, 1) for choice in itertools.combinations(CA
 
 
 def test_choices(run: Path) -> dict[str, float]:
-    """Top-1 of a run with each choice of the cameras that it knows; those measured before are taken from
-    cameras.json."""
+    """Top-1 of a run with each choice of its cameras. They are measured once and kept in cameras.json."""
     from flaxvid.data.pipeline import eval_batches
     from flaxvid.evaluate.evaluator import evaluate_videos
     from flaxvid.train.setup import clip_config, open_data
@@ -77,14 +75,7 @@ def cell(values: list[float]) -> str:
 
 def main() -> None:
     """Trains, tests, tabulates."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="which runs; default all")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default one a core")
-    parser.add_argument("--folder", type=Path, default=Path("runs/cameras"), help="of the runs and the results")
-    parser.add_argument("--set", action="append", default=[], metavar="epochs=1", help="override for every run")
-    args = parser.parse_args()
-
+    args = parse(__doc__, RUNS, "runs/cameras")
     from flaxvid.report.tables import render
 
     train_all({name: RUNS[name] for name in args.runs}, args.seeds, args.folder, args.jobs, args.set)

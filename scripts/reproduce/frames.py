@@ -1,8 +1,9 @@
-"""Makes the README's comparison on `motion`, table and plot.
+"""Makes the table and the plot of the README's comparison on `motion`.
 
     python scripts/reproduce/frames.py [--seeds 0 1 2] [--jobs 2]
 
-Trains every method with every seed, `--jobs` runs at a time, skips what is finished and goes on with what is not.
+It trains every method with every seed, `--jobs` runs at a time. Called again, it skips finished runs and resumes the
+others.
 """
 
 import argparse
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 Runs = dict[str, tuple[str, list[str]]]
 
-# name: (config, overrides). An override of ffn.py or tsm.py, nothing else: each run can be made by hand with train.py.
+# name: (config, overrides). Only overrides, so that each run can be made by hand with train.py.
 RUNS: Runs = {
     "tsm-16": ("tsm", []),
     "tsm-8": ("tsm", ["task.frames=(8,)"]),
@@ -54,8 +55,19 @@ ROWS = {
 }
 
 
+def parse(description: str | None, runs: Runs, folder: str) -> argparse.Namespace:
+    """Reads the command line: which of the runs to make, and where."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", nargs="+", choices=runs, default=list(runs), help="which runs; default all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default one a core")
+    parser.add_argument("--folder", type=Path, default=Path(folder), help="of the runs and the results")
+    parser.add_argument("--set", action="append", default=[], metavar="epochs=1", help="override for every run")
+    return parser.parse_args()
+
+
 def train_all(runs: Runs, seeds: list[int], folder: Path, jobs: int, overrides: list[str]) -> None:
-    """Trains every run with every seed, so many at a time; ends this process with the list of those that failed."""
+    """Trains every run with every seed, `jobs` at a time. Ends this process with a list of the runs that failed."""
     folder.mkdir(parents=True, exist_ok=True)
     cores: SimpleQueue = SimpleQueue()
     available = (
@@ -76,7 +88,7 @@ def train_all(runs: Runs, seeds: list[int], folder: Path, jobs: int, overrides: 
 def train(
     name: str, config: str, own: list[str], seed: int, folder: Path, cores: SimpleQueue, overrides: list[str]
 ) -> str:
-    """One run in a process of its own, on a core of its own where the system can say so; its error, or ""."""
+    """Makes one run in its own process, on its own core if the system allows that. Returns its error, or ""."""
     workdir = folder / f"{name}-seed{seed}"
     settings = [f"--config.{setting}" for setting in (*own, *overrides, f"seed={seed}")]
     command = [sys.executable, str(ROOT / "scripts/train.py"), "--config", str(ROOT / f"configs/{config}.py:motion")]
@@ -95,9 +107,11 @@ def train(
     return "" if done.returncode == 0 else f"{name} seed {seed}: see {workdir / 'log.txt'}"
 
 
-def retest(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), batches: int = 40) -> None:
-    """The 16-frame network of a seed without more training: with its statistics re-estimated at each frame count from
-    so many batches, and as it is on frames in random order."""
+def retest(folder: Path, seed: int) -> None:
+    """Tests a seed's 16-frame network in two more ways, without more training.
+
+    Once its statistics are re-estimated at each frame count, and once its frames come in random order.
+    """
     from flaxvid.adapt.statistics import reestimate_statistics
     from flaxvid.data.pipeline import eval_batches, train_batches
     from flaxvid.evaluate.evaluator import evaluate_videos
@@ -108,13 +122,13 @@ def retest(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), batche
     targets = {name: folder / f"tsm-16-{name}-seed{seed}" / "any_frame.json" for name in ("reestimated", "disordered")}
     if all(target.exists() for target in targets.values()):
         return
-    run = folder / f"tsm-16-seed{seed}"
+    run, frames = folder / f"tsm-16-seed{seed}", (4, 8, 16)
     recipe, variables = read_recipe(run), restore_variables(run)
     train_source, test_source = open_data(recipe.data, "train"), open_data(recipe.data, recipe.data.eval_split)
     model, rules = make_model(recipe, len(train_source.classes)), clip_config(recipe, frames)
     # The plain centre view of training clips: what the network will see, not its augmentation.
     stream = train_batches(train_source, dataclasses.replace(rules, scales=(1.0,)), recipe.batch_size, seed=recipe.seed)
-    seen = [next(stream)["video"] for _ in range(batches)]
+    seen = [next(stream)["video"] for _ in range(40)]
     reestimated = {
         n: reestimate_statistics(model, variables, (video[n] for video in seen), recipe.freeze) for n in frames
     }
@@ -130,14 +144,7 @@ def retest(folder: Path, seed: int, frames: tuple[int, ...] = (4, 8, 16), batche
 
 def main() -> None:
     """Trains, tabulates, draws."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="which runs; default all")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default one a core")
-    parser.add_argument("--folder", type=Path, default=Path("runs/motion"), help="of the runs and the results")
-    parser.add_argument("--set", action="append", default=[], metavar="epochs=1", help="override for every run")
-    args = parser.parse_args()
-
+    args = parse(__doc__, RUNS, "runs/motion")
     from flaxvid.data.motion.build import build_motion, fingerprint
     from flaxvid.report.plots import accuracy_plot, save_figure
     from flaxvid.report.run import Run, read_run

@@ -58,13 +58,13 @@ class MotionConfig:
 
     def __post_init__(self):
         if self.camera not in ("", *CAMERAS):
-            raise ValueError(f"motion: the cameras of a scene are {', '.join(CAMERAS)}, got {self.camera!r}.")
+            raise ValueError(f"motion: expected camera to be {', '.join(CAMERAS)} or empty, got {self.camera!r}")
         if self.size < 16 or self.size % 2:
-            raise ValueError(f"motion: size must be even and at least 16, got {self.size}; try 64.")
+            raise ValueError(f"motion: expected an even size of at least 16, got {self.size}: try 64")
         if self.num_frames < 4:
-            raise ValueError(f"motion: num_frames must be at least 4, got {self.num_frames}; try 32.")
+            raise ValueError(f"motion: expected num_frames of at least 4, got {self.num_frames}: try 32")
         if self.seed < 0 or min(self.train, self.validation, self.test) < 1:
-            raise ValueError(f"motion: seed must not be negative and every split needs at least one clip, got {self}.")
+            raise ValueError(f"motion: expected a seed of at least 0 and a clip or more in every split, got {self}")
 
     @property
     def folder(self) -> str:

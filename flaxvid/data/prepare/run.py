@@ -110,7 +110,10 @@ def prepare(
         if preparation.store:
             empty = [split for split, split_report in report.splits.items() if not split_report.good]
             if empty:
-                raise ValueError(f"no good video in split {', '.join(empty)}: see {output / 'report.json'} for why")
+                raise ValueError(
+                    f"expected a good video in every split, got none in {', '.join(empty)}: {output / 'report.json'} "
+                    "says why"
+                )
             lengths = {split: [sum(not row.problem for row in part) for part in some] for split, some in parts.items()}
             description = f"Videos prepared by flaxvid: {json.dumps(asdict(preparation))}"
             write_info(output, preparation.name, VERSION, description, next(iter(splits.values())).classes, lengths)
@@ -233,7 +236,10 @@ def _claimed(output: Path, splits: Mapping[str, Source], preparation: Preparatio
     (output / "parts").mkdir(parents=True, exist_ok=True)
     with locked(output / "parts" / ".lock") as is_ours:
         if not is_ours:
-            raise OSError(f"another process is working in {output}: wait for it, or choose another folder")
+            raise OSError(
+                f"expected a folder for this process alone, got {output}, where another one works: wait for it, or "
+                "choose another folder"
+            )
         if record.exists():
             before = read_json(record, dict)
             other = [key for key in {**before, **marks} if before.get(key) != marks.get(key)]

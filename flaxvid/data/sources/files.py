@@ -3,7 +3,7 @@
 import collections
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -146,9 +146,13 @@ def video_stem(name: str) -> str:
 
 
 def file_source(
-    name: str, root: Path, rows: Iterable[tuple[str, int]], classes: Sequence[str], layout: str
+    name: str,
+    root: Path,
+    rows: Sequence[tuple[str, int]],
+    classes: Sequence[str],
+    layout: str,
+    notes: tuple[str, ...] = (),
 ) -> FileSource:
     """Makes a source of rows (path, label)."""
-    rows = list(rows)
     paths, labels = tuple(path for path, _ in rows), tuple(label for _, label in rows)
-    return FileSource(name, str(root), paths, labels, tuple(classes), layout)
+    return FileSource(name, str(root), paths, labels, tuple(classes), layout, notes)

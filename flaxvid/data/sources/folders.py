@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from unicodedata import normalize
 
-from flaxvid.data.sources.files import FileSource
+from flaxvid.data.sources.files import FileSource, file_source
 from flaxvid.data.sources.search import Found, folders_in, search, videos_in
 from flaxvid.data.sources.splits import (
     NoSplitError,
@@ -59,7 +59,7 @@ def folder_source(root: Path, split: str, group: str | None = None) -> FileSourc
         )
     notes = _notes(root, classes) if group else _notes(root, classes) + warn_of_scenes(paths, labels, test)
     kept = [row for at, row in enumerate(rows) if split == "all" or (at in test) == (split == "test")]
-    return _source(f"folder {split}", root, kept, tuple(classes), layout, notes)
+    return file_source(f"folder {split}", root, kept, tuple(classes), layout, notes)
 
 
 def _from_splits(
@@ -114,14 +114,7 @@ def _from_splits(
             for split, folder in splits.items()
         }
         notes += check_groups({split: {*map(scene, own)} for split, own in paths.items()})
-    return _source(f"folder {asked}", root, rows, classes, layout, notes)
-
-
-def _source(
-    name: str, root: Path, rows: Sequence[tuple[str, int]], classes: Sequence[str], layout: str, notes: tuple[str, ...]
-) -> FileSource:
-    paths, labels = tuple(path for path, _ in rows), tuple(label for _, label in rows)
-    return FileSource(name, str(root), paths, labels, tuple(classes), layout, notes)
+    return file_source(f"folder {asked}", root, rows, classes, layout, notes)
 
 
 def _classes(folder: Path) -> dict[str, Found]:
@@ -169,7 +162,7 @@ def _splits(root: Path, asked: str, found: Mapping[str, Mapping[str, Found]], la
     return splits
 
 
-def _check_classes(root: Path, classes: Mapping[str, Found], layout: str, fewest: int = 2) -> None:
+def _check_classes(root: Path, classes: Mapping[str, Found], layout: str, fewest: int) -> None:
     """Refuses what could be meant in two ways, and fewer classes with videos than `fewest`."""
     filled = {name: found.videos for name, found in classes.items() if found.videos}
     if "" in filled and len(filled) > 1:

@@ -91,14 +91,14 @@ def test_other_work_in_the_folder(nasty, tmp_path):
         prepare(sources(nasty), output, check, workers=1)
     with open(output / "parts" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match=r"another process is working in .*out: wait for it"):
+        with pytest.raises(OSError, match=r"got .*out, where another one works: wait for it"):
             prepare(splits, output, check, workers=1)
     with pytest.raises(ValueError, match=r"expected a new or empty folder, or one of an earlier run, got .*videos"):
         prepare(splits, nasty, check, workers=1)
 
 
 def test_nothing_good_to_store(nasty, tmp_path):
-    with pytest.raises(ValueError, match=r"no good video in split train, test: see .*report.json for why"):
+    with pytest.raises(ValueError, match=r"good video in every split, got none in train, test: .*report.json says why"):
         prepare(sources(nasty), tmp_path / "out", Preparation(min_frames=100), workers=1)
     with pytest.raises(FileNotFoundError, match=r"expected a prepared data set .*, got none: .* has not finished"):
         open_source("tfds", tmp_path / "out")

@@ -144,7 +144,7 @@ def test_motion_from_three_cameras(drawn):
     ]
     batch = next(train_batches(scenes, ClipConfig((4,), 24), 4))
     chex.assert_shape(batch["video"][4]["right"], (4, 4, 24, 24, 3))
-    with pytest.raises(ValueError, match="the cameras of a scene are front, left, right, got 'rear'"):
+    with pytest.raises(ValueError, match="expected camera to be front, left, right or empty, got 'rear'"):
         open_scenes("motion", drawn, cameras=("rear",), motion=TINY)
 
 

@@ -9,12 +9,6 @@ from flaxvid.data.sources.open import open_source
 from flaxvid.data.sources.splits import split_of
 
 
-def touch(root, *paths):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-
-
 def both(root):
     return [open_source("folder", root, split) for split in ("train", "test")]
 
@@ -37,7 +31,7 @@ def test_spellings_of_splits(name, split):
 
 
 @pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("training", "testing"), ("TRAIN_SET", "test-set")])
-def test_split_folders_in_any_spelling(tmp_path, train, test):
+def test_split_folders_in_any_spelling(tmp_path, train, test, touch):
     touch(tmp_path, f"{train}/run/a.mp4", f"{train}/jump/b.mp4", f"{test}/run/c.mp4", "annotations/info.txt")
     sources = both(tmp_path)
     assert [source.classes for source in sources] == [("jump", "run")] * 2
@@ -50,7 +44,7 @@ def test_split_folders_in_any_spelling(tmp_path, train, test):
 
 
 @pytest.mark.parametrize("name", ["val", "Valid", "validation"])
-def test_validation_is_the_test_where_there_is_none(tmp_path, name):
+def test_validation_is_the_test_where_there_is_none(tmp_path, name, touch):
     touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", f"{name}/run/c.mp4")
     test = open_source("folder", tmp_path, "test")
     assert test.paths == (f"{name}/run/c.mp4",)
@@ -64,7 +58,7 @@ def test_validation_is_the_test_where_there_is_none(tmp_path, name):
     assert len(open_source("folder", tmp_path, "all")) == 4
 
 
-def test_a_split_that_is_not_there(tmp_path):
+def test_a_split_that_is_not_there(tmp_path, touch):
     touch(tmp_path, "test/run/a.mp4", "test/jump/b.mp4")
     assert open_source("folder", tmp_path, "test").classes == ("jump", "run")
     with pytest.raises(ValueError, match="expected split test, got 'train': there is none"):
@@ -139,7 +133,7 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("kind", AMBIGUOUS)
-def test_two_readings_are_one_error(tmp_path, kind):
+def test_two_readings_are_one_error(tmp_path, kind, touch):
     paths, message = AMBIGUOUS[kind]
     touch(tmp_path, *paths)
     for split in ("train", "test"):
@@ -175,7 +169,7 @@ TOO_FEW = {
 
 
 @pytest.mark.parametrize("kind", TOO_FEW)
-def test_fewer_than_two_classes(tmp_path, kind):
+def test_fewer_than_two_classes(tmp_path, kind, touch):
     paths, message = TOO_FEW[kind]
     touch(tmp_path, *paths)
     with pytest.raises(ValueError, match=message):
@@ -199,7 +193,7 @@ def test_frames_of_a_class_are_no_class(tmp_path):
         open_source("folder", tmp_path / "run")
 
 
-def test_videos_at_any_depth(tmp_path):
+def test_videos_at_any_depth(tmp_path, touch):
     """Folders below a class that no other class has are the class's own."""
     touch(tmp_path, "run/monday/a.mp4", "run/tuesday/a.mp4", "jump/b.mp4", "jump/more/c.mp4")
     assert open_source("folder", tmp_path, "all").paths == (
@@ -208,7 +202,7 @@ def test_videos_at_any_depth(tmp_path):
     )
 
 
-def test_junk_is_no_class(tmp_path):
+def test_junk_is_no_class(tmp_path, touch):
     junk = ("__MACOSX", ".git", "@eaDir", "$RECYCLE.BIN", "lost+found", "#recycle", "System Volume Information")
     touch(tmp_path, "run/a.mp4", "run/b.mp4", "jump/c.mp4", "jump/d.mp4", "Thumbs.db", ".DS_Store", "._x.mp4")
     touch(tmp_path, *(f"{name}/run/x.mp4" for name in junk))
@@ -218,7 +212,7 @@ def test_junk_is_no_class(tmp_path):
     assert train.notes == ()
 
 
-def test_what_is_said_at_the_start(tmp_path):
+def test_what_is_said_at_the_start(tmp_path, touch):
     touch(tmp_path, *(f"run/{name}.mp4" for name in "abcdef"), "jump/only.mp4", "swim/a.xyz", "swim/b.txt", "fly/x.jpg")
     (tmp_path / "empty").mkdir()
     (tmp_path / "run" / "gone.mp4").symlink_to("nowhere")
@@ -243,7 +237,7 @@ def test_what_is_said_at_the_start(tmp_path):
     ]
 
 
-def test_a_test_without_labels_does_not_stop_training(tmp_path):
+def test_a_test_without_labels_does_not_stop_training(tmp_path, touch):
     touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "val/run/c.mp4", "test/d.mp4")
     train = open_source("folder", tmp_path)
     assert train.notes == (f"{tmp_path / 'test'} is left out: its 1 videos have no class",)
@@ -254,7 +248,7 @@ def test_a_test_without_labels_does_not_stop_training(tmp_path):
         open_source("folder", tmp_path, "test")
 
 
-def test_class_names_of_another_split(tmp_path):
+def test_class_names_of_another_split(tmp_path, touch):
     """Accents are the same text, however a system writes them; case and blanks make another name."""
     touch(tmp_path, "train/caf\u00e9/a.mp4", "train/jump/b.mp4", "test/cafe\u0301/c.mp4", "test/jump/d.mp4")
     train, test = both(tmp_path)
@@ -266,7 +260,7 @@ def test_class_names_of_another_split(tmp_path):
         open_source("folder", tmp_path, "test")
 
 
-def test_training_videos_alone(tmp_path):
+def test_training_videos_alone(tmp_path, touch):
     touch(tmp_path, *(f"Train/{name}/{i}.mp4" for name in ("run", "jump") for i in range(5)))
     assert len(open_source("folder", tmp_path)) == 10
     with pytest.raises(
@@ -276,18 +270,18 @@ def test_training_videos_alone(tmp_path):
     assert [len(source) for source in both(tmp_path / "Train")] == [8, 2]
 
 
-def test_a_split_of_empty_classes(tmp_path):
+def test_a_split_of_empty_classes(tmp_path, touch):
     touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "test/run/x.txt")
     assert f"{tmp_path / 'test' / 'run'} has no videos; its files are 1 .txt" in open_source("folder", tmp_path).notes
 
 
-def test_two_collections_beside_each_other_are_said(tmp_path):
+def test_two_collections_beside_each_other_are_said(tmp_path, touch):
     touch(tmp_path, "A/run/1.mp4", "A/jump/1.mp4", "B/swim/1.mp4", "B/fly/1.mp4")
     note = "all videos lie in folders below the classes, as in jump, run of A: if those are the classes, "
     assert open_source("folder", tmp_path).notes == (f"{note}{tmp_path} is a level too high",)
 
 
-def test_links_in_a_circle_and_to_pipes(tmp_path):
+def test_links_in_a_circle_and_to_pipes(tmp_path, touch):
     touch(tmp_path, "run/a.mp4", "run/b.mp4", "jump/c.mp4", "jump/d.mp4")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "run" / "up").symlink_to(tmp_path)
@@ -299,14 +293,14 @@ def test_links_in_a_circle_and_to_pipes(tmp_path):
         open_source("folder", tmp_path)
 
 
-def test_line_ends_in_names_do_not_break_the_table(tmp_path):
+def test_line_ends_in_names_do_not_break_the_table(tmp_path, touch):
     touch(tmp_path, *(f"{name}/{i}.mp4" for name in ("ru\nn", "\x1b[2Jjump") for i in range(2)))
     assert [line.split()[0] for line in describe_splits({"train": open_source("folder", tmp_path)}).splitlines()] == [
         *("class", "\\x1b[2Jjump", "ru\\nn"),
     ]
 
 
-def test_names_of_classes_that_are_nearly_the_same(tmp_path):
+def test_names_of_classes_that_are_nearly_the_same(tmp_path, touch):
     touch(tmp_path, *(f"{name}/{i}.mp4" for name in ("Jump", "jump", "look_up", "Look up", "run") for i in range(2)))
     os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
     text = describe_splits({"train": open_source("folder", tmp_path)})
@@ -315,7 +309,7 @@ def test_names_of_classes_that_are_nearly_the_same(tmp_path):
     assert "caf\\udce9" in text
 
 
-def test_hundreds_of_classes_are_a_short_table(tmp_path):
+def test_hundreds_of_classes_are_a_short_table(tmp_path, touch):
     touch(tmp_path, *(f"c{number:03d}/{i}.mp4" for number in range(300) for i in range(5)), "rare/a.mp4")
     text = describe_splits(dict(zip(("train", "test"), both(tmp_path), strict=True)))
     assert [line.split() for line in text.splitlines()] == [
@@ -327,7 +321,7 @@ def test_hundreds_of_classes_are_a_short_table(tmp_path):
     ]
 
 
-def test_linked_folders(tmp_path):
+def test_linked_folders(tmp_path, touch):
     root, store = tmp_path / "root", tmp_path / "store"
     touch(store, "1.mp4", "2.mp4")
     touch(root, "run/a.mp4", "run/b.mp4")
@@ -340,13 +334,13 @@ def test_linked_folders(tmp_path):
         open_source("folder", root)
 
 
-def test_one_folder_in_train_and_test(tmp_path):
+def test_one_folder_in_train_and_test(tmp_path, touch):
     touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "test/jump/c.mp4")
     (tmp_path / "test" / "run").symlink_to(tmp_path / "train" / "run", target_is_directory=True)
     assert "links lead from train and test to one folder: its videos are in both" in both(tmp_path)[0].notes
 
 
-def test_a_test_without_any_label_of_a_task_is_refused(tmp_path):
+def test_a_test_without_any_label_of_a_task_is_refused(tmp_path, touch):
     touch(tmp_path, "a.mp4", "b.mp4")
     (tmp_path / "train.csv").write_text("path,verb,noun\na.mp4,run,net\nb.mp4,jump,ball\n")
     (tmp_path / "test.csv").write_text("path,verb,noun\na.mp4,run,\nb.mp4,jump,-1\n")
@@ -357,7 +351,7 @@ def test_a_test_without_any_label_of_a_task_is_refused(tmp_path):
         check_labels(open_source("list", tmp_path, "test"), fewest=1)
 
 
-def test_a_training_split_of_one_label_is_refused(tmp_path):
+def test_a_training_split_of_one_label_is_refused(tmp_path, touch):
     touch(tmp_path, "a.mp4", "b.mp4")
     (tmp_path / "classes.txt").write_text("run\njump\n")
     (tmp_path / "train.txt").write_text("a.mp4 run\nb.mp4 run\n")

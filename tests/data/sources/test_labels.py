@@ -6,42 +6,25 @@ from flaxvid.data.mirror import NO_LABEL, mirror
 from flaxvid.data.sources.open import open_source
 
 
-def touch(root, *paths):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-
-
-def write(path, *lines, encoding="utf-8", end="\n"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((end.join(lines) + end).encode(encoding))
-
-
 @pytest.fixture
-def root(tmp_path):
-    """Four videos, one with blanks in its name and one with a comma."""
-    touch(tmp_path, "a.mp4", "b c.mp4", "d,e.mp4", "f/g.mp4")
-    return tmp_path
-
-
-def named(source):
-    """(video, class name) of every video."""
-    rows = [source[i] for i in range(len(source))]
-    return [(row["id"], source.classes[row["label"]]) for row in rows]
-
-
-def labels(root, *cells, names=(), test=None):
+def labels(touch, write):
     """Classes and labels of a training list with these cells, or of its test list."""
-    videos = [f"{number}.mp4" for number in range(len(cells))]
-    touch(root, *videos)
-    write(root / "train.csv", "path,label", *(f"{video},{cell}" for video, cell in zip(videos, cells, strict=True)))
-    (root / "classes.txt").unlink(missing_ok=True)
-    if names:
-        write(root / "classes.txt", *names)
-    if test is not None:
-        write(root / "test.csv", "path,label", *(f"{video},{cell}" for video, cell in zip(videos, test, strict=False)))
-    source = open_source("list", root, "train" if test is None else "test")
-    return source.classes, source.labels
+
+    def read(root, *cells, names=(), test=None):
+        videos = [f"{number}.mp4" for number in range(len(cells))]
+        touch(root, *videos)
+        write(root / "train.csv", "path,label", *(f"{video},{cell}" for video, cell in zip(videos, cells, strict=True)))
+        (root / "classes.txt").unlink(missing_ok=True)
+        if names:
+            write(root / "classes.txt", *names)
+        if test is not None:
+            write(
+                root / "test.csv", "path,label", *(f"{video},{cell}" for video, cell in zip(videos, test, strict=False))
+            )
+        source = open_source("list", root, "train" if test is None else "test")
+        return source.classes, source.labels
+
+    return read
 
 
 READINGS = [
@@ -73,7 +56,7 @@ READINGS = [
 
 
 @pytest.mark.parametrize(("cells", "names", "classes", "numbers"), READINGS)
-def test_one_reading_of_a_column(tmp_path, cells, names, classes, numbers):
+def test_one_reading_of_a_column(tmp_path, cells, names, classes, numbers, labels):
     assert labels(tmp_path, *cells, names=names) == (classes, numbers)
 
 
@@ -86,12 +69,12 @@ def test_one_reading_of_a_column(tmp_path, cells, names, classes, numbers):
         (("a", "b", "c"), ("c",), ("a", "b", "c"), (2,)),
     ],
 )
-def test_one_reading_of_all_lists(tmp_path, train, test, classes, numbers):
+def test_one_reading_of_all_lists(tmp_path, train, test, classes, numbers, labels):
     assert labels(tmp_path, *train, test=test) == (classes, numbers)
     assert open_source("list", tmp_path).classes == classes
 
 
-def test_folders_whose_names_are_numbers(tmp_path):
+def test_folders_whose_names_are_numbers(tmp_path, touch, write):
     touch(tmp_path, "10/a.mp4", "30/b.mp4", "9/c.mp4")
     write(tmp_path / "train.txt", "10/a.mp4 10", "30/b.mp4 30", "9/c.mp4 9")
     source = open_source("list", tmp_path)
@@ -119,7 +102,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("cells", "names", "message"), WRONG)
-def test_cells_that_do_not_fit(tmp_path, cells, names, message):
+def test_cells_that_do_not_fit(tmp_path, cells, names, message, labels):
     with pytest.raises(ValueError, match=message):
         labels(tmp_path, *cells, names=names)
 
@@ -137,7 +120,7 @@ def test_cells_that_do_not_fit(tmp_path, cells, names, message):
         (("0", "1"), ("",), r"test.csv, line 2: expected a label, got an empty cell"),
     ],
 )
-def test_a_test_list_that_does_not_fit(tmp_path, train, test, message):
+def test_a_test_list_that_does_not_fit(tmp_path, train, test, message, labels):
     with pytest.raises(ValueError, match=message):
         labels(tmp_path, *train, test=test)
     assert len(open_source("list", tmp_path)) == 2  # training does not need it
@@ -155,13 +138,13 @@ CLASS_LISTS = {
 
 @pytest.mark.parametrize("name", ["classes.txt", "Classes.TXT"])
 @pytest.mark.parametrize("kind", CLASS_LISTS)
-def test_ways_to_write_class_names(root, kind, name):
+def test_ways_to_write_class_names(root, kind, name, write, named):
     write(root / "train.csv", "a.mp4,0", "b c.mp4,1")
     write(root / name, *CLASS_LISTS[kind])
     assert named(open_source("list", root)) == [("a.mp4", "run"), ("b c.mp4", "jump")]
 
 
-def test_class_names_that_end_in_numbers_are_names(root):
+def test_class_names_that_end_in_numbers_are_names(root, write):
     write(root / "train.csv", "a.mp4,0", "b c.mp4,1")
     write(root / "classes.txt", "Grade 2", "Grade 1")
     assert open_source("list", root).classes == ("Grade 2", "Grade 1")
@@ -177,7 +160,7 @@ def test_class_names_that_end_in_numbers_are_names(root):
         ),
     ],
 )
-def test_class_names_with_numbers_that_do_not_fit(root, lines, message):
+def test_class_names_with_numbers_that_do_not_fit(root, lines, message, write):
     write(root / "train.csv", "a.mp4,0", "b c.mp4,1")
     write(root / "classes.txt", *lines)
     with pytest.raises(ValueError, match=message):
@@ -185,7 +168,7 @@ def test_class_names_with_numbers_that_do_not_fit(root, lines, message):
 
 
 @pytest.mark.parametrize("cell", ["", "-1", "NaN", "nan", "NA", "none"])
-def test_of_several_labels_one_may_be_missing(tmp_path, cell):
+def test_of_several_labels_one_may_be_missing(tmp_path, cell, touch, write):
     touch(tmp_path, *(f"{name}.mp4" for name in "abcde"))
     rows = ["a.mp4,look left,0", f"b.mp4,,{cell}", f"c.mp4,look right,{cell}", "d.mp4,,2", "e.mp4,look left,1.0"]
     write(tmp_path / "train.csv", "path,action,actor", *rows)
@@ -198,14 +181,14 @@ def test_of_several_labels_one_may_be_missing(tmp_path, cell):
     assert mirror(source[2]["label"], source.flip_labels) == {"action": NO_LABEL, "actor": 2}
 
 
-def test_each_of_several_labels_has_two_classes(tmp_path):
+def test_each_of_several_labels_has_two_classes(tmp_path, touch, write):
     touch(tmp_path, "a.mp4", "b.mp4")
     write(tmp_path / "train.csv", "path,action,actor", "a.mp4,run,0", "b.mp4,jump,0")
     with pytest.raises(ValueError, match=r"list train: expected two classes of actor or more, got 1 \(0\)"):
         open_source("list", tmp_path)
 
 
-def test_one_cell_of_another_kind_does_not_turn_a_column_into_text(tmp_path):
+def test_one_cell_of_another_kind_does_not_turn_a_column_into_text(tmp_path, touch, write):
     touch(tmp_path, *(f"{name}.mp4" for name in "abcd"))
     write(tmp_path / "train.csv", "path,verb,noun", "a.mp4,0,3", "b.mp4,1,x", "c.mp4,2,10", "d.mp4,3,2")
     with pytest.raises(ValueError, match=r"line 3: expected numbers as in the other lines, got x for b.mp4 as noun"):

@@ -8,31 +8,6 @@ from matplotlib.image import imsave
 from flaxvid.data.sources.open import open_source
 from flaxvid.data.sources.texts import read_lines
 
-
-def touch(root, *paths):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-
-
-def write(path, *lines, encoding="utf-8", end="\n"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((end.join(lines) + end).encode(encoding))
-
-
-@pytest.fixture
-def root(tmp_path):
-    """Four videos, one with blanks in its name and one with a comma."""
-    touch(tmp_path, "a.mp4", "b c.mp4", "d,e.mp4", "f/g.mp4")
-    return tmp_path
-
-
-def named(source):
-    """(video, class name) of every video."""
-    rows = [source[i] for i in range(len(source))]
-    return [(row["id"], source.classes[row["label"]]) for row in rows]
-
-
 RUN_JUMP = [("a.mp4", "run"), ("b c.mp4", "jump"), ("d,e.mp4", "run"), ("f/g.mp4", "jump")]
 WRITTEN = {
     "commas": ("train.csv", "a.mp4,run", "b c.mp4,jump", '"d,e.mp4",run', "f/g.mp4,jump"),
@@ -82,7 +57,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
 @pytest.mark.parametrize("kind", WRITTEN)
-def test_ways_to_write_the_same_list(root, kind, encoding):
+def test_ways_to_write_the_same_list(root, kind, encoding, write, named):
     name, *lines = WRITTEN[kind]
     for end in ("\n", "\r\n", "\r"):
         write(root / name, *lines, "", encoding=encoding, end=end)
@@ -91,7 +66,7 @@ def test_ways_to_write_the_same_list(root, kind, encoding):
         assert source.classes == ("jump", "run")
 
 
-def test_labels_with_commas_and_blanks(root):
+def test_labels_with_commas_and_blanks(root, write, named):
     write(root / "train.csv", "path,label", 'a.mp4,"Pushing, left"', '"d,e.mp4",Look up', "f/g.mp4,Jump")
     source = open_source("list", root)
     assert named(source) == [("a.mp4", "Pushing, left"), ("d,e.mp4", "Look up"), ("f/g.mp4", "Jump")]
@@ -99,7 +74,7 @@ def test_labels_with_commas_and_blanks(root):
     assert [name for _, name in named(open_source("list", root))] == ["Look up", "Jump very high", "Look up"]
 
 
-def test_absolute_paths_and_slashes_behind(root, tmp_path_factory):
+def test_absolute_paths_and_slashes_behind(root, tmp_path_factory, touch, write):
     other = tmp_path_factory.mktemp("other")
     touch(other, "x.mp4")
     for name in ("v1", "v2"):
@@ -109,7 +84,7 @@ def test_absolute_paths_and_slashes_behind(root, tmp_path_factory):
     assert open_source("list", root).paths == (f"{other}/x.mp4", "v1", "v2")
 
 
-def test_rawframes_have_three_columns(root):
+def test_rawframes_have_three_columns(root, write):
     for name in ("run/v 1", "run/v2", "jump/v3"):
         (root / name).mkdir(parents=True)
         imsave(root / name / "img_00001.jpg", [[0.0, 1.0]])
@@ -126,7 +101,7 @@ def test_rawframes_have_three_columns(root):
     assert open_source("list", root).labels == (0, 1)
 
 
-def test_a_column_of_splits(root):
+def test_a_column_of_splits(root, write):
     rows = ["a.mp4,run,train", "b c.mp4,jump,Training", '"d,e.mp4",run,val', "f/g.mp4,jump,test", "gone.mp4,run,unused"]
     write(root / "videos.csv", "path,label,split", *rows)
     sources = {split: open_source("list", root, split) for split in ("train", "validation", "test")}
@@ -141,7 +116,7 @@ def test_a_column_of_splits(root):
         open_source("list", root)
 
 
-def test_validation_is_the_test_where_there_is_no_list(root):
+def test_validation_is_the_test_where_there_is_no_list(root, write):
     write(root / "train.txt", "a.mp4 0", "b c.mp4 1")
     write(root / "valid.txt", "f/g.mp4 1")
     source = open_source("list", root, "test")
@@ -164,7 +139,7 @@ def test_validation_is_the_test_where_there_is_no_list(root):
         ("shift_jis", "動作"),
     ],
 )
-def test_the_encoding_in_which_the_videos_exist(tmp_path, encoding, name):
+def test_the_encoding_in_which_the_videos_exist(tmp_path, encoding, name, touch, write, named):
     touch(tmp_path, f"{name}/1.mp4", f"{name}/2.mp4", "plain.mp4")
     write(tmp_path / "train.csv", f"{name}/1.mp4,{name}", f"{name}/2.mp4,{name}", "plain.mp4,plain", encoding=encoding)
     source = open_source("list", tmp_path)
@@ -174,14 +149,14 @@ def test_the_encoding_in_which_the_videos_exist(tmp_path, encoding, name):
         open_source("list", tmp_path, missing="keep")
 
 
-def test_names_of_files_that_are_no_text(tmp_path):
+def test_names_of_files_that_are_no_text(tmp_path, touch):
     path = os.fsdecode(b"caf\xe9 \xff.mp4")
     touch(tmp_path, path, "b.mp4")
     (tmp_path / "train.txt").write_bytes(b"caf\xe9 \xff.mp4 0\nb.mp4 1\n")
     assert open_source("list", tmp_path).paths == (path, "b.mp4")
 
 
-def test_accents_as_a_mac_writes_them(tmp_path):
+def test_accents_as_a_mac_writes_them(tmp_path, touch, write):
     touch(tmp_path, "caf\u0065\u0301.mp4", "b.mp4")
     write(tmp_path / "train.txt", "caf\u00e9.mp4 0", "b.mp4 1")
     source = open_source("list", tmp_path)
@@ -220,13 +195,13 @@ def test_text_in_no_encoding(tmp_path):
         ),
     ],
 )
-def test_lists_that_cannot_be_read(root, lines, message):
+def test_lists_that_cannot_be_read(root, lines, message, write):
     write(root / "train.csv", *lines)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         open_source("list", root)
 
 
-def test_what_is_said_of_lists(root):
+def test_what_is_said_of_lists(root, write):
     write(root / "train.csv", "path,label,camera", "a.mp4,run,1", "b c.mp4,jump,2", "a.mp4,run,1")
     write(root / "test.csv", "path,label,camera", "b c.mp4,jump,2", "f/g.mp4,run,1")
     assert open_source("list", root).notes == (
@@ -237,7 +212,7 @@ def test_what_is_said_of_lists(root):
     )
 
 
-def test_files_beside_a_list_that_are_none(root):
+def test_files_beside_a_list_that_are_none(root, write):
     write(root / "videos.csv", "path,label,split", "a.mp4,run,train", "b c.mp4,jump,train")
     (root / "x.list").write_bytes(bytes(range(256)))
     (root / "y.txt").write_bytes(b"\xff\xfeabc")
@@ -248,26 +223,26 @@ def test_files_beside_a_list_that_are_none(root):
         open_source("list", root)
 
 
-def test_what_spreadsheets_leave(root):
+def test_what_spreadsheets_leave(root, write, named):
     """Empty columns and rows, and a first line that says the separator."""
     write(root / "train.csv", "sep=;", "path;label;;", "a.mp4;run;;", "b c.mp4;jump;;", ";;;", encoding="utf-8-sig")
     assert named(open_source("list", root)) == [("a.mp4", "run"), ("b c.mp4", "jump")]
 
 
-def test_tasks_separated_by_blanks(root):
+def test_tasks_separated_by_blanks(root, write):
     write(root / "train.txt", "path verb noun", "a.mp4 0 1", "b c.mp4 1 0")
     assert open_source("list", root).labels == {"verb": (0, 1), "noun": (1, 0)}
 
 
 @pytest.mark.parametrize("heading", ["Datei,Klasse", "mp4,tag", "x,label"])
 @pytest.mark.parametrize("cells", [("run", "jump"), ("0", "1")])
-def test_a_heading_of_other_words_is_no_video(root, heading, cells):
+def test_a_heading_of_other_words_is_no_video(root, heading, cells, write):
     write(root / "train.csv", heading, f"a.mp4,{cells[0]}", f"b c.mp4,{cells[1]}")
     with pytest.raises(ValueError, match=rf"line 1: expected a video, or a heading .*, got '{heading}': call the col"):
         open_source("list", root, missing="keep")
 
 
-def test_a_row_without_a_split(root):
+def test_a_row_without_a_split(root, write):
     write(root / "all.csv", "path,label,split", "a.mp4,run,train", "b c.mp4,jump,")
     with pytest.raises(ValueError, match=r"all.csv, line 3: expected a split, got an empty cell"):
         open_source("list", root)
@@ -277,7 +252,7 @@ def test_a_row_without_a_split(root):
         open_source("list", root, "test")
 
 
-def test_a_test_list_without_labels_does_not_stop_training(root):
+def test_a_test_list_without_labels_does_not_stop_training(root, write):
     write(root / "train.csv", "a.mp4,run", "b c.mp4,jump")
     write(root / "test.txt", "f/g.mp4")
     (note,) = open_source("list", root).notes
@@ -286,7 +261,7 @@ def test_a_test_list_without_labels_does_not_stop_training(root):
         open_source("list", root, "test")
 
 
-def test_other_suffixes_are_taken_where_one_can_be_meant(tmp_path):
+def test_other_suffixes_are_taken_where_one_can_be_meant(tmp_path, touch, write):
     touch(tmp_path, "a.mp4", "a.txt", "b.webm", "b.mkv", "d.mp4")
     (tmp_path / "c").mkdir()
     write(tmp_path / "train.txt", "a.avi 0", "c.avi 1")

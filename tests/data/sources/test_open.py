@@ -7,22 +7,11 @@ from flaxvid.data.motion.build import MotionConfig
 from flaxvid.data.sources.open import SOURCES, open_source
 
 
-def touch(root, *paths):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-
-
-def write(path, *lines):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
-
-
 def ids(source):
     return [(item["id"], item["label"]) for item in (source[i] for i in range(len(source)))]
 
 
-def test_folder_with_split_folders(tmp_path):
+def test_folder_with_split_folders(tmp_path, touch):
     touch(tmp_path, "train/run/b.mp4", "train/run/a.avi", "train/jump/c.webm", "train/jump/notes.txt", "test/run/d.mp4")
     train, test = (open_source("folder", tmp_path, split) for split in ("train", "test"))
     assert train.classes == test.classes == ("jump", "run")
@@ -35,7 +24,7 @@ def test_folder_with_split_folders(tmp_path):
         open_source("folder", tmp_path, "test")
 
 
-def test_folder_with_a_hold_out(tmp_path):
+def test_folder_with_a_hold_out(tmp_path, touch):
     touch(tmp_path, *(f"{name}/{i:02d}.mp4" for name in ("turn_left", "turn_right") for i in range(20)))
     train, test = (open_source("folder", tmp_path, split) for split in ("train", "test"))
     assert (len(train), len(test)) == (32, 8)
@@ -56,7 +45,7 @@ def test_folder_errors_show_the_layout(tmp_path):
         open_source("folder", tmp_path / "none")
 
 
-def test_list(tmp_path):
+def test_list(tmp_path, touch, write):
     touch(tmp_path, "videos/a b.mp4", "videos/c.mp4", "videos/d.mp4")
     write(tmp_path / "train.txt", "# comment", "videos/a b.mp4 0", "", "videos/c.mp4 2")
     write(tmp_path / "test.txt", "videos/d.mp4 1")
@@ -71,7 +60,7 @@ def test_list(tmp_path):
     assert named.flip_labels == (0, None)
 
 
-def test_list_with_commas(tmp_path):
+def test_list_with_commas(tmp_path, touch, write):
     touch(tmp_path, "a b.mp4", "c,d.mp4", "e.mp4", "#f.mp4")
     write(tmp_path / "train.csv", "path,label", "a b.mp4,1", '"c,d.mp4",0', "e.mp4, 2", "#f.mp4,0")
     write(tmp_path / "val.csv", "c,d.mp4 0", "e.mp4\t1")
@@ -84,7 +73,7 @@ def test_list_with_commas(tmp_path):
     assert ids(open_source("list", tmp_path)) == [("e.mp4", 1)]
 
 
-def test_missing_videos_may_be_kept(tmp_path):
+def test_missing_videos_may_be_kept(tmp_path, touch, write):
     touch(tmp_path, "a.mp4")
     write(tmp_path / "train.txt", "a.mp4 0", "b.mp4 1")
     write(tmp_path / "test.txt", "b.mp4 0")
@@ -95,7 +84,7 @@ def test_missing_videos_may_be_kept(tmp_path):
         open_source("list", tmp_path, missing="drop")
 
 
-def test_list_errors(tmp_path):
+def test_list_errors(tmp_path, touch, write):
     with pytest.raises(FileNotFoundError, match=r"expected .*train.txt .* lines `path label` or `path,label`.*; got"):
         open_source("list", tmp_path)
     write(tmp_path / "train.txt", *(f"{i}.mp4 {i}" for i in range(6)))
@@ -146,7 +135,7 @@ def test_motion(tmp_path):
     assert decode(sources["test"][1]["video"], [0, 3]).shape == (2, 16, 16, 3)
 
 
-def test_pickles(tmp_path):
+def test_pickles(tmp_path, touch):
     touch(tmp_path, "train/run/b.mp4", "train/jump/c.mp4")
     source = open_source("folder", tmp_path)
     assert ids(pickle.loads(pickle.dumps(source))) == ids(source)
