@@ -250,23 +250,24 @@ def frame_indices(
     return np.concatenate([indices.ravel() for indices in draws])
 
 
-def crops_of(video: OpenVideo, clips: ClipConfig, crops: int) -> list[Crop]:
-    """The crops that a test sees of a video."""
+def crops_of(shape: tuple[int, int], clips: ClipConfig, crops: int) -> list[Crop]:
+    """The crops that a test sees of frames of this height and width."""
     short_side = clips.test_size or round(clips.image_size * 256 / 224)
-    return view_crops(*video.shape, clips.image_size, short_side, crops)
+    return view_crops(*shape, clips.image_size, short_side, crops)
 
 
 def _draw(item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np.random.Generator) -> Drawn:
     """`draw_clips` of one video."""
     vary, size = clips.augmentation, clips.image_size
     with open_video(item["video"], _name(item)) as video:
-        (height, width), length = video.shape, len(video)
-        indices = frame_indices(video, length, clips, rng)
+        length = len(video)
+        chosen = video.choose(frame_indices(video, length, clips, rng))
+        height, width = chosen.shape
         if vary.crop == "resized":
             crop = resized_crop(height, width, size, vary.area, vary.aspect, rng)
         else:
             crop = multiscale_crop(height, width, size, clips.scales, rng)
-        pictures = crop.cut(video.frames(indices, size=(crop.height, crop.width)), size)
+        pictures = crop.cut(chosen.pictures((crop.height, crop.width)), size)
     label, flipped = item["label"], False
     mirror_label = mirror(label, mirrored)
     if clips.flip and rng.random() < 0.5 and mirror_label is not None:
@@ -283,10 +284,10 @@ def _draw(item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np
 def _cut(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> Drawn:
     """`cut_views` of one video."""
     with open_video(item["video"], _name(item)) as video:
-        crops = crops_of(video, clips, clips.crops)
-        facts = len(video), *video.shape
-        indices = frame_indices(video, facts[0], clips, None)
-        pictures = video.frames(indices, size=(crops[0].height, crops[0].width))
+        length = len(video)
+        chosen = video.choose(frame_indices(video, length, clips, None))
+        crops = crops_of(chosen.shape, clips, clips.crops)
+        pictures = chosen.pictures((crops[0].height, crops[0].width))
     squares = np.stack([crop.cut(pictures, clips.image_size) for crop in crops])  # (crops, t, s, s, 3)
     squares[5:] = squares[5:, :, :, ::-1].copy()
     parts = np.split(squares, np.cumsum([clips.clips * n for n in clips.frames])[:-1], axis=1)
@@ -295,7 +296,7 @@ def _cut(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> D
         view = part.reshape(clips.crops, clips.clips, n, *part.shape[2:]).swapaxes(0, 1)
         view = view.reshape(clips.views, *view.shape[2:])  # (v, n, s, s, 3)
         views[n] = rng.permutation(view, axis=1) if clips.shuffle_frames else view
-    return Drawn(views, facts)
+    return Drawn(views, (length, *chosen.shape))
 
 
 def _by_camera(

@@ -1,5 +1,7 @@
 """Asks a video how long it is, then for frames: `len(video)`, `video.frames(indices)`.
 
+`video.choose(indices)` also tells their shape before their pictures, and still decodes them only once.
+
 The full decode in the order of presentation is the truth. Where the bits of a stream prove that some frames do not need
 the others, only the needed ones are decoded (`seek`). Every other video is decoded from its beginning. Only the frames
 that were asked for are resized and converted.
@@ -9,7 +11,7 @@ import abc
 import itertools
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from jaxtyping import Float, Int, UInt8
 
+from flaxvid.data.clips.bitstream import Picture
 from flaxvid.data.clips.images import list_images
 from flaxvid.data.clips.pictures import Painter, Size
 from flaxvid.data.clips.seek import InexactError, plan_runs, presentation, read_runs, survey
@@ -37,12 +40,13 @@ Indices = Sequence[int] | Int[np.ndarray, " t"]
 
 
 @contextmanager
-def open_video(video: Video, name: str | None = None) -> "Iterator[OpenVideo]":
+def open_video(video: Video, name: str | None = None, *, keep: bool = True) -> "Iterator[OpenVideo]":
     """Opens a video to be asked for frames.
 
     Args:
         video: An encoded file's bytes or path, or the path of a folder of numbered images.
         name: What errors call it; by default its path.
+        keep: Whether frames that are decoded to count them are kept, because some of them will be asked for.
 
     Raises:
         VideoError: It is missing, empty or corrupt, or has no video stream. The questions raise it, too.
@@ -52,7 +56,7 @@ def open_video(video: Video, name: str | None = None) -> "Iterator[OpenVideo]":
         yield _Images(list_images(video, name), name)
         return
     with open_stream(video, name) as stream:
-        yield _Stream(video, stream, name)
+        yield _Stream(video, stream, name, KEPT if keep else 0)
 
 
 def decode(
@@ -65,7 +69,7 @@ def decode(
 
 def count_frames(video: Video, *, name: str | None = None) -> int:
     """The number of frames of a video, by its bits where they prove it, otherwise by decoding it."""
-    with open_video(video, name) as opened:
+    with open_video(video, name, keep=False) as opened:
         return len(opened)
 
 
@@ -82,10 +86,10 @@ class OpenVideo(abc.ABC):
     def __len__(self) -> int:
         """The number of frames. What proves nothing about itself is decoded whole for it."""
 
-    @property
-    @abc.abstractmethod
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """Height and width of the first frame, upright, in pixels."""
+        return self.choose([0]).shape
 
     @property
     @abc.abstractmethod
@@ -115,12 +119,15 @@ class OpenVideo(abc.ABC):
             VideoError: A position is outside the video, its data is broken there, or the clip is larger than
                 `MAX_BYTES`.
         """
+        return self.choose(indices).pictures(size)
+
+    def choose(self, indices: Indices) -> "Chosen":
+        """As `frames`, for a caller that must know the frames' shape before it can say a size."""
         chosen = np.asarray(indices, np.int64)
         if not chosen.size or chosen.min() < 0:
             raise self._outside(chosen, len(self))
         unique, inverse = np.unique(chosen, return_inverse=True)
-        pictures = self._chosen(unique, size, len(chosen))
-        return pictures if np.array_equal(inverse, np.arange(len(unique))) else pictures[inverse]
+        return Chosen(self.name, unique, inverse, self._chosen(unique))
 
     def stream(self, indices: Indices | None = None, *, size: Size = None) -> Generator[UInt8[np.ndarray, "h w 3"]]:
         """The frames at some positions one after the other: memory holds one of them, however many there are.
@@ -149,31 +156,54 @@ class OpenVideo(abc.ABC):
     def _all(self) -> Iterator[av.VideoFrame]:
         """All frames of the full decode."""
 
-    def _chosen(self, wanted: Int[np.ndarray, " t"], size: Size, count: int) -> UInt8[np.ndarray, "t h w 3"]:
-        """The pictures at ascending positions; `count` of them are made in the end."""
-        return self._fill(wanted, enumerate(itertools.islice(self._all(), int(wanted[-1]) + 1)), size, count)
-
-    def _fill(
-        self, wanted: Int[np.ndarray, " t"], frames: Iterable[tuple[int, av.VideoFrame]], size: Size, count: int
-    ) -> UInt8[np.ndarray, "t h w 3"]:
-        """The pictures at ascending positions, of pairs of a position and its frame, which are read to their end."""
-        painter, slots = Painter(size, self.name, count), {int(position): slot for slot, position in enumerate(wanted)}
-        pictures, last = np.empty((0, 0, 0, 3), np.uint8), -1
-        for last, frame in frames:
-            if (slot := slots.pop(last, None)) is not None:
-                picture = painter.picture(frame)
-                if not pictures.size:
-                    pictures = np.empty((len(wanted), *picture.shape), np.uint8)
-                pictures[slot] = picture
-        if slots:
-            raise self._outside(wanted, last + 1)
-        return pictures
+    def _chosen(self, wanted: Int[np.ndarray, " t"]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Pairs of a position and its frame, ascending. If they begin again with the first, those before are void."""
+        count, chosen = 0, set(wanted.tolist())
+        for count, frame in enumerate(itertools.islice(self._all(), int(wanted[-1]) + 1), 1):
+            if count - 1 in chosen:
+                yield count - 1, frame
+        if count <= wanted[-1]:
+            raise self._outside(wanted, count)
 
     def _outside(self, chosen: Int[np.ndarray, " t"], count: int) -> VideoError:
         if not count:
             return VideoError(f"{self.name}: expected frames, got none that decode: fetch the file again or drop it")
         span = f"{chosen.min()} to {chosen.max()}" if chosen.size else "none at all"
         return VideoError(f"{self.name}: expected frame indices within its {count} frames, got {span}: choose others")
+
+
+class Chosen:
+    """Frames that were asked for: their shape, then, once, their pictures. `shape` decodes up to the first of them."""
+
+    def __init__(
+        self,
+        name: str,
+        wanted: Int[np.ndarray, " k"],
+        inverse: Int[np.ndarray, " t"],
+        frames: Iterator[tuple[int, av.VideoFrame]],
+    ):
+        """Takes the video's name, ascending positions, which of them each picture shows, and positions and frames."""
+        self._name, self._wanted, self._inverse, self._frames = name, wanted, inverse, frames
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the first frame, upright, in pixels."""
+        first = next(self._frames)
+        self._frames = itertools.chain((first,), self._frames)
+        return Painter(None, self._name).shape(first[1])
+
+    def pictures(self, size: Size = None) -> UInt8[np.ndarray, "t h w 3"]:
+        """The pictures; see `OpenVideo.frames`."""
+        slots = {position: slot for slot, position in enumerate(self._wanted.tolist())}
+        painter: Any = None
+        pictures: Any = None
+        for position, frame in self._frames:
+            slot = slots[position]
+            painter = painter if slot else Painter(size, self._name, len(self._inverse))
+            picture = painter.picture(frame)
+            pictures = pictures if slot else np.empty((len(slots), *picture.shape), np.uint8)
+            pictures[slot] = picture
+        return pictures if np.array_equal(self._inverse, np.arange(len(slots))) else pictures[self._inverse]
 
 
 class _Images(OpenVideo):
@@ -186,10 +216,6 @@ class _Images(OpenVideo):
     def __len__(self) -> int:
         return len(self._paths)
 
-    @cached_property
-    def shape(self) -> tuple[int, int]:
-        return Painter(None, self.name).shape(self._read(0))
-
     @property
     def times(self) -> Float[np.ndarray, " t1"]:
         raise _no_times(self.name)
@@ -201,10 +227,10 @@ class _Images(OpenVideo):
     def _all(self) -> Iterator[av.VideoFrame]:
         return map(self._read, range(len(self._paths)))
 
-    def _chosen(self, wanted: Int[np.ndarray, " t"], size: Size, count: int) -> UInt8[np.ndarray, "t h w 3"]:
+    def _chosen(self, wanted: Int[np.ndarray, " t"]) -> Iterator[tuple[int, av.VideoFrame]]:
         if wanted[-1] >= len(self._paths):
             raise self._outside(wanted, len(self._paths))
-        return self._fill(wanted, ((position, self._read(position)) for position in wanted.tolist()), size, count)
+        return ((position, self._read(position)) for position in wanted.tolist())
 
     def _read(self, position: int) -> av.VideoFrame:
         name = printable(self._paths[position])
@@ -218,26 +244,15 @@ class _Images(OpenVideo):
 class _Stream(OpenVideo):
     """The best stream of an encoded file."""
 
-    def __init__(self, video: Video, stream: VideoStream, name: str):
+    def __init__(self, video: Video, stream: VideoStream, name: str, most: int):
         super().__init__(name)
-        self._video, self._opened, self._used = video, stream, False
+        self._video, self._opened, self._used, self._most = video, stream, False, most
         known = survey(stream)
         self._packets, self._proof, self._packet_times = known.packets, known.pictures, known.times
         self._kept: list[av.VideoFrame] | None = None
 
     def __len__(self) -> int:
         return len(self._proof) if self._proof else len(self._decoded)
-
-    @cached_property
-    def shape(self) -> tuple[int, int]:
-        painter = Painter(None, self.name)
-        if self._proof:
-            with suppress(InexactError):
-                return painter.shape(dict(self._sparse([0]))[0])
-            self._proof = None
-        if len(self) and self._kept:
-            return painter.shape(self._kept[0])
-        return painter.shape(next(self._all()))
 
     @cached_property
     def times(self) -> Float[np.ndarray, " t1"]:
@@ -279,7 +294,7 @@ class _Stream(OpenVideo):
         for frame in self._all():
             times.append((frame.pts, frame.duration))
             pixels += frame.width * frame.height
-            if pixels <= KEPT:
+            if pixels <= self._most:
                 kept.append(frame)
             else:
                 kept.clear()
@@ -295,18 +310,19 @@ class _Stream(OpenVideo):
         with self._unread() as (stream, packets):
             yield from _read(stream, packets, self.name)
 
-    def _chosen(self, wanted: Int[np.ndarray, " t"], size: Size, count: int) -> UInt8[np.ndarray, "t h w 3"]:
+    def _chosen(self, wanted: Int[np.ndarray, " t"]) -> Iterator[tuple[int, av.VideoFrame]]:
         if self._proof:
             if wanted[-1] >= len(self._proof):
                 raise self._outside(wanted, len(self._proof))
-            with suppress(InexactError):
-                return self._fill(wanted, self._sparse(wanted.tolist()), size, count)
-            self._proof = None
-        return super()._chosen(wanted, size, count)
+            try:
+                yield from self._sparse(self._proof, wanted.tolist())
+                return
+            except InexactError:
+                self._proof = None
+        yield from super()._chosen(wanted)
 
-    def _sparse(self, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Pairs of a position and its frame, by decoding only what these need."""
-        pictures: Any = self._proof
+    def _sparse(self, pictures: Sequence[Picture], wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """`_chosen`, by decoding only what these frames need."""
         positions = {self._order[position]: position for position in wanted}
         with self._unread(again=True) as (stream, packets):  # each run begins anew
             for number, frame in read_runs(stream, packets, pictures, plan_runs(pictures, positions)):
@@ -315,14 +331,16 @@ class _Stream(OpenVideo):
 
     @contextmanager
     def _unread(self, *, again: bool = False) -> Iterator[tuple[VideoStream, Iterable[Packet]]]:
-        """A stream and its packets; nothing was decoded of it yet, or only runs of packets, `again`.
+        """A stream and its packets; nothing was decoded of it yet, or only whole runs of packets, `again`.
 
         The opened one serves if its packets were kept. Rewound, it would lack what comes only once, such as a palette.
+        One that is read, or was left half way, does not serve.
         """
-        packets = self._packets
+        packets, self._packets = self._packets, None
         if packets is not None and (again or not self._used):
-            self._used, self._packets = True, packets if again else None
+            self._used = True
             yield self._opened, packets
+            self._packets = packets if again else None
             return
         with open_stream(self._video, self.name) as fresh:
             yield fresh, read_packets(fresh)
