@@ -1,6 +1,8 @@
 """How one video becomes a training clip, or what a test sees of it: sampling, crop and augmentation, in one decode."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +11,7 @@ from jaxtyping import Int
 
 from flaxvid.data.clips.colours import jitter_colours, randaugment
 from flaxvid.data.clips.crops import Crop, multiscale_crop, resized_crop, view_crops
-from flaxvid.data.clips.decode import OpenVideo, VideoError, open_video
+from flaxvid.data.clips.decode import Chosen, OpenVideo, VideoError, open_video
 from flaxvid.data.clips.sampling import dense_indices, even_indices, segment_indices
 from flaxvid.data.mirror import FlipLabels, Label, mirror, mirrored_names
 
@@ -260,8 +262,7 @@ def _draw(item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np
     """`draw_clips` of one video."""
     vary, size = clips.augmentation, clips.image_size
     with open_video(item["video"], _name(item)) as video:
-        length = len(video)
-        chosen = video.choose(frame_indices(video, length, clips, rng))
+        length, chosen = _choose(video, clips, rng)
         height, width = chosen.shape
         if vary.crop == "resized":
             crop = resized_crop(height, width, size, vary.area, vary.aspect, rng)
@@ -284,8 +285,7 @@ def _draw(item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np
 def _cut(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> Drawn:
     """`cut_views` of one video."""
     with open_video(item["video"], _name(item)) as video:
-        length = len(video)
-        chosen = video.choose(frame_indices(video, length, clips, None))
+        length, chosen = _choose(video, clips, None)
         crops = crops_of(chosen.shape, clips, clips.crops)
         pictures = chosen.pictures((crops[0].height, crops[0].width))
     squares = np.stack([crop.cut(pictures, clips.image_size) for crop in crops])  # (crops, t, s, s, 3)
@@ -297,6 +297,14 @@ def _cut(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> D
         view = view.reshape(clips.views, *view.shape[2:])  # (v, n, s, s, 3)
         views[n] = rng.permutation(view, axis=1) if clips.shuffle_frames else view
     return Drawn(views, (length, *chosen.shape))
+
+
+def _choose(video: OpenVideo, clips: ClipConfig, rng: np.random.Generator | None) -> tuple[int, Chosen]:
+    """The length of a video, and the frames of its clips. If it is decoded to count it, that serves both."""
+    if video.guess:
+        with suppress(VideoError):  # which a wrong guess can cause
+            video.keep(frame_indices(video, video.guess, clips, deepcopy(rng)))
+    return len(video), video.choose(frame_indices(video, len(video), clips, rng))
 
 
 def _by_camera(

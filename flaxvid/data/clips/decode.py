@@ -30,23 +30,21 @@ from flaxvid.data.clips.pictures import Painter, Size
 from flaxvid.data.clips.seek import InexactError, plan_runs, presentation, read_runs, survey
 from flaxvid.data.clips.video_file import Video, VideoError, open_stream, printable, read_packets, video_name
 
-__all__ = ("OpenVideo", "Video", "VideoError", "count_frames", "decode", "open_video")
+__all__ = ("Chosen", "OpenVideo", "Video", "VideoError", "count_frames", "decode", "open_video")
 
 KEPT = 2**26
-"""Pixels of decoded frames that are kept once a video was decoded to count them, mostly 100 MB. A larger video is
-decoded again."""
+"""Most pixels of decoded frames that are kept, mostly 100 MB. What is not kept is decoded again."""
 
 Indices = Sequence[int] | Int[np.ndarray, " t"]
 
 
 @contextmanager
-def open_video(video: Video, name: str | None = None, *, keep: bool = True) -> "Iterator[OpenVideo]":
+def open_video(video: Video, name: str | None = None) -> "Iterator[OpenVideo]":
     """Opens a video to be asked for frames.
 
     Args:
         video: An encoded file's bytes or path, or the path of a folder of numbered images.
         name: What errors call it; by default its path.
-        keep: Whether frames that are decoded to count them are kept, because some of them will be asked for.
 
     Raises:
         VideoError: It is missing, empty or corrupt, or has no video stream. The questions raise it, too.
@@ -56,7 +54,7 @@ def open_video(video: Video, name: str | None = None, *, keep: bool = True) -> "
         yield _Images(list_images(video, name), name)
         return
     with open_stream(video, name) as stream:
-        yield _Stream(video, stream, name, KEPT if keep else 0)
+        yield _Stream(video, stream, name)
 
 
 def decode(
@@ -69,7 +67,7 @@ def decode(
 
 def count_frames(video: Video, *, name: str | None = None) -> int:
     """The number of frames of a video, by its bits where they prove it, otherwise by decoding it."""
-    with open_video(video, name, keep=False) as opened:
+    with open_video(video, name) as opened:
         return len(opened)
 
 
@@ -80,11 +78,20 @@ class OpenVideo(abc.ABC):
     """
 
     def __init__(self, name: str):
-        self.name = name
+        self.name, self._likely = name, frozenset[int]()
 
     @abc.abstractmethod
     def __len__(self) -> int:
         """The number of frames. What proves nothing about itself is decoded whole for it."""
+
+    @property
+    def guess(self) -> int | None:
+        """The likely number of frames where `len` must decode the whole video; None where it knows the number."""
+        return None
+
+    def keep(self, indices: Indices) -> None:
+        """Says which frames will likely be chosen. If `len` decodes the video, it keeps them for then."""
+        self._likely = frozenset(np.asarray(indices).tolist())
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -244,15 +251,19 @@ class _Images(OpenVideo):
 class _Stream(OpenVideo):
     """The best stream of an encoded file."""
 
-    def __init__(self, video: Video, stream: VideoStream, name: str, most: int):
+    def __init__(self, video: Video, stream: VideoStream, name: str):
         super().__init__(name)
-        self._video, self._opened, self._used, self._most = video, stream, False, most
+        self._video, self._opened, self._used = video, stream, False
         known = survey(stream)
         self._packets, self._proof, self._packet_times = known.packets, known.pictures, known.times
-        self._kept: list[av.VideoFrame] | None = None
+        self._kept: dict[int, av.VideoFrame] = {}
 
     def __len__(self) -> int:
         return len(self._proof) if self._proof else len(self._decoded)
+
+    @property
+    def guess(self) -> int | None:
+        return None if self._proof else len(self._packet_times)
 
     @cached_property
     def times(self) -> Float[np.ndarray, " t1"]:
@@ -289,24 +300,17 @@ class _Stream(OpenVideo):
 
     @cached_property
     def _decoded(self) -> list[tuple[int | None, int | None]]:
-        """When each frame of the full decode begins, and how long it is shown; keeps the frames if they are few."""
-        times, kept, pixels = [], [], 0
-        for frame in self._all():
+        """When each frame of the full decode begins, and how long it is shown."""
+        times, pixels = [], 0
+        for position, frame in enumerate(self._all()):
             times.append((frame.pts, frame.duration))
-            pixels += frame.width * frame.height
-            if pixels <= self._most:
-                kept.append(frame)
-            else:
-                kept.clear()
+            if position in self._likely and (pixels := pixels + frame.width * frame.height) <= KEPT:
+                self._kept[position] = frame
         if not times:
             raise self._outside(np.empty(0), 0)
-        self._kept = kept or None
         return times
 
     def _all(self) -> Iterator[av.VideoFrame]:
-        if self._kept:
-            yield from self._kept
-            return
         with self._unread() as (stream, packets):
             yield from _read(stream, packets, self.name)
 
@@ -319,7 +323,10 @@ class _Stream(OpenVideo):
                 return
             except InexactError:
                 self._proof = None
-        yield from super()._chosen(wanted)
+        if self._kept.keys() >= set(wanted.tolist()):
+            yield from ((position, self._kept[position]) for position in wanted.tolist())
+        else:
+            yield from super()._chosen(wanted)
 
     def _sparse(self, pictures: Sequence[Picture], wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """`_chosen`, by decoding only what these frames need."""
