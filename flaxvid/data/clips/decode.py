@@ -210,6 +210,7 @@ class Chosen:
             picture = painter.picture(frame)
             pictures = pictures if slot else np.empty((len(slots), *picture.shape), np.uint8)
             pictures[slot] = picture
+            del frame  # a damaged one shows what its memory held before, which must be free when a full decode frees it
         return pictures if np.array_equal(self._inverse, np.arange(len(slots))) else pictures[self._inverse]
 
 
