@@ -129,7 +129,7 @@ class ClipConfig:
         if self.interval < 1:
             yield f"interval: expected interval >= 1, got {self.interval}"
         if self.sampling == "even" and self.clips > 1:
-            yield f'clips: a video has one clip with sampling="even", got clips={self.clips}: take "segment"'
+            yield f'clips: expected one clip with sampling="even", got clips={self.clips}: take "segment"'
         if self.repeats < 1:
             yield f"repeats: expected repeats >= 1, got {self.repeats}"
         if self.clips < 1:
