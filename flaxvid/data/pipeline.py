@@ -109,7 +109,10 @@ def eval_batches(
         ValueError: There are ten crops, half of them mirrored, of videos whose labels tell left from right.
     """
     if clips.crops == 10 and source.flip_labels is not None:
-        raise ValueError(f"{source.name}: its labels tell left from right, and ten crops are mirrored ones too: use 5")
+        raise ValueError(
+            f"{source.name}: expected at most 5 crops, because its labels tell left from right, got 10, half of them "
+            "mirrored: use 5"
+        )
     steps = -(-len(source) // (batch_size * shard_count))
     elements = grain.MapDataset.range(steps * batch_size * shard_count).map(_EvalClips(source, clips))
     return _batched(elements[shard_index::shard_count], batch_size, num_threads, num_workers)

@@ -189,7 +189,7 @@ def test_ten_crops_are_five_and_their_mirrors(tmp_path, write_video, source):
     video = next(iter(eval_batches(plain, ClipConfig((2,), 24, crops=10), 1)))["video"][2]
     chex.assert_shape(video, (1, 10, 2, 24, 24, 3))
     np.testing.assert_array_equal(video[:, 5:], video[:, :5, :, :, ::-1])
-    with pytest.raises(ValueError, match=r"folder train: its labels tell left from right.*use 5"):
+    with pytest.raises(ValueError, match=r"folder train: expected at most 5 crops, because its labels .*use 5"):
         eval_batches(source, ClipConfig((2,), 24, crops=10), 1)
 
 

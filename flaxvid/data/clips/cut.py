@@ -1,6 +1,8 @@
 """How one video becomes a training clip, or what a test sees of it: sampling, crop and augmentation, in one decode."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +11,7 @@ from jaxtyping import Int
 
 from flaxvid.data.clips.colours import jitter_colours, randaugment
 from flaxvid.data.clips.crops import Crop, multiscale_crop, resized_crop, view_crops
-from flaxvid.data.clips.decode import OpenVideo, VideoError, open_video
+from flaxvid.data.clips.decode import Chosen, OpenVideo, VideoError, open_video
 from flaxvid.data.clips.sampling import dense_indices, even_indices, segment_indices
 from flaxvid.data.mirror import FlipLabels, Label, mirror, mirrored_names
 
@@ -127,7 +129,7 @@ class ClipConfig:
         if self.interval < 1:
             yield f"interval: expected interval >= 1, got {self.interval}"
         if self.sampling == "even" and self.clips > 1:
-            yield f'clips: a video has one clip with sampling="even", got clips={self.clips}: take "segment"'
+            yield f'clips: expected one clip with sampling="even", got clips={self.clips}: take "segment"'
         if self.repeats < 1:
             yield f"repeats: expected repeats >= 1, got {self.repeats}"
         if self.clips < 1:
@@ -250,23 +252,23 @@ def frame_indices(
     return np.concatenate([indices.ravel() for indices in draws])
 
 
-def crops_of(video: OpenVideo, clips: ClipConfig, crops: int) -> list[Crop]:
-    """The crops that a test sees of a video."""
+def crops_of(shape: tuple[int, int], clips: ClipConfig, crops: int) -> list[Crop]:
+    """The crops that a test sees of frames of this height and width."""
     short_side = clips.test_size or round(clips.image_size * 256 / 224)
-    return view_crops(*video.shape, clips.image_size, short_side, crops)
+    return view_crops(*shape, clips.image_size, short_side, crops)
 
 
 def _draw(item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np.random.Generator) -> Drawn:
     """`draw_clips` of one video."""
     vary, size = clips.augmentation, clips.image_size
     with open_video(item["video"], _name(item)) as video:
-        (height, width), length = video.shape, len(video)
-        indices = frame_indices(video, length, clips, rng)
+        length, chosen = _choose(video, clips, rng)
+        height, width = chosen.shape
         if vary.crop == "resized":
             crop = resized_crop(height, width, size, vary.area, vary.aspect, rng)
         else:
             crop = multiscale_crop(height, width, size, clips.scales, rng)
-        pictures = crop.cut(video.frames(indices, size=(crop.height, crop.width)), size)
+        pictures = crop.cut(chosen.pictures((crop.height, crop.width)), size)
     label, flipped = item["label"], False
     mirror_label = mirror(label, mirrored)
     if clips.flip and rng.random() < 0.5 and mirror_label is not None:
@@ -283,10 +285,9 @@ def _draw(item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np
 def _cut(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> Drawn:
     """`cut_views` of one video."""
     with open_video(item["video"], _name(item)) as video:
-        crops = crops_of(video, clips, clips.crops)
-        facts = len(video), *video.shape
-        indices = frame_indices(video, facts[0], clips, None)
-        pictures = video.frames(indices, size=(crops[0].height, crops[0].width))
+        length, chosen = _choose(video, clips, None)
+        crops = crops_of(chosen.shape, clips, clips.crops)
+        pictures = chosen.pictures((crops[0].height, crops[0].width))
     squares = np.stack([crop.cut(pictures, clips.image_size) for crop in crops])  # (crops, t, s, s, 3)
     squares[5:] = squares[5:, :, :, ::-1].copy()
     parts = np.split(squares, np.cumsum([clips.clips * n for n in clips.frames])[:-1], axis=1)
@@ -295,7 +296,15 @@ def _cut(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> D
         view = part.reshape(clips.crops, clips.clips, n, *part.shape[2:]).swapaxes(0, 1)
         view = view.reshape(clips.views, *view.shape[2:])  # (v, n, s, s, 3)
         views[n] = rng.permutation(view, axis=1) if clips.shuffle_frames else view
-    return Drawn(views, facts)
+    return Drawn(views, (length, *chosen.shape))
+
+
+def _choose(video: OpenVideo, clips: ClipConfig, rng: np.random.Generator | None) -> tuple[int, Chosen]:
+    """The length of a video, and the frames of its clips. If it is decoded to count it, that serves both."""
+    if video.guess:
+        with suppress(VideoError):  # which a wrong guess can cause
+            video.keep(frame_indices(video, video.guess, clips, deepcopy(rng)))
+    return len(video), video.choose(frame_indices(video, len(video), clips, rng))
 
 
 def _by_camera(

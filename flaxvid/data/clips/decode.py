@@ -1,5 +1,7 @@
 """Asks a video how long it is, then for frames: `len(video)`, `video.frames(indices)`.
 
+`video.choose(indices)` also tells their shape before their pictures, and still decodes them only once.
+
 The full decode in the order of presentation is the truth. Where the bits of a stream prove that some frames do not need
 the others, only the needed ones are decoded (`seek`). Every other video is decoded from its beginning. Only the frames
 that were asked for are resized and converted.
@@ -9,7 +11,7 @@ import abc
 import itertools
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,16 +24,16 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from jaxtyping import Float, Int, UInt8
 
+from flaxvid.data.clips.bitstream import Picture
 from flaxvid.data.clips.images import list_images
 from flaxvid.data.clips.pictures import Painter, Size
 from flaxvid.data.clips.seek import InexactError, plan_runs, presentation, read_runs, survey
 from flaxvid.data.clips.video_file import Video, VideoError, open_stream, printable, read_packets, video_name
 
-__all__ = ("OpenVideo", "Video", "VideoError", "count_frames", "decode", "open_video")
+__all__ = ("Chosen", "OpenVideo", "Video", "VideoError", "count_frames", "decode", "open_video")
 
 KEPT = 2**26
-"""Pixels of decoded frames that are kept once a video was decoded to count them, mostly 100 MB. A larger video is
-decoded again."""
+"""Most pixels of decoded frames that are kept, mostly 100 MB. What is not kept is decoded again."""
 
 Indices = Sequence[int] | Int[np.ndarray, " t"]
 
@@ -76,16 +78,25 @@ class OpenVideo(abc.ABC):
     """
 
     def __init__(self, name: str):
-        self.name = name
+        self.name, self._likely = name, frozenset[int]()
 
     @abc.abstractmethod
     def __len__(self) -> int:
         """The number of frames. What proves nothing about itself is decoded whole for it."""
 
     @property
-    @abc.abstractmethod
+    def guess(self) -> int | None:
+        """The likely number of frames where `len` must decode the whole video; None where it knows the number."""
+        return None
+
+    def keep(self, indices: Indices) -> None:
+        """Says which frames will likely be chosen. If `len` decodes the video, it keeps them for then."""
+        self._likely = frozenset(np.asarray(indices).tolist())
+
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """Height and width of the first frame, upright, in pixels."""
+        return self.choose([0]).shape
 
     @property
     @abc.abstractmethod
@@ -115,12 +126,15 @@ class OpenVideo(abc.ABC):
             VideoError: A position is outside the video, its data is broken there, or the clip is larger than
                 `MAX_BYTES`.
         """
+        return self.choose(indices).pictures(size)
+
+    def choose(self, indices: Indices) -> "Chosen":
+        """As `frames`, for a caller that must know the frames' shape before it can say a size."""
         chosen = np.asarray(indices, np.int64)
         if not chosen.size or chosen.min() < 0:
             raise self._outside(chosen, len(self))
         unique, inverse = np.unique(chosen, return_inverse=True)
-        pictures = self._chosen(unique, size, len(chosen))
-        return pictures if np.array_equal(inverse, np.arange(len(unique))) else pictures[inverse]
+        return Chosen(self.name, unique, inverse, self._chosen(unique))
 
     def stream(self, indices: Indices | None = None, *, size: Size = None) -> Generator[UInt8[np.ndarray, "h w 3"]]:
         """The frames at some positions one after the other: memory holds one of them, however many there are.
@@ -149,31 +163,55 @@ class OpenVideo(abc.ABC):
     def _all(self) -> Iterator[av.VideoFrame]:
         """All frames of the full decode."""
 
-    def _chosen(self, wanted: Int[np.ndarray, " t"], size: Size, count: int) -> UInt8[np.ndarray, "t h w 3"]:
-        """The pictures at ascending positions; `count` of them are made in the end."""
-        return self._fill(wanted, enumerate(itertools.islice(self._all(), int(wanted[-1]) + 1)), size, count)
-
-    def _fill(
-        self, wanted: Int[np.ndarray, " t"], frames: Iterable[tuple[int, av.VideoFrame]], size: Size, count: int
-    ) -> UInt8[np.ndarray, "t h w 3"]:
-        """The pictures at ascending positions, of pairs of a position and its frame, which are read to their end."""
-        painter, slots = Painter(size, self.name, count), {int(position): slot for slot, position in enumerate(wanted)}
-        pictures, last = np.empty((0, 0, 0, 3), np.uint8), -1
-        for last, frame in frames:
-            if (slot := slots.pop(last, None)) is not None:
-                picture = painter.picture(frame)
-                if not pictures.size:
-                    pictures = np.empty((len(wanted), *picture.shape), np.uint8)
-                pictures[slot] = picture
-        if slots:
-            raise self._outside(wanted, last + 1)
-        return pictures
+    def _chosen(self, wanted: Int[np.ndarray, " t"]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Pairs of a position and its frame, ascending. If they begin again with the first, those before are void."""
+        count, chosen = 0, set(wanted.tolist())
+        for count, frame in enumerate(itertools.islice(self._all(), int(wanted[-1]) + 1), 1):
+            if count - 1 in chosen:
+                yield count - 1, frame
+        if count <= wanted[-1]:
+            raise self._outside(wanted, count)
 
     def _outside(self, chosen: Int[np.ndarray, " t"], count: int) -> VideoError:
         if not count:
             return VideoError(f"{self.name}: expected frames, got none that decode: fetch the file again or drop it")
         span = f"{chosen.min()} to {chosen.max()}" if chosen.size else "none at all"
         return VideoError(f"{self.name}: expected frame indices within its {count} frames, got {span}: choose others")
+
+
+class Chosen:
+    """Frames that were asked for: their shape, then, once, their pictures. `shape` decodes up to the first of them."""
+
+    def __init__(
+        self,
+        name: str,
+        wanted: Int[np.ndarray, " k"],
+        inverse: Int[np.ndarray, " t"],
+        frames: Iterator[tuple[int, av.VideoFrame]],
+    ):
+        """Takes the video's name, ascending positions, which of them each picture shows, and positions and frames."""
+        self._name, self._wanted, self._inverse, self._frames = name, wanted, inverse, frames
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the first frame, upright, in pixels."""
+        first = next(self._frames)
+        self._frames = itertools.chain((first,), self._frames)
+        return Painter(None, self._name).shape(first[1])
+
+    def pictures(self, size: Size = None) -> UInt8[np.ndarray, "t h w 3"]:
+        """The pictures; see `OpenVideo.frames`."""
+        slots = {position: slot for slot, position in enumerate(self._wanted.tolist())}
+        painter: Any = None
+        pictures: Any = None
+        for position, frame in self._frames:
+            slot = slots[position]
+            painter = painter if slot else Painter(size, self._name, len(self._inverse))
+            picture = painter.picture(frame)
+            pictures = pictures if slot else np.empty((len(slots), *picture.shape), np.uint8)
+            pictures[slot] = picture
+            del frame  # a damaged one shows what its memory held before, which must be free when a full decode frees it
+        return pictures if np.array_equal(self._inverse, np.arange(len(slots))) else pictures[self._inverse]
 
 
 class _Images(OpenVideo):
@@ -186,10 +224,6 @@ class _Images(OpenVideo):
     def __len__(self) -> int:
         return len(self._paths)
 
-    @cached_property
-    def shape(self) -> tuple[int, int]:
-        return Painter(None, self.name).shape(self._read(0))
-
     @property
     def times(self) -> Float[np.ndarray, " t1"]:
         raise _no_times(self.name)
@@ -201,10 +235,10 @@ class _Images(OpenVideo):
     def _all(self) -> Iterator[av.VideoFrame]:
         return map(self._read, range(len(self._paths)))
 
-    def _chosen(self, wanted: Int[np.ndarray, " t"], size: Size, count: int) -> UInt8[np.ndarray, "t h w 3"]:
+    def _chosen(self, wanted: Int[np.ndarray, " t"]) -> Iterator[tuple[int, av.VideoFrame]]:
         if wanted[-1] >= len(self._paths):
             raise self._outside(wanted, len(self._paths))
-        return self._fill(wanted, ((position, self._read(position)) for position in wanted.tolist()), size, count)
+        return ((position, self._read(position)) for position in wanted.tolist())
 
     def _read(self, position: int) -> av.VideoFrame:
         name = printable(self._paths[position])
@@ -223,21 +257,14 @@ class _Stream(OpenVideo):
         self._video, self._opened, self._used = video, stream, False
         known = survey(stream)
         self._packets, self._proof, self._packet_times = known.packets, known.pictures, known.times
-        self._kept: list[av.VideoFrame] | None = None
+        self._kept: dict[int, av.VideoFrame] = {}
 
     def __len__(self) -> int:
         return len(self._proof) if self._proof else len(self._decoded)
 
-    @cached_property
-    def shape(self) -> tuple[int, int]:
-        painter = Painter(None, self.name)
-        if self._proof:
-            with suppress(InexactError):
-                return painter.shape(dict(self._sparse([0]))[0])
-            self._proof = None
-        if len(self) and self._kept:
-            return painter.shape(self._kept[0])
-        return painter.shape(next(self._all()))
+    @property
+    def guess(self) -> int | None:
+        return None if self._proof else len(self._packet_times)
 
     @cached_property
     def times(self) -> Float[np.ndarray, " t1"]:
@@ -274,39 +301,36 @@ class _Stream(OpenVideo):
 
     @cached_property
     def _decoded(self) -> list[tuple[int | None, int | None]]:
-        """When each frame of the full decode begins, and how long it is shown; keeps the frames if they are few."""
-        times, kept, pixels = [], [], 0
-        for frame in self._all():
+        """When each frame of the full decode begins, and how long it is shown."""
+        times, pixels = [], 0
+        for position, frame in enumerate(self._all()):
             times.append((frame.pts, frame.duration))
-            pixels += frame.width * frame.height
-            if pixels <= KEPT:
-                kept.append(frame)
-            else:
-                kept.clear()
+            if position in self._likely and (pixels := pixels + frame.width * frame.height) <= KEPT:
+                self._kept[position] = frame
         if not times:
             raise self._outside(np.empty(0), 0)
-        self._kept = kept or None
         return times
 
     def _all(self) -> Iterator[av.VideoFrame]:
-        if self._kept:
-            yield from self._kept
-            return
         with self._unread() as (stream, packets):
             yield from _read(stream, packets, self.name)
 
-    def _chosen(self, wanted: Int[np.ndarray, " t"], size: Size, count: int) -> UInt8[np.ndarray, "t h w 3"]:
+    def _chosen(self, wanted: Int[np.ndarray, " t"]) -> Iterator[tuple[int, av.VideoFrame]]:
         if self._proof:
             if wanted[-1] >= len(self._proof):
                 raise self._outside(wanted, len(self._proof))
-            with suppress(InexactError):
-                return self._fill(wanted, self._sparse(wanted.tolist()), size, count)
-            self._proof = None
-        return super()._chosen(wanted, size, count)
+            try:
+                yield from self._sparse(self._proof, wanted.tolist())
+                return
+            except InexactError:
+                self._proof = None
+        if self._kept.keys() >= set(wanted.tolist()):
+            yield from ((position, self._kept[position]) for position in wanted.tolist())
+        else:
+            yield from super()._chosen(wanted)
 
-    def _sparse(self, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Pairs of a position and its frame, by decoding only what these need."""
-        pictures: Any = self._proof
+    def _sparse(self, pictures: Sequence[Picture], wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """`_chosen`, by decoding only what these frames need."""
         positions = {self._order[position]: position for position in wanted}
         with self._unread(again=True) as (stream, packets):  # each run begins anew
             for number, frame in read_runs(stream, packets, pictures, plan_runs(pictures, positions)):
@@ -315,14 +339,16 @@ class _Stream(OpenVideo):
 
     @contextmanager
     def _unread(self, *, again: bool = False) -> Iterator[tuple[VideoStream, Iterable[Packet]]]:
-        """A stream and its packets; nothing was decoded of it yet, or only runs of packets, `again`.
+        """A stream and its packets; nothing was decoded of it yet, or only whole runs of packets, `again`.
 
         The opened one serves if its packets were kept. Rewound, it would lack what comes only once, such as a palette.
+        One that is read, or was left half way, does not serve.
         """
-        packets = self._packets
+        packets, self._packets = self._packets, None
         if packets is not None and (again or not self._used):
-            self._used, self._packets = True, packets if again else None
+            self._used = True
             yield self._opened, packets
+            self._packets = packets if again else None
             return
         with open_stream(self._video, self.name) as fresh:
             yield fresh, read_packets(fresh)

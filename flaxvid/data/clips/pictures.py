@@ -101,8 +101,7 @@ class Painter:
         """
         upright = orientation(frame, self._tiny)
         if self._shape is None:
-            sides = (frame.width, frame.height) if upright.transpose else (frame.height, frame.width)
-            self._shape = self._resized(*sides)
+            self._shape = self._resized(*self.shape(frame))
         height, width = reversed(self._shape) if upright.transpose else self._shape
         # One thread: clips are read in parallel, and for small frames more threads cost more than they save. Scaling
         # first and then converting takes FFmpeg a third of the time of both at once.

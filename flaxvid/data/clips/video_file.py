@@ -94,7 +94,9 @@ def open_container(video: Video, name: str = "") -> Iterator[InputContainer]:
             try:
                 yield container
             except FFmpegError as error:
-                raise VideoError(f"{name}: broken data ({_reason(error)}): fetch the file again or drop it") from error
+                raise VideoError(
+                    f"{name}: expected a video, got broken data ({_reason(error)}): fetch the file again or drop it"
+                ) from error
 
 
 @contextmanager

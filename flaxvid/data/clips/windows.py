@@ -44,10 +44,10 @@ def cut_windows(
         raise ValueError(f"expected a window of more than 0 seconds, {SHORTEST} at least, got {seconds}")
     clips = replace(clips, clips=1)
     with open_video(video) as opened:
-        (crop,) = crops_of(opened, clips, crops=1)
         wanted = np.zeros(len(opened.times) - 1, bool)
         for _, _, positions in _windows(opened, seconds, clips):
             wanted[positions] = True
+        (crop,) = crops_of(opened.shape, clips, crops=1)
         before, clip = None, np.empty(0, np.uint8)
         pictures: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
         with closing(opened.stream(np.flatnonzero(wanted), size=(crop.height, crop.width))) as decoded:

@@ -1,7 +1,7 @@
 """Damaged video files: whatever is in them, reading one is an answer or a `VideoError`, in time and in bounds.
 
-    python tests/data/fuzz.py 2000               damages of random streams (see streams.py)
-    python tests/data/fuzz.py 2000 --of DIR      of the videos in DIR, too
+    python tests/data/clips/fuzz.py 2000               damages of random streams (see streams.py)
+    python tests/data/clips/fuzz.py 2000 --of DIR      of the videos in DIR, too
 
 Bytes are flipped, cut out, doubled and exchanged, numbers of the header become huge, files are cut short. The files are
 read in a process of their own, which is started anew where it dies or takes too long.

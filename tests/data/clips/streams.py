@@ -12,6 +12,8 @@ import collections
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -288,8 +290,9 @@ def full_decode(path: Path) -> tuple[list[np.ndarray], bool]:
     return pictures, True
 
 
-def compare(path: Path, rng: np.random.Generator, draws: int = 6) -> tuple[str, str]:
-    """How a stream is read ("sparse", "full", "undone", "error"), and what of it differs from the truth."""
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """Notes how videos are read: "sparse", or "undone" on finding out that this is not exact."""
     used, read_runs = [], decoding.read_runs
 
     def watch(*arguments):
@@ -302,9 +305,15 @@ def compare(path: Path, rng: np.random.Generator, draws: int = 6) -> tuple[str, 
 
     decoding.read_runs = watch
     try:
-        return _compare(path, rng, draws, used)
+        yield used
     finally:
         decoding.read_runs = read_runs
+
+
+def compare(path: Path, rng: np.random.Generator, draws: int = 6) -> tuple[str, str]:
+    """How a stream is read ("sparse", "full", "undone", "error"), and what of it differs from the truth."""
+    with watched() as used:
+        return _compare(path, rng, draws, used)
 
 
 def _compare(path: Path, rng: np.random.Generator, draws: int, used: list[str]) -> tuple[str, str]:

@@ -6,9 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from flaxvid.data.clips import decode as reading
 from flaxvid.data.clips.decode import decode
-from flaxvid.data.clips.seek import InexactError, plan_runs, presentation, read_runs, survey
+from flaxvid.data.clips.seek import plan_runs, presentation, read_runs, survey
 
 OPEN_X264 = {"x264-params": "keyint=12:min-keyint=12:open-gop=1:b-pyramid=normal:bframes=3"}
 OPEN_X265 = {"x265-params": "keyint=12:min-keyint=12:open-gop=1:bframes=4:log-level=none"}
@@ -55,21 +54,10 @@ def write(path, encoder, options, pixels, count=40):
 
 
 @pytest.fixture
-def readers(monkeypatch):
+def readers(streams):
     """Notes how videos are read."""
-    used = []
-
-    def watch(*arguments):
-        used.append("sparse")
-        try:
-            yield from read_runs(*arguments)
-        except InexactError:
-            used[-1] = "undone"
-            raise
-
-    read_runs = reading.read_runs
-    monkeypatch.setattr(reading, "read_runs", watch)
-    return used
+    with streams.watched() as used:
+        yield used
 
 
 @pytest.mark.parametrize("name", MADE)
