@@ -1,8 +1,12 @@
 """What all tests share: a small CPU set-up, a compilation cache that outlives the session, tiny models."""
 
 import os
+import re
+import runpy
 import subprocess
 import sys
+import time
+from fractions import Fraction
 from pathlib import Path
 
 from flaxvid.writing import cache_folder
@@ -14,6 +18,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Tiny programs run once: compiling them well would take most of the suite's time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -23,6 +28,9 @@ from flax import traverse_util
 for _name in ("jax_platforms", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"):
     _value = os.environ[_name.upper()]
     jax.config.update(_name, float(_value) if _name.endswith("secs") else _value)
+
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -114,27 +122,83 @@ def tiny_flags(motion_data):
     return [f"--config.{name}={value}" for name, value in overrides.items()]
 
 
+@pytest.fixture(scope="session")
+def encode_video():
+    """Writes RGB pictures as an h264 video, with options of libx264."""
+
+    def write(path, pictures, rate=25, **options):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=rate, options=options)
+            stream.height, stream.width, _ = pictures[0].shape
+            stream.pix_fmt = "yuv420p"
+            for i, picture in enumerate(pictures):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = i, Fraction(1, rate)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    return write
+
+
 class Script(subprocess.Popen):
-    """A script of this project at work, started as a user starts it.
+    """A script of this project at work, started as a user starts it, in a process group of its own.
 
     Its output goes to files: a pipe that nobody reads while the test waits for something else would stop it.
     """
 
     def __init__(self, folder, *arguments):
-        self._texts = folder / "out.txt", folder / "err.txt"
-        with self._texts[0].open("w") as out, self._texts[1].open("w") as err:
-            super().__init__([sys.executable, *arguments], cwd=Path(__file__).parents[1], stdout=out, stderr=err)
+        self.out, self.err = folder / "out.txt", folder / "err.txt"
+        command = [sys.executable, *map(str, arguments)]
+        with self.out.open("w") as out, self.err.open("w") as err:
+            super().__init__(command, cwd=ROOT, stdout=out, stderr=err, start_new_session=True)
 
     def communicate(self, timeout=None):
         """Its output and its errors, once it has ended."""
         self.wait(timeout)
-        return tuple(text.read_text() for text in self._texts)
+        return self.out.read_text(), self.err.read_text()
+
+    def wait_for(self, happened):
+        """Returns as soon as `happened()` is true; the script must still be at work then."""
+        deadline = time.monotonic() + 200
+        while not happened():
+            assert self.poll() is None, self.err.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    def workers(self):
+        """Process ids of its workers."""
+        listing = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,pgid=,args="], capture_output=True, text=True)
+        return [int(pid) for pid in re.findall(rf"(\d+) +{self.pid} .*spawn_main", listing.stdout)]
 
 
 @pytest.fixture(scope="session")
 def start_script(tmp_path_factory):
-    """Starts a script with its arguments, in a process of its own."""
-    return lambda *arguments: Script(tmp_path_factory.mktemp("script"), *arguments)
+    """Starts a script with its arguments, in a process of its own that does not outlive the tests."""
+    scripts = []
+
+    def start(*arguments):
+        scripts.append(Script(tmp_path_factory.mktemp("script"), *arguments))
+        return scripts[-1]
+
+    yield start
+    for script in scripts:
+        if script.poll() is None:
+            script.kill()
+
+
+@pytest.fixture
+def call_script(monkeypatch):
+    """Runs a script in this process: `call_script("evaluate.py", run)`."""
+
+    def call(name, *arguments):
+        script = ROOT / "scripts" / name
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.syspath_prepend(script.parent)
+        runpy.run_path(str(script), run_name="__main__")
+
+    return call
 
 
 @pytest.fixture(scope="session")

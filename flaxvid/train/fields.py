@@ -1,6 +1,7 @@
 """The fields of a recipe: their paths, their types, their values, and what their dataclass's docstring says of them."""
 
 import dataclasses
+import inspect
 import math
 import re
 import sys
@@ -94,8 +95,9 @@ def meanings(described: Any, section: str = "Attributes") -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for owner in reversed(described.__mro__) if isinstance(described, type) else (described,):
-        _, _, text = (owner.__doc__ or "").partition(f"    {section}:\n")
-        block = re.split(r"\n\s*\n|\n    \w+:\n", text)[0]
+        # From Python 3.13 on docstrings have lost their indentation already.
+        _, _, text = inspect.cleandoc(owner.__doc__ or "").partition(f"\n{section}:\n")
+        block = re.split(r"\n\s*\n|\n\w+:\n", text)[0]
         indent = block[: len(block) - len(block.lstrip())]
         for entry in re.split(rf"\n{indent}(?=\S)", "\n" + block)[1:]:
             names, _, meaning = entry.partition(":")

@@ -88,8 +88,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
             finished = read_run(workdir)
             print(f"{workdir} is finished:\n{any_frame_table(finished)}")
             return [dict(row) for row in finished.any_frame]
-        with end_with_peers():
-            evaluation = train(recipe, workdir, task, plain, splits, mesh, check_there).details
+        with end_with_peers(), contextlib.ExitStack() as opened:
+            evaluation = train(recipe, workdir, task, plain, splits, mesh, check_there, opened).details
         check_there()
         record, _ = finish_evaluation(
             evaluation,
@@ -114,8 +114,12 @@ def train(
     splits: Splits,
     mesh: Mesh,
     check_there: Callable[[], None],
+    opened: contextlib.ExitStack,
 ) -> Findings:
-    """Trains from the newest whole checkpoint of `workdir`, else from `plain`, else from scratch; tests at the end."""
+    """Trains from the newest whole checkpoint of `workdir`, else from `plain`, else from scratch; tests at the end.
+
+    What it opens, `opened` closes.
+    """
     epoch_steps, same = count_steps(recipe, splits.train), replicated(mesh)
     schedule = make_schedule(recipe.optimizer, recipe.epochs, epoch_steps)
     rate_at = jax.jit(schedule, out_shardings=same)  # apart from the step, which is the same for all rates
@@ -136,44 +140,43 @@ def train(
     )
     batches = Prefetch(make_batches(recipe, splits.train), lambda clips: put_batch(clips, mesh))
     total, train_step = recipe.epochs * epoch_steps, None
-    with contextlib.ExitStack() as opened:
-        keep_every = recipe.keep_every * epoch_steps or None
-        checkpoints = opened.enter_context(Checkpoints(workdir / "checkpoints", recipe.keep, keep_every))
-        if checkpoints.latest_step() is not None:
-            state = checkpoints.restore(state, batches)
-        start = int(state.step)
-        evaluated = start > 0 and checkpoints.has_score(start)
-        log = opened.enter_context(RunLogger(workdir, total, start, evaluated))
-        stop = opened.enter_context(StopRequest())
-        tally = Tally(splits.train, clip_config(recipe, task.frames), recipe.data.max_broken)
-        session = Session(
-            recipe,
-            task,
-            splits,
-            mesh,
-            batches=batches,
-            checkpoints=checkpoints,
-            log=log,
-            stop=stop,
-            tally=tally,
-            check_there=check_there,
-            epoch_steps=epoch_steps,
-            start=start,
-        )
-        log.print(parameter_table(state.variables))
-        log.print(describe_run(recipe, splits, mesh, epoch_steps, start))
-        opened.enter_context(jax.transfer_guard("disallow"))  # what moves between host and device says so
-        session.evaluate_if_due(start, state)
-        for step in range(start + 1, total + 1):
-            batch, clips = session.next_batch(step, state)
-            rate = rate_at(state.step)
-            train_step = train_step or compile_step(jitted, (state, batch, step_key, rate), log.print)
-            stop.hold()
-            state, metrics = train_step(state, batch, step_key, rate)
-            session.log_if_due(step, metrics, clips)
-            session.save_if_due(step, state)
-            session.evaluate_if_due(step, state)
-        return session.test(state)
+    keep_every = recipe.keep_every * epoch_steps or None
+    checkpoints = opened.enter_context(Checkpoints(workdir / "checkpoints", recipe.keep, keep_every))
+    if checkpoints.latest_step() is not None:
+        state = checkpoints.restore(state, batches)
+    start = int(state.step)
+    evaluated = start > 0 and checkpoints.has_score(start)
+    log = opened.enter_context(RunLogger(workdir, total, start, evaluated))
+    stop = opened.enter_context(StopRequest())
+    tally = Tally(splits.train, clip_config(recipe, task.frames), recipe.data.max_broken)
+    session = Session(
+        recipe,
+        task,
+        splits,
+        mesh,
+        batches=batches,
+        checkpoints=checkpoints,
+        log=log,
+        stop=stop,
+        tally=tally,
+        check_there=check_there,
+        epoch_steps=epoch_steps,
+        start=start,
+    )
+    log.print(parameter_table(state.variables))
+    log.print(describe_run(recipe, splits, mesh, epoch_steps, start))
+    opened.enter_context(jax.transfer_guard("disallow"))  # what moves between host and device says so
+    session.evaluate_if_due(start, state)
+    for step in range(start + 1, total + 1):
+        batch, clips = session.next_batch(step, state)
+        rate = rate_at(state.step)
+        train_step = train_step or compile_step(jitted, (state, batch, step_key, rate), log.print)
+        stop.hold()
+        state, metrics = train_step(state, batch, step_key, rate)
+        session.log_if_due(step, metrics, clips)
+        session.save_if_due(step, state)
+        session.evaluate_if_due(step, state)
+    return session.test(state)
 
 
 def describe_run(recipe: Recipe, splits: Splits, mesh: Mesh, epoch_steps: int, start: int) -> str:

@@ -1,7 +1,4 @@
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +6,6 @@ from matplotlib.image import imsave
 
 from flaxvid.train.step import enable_compilation_cache
 from flaxvid.weights.native import WeightsInfo, save_variables
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +31,9 @@ def root(tmp_path_factory):
     return root
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
-
-
-def test_a_weights_file_on_a_list(monkeypatch, capsys, weights, root, tmp_path):
+def test_a_weights_file_on_a_list(call_script, capsys, weights, root, tmp_path):
     enable_compilation_cache()
-    run(monkeypatch, weights, "--data", "list", "--root", root, "--frames", 4, 2, "--batch-size", 4,
+    call_script("evaluate.py", weights, "--data", "list", "--root", root, "--frames", 4, 2, "--batch-size", 4,
         "--output", tmp_path / "out")  # fmt: skip
     out = capsys.readouterr().out
     assert "7 of 8 of list test evaluated, 0 missing, 1 unreadable" in out
@@ -64,13 +54,13 @@ def test_a_weights_file_on_a_list(monkeypatch, capsys, weights, root, tmp_path):
         (["--data", "ucf101", "--root", "ROOT"], "classInd.txt"),
     ],
 )
-def test_a_slip_is_one_line(monkeypatch, weights, root, arguments, message):
+def test_a_slip_is_one_line(call_script, weights, root, arguments, message):
     arguments = [str(root) if argument == "ROOT" else argument for argument in arguments]
     with pytest.raises(SystemExit, match=message):
-        run(monkeypatch, weights, *arguments)
+        call_script("evaluate.py", weights, *arguments)
 
 
-def test_another_number_of_classes_is_refused(monkeypatch, weights, root, tmp_path):
+def test_another_number_of_classes_is_refused(call_script, weights, root, tmp_path):
     (tmp_path / "test.txt").write_text("v0 0\nv1 1\n")
     with pytest.raises(SystemExit, match=r"expected videos of the network's 5 classes .* got 2 classes"):
-        run(monkeypatch, weights, "--data", "list", "--root", root, "--lists", tmp_path)
+        call_script("evaluate.py", weights, "--data", "list", "--root", root, "--lists", tmp_path)

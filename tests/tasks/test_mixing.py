@@ -1,8 +1,3 @@
-import os
-import re
-import subprocess
-import sys
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -145,29 +140,3 @@ def test_tasks_mix_in_training(model, random_variables, clip):
     logits, _ = model.apply(variables, mixed[4], train=True, rngs={"dropout": KEY}, mutable=["batch_stats"])
     loss, _ = jax.jit(supervised.loss)(variables, batch, KEY)
     assert loss == pytest.approx(float(cross_entropy(logits, labels[""])), rel=1e-4)
-
-
-FOUR_DEVICES = """
-import jax, jax.numpy as jnp, numpy as np
-from flaxvid.models.registry import create_tiny
-from flaxvid.tasks.mixing import mix
-
-assert jax.device_count() == 4
-mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
-sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-model = create_tiny("tsm_resnet18")
-batch = {"video": {2: jnp.zeros((8, 2, 8, 8, 3), jnp.uint8)}, "label": jnp.arange(8)}
-mixed = lambda b, k: mix(model, b, k, mixup=1.0, cutmix=1.0, erasing=0.5)
-jitted = jax.jit(mixed, in_shardings=(sharding, None), out_shardings=sharding)
-print(jitted.lower(batch, jax.random.key(0)).compile().as_text())
-"""
-
-
-def test_neighbours_are_mixed_where_they_are():
-    """On a mesh no video moves: the compiled program has no collective."""
-    environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
-    done = subprocess.run([sys.executable, "-c", FOUR_DEVICES], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "f32[2,2,8,8,3]" in done.stdout  # a device's rows
-    found = re.findall(r"all-gather|all-to-all|collective-permute|all-reduce", done.stdout)
-    assert found == []

@@ -1,6 +1,5 @@
 """What tests of real runs share: class folders of coloured videos, and a run that knows their colours."""
 
-import av
 import numpy as np
 import pytest
 
@@ -12,33 +11,25 @@ from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recip
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "white": (230, 230, 230)}
 
 
-def write_videos(root, classes, count, seed):
-    """Class folders of videos that are noise about one colour; `classes` names the colour of each folder."""
-    rng = np.random.default_rng(seed)
-    for folder, colour in classes.items():
-        for number in range(count):
-            path = root / folder / f"{number}.mp4"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with av.open(str(path), "w") as container:
-                stream = container.add_stream("libx264", rate=25)
-                stream.width = stream.height = 32
-                stream.pix_fmt = "yuv420p"
-                for _ in range(4):
-                    noisy = np.clip(np.array(COLOURS[colour]) + rng.normal(0, 12, (32, 32, 3)), 0, 255)
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(noisy.astype(np.uint8), format="rgb24")))
-                container.mux(stream.encode())
-    return root
+@pytest.fixture(scope="session")
+def make_videos(encode_video):
+    """Writes class folders of videos that are noise about one colour; `classes` names the colour of each folder."""
+
+    def write(root, classes, count, seed):
+        rng = np.random.default_rng(seed)
+        for folder, colour in classes.items():
+            for number in range(count):
+                noisy = np.array(COLOURS[colour]) + rng.normal(0, 12, (4, 32, 32, 3))
+                encode_video(root / folder / f"{number}.mp4", np.clip(noisy, 0, 255).astype(np.uint8))
+        return root
+
+    return write
 
 
 @pytest.fixture(scope="session")
-def make_videos():
-    return write_videos
-
-
-@pytest.fixture(scope="session")
-def coloured_videos(tmp_path_factory):
+def coloured_videos(make_videos, tmp_path_factory):
     """Three classes of eight videos each."""
-    return write_videos(tmp_path_factory.mktemp("own"), {"red": "red", "green": "green", "blue": "blue"}, 8, 0)
+    return make_videos(tmp_path_factory.mktemp("own"), {name: name for name in ("red", "green", "blue")}, 8, 0)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,6 @@
 """Several cameras from the command line to predictions: trained, tested with cameras missing, tabulated, refused."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +10,6 @@ from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe
 from flaxvid.train.setup import clip_config, make_model, open_data
 from flaxvid.train.trained import load
 
-ROOT = Path(__file__).parents[2]
 CAMERAS = ("front", "left", "right")
 TINY = {
     "data.motion.size": 32,
@@ -35,34 +31,32 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def reproduce(tmp_path_factory):
-    """Runs scripts/reproduce/cameras.py with one fusion and one seed, and gives its folder; twice is allowed."""
-    folder = tmp_path_factory.mktemp("cameras")
-    overrides = [f"--set={name}={value}" for name, value in {**TINY, "data.root": folder / "data"}.items()]
-    command = [sys.executable, "scripts/reproduce/cameras.py", "--runs", "attention", "--seeds", "0", "--jobs", "1"]
-
-    def start():
-        done = subprocess.run(
-            [*command, "--folder", str(folder), *overrides], cwd=ROOT, capture_output=True, text=True, timeout=900
-        )
-        assert done.returncode == 0, done.stderr[-3000:] + (folder / "attention-seed0" / "log.txt").read_text()[-3000:]
-        return done.stdout
-
-    return folder, start
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cameras")
 
 
 @pytest.fixture(scope="module")
-def table(reproduce):
-    return reproduce[1]()
+def reproduce(folder):
+    """The script that makes the comparison, with one fusion and one seed."""
+    overrides = [f"--set={name}={value}" for name, value in {**TINY, "data.root": folder / "data"}.items()]
+    return "reproduce/cameras.py", "--runs", "attention", "--seeds=0", "--jobs=1", f"--folder={folder}", *overrides
+
+
+@pytest.fixture(scope="module")
+def table(folder, reproduce, start_script):
+    script, *arguments = reproduce
+    process = start_script(f"scripts/{script}", *arguments)
+    out, err = process.communicate(900)
+    assert process.returncode == 0, err[-3000:] + (folder / "attention-seed0" / "log.txt").read_text()[-3000:]
+    return out
 
 
 @pytest.fixture
-def trained(reproduce, table):
-    return load(reproduce[0] / "attention-seed0")
+def trained(folder, table):
+    return load(folder / "attention-seed0")
 
 
-def test_the_table_has_every_choice_of_cameras(reproduce, table):
-    folder, start = reproduce
+def test_the_table_has_every_choice_of_cameras(folder, reproduce, table, call_script, capsys):
     scores = json.loads((folder / "attention-seed0" / "cameras.json").read_text())
     assert len(scores) == 7
     assert all((value * 12).is_integer() for value in scores.values())
@@ -70,7 +64,8 @@ def test_the_table_has_every_choice_of_cameras(reproduce, table):
     assert "cross-view attention (ts_cva)" in table
     assert table.strip().endswith((folder / "table.md").read_text().strip())
     (folder / "attention-seed0" / "cameras.json").write_text(json.dumps({**scores, "left": 0.125}))
-    assert "12.50" in start()  # nothing is measured twice
+    call_script(*reproduce)
+    assert "12.50" in capsys.readouterr().out  # nothing is measured twice
 
 
 def test_a_run_knows_its_cameras(trained):
@@ -89,29 +84,18 @@ def test_a_run_knows_its_cameras(trained):
         next(predictor.predict(scene, 4, window=1.0))
 
 
-def test_evaluation_with_a_camera_missing(reproduce, trained, tmp_path):
-    run = reproduce[0] / "attention-seed0"
-    command = [
-        sys.executable,
-        "scripts/evaluate.py",
-        str(run),
-        "--cameras",
-        "front",
-        "right",
-        "--output",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_evaluation_with_a_camera_missing(folder, table, call_script, tmp_path):
+    run = folder / "attention-seed0"
+    call_script("evaluate.py", run, "--cameras", "front", "right", "--output", tmp_path)
     record = json.loads((tmp_path / "evaluation.json").read_text())
     assert record["data"]["name"] == "motion from front, right"
     assert record["frames"][0]["top1"] == json.loads((run / "cameras.json").read_text())["front right"]
 
 
-def test_the_strips_show_every_camera(reproduce, table):
+def test_the_strips_show_every_camera(folder, table):
     from matplotlib.image import imread
 
-    assert imread(reproduce[0] / "attention-seed0" / "strips" / "00.jpg").shape[0] == 3 * 96 + 2 * 2
+    assert imread(folder / "attention-seed0" / "strips" / "00.jpg").shape[0] == 3 * 96 + 2 * 2
 
 
 def test_network_and_data_must_agree():
@@ -124,9 +108,9 @@ def test_network_and_data_must_agree():
     assert model.cameras == ("top", "side")
 
 
-def test_a_camera_alone_is_an_ordinary_data_set(reproduce, table):
+def test_a_camera_alone_is_an_ordinary_data_set(folder, table):
     settings = {name.rpartition(".")[2]: value for name, value in TINY.items() if name.startswith("data.motion")}
-    data = DataRecipe(root=str(reproduce[0] / "data"), motion={**settings, "camera": "left"})
+    data = DataRecipe(root=str(folder / "data"), motion={**settings, "camera": "left"})
     source = open_data(data, "test")
     assert (type(source[0]["video"]), len(source.classes)) == (bytes, 8)
     assert make_model(Recipe(ModelRecipe("tsm_resnet18"), data), 8).cameras == ()

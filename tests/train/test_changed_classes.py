@@ -88,18 +88,19 @@ def test_a_run_of_an_older_version_goes_on_and_says_what_it_takes_for_true(stopp
     assert not (folder / "classes.json").exists()  # a guess is not made a record
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"\xff\xfe\x00", b"[", b"[" * 100_000, b'{"a": 1}', b"[1, 2]", b"[]", b"{}", b'"red"', b'{"a": {"b": []}}'],
-)
-def test_damaged_names_are_one_line_with_the_file(stopped, content):
+def test_damaged_names_are_one_line_with_the_file(stopped):
     recipe, folder, _ = stopped
-    (folder / "classes.json").write_bytes(content)
-    for use in (lambda: flaxvid.run(recipe, folder), lambda: load(folder)):
-        with pytest.raises(ValueError, match=r"expected class names in .*classes\.json, got a damaged file") as error:
-            use()
-        assert "\n" not in str(error.value)
-    assert (folder / "classes.json").read_bytes() == content
+    undecodable, unparsable = (b"\xff\xfe\x00",), (b"[", b"[" * 100_000)
+    no_names = b'{"a": 1}', b"[1, 2]", b"[]", b"{}", b'"red"', b'{"a": {"b": []}}'
+    for content in (*undecodable, *unparsable, *no_names):
+        (folder / "classes.json").write_bytes(content)
+        for use in (lambda: flaxvid.run(recipe, folder), lambda: load(folder)):
+            with pytest.raises(
+                ValueError, match=r"expected class names in .*classes\.json, got a damaged file"
+            ) as error:
+                use()
+            assert "\n" not in str(error.value)
+        assert (folder / "classes.json").read_bytes() == content
 
 
 def test_a_folder_without_results_takes_other_classes(stopped):

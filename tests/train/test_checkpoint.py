@@ -1,12 +1,11 @@
 import errno
+import functools
 import json
 import shutil
 import string
 import subprocess
 import time
-from typing import Any
 
-import flax
 import grain
 import jax
 import jax.numpy as jnp
@@ -16,13 +15,7 @@ import pytest
 
 from flaxvid.train import checkpoint
 from flaxvid.train.checkpoint import Checkpoints, find_checkpoint, restore_variables
-
-
-@flax.struct.dataclass
-class TrainState:
-    step: Any
-    variables: Any
-    opt_state: Any
+from flaxvid.train.state import TrainState
 
 
 def make_state(width=3, seed=0, optimizer=None):
@@ -47,9 +40,7 @@ def make_data():
 
 def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+    jax.tree.map(functools.partial(np.testing.assert_array_equal, strict=True), a, b)
 
 
 def test_state_and_data_in_the_middle_of_an_epoch_come_back_bit_for_bit(tmp_path):
@@ -331,7 +322,7 @@ def test_a_damaged_checkpoint_pushes_no_other_aside(two_steps, tmp_path, capsys)
     assert (tmp_path / "run" / "damaged-8-again" / "variables").exists()
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"[1]", b'"x"', b"NaN", b"null", b"[" * 100_000, b"{" * 100_000])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[1]", b"[" * 100_000])
 @pytest.mark.parametrize("file", ["metrics/metrics", "extra/metadata", "_CHECKPOINT_METADATA"])
 def test_a_note_that_is_no_object_is_damage_that_names_it(two_steps, tmp_path, capsys, file, content):
     shutil.copytree(two_steps[0], tmp_path / "run")

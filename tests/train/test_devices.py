@@ -10,9 +10,10 @@ import pytest
 PROGRAM = """
 import json, re
 import jax, numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flaxvid.models.registry import create_tiny
 from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.mixing import mix
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import make_optimizer
@@ -54,6 +55,14 @@ grouped, grouped_losses, apart = train(make_mesh(), norm_groups=8)
 together, together_losses, _ = train(Mesh(np.asarray(jax.devices()[:1]), ("data",)), norm_groups=8)
 cut, cut_losses, _ = train(make_mesh(), task=baseline, batches=missing, accumulate=2)
 uncut, uncut_losses, _ = train(Mesh(np.asarray(jax.devices()[:1]), ("data",)), 1, baseline, missing, accumulate=2)
+sharding = NamedSharding(make_mesh(), PartitionSpec("data"))
+mixed = jax.jit(
+    lambda batch, key: mix(model, batch, key, mixup=1.0, cutmix=1.0, erasing=0.5),
+    in_shardings=(sharding, None),
+    out_shardings=sharding,
+)
+small = {"video": {2: np.zeros((16, 2, 8, 8, 3), np.uint8)}, "label": np.arange(16)}
+mixing = mixed.lower(small, key).compile().as_text()
 kinds = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
 count = lambda text: {k: len(re.findall(rf" {k}(?:-start)?\\(", text)) for k in kinds.split("|")}
 def difference(these, those, task=task):
@@ -80,6 +89,7 @@ print(json.dumps({
     "difference": difference(eight, one),
     "grouped_difference": difference(grouped, together),
     "collectives": [count(program), count(alone), count(apart)],
+    "mixing": ["f32[2,2,8,8,3]" in mixing, count(mixing)],
     "cut_losses": [cut_losses, uncut_losses],
     "cut_difference": difference(cut, uncut, baseline),
     "message": message,
@@ -117,6 +127,13 @@ def test_the_program_only_reduces(outcome):
     assert 0 < grouped.pop("all-reduce") < eight.pop("all-reduce")
     assert not any(eight.values())
     assert not any(grouped.values())
+
+
+def test_neighbours_are_mixed_where_they_are(outcome):
+    """Each device mixes its own two rows: no video moves."""
+    divided, collectives = outcome["mixing"]
+    assert divided
+    assert not any(collectives.values())
 
 
 def test_statistics_of_groups_are_the_same_on_one_device_and_not_those_of_the_batch(outcome):

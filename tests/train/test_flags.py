@@ -89,7 +89,11 @@ def test_a_flag_of_before_says_its_new_name(old):
         ("--views=front", "unknown flag --views: did you mean --config.data.cameras=front?"),
         ("--dropuot=0.5", "unknown flag --dropuot: did you mean --config.model.dropout=0.5?"),
         ("--config.data.smapling=dense", "DataRecipe has no field 'smapling': valid ones are name, root"),
-        ("--config.model.dropuot=3", "ModelRecipe has no field 'dropuot': valid ones are .*; did you mean dropout?"),
+        (
+            "--config.model.dropuot=3",
+            "ModelRecipe has no field 'dropuot': valid ones are name, weights, num_frames.*; did you mean dropout?",
+        ),
+        ("--config.modl.dropout=0.3", "Recipe has no field 'modl': valid ones are model, data, task"),
         ("--config.model.options.zero_init=True", "the recipe has no entry 'zero_init': give the whole dict, such as"),
         ("--config.epochs=abc", "flag --config.epochs=abc: invalid literal for int"),
     ],

@@ -65,11 +65,7 @@ def test_a_lost_process_ends_the_other_in_words(launch, tmp_path, victim):
     process = launch(
         tmp_path / "run", 2, 1, "--config.epochs=1000", "--config.checkpoint_every=1000", "--config.eval_every=0"
     )
-    deadline = time.monotonic() + 200
-    while not (len(children(process)) == 2 and len(losses(tmp_path / "run")) > 2):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    process.wait_for(lambda: len(children(process)) == 2 and len(losses(tmp_path / "run")) > 2)
     os.kill(children(process)[victim], signal.SIGKILL)
     killed = time.monotonic()
     _, err = process.communicate(timeout=60)
@@ -82,11 +78,7 @@ def test_a_lost_process_ends_the_other_in_words(launch, tmp_path, victim):
 def test_one_sigterm_stops_all_and_all_go_on(launch, tmp_path):
     steps, flags = 300, ("--config.epochs=100", "--config.checkpoint_every=1000", "--config.eval_every=0")
     process = launch(tmp_path / "run", 2, 2, *flags)
-    deadline = time.monotonic() + 200
-    while not len(losses(tmp_path / "run")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    process.wait_for(lambda: len(losses(tmp_path / "run")))
     os.kill(children(process)[1], signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err

@@ -43,12 +43,19 @@ def make_task(model, kind, **options):
     return SupervisedRecipe(FRAMES, sampling=kind, **options).make(model)
 
 
+def compiled(task, **arguments):
+    """From variables and a batch to the variables after a step down the whole gradient, and the metrics."""
+    run = jax.jit(lambda s, b: train_step(s, b, KEY, task=task, optimizer=PLAIN, **arguments))
+
+    def step(variables, batch):
+        new, metrics = run(create_state(jax.tree.map(jnp.array, task.init(KEY, variables)), PLAIN), batch)
+        return new.variables, metrics
+
+    return step
+
+
 def step(task, variables, batch, **arguments):
-    """Variables after a step down the whole gradient, and the metrics."""
-    state = create_state(jax.tree.map(jnp.array, task.init(KEY, variables)), PLAIN)
-    run = jax.jit(lambda s, b, k: train_step(s, b, k, task=task, optimizer=PLAIN, **arguments))
-    new, metrics = run(state, batch, KEY)
-    return new.variables, metrics
+    return compiled(task, **arguments)(variables, batch)
 
 
 @pytest.mark.parametrize("kind", ["proportional", "mixed", "ffn"])
@@ -85,11 +92,11 @@ def test_shares_that_do_not_divide_are_cut_as_evenly_as_can_be(model, variables,
 @pytest.mark.parametrize("arguments", [{"accumulate": 4}, {"accumulate": 8}, {"norm_groups": 2}])
 def test_no_frame_count_is_starved(model, variables, batch, kind, arguments):
     """Of eight clips, of 4 per group, each count has its own; black clips in their place change the loss."""
-    task = make_task(model, kind)
-    _, metrics = step(task, variables, batch, **arguments)
+    step = compiled(make_task(model, kind), **arguments)
+    _, metrics = step(variables, batch)
     for count in FRAMES:
         dark = {**batch, "video": {**batch["video"], count: np.zeros_like(batch["video"][count])}}
-        _, darkened = step(task, variables, dark, **arguments)
+        _, darkened = step(variables, dark)
         assert abs(darkened["loss"] - metrics["loss"]) > 1e-4, count
 
 

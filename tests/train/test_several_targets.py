@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,7 +17,6 @@ from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recip
 from flaxvid.train.trained import load
 from flaxvid.weights.native import WeightsInfo, save_variables
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 OPTIONS = {"width": 8, "depths": (1,)}
 
 
@@ -60,11 +56,6 @@ def run(recipe, tmp_path_factory):
     return folder, flaxvid.run(recipe, folder)
 
 
-def script(name, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    runpy.run_path(str(SCRIPTS / name), run_name="__main__")
-
-
 def test_the_run_has_rows_metrics_and_a_page_of_both(run):
     folder, rows = run
     pairs = [("action", 2), ("action", 4), ("actor", 2), ("actor", 4)]
@@ -83,20 +74,20 @@ def test_the_run_has_rows_metrics_and_a_page_of_both(run):
     assert shapes == {"classifier_action": 3, "classifier_actor": 2}
 
 
-def test_evaluate_and_predict_tell_each_target(run, videos, monkeypatch, capsys):
+def test_evaluate_and_predict_tell_each_target(run, videos, call_script, capsys):
     folder, rows = run
     before = read_run(folder).any_frame
-    script("evaluate.py", monkeypatch, folder, "--frames", 2, 4)
+    call_script("evaluate.py", folder, "--frames", 2, 4)
     table = [line.replace("|", "").split() for line in capsys.readouterr().out.splitlines()[2:6]]
     assert [line[:2] for line in table] == [[row["target"], str(row["frames"])] for row in before]
     assert [float(line[2]) for line in table] == [round(100 * row["top1"], 2) for row in rows]
     with pytest.raises(SystemExit) as status:
-        script("predict.py", monkeypatch, "--run", folder, videos / "0.mp4", "--top", 1)
+        call_script("predict.py", "--run", folder, videos / "0.mp4", "--top", 1)
     assert status.value.code == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.split()[1::3] == ["action:", "actor:"]
     with pytest.raises(SystemExit):
-        script("predict.py", monkeypatch, "--run", folder, videos / "0.mp4", "--json")
+        call_script("predict.py", "--run", folder, videos / "0.mp4", "--json")
     top = json.loads(capsys.readouterr().out)["top"]
     assert {target: {answer["class"] for answer in answers} for target, answers in top.items()} == {
         "action": {"jump", "run", "sit"},
@@ -166,13 +157,13 @@ def test_a_test_without_labels_of_a_target_shows_before_training(recipe, videos,
     assert not (tmp_path / "run").exists()
 
 
-def test_each_target_of_other_data_is_matched_by_its_name(run, videos, monkeypatch, capsys, tmp_path):
+def test_each_target_of_other_data_is_matched_by_its_name(run, videos, call_script, capsys, tmp_path):
     folder, _ = run
     own = (folder / "evaluation.json").read_bytes()
 
     def evaluate(*lines):
         (tmp_path / "test.csv").write_text("\n".join(lines))
-        script("evaluate.py", monkeypatch, folder, "--root", videos, "--lists", tmp_path, "--frames", 4)
+        call_script("evaluate.py", folder, "--root", videos, "--lists", tmp_path, "--frames", 4)
         return capsys.readouterr().out
 
     out = evaluate("path,place,actor,action", "1.mp4,0,1,jump", "2.mp4,1,1,sit")  # columns in another order, one more
@@ -190,4 +181,4 @@ def test_each_target_of_other_data_is_matched_by_its_name(run, videos, monkeypat
     (tmp_path / "test.csv").unlink()
     (tmp_path / "test.txt").write_text("1.mp4 0\n2.mp4 1\n")
     with pytest.raises(SystemExit, match="got one target without a name in list test"):
-        script("evaluate.py", monkeypatch, folder, "--root", videos, "--lists", tmp_path, "--frames", 4)
+        call_script("evaluate.py", folder, "--root", videos, "--lists", tmp_path, "--frames", 4)

@@ -5,9 +5,8 @@ the signal's number. Two ways run always; all twelve, and the death of the main 
 (minutes).
 """
 
-import dataclasses
+import functools
 import json
-import math
 import os
 import re
 import shutil
@@ -15,10 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import av
-import jax
+import chex
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -60,93 +57,51 @@ WAYS = [
 ][: None if EVERY else 2]
 
 
-def write_noise(path, frames):
-    """A video that takes its time to decode."""
-    pictures = np.random.default_rng(0).integers(0, 255, (4, 240, 320, 3), np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "g": "1000"})
-        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
-        for i in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pictures[i % 4], format="rgb24")))
-        container.mux(stream.encode())
-
-
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A folder of class folders, 8 videos to train on and 4 to test on, and a config."""
+def train(encode_video, start_script, tmp_path_factory):
+    """Starts a config in a work folder with so many worker processes; 8 videos to train on and 4 to test on."""
     folder = tmp_path_factory.mktemp("stops")
     (folder / "tiny.py").write_text(CONFIG)
-    write_noise(folder / "short.mp4", 60)
-    write_noise(folder / "long.mp4", 400)
-    for split, count, name in (("train", 4, "short.mp4"), ("test", 2, "long.mp4")):
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 240, 320, 3), np.uint8)  # noise takes its time to decode
+    for split, count, frames in (("train", 4, 60), ("test", 2, 400)):
+        video = [pictures[i % 4] for i in range(frames)]
+        file = encode_video(folder / f"{split}.mp4", video, preset="ultrafast", g="1000")
         for label in ("a", "b"):
             place = folder / "videos" / split / label
             place.mkdir(parents=True)
             for i in range(count):
-                shutil.copy(folder / name, place / f"{i}.mp4")
-    return folder
+                shutil.copy(file, place / f"{i}.mp4")
+
+    def start(work, workers):
+        flags = f"--config.data.root={folder / 'videos'}", f"--config.data.num_workers={workers}"
+        return start_script("scripts/train.py", "--config", folder / "tiny.py", f"--workdir={work}", *flags)
+
+    return start
 
 
-@dataclasses.dataclass
-class Run:
-    """A run of scripts/train.py in a process group of its own."""
-
-    data: Path
-    folder: Path
-    workers: int
-
-    def __post_init__(self):
-        self.folder.mkdir(exist_ok=True)
-        self.work, self.out, self.err = (self.folder / name for name in ("run", "out.txt", "err.txt"))
-        flags = f"--config.data.root={self.data / 'videos'}", f"--config.data.num_workers={self.workers}"
-        command = sys.executable, "scripts/train.py", "--config", str(self.data / "tiny.py"), f"--workdir={self.work}"
-        with self.out.open("w") as out, self.err.open("w") as err:
-            self.process = subprocess.Popen(
-                [*command, *flags], cwd=Path(__file__).parents[2], stdout=out, stderr=err, start_new_session=True
-            )
-
-    def wait_for(self, moment):
-        deadline, began = time.monotonic() + 200, time.monotonic()
-        happened = {
-            "import": lambda: time.monotonic() > began + 1,
-            "before": lambda: (self.work / "recipe.json").exists(),
-            "loop": lambda: any(row["step"] == 3 for row in read_metrics(self.work / "metrics.jsonl")),
-            "evaluation": lambda: time.time() > self.saved_at(TESTED) + 0.3,
-            "after": lambda: "testing on" in self.out.read_text(),
-        }[moment]
-        while not happened():
-            assert self.process.poll() is None, self.err.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-
-    def saved_at(self, step):
-        folder = self.work / "checkpoints" / str(step)
-        return folder.stat().st_ctime if folder.exists() else math.inf
-
-    def tell(self, number, whom):
-        (os.kill if whom == "main" else os.killpg)(self.process.pid, number)
-
-    def finish(self):
-        """Its exit status, and the lines on stderr of all its processes."""
-        code = self.process.wait(200)
-        return code, self.err.read_text().splitlines()
-
-    def children(self):
-        listing = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,pgid=,args="], capture_output=True, text=True)
-        return [int(pid) for pid in re.findall(rf"(\d+) +{self.process.pid} .*spawn_main", listing.stdout)]
+def wait_for(moment, run, work):
+    saved, began = work / "checkpoints" / str(TESTED), time.monotonic()
+    happened = {
+        "import": lambda: time.monotonic() > began + 1,
+        "before": lambda: (work / "recipe.json").exists(),
+        "loop": lambda: any(row["step"] == 3 for row in read_metrics(work / "metrics.jsonl")),
+        "evaluation": lambda: saved.exists() and time.time() > saved.stat().st_ctime + 0.3,
+        "after": lambda: "testing on" in run.out.read_text(),
+    }
+    run.wait_for(happened[moment])
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def whole(train, tmp_path_factory):
     """Work folders of the run that nobody stopped, by its worker processes."""
-    made = {}
 
+    @functools.cache
     def make(workers):
-        if workers not in made:
-            run = Run(data, tmp_path_factory.mktemp(f"whole{workers}"), workers)
-            assert run.finish()[0] == 0, run.err.read_text()
-            made[workers] = run.work
-        return made[workers]
+        work = tmp_path_factory.mktemp(f"whole{workers}") / "run"
+        run = train(work, workers)
+        _, err = run.communicate(200)
+        assert run.returncode == 0, err
+        return work
 
     return make
 
@@ -165,32 +120,33 @@ def rows(work):
     return [{k: v for k, v in row.items() if k not in timed} for row in read_metrics(work / "metrics.jsonl")]
 
 
-def assert_goes_on(run, whole):
+def assert_goes_on(again, work, whole):
     """The same command ends as the run that nobody stopped, bit for bit, with every evaluation made once."""
-    again = Run(run.data, run.folder, run.workers)
-    assert again.finish()[0] == 0, again.err.read_text()
-    mine, theirs = state(run.work), state(whole)
-    assert jax.tree.structure(mine) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    assert rows(run.work) == rows(whole)
-    assert [row["step"] for row in rows(run.work) if "eval/top1_2" in row] == [TESTED, STEPS]
+    out, err = again.communicate(200)
+    assert again.returncode == 0, err
+    chex.assert_trees_all_equal(state(work), state(whole), strict=True)
+    assert rows(work) == rows(whole)
+    assert [row["step"] for row in rows(work) if "eval/top1_2" in row] == [TESTED, STEPS]
     for step in (TESTED, STEPS):
-        scores = [(work / "checkpoints" / str(step) / "metrics" / "metrics") for work in (run.work, whole)]
-        assert json.loads(scores[0].read_text()) == json.loads(scores[1].read_text())
-        assert json.loads(scores[0].read_text())["score"] >= 0
-    assert (run.work / "any_frame.json").read_text() == (whole / "any_frame.json").read_text()
-    return again
+        mine, theirs = (
+            json.loads((folder / "checkpoints" / str(step) / "metrics" / "metrics").read_text())
+            for folder in (work, whole)
+        )
+        assert mine == theirs
+        assert mine["score"] >= 0
+    assert (work / "any_frame.json").read_text() == (whole / "any_frame.json").read_text()
+    return out
 
 
 @pytest.mark.parametrize(("number", "whom", "workers", "moment"), WAYS)
-def test_a_run_that_is_told_to_stop_goes_on_bit_for_bit(data, whole, tmp_path, number, whom, workers, moment):
-    run = Run(data, tmp_path / "stopped", workers)
-    run.wait_for(moment)
+def test_a_run_that_is_told_to_stop_goes_on_bit_for_bit(train, whole, tmp_path, number, whom, workers, moment):
+    run = train(tmp_path, workers)
+    wait_for(moment, run, tmp_path)
     told = time.monotonic()
-    run.tell(number, whom)
-    code, shown = run.finish()
-    assert code == 128 + number, shown
+    (os.kill if whom == "main" else os.killpg)(run.pid, number)
+    _, err = run.communicate(200)
+    shown = err.splitlines()
+    assert run.returncode == 128 + number, shown
     assert time.monotonic() - told < 30
     after = re.fullmatch(
         rf"stopped as told, after step (\d+) of {STEPS}, which is saved in .*: the same .* goes on", shown[-1]
@@ -201,38 +157,38 @@ def test_a_run_that_is_told_to_stop_goes_on_bit_for_bit(data, whole, tmp_path, n
         assert moment != "loop"
         assert shown == [f"stopped as told ({number.name}): {ADVICE}"]
     expected = {"loop": [int(after[1])] if after else [], "evaluation": [TESTED], "after": [TESTED, STEPS]}
-    saved = saved_steps(run.work) if run.work.exists() else []
+    saved = saved_steps(tmp_path)
     assert saved == expected.get(moment, [])
-    again = assert_goes_on(run, whole(workers))
+    out = assert_goes_on(train(tmp_path, workers), tmp_path, whole(workers))
     if saved and saved[-1] < STEPS:
-        assert f"going on after step {saved[-1]}" in again.out.read_text()
+        assert f"going on after step {saved[-1]}" in out
 
 
-def test_a_worker_that_is_killed_is_one_line_after_saving(data, whole, tmp_path):
-    run = Run(data, tmp_path / "killed", 2)
-    run.wait_for("loop")
-    os.kill(run.children()[0], signal.SIGKILL)
-    code, shown = run.finish()
-    assert code == 1
-    assert len(shown) == 1, shown
+def test_a_worker_that_is_killed_is_one_line_after_saving(train, whole, tmp_path):
+    run = train(tmp_path, 2)
+    wait_for("loop", run, tmp_path)
+    os.kill(run.workers()[0], signal.SIGKILL)
+    _, err = run.communicate(200)
+    assert run.returncode == 1
+    (line,) = err.splitlines()
     message = rf"WorkerKilled: a worker process that decodes was killed, .* \(step (\d+) of {STEPS} is saved\)"
-    step = int(re.fullmatch(message, shown[0])[1])
-    assert saved_steps(run.work)[-1] == step
-    assert_goes_on(run, whole(2))
+    step = int(re.fullmatch(message, line)[1])
+    assert saved_steps(tmp_path)[-1] == step
+    assert_goes_on(train(tmp_path, 2), tmp_path, whole(2))
 
 
 @pytest.mark.skipif(not EVERY, reason="takes another minute: set FLAXVID_TEST_STOPS=all")
-def test_workers_end_with_a_main_process_that_is_killed(data, whole, tmp_path):
-    run = Run(data, tmp_path / "killed", 2)
-    run.wait_for("evaluation")
-    assert len(run.children()) == 2
-    run.tell(signal.SIGKILL, "main")
-    assert run.finish()[0] == -signal.SIGKILL
+def test_workers_end_with_a_main_process_that_is_killed(train, whole, tmp_path):
+    run = train(tmp_path, 2)
+    wait_for("evaluation", run, tmp_path)
+    assert len(run.workers()) == 2
+    run.kill()
+    assert run.wait(200) == -signal.SIGKILL
     deadline = time.monotonic() + 20
-    while run.children():
+    while run.workers():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert_goes_on(run, whole(2))
+    assert_goes_on(train(tmp_path, 2), tmp_path, whole(2))
 
 
 BUSY = """

