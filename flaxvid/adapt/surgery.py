@@ -35,6 +35,9 @@ RULES = ("mean", "centre")
 _NEW = re.compile(r"params/head/.*|\w+/body/.*/(se|\w+_temporal)/.*")  # what no image network has, or of other classes
 
 
+ADDED = re.compile(r"\w+/body/(fusion|rnn|projection|projection_norm)/.*|params/head/.*")
+"""What networks have beyond their backbones."""
+
 CLASSIFIER = re.compile(r"params/head/classifier(?:_([^/]+))?/\w+")
 """Parameters of a head with a number for each class on their last axis; the group is the target's name."""
 
@@ -138,16 +141,15 @@ def inflate(
 
 
 def spread(template: Variables, trained: Variables, cameras: Sequence[str]) -> dict[str, Any]:
-    """Variables of a network of several cameras out of those of its backbone; its fusion stays as initialised.
+    """Variables of a network out of those of its backbone; what the backbone has no part in stays as initialised.
 
     Args:
-        template: freshly initialised variables of the network of several cameras, with one backbone for all or one for
-            each.
-        trained: ordinary variables of the backbone.
-        cameras: names of the cameras.
+        template: freshly initialised variables of the network, with one backbone or one for each of several cameras.
+        trained: ordinary variables of the backbone; without its head, where the network has its own.
+        cameras: names of the cameras; () for a network of one video.
 
     Raises:
-        ValueError: anything outside the fusion, on either side, has no counterpart of its shape.
+        ValueError: anything of the backbone's, on either side, has no counterpart of its shape.
     """
     have, variables, wrong = trees.flatten(trained), {}, []
     spare = set(have)
@@ -156,7 +158,7 @@ def spread(template: Variables, trained: Variables, cameras: Sequence[str]) -> d
         source = path if path in have else of_a_camera.sub(r"\1/", path)
         variables[path] = have.get(source, leaf)
         spare.discard(source)
-        if variables[path].shape != leaf.shape or not (source in have or path.startswith("params/body/fusion/")):
+        if variables[path].shape != leaf.shape or not (source in have or ADDED.fullmatch(path)):
             wrong.append(path)
     if wrong := [*wrong, *sorted(spare)]:
         raise ValueError(

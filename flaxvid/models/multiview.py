@@ -187,7 +187,7 @@ def build(
     Raises:
         ValueError: the backbone takes several cameras itself, or its maps cannot be joined.
     """
-    if backbone.cameras or (fusion != "late" and not _gives_one_grid(backbone)):
+    if backbone.cameras or (fusion != "late" and not gives_one_grid(backbone)):
         what = "takes several cameras itself" if backbone.cameras else "makes several maps of a clip, and not one grid"
         fix = "take a model of one video" if backbone.cameras else 'use fusion="late" or another backbone'
         raise ValueError(f"the backbone {what}, which fusion={fusion!r} cannot join: {fix}")
@@ -210,7 +210,8 @@ def build(
     )
 
 
-def _gives_one_grid(model: VideoModel) -> bool:
+def gives_one_grid(model: VideoModel) -> bool:
+    """Whether the stem makes one grid of a clip, and not several as SlowFast's does."""
     clip = jax.ShapeDtypeStruct((1, model.clip.num_frames, model.clip.image_size, model.clip.image_size, 3), "float32")
     grid = jax.eval_shape(lambda x: model.stem.init_with_output(jax.random.key(0), x)[0], clip)
     return hasattr(grid, "ndim") and grid.ndim == 5

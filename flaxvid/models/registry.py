@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
-from flaxvid.models import multiview, r2plus1d, resnet2d, resnet3d, slowfast, x3d
+from flaxvid.models import cnn_rnn, multiview, r2plus1d, resnet2d, resnet3d, slowfast, x3d
 from flaxvid.models.options import Kind, option_kinds, read_option
 from flaxvid.models.spec import Common, ModelSpec
 from flaxvid.models.video_model import VideoModel
@@ -18,6 +18,7 @@ SPECS: dict[str, ModelSpec] = {
     **x3d.SPECS,
     **slowfast.SPECS,
     **multiview.SPECS,
+    **cnn_rnn.SPECS,
 }
 
 
@@ -39,6 +40,12 @@ def get_spec(name: str) -> ModelSpec:
     return SPECS[name]
 
 
+def backbone_of(name: str, options: Mapping[str, Any]) -> str:
+    """The name of the model that a model is built on, "" for none; "resnet50" is short for "tsn_resnet50"."""
+    backbone = options.get("backbone", get_spec(name).backbone)
+    return f"tsn_{backbone}" if f"tsn_{backbone}" in SPECS else backbone
+
+
 def list_options(name: str) -> dict[str, Any]:
     """The overrides that `create_model` takes for a name, sorted, each with the value that it has without one.
 
@@ -55,8 +62,9 @@ def list_options(name: str) -> dict[str, Any]:
 def create_model(name: str, **overrides: Any) -> VideoModel:
     """Makes a model of the zoo, without weights: ``model.init(key, video)`` or `flaxvid.load_model` give these.
 
-    A model on a backbone makes it by name: ``backbone="r3d_18"`` takes another one, and ``backbone_options={...}`` are
-    overrides for it alone. The backbone gets the shared options that are given here as well.
+    A model on a backbone makes it by name: ``backbone="r3d_18"`` takes another one, "resnet18" is short for
+    "tsn_resnet18", and ``backbone_options={...}`` are overrides for it alone. The backbone gets the shared options that
+    are given here as well.
 
     Args:
         name: one of `list_models`.
@@ -84,7 +92,7 @@ def _make(name: str, overrides: Mapping[str, Any]) -> tuple[VideoModel, Common]:
     if spec.backbone:
         for_backbone = {option: value for option, value in overrides.items() if option in shared}
         options = {"num_classes": common.num_classes, **for_backbone, **_options(given.get("backbone_options"))}
-        parts["backbone"], common = _make(given.get("backbone", spec.backbone), options)
+        parts["backbone"], common = _make(backbone_of(name, given), options)
     common = dataclasses.replace(common, **_read({**_implied(spec), **given}, shared))
     return spec.build(common, **parts, **_read(given, own)), common
 

@@ -20,7 +20,8 @@ from flaxvid.models.video_model import VideoModel
 from flaxvid.types import ClipSpec
 
 KeyTable = tuple[tuple[str, str], ...]
-"""``(regex, replacement)`` renames from a module path of ours to the torch reference's, whole paths, first match."""
+"""``(regex, replacement)`` renames from a module path of ours to the torch reference's, whole paths, first match. An
+entry may name a variable instead, with its leaf; it comes before those of modules."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,10 +28,10 @@ def with_implied(recipe: Recipe, trained: Trained | None) -> Recipe:
     """
     if trained is None or recipe.model.inflate:
         return recipe
-    options, origin = dict(recipe.model.options), trained.recipe.model
+    options, origin, backbone = dict(recipe.model.options), trained.recipe.model, of_backbone(recipe)
     if origin.name == recipe.model.name:
         options |= _find_missing(recipe, trained, options)
-    elif origin.name == of_backbone(recipe).model.name:
+    elif backbone and origin.name == backbone.model.name:
         given = dict(options.get("backbone_options") or {})
         if missing := _find_missing(recipe, trained, given):
             options["backbone_options"] = given | missing

@@ -9,7 +9,7 @@ import jax
 from flaxvid import trees
 from flaxvid.adapt.surgery import CLASSIFIER, FLAT_SIBLINGS, adopt, arrange_head, inflate, spread
 from flaxvid.data.sources.class_names import are_numbers, find_classes, list_names
-from flaxvid.models.registry import get_spec
+from flaxvid.models.registry import backbone_of, get_spec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.task import init_model
 from flaxvid.train.recipe import Recipe
@@ -33,17 +33,8 @@ def load_start(recipe: Recipe, num_classes: int | Mapping[str, int]) -> Trained 
     """
     if not recipe.model.weights:
         return None
-    wanted = of_backbone(recipe).model
-    if not wanted.inflate:
-        sizes = {"num_frames": wanted.num_frames, "image_size": wanted.image_size}
-        given = {name: value for name, value in sizes.items() if value is not None} | wanted.options
-        return load(wanted.weights, model=wanted.name, overrides=given, num_classes=num_classes)
-    if wanted.name not in FLAT_SIBLINGS:
-        raise ValueError(
-            f"model.inflate: 2-D files are for {', '.join(FLAT_SIBLINGS)}, got {wanted.name}: leave it empty"
-        )
-    shape = {name: value for name, value in wanted.options.items() if name in ("width", "depths")}
-    return load(wanted.weights, model=FLAT_SIBLINGS[wanted.name], overrides=shape)
+    backbone = of_backbone(recipe)
+    return _load(recipe, num_classes) if backbone is None else _load_either(recipe, backbone, num_classes)
 
 
 def fit_start(
@@ -52,8 +43,8 @@ def fit_start(
     """Ordinary variables to start from; None from scratch.
 
     Of frame-flexible weights it takes those of the longest frame count. With `recipe.model.inflate` they are a 2-D
-    network's. A network of several cameras takes its own or its backbone's; a fusion that the weights lack starts anew,
-    and that is said.
+    network's. A network on a backbone takes its own or its backbone's; what the backbone lacks, a fusion or recurrent
+    layers, starts anew, and that is said.
 
     The head is kept if its classes have the same names, its columns in the order of `classes`. Otherwise it starts
     anew, even if their number is equal, and the reason is said. Where the weights have no names, as torch's, or
@@ -70,16 +61,50 @@ def fit_start(
     """
     if trained is None:
         return None
-    if not model.cameras or trained.model.cameras:
+    backbone, number = of_backbone(recipe), model.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
+    if backbone is None or type(trained.model.body) is type(model.body):
         return _fit(recipe, model, trained, classes)
-    single = of_backbone(recipe)
-    print(
-        f"{recipe.model.weights}: for the backbone, {single.model.name}, of {', '.join(model.cameras)}; a fusion "
-        "starts anew"
-    )
-    backbone = make_model(single, model.head.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
-    fitted = _fit(single, backbone, trained, classes)
-    return spread(init_model(model, jax.random.key(recipe.seed)), fitted, model.cameras)
+    what = f", of {', '.join(model.cameras)}" if model.cameras else ""
+    print(f"{recipe.model.weights}: for the backbone, {backbone.model.name}{what}; what it lacks starts anew")
+    if model.cameras:  # their head is the backbone's
+        variables = _fit(backbone, make_model(backbone, number), trained, classes)
+    else:
+        variables, _ = trees.split(trained.select(max(trained.frames)), lambda path: "/head/" not in path)
+    return spread(init_model(model, jax.random.key(recipe.seed)), variables, model.cameras)
+
+
+def _load_either(recipe: Recipe, backbone: Recipe, number: int | Mapping[str, int]) -> Trained:
+    """What lies at `recipe.model.weights`, where a torch file may be of the network or of its backbone."""
+    if not get_spec(recipe.model.name).formats:
+        return _load(backbone, number)
+    try:
+        return _load(backbone, None)
+    except ValueError as error:
+        other = str(error)
+    try:
+        return _load(recipe, number)
+    except ValueError as error:
+        raise ValueError(f"{error}\nAs the backbone's: {other}") from error
+
+
+def _load(recipe: Recipe, number: int | Mapping[str, int] | None) -> Trained:
+    """What lies at `recipe.model.weights`; a torch file is of the recipe's network, or of the one that it inflates.
+
+    Args:
+        recipe: names the network of a torch file.
+        number: classes that its head is to have; None takes the file's.
+    """
+    wanted, options = recipe.model, recipe.model.options
+    if not wanted.inflate:
+        sizes = {"num_frames": wanted.num_frames, "image_size": wanted.image_size}
+        given = {name: value for name, value in sizes.items() if value is not None} | options
+        return load(wanted.weights, model=wanted.name, overrides=given, num_classes=number)
+    if wanted.name not in FLAT_SIBLINGS:
+        raise ValueError(
+            f"model.inflate: 2-D files are for {', '.join(FLAT_SIBLINGS)}, got {wanted.name}: leave it empty"
+        )
+    shape = {name: value for name, value in options.items() if name in ("width", "depths")}
+    return load(wanted.weights, model=FLAT_SIBLINGS[wanted.name], overrides=shape)
 
 
 def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes | None) -> dict[str, Any]:
@@ -135,15 +160,11 @@ def _without(variables: Variables, paths: tuple[str, ...]) -> Variables:
     return trees.unflatten({path: leaf for path, leaf in flat.items() if path not in paths}) if paths else variables
 
 
-def of_backbone(recipe: Recipe) -> Recipe:
-    """The recipe of one video's network that a network of several cameras is made of; any other is its own."""
+def of_backbone(recipe: Recipe) -> Recipe | None:
+    """The recipe of the network that the recipe's is built on; None for one that is built on none."""
     options = recipe.model.options
-    backbone = options.get("backbone", get_spec(recipe.model.name).backbone)
-    if not backbone:
-        return recipe
-    model = dataclasses.replace(
-        recipe.model,
-        name=backbone,
-        options=dict(options.get("backbone_options") or {}),
-    )
+    name = backbone_of(recipe.model.name, options)
+    if not name:
+        return None
+    model = dataclasses.replace(recipe.model, name=name, options=dict(options.get("backbone_options") or {}))
     return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, cameras=()))

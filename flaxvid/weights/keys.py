@@ -26,9 +26,13 @@ def torch_key(path: str, table: KeyTable) -> str | None:
     module, suffix = (module, f".{_LEAVES[leaf]}") if leaf in _LEAVES else (path, "")
     if known is None:
         return None
-    module = f"{known[1]}/{module}" if known[1] else module
-    matches = ((re.fullmatch(pattern, module), replacement) for pattern, replacement in table)
-    return next((match.expand(replacement) + suffix for match, replacement in matches if match), None)
+    prefix = f"{known[1]}/" if known[1] else ""
+    # An entry with the leaf in it comes before one for the module, and says the whole key.
+    for whole, end in ((prefix + path, ""), (prefix + module, suffix)):
+        for pattern, replacement in table:
+            if match := re.fullmatch(pattern, whole):
+                return match.expand(replacement) + end
+    return None
 
 
 def source_key(path: str, table: KeyTable) -> str:

@@ -164,7 +164,9 @@ def _by_new_names(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _count_blocks(overrides: Mapping[str, Any]) -> int:
-    """Blocks of the model or of its backbone, by their `depths`."""
-    return sum(overrides.get("depths") or ()) + (
-        _count_blocks(overrides["backbone_options"]) if overrides.get("backbone_options") else 0
+    """Blocks and recurrent layers of the model and of its backbone."""
+    return (
+        sum(overrides.get("depths") or ())
+        + (overrides.get("num_layers") or 0)
+        + (_count_blocks(overrides["backbone_options"]) if overrides.get("backbone_options") else 0)
     )

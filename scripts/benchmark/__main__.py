@@ -3,6 +3,7 @@
 python scripts/benchmark conv                    Conv against nn.Conv and torch, case by case
 python scripts/benchmark model tsm_resnet50      forward, training step, compile time, memory against torch
 python scripts/benchmark families                the same of every family at its own clip, the README's table
+python scripts/benchmark recurrent               LSTM against GRU, and both against torch, time and memory
 python scripts/benchmark ffn                     frame-flexible training against training at 16 frames
 python scripts/benchmark input [FOLDER]          decoding against decord and OpenCV, clips a second of the pipeline
 python scripts/benchmark import                  import time of flaxvid against jax and flax
@@ -39,6 +40,7 @@ from models import (
     compare_on_gpu,
     families_table,
 )
+from recurrent import compare_recurrent
 from timing import CLOCKS, Rows, Timing, interleaved, print_rows, random, ready
 
 import flaxvid
@@ -192,11 +194,11 @@ def main() -> None:
     """Runs one comparison, prints it, and with --json writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("conv", "model", "families", "ffn", "input", "import", "gpu"):
+    for command in ("conv", "model", "families", "ffn", "recurrent", "input", "import", "gpu"):
         sub = commands.add_parser(command)
         sub.add_argument("--repeats", type=int, default=5)
         sub.add_argument("--json", type=pathlib.Path, help="write the numbers here, too")
-        if command in ("conv", "model", "families", "ffn", "input"):
+        if command in ("conv", "model", "families", "ffn", "recurrent", "input"):
             sub.add_argument("--clock", choices=CLOCKS, default="wall")
         if command in ("model", "ffn"):
             sub.add_argument("name", nargs="?", default="tsm_resnet50")
@@ -211,6 +213,8 @@ def main() -> None:
         sub.add_argument("--batch", type=int, default=batch)
         sub.add_argument("--scale", type=float, default=1.0, help="of the clips' sides, for a trial")
     commands.choices["gpu"].add_argument("--compiled", action="store_true", help="against torch.compile, too")
+    for option, default in (("batch", 8), ("frames", 16), ("hidden", 512)):
+        commands.choices["recurrent"].add_argument(f"--{option}", type=int, default=default)
     source = commands.choices["input"]
     source.add_argument("folder", nargs="?", type=pathlib.Path, help="of videos; default: some h264 clips are made")
     source.add_argument("--frames", type=int, default=16)
@@ -233,6 +237,8 @@ def main() -> None:
     elif args.command == "families":
         rows = compare_families(args.names, args.batch, args.scale, timing)
         print(families_table(rows))
+    elif args.command == "recurrent":
+        rows = compare_recurrent(args.batch, args.frames, args.hidden, timing)
     elif args.command == "ffn":
         rows = compare_ffn(args.name, args.batch, args.size, timing)
     elif args.command == "input":
@@ -244,7 +250,7 @@ def main() -> None:
     else:
         rows = compare_on_gpu(args.names, args.batch, args.scale, args.compiled)
         print(families_table(rows))
-    if args.command not in ("conv", "families", "gpu", "input"):
+    if args.command not in ("conv", "families", "gpu", "input", "recurrent"):
         print_rows(rows)
     if args.json:
         args.json.write_text(json.dumps({"setup": describe(), "rows": rows}, indent=2))

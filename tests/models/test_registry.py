@@ -104,7 +104,7 @@ def test_a_value_that_cannot_be_is_refused_in_one_line(name, wrong):
 
 
 def test_a_backbone_that_there_is_not_is_refused():
-    for backbone in ("resnet50", 3, ["r3d_18"]):
+    for backbone in ("resnet49", 3, ["r3d_18"]):
         with pytest.raises(ValueError, match="unknown model"):
             flaxvid.create_model("ts_cva", backbone=backbone)
 
