@@ -120,5 +120,5 @@ class TokenHead(nn.Module):
     @nn.compact
     def __call__(self, x: ClassToken, train: bool = False, frame_mask: Bool[Array, "b t"] | None = None) -> Logits:
         """Activations to logits."""
-        x = nn.Dropout(self.dropout)(self.pool(x, train, frame_mask), deterministic=not train)
-        return classify(x, self.num_classes, self.classifier_std)
+        feature = nn.Dropout(self.dropout)(self.pool(x, train, frame_mask), deterministic=not train)
+        return classify(feature, self.num_classes, self.classifier_std)

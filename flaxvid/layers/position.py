@@ -55,6 +55,13 @@ def resize_time(
     return jnp.einsum("btk,k...->bt...", weights, table, precision="highest")
 
 
+def fit_positions(
+    table: Float[Array, "t0 h0 w0 c"], frames: int, height: int, width: int, mask: Bool[Array, "b t"] | None = None
+) -> Float[Array, "b t h w c"]:
+    """A table of places and times for another grid; see `resize_space` and `resize_time`."""
+    return resize_time(resize_space(table, height, width), frames, mask)
+
+
 def token_mask(frame_mask: FrameMask, frames: int) -> FrameMask:
     """The mask of a grid of patches from that of its clip: a token counts if any frame of its patch does.
 
@@ -69,3 +76,8 @@ def token_mask(frame_mask: FrameMask, frames: int) -> FrameMask:
             "mask of the clip, one entry a frame"
         )
     return frame_mask.reshape(frame_mask.shape[0], frames, -1).any(axis=-1)
+
+
+def token_keys(mask: FrameMask, places: int) -> Bool[Array, "b n"] | None:
+    """The mask of a grid's tokens in one row, from that of its times: each has so many places."""
+    return None if mask is None else jnp.repeat(mask, places, axis=1)

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flaxvid.layers.attention import Attention, Bias, KeyMask, Tokens
-from flaxvid.layers.blocks import FrameMask, Grid, Strides, mask_frames
+from flaxvid.layers.blocks import FrameMask, Grid, mask_frames
 from flaxvid.layers.conv import Conv
 
 gelu = functools.partial(nn.gelu, approximate=False)
@@ -23,12 +23,13 @@ class PatchEmbed(nn.Module):
 
     Attributes:
         width: channels of a token.
-        patch: (frames, height, width) of a patch; it divides those of the video (`VideoModel.multiple_of`).
+        patch: (frames, height, width) of a patch, or (height, width) of one in each frame; they divide those of the
+            video (`VideoModel.multiple_of`).
         dtype: compute type.
     """
 
     width: int
-    patch: Strides
+    patch: tuple[int, ...]
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
