@@ -172,14 +172,14 @@ def test_any_frame_count_and_size_runs(name):
         chex.assert_shape(logits, (shape[0], 5))
 
 
-@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize("name", [name for name in DISTINCT if max(create_tiny(name).multiple_of) > 1])
 def test_a_size_that_a_model_does_not_take_is_an_error(name):
     model = create_tiny(name)
     for axis, multiple in enumerate(model.multiple_of):
-        size = [4, 32, 32]
-        size[axis] += 1
         if multiple > 1:
-            with pytest.raises(ValueError, match="multiples of .* cut or pad it to"):
+            size = [4, 32, 32]
+            size[axis] += 1
+            with pytest.raises(ValueError, match=r"multiples of .* cut or pad it to"):
                 shapes(model, (2, *size))
 
 
