@@ -194,7 +194,13 @@ TORCH_KEYS = {
         (r"head/classifier(_[^/]+)?", r"classifier\1"),
     ),
 }
-"""The keys of transformers. Which attention a file is for shows in its keys, but space-only lacks only `times`."""
+"""The keys of transformers. A file's keys show which attention it is for."""
+
+FORMATS = {
+    "transformers": Format(TORCH_KEYS["transformers"]),
+    "transformers_joint": Format(TORCH_KEYS["transformers"], {"attention": "joint"}),
+    "transformers_space": Format(TORCH_KEYS["transformers"], {"attention": "space"}),
+}
 
 TINY = {
     "depth": 2,
@@ -213,7 +219,7 @@ SPECS = {
         ClipSpec(8, mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)),
         dropout=0.0,
         classifier_std=0.02,
-        formats={name: Format(keys) for name, keys in TORCH_KEYS.items()},
+        formats=FORMATS,
         tiny=TINY,
     )
 }
