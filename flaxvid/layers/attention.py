@@ -1,6 +1,7 @@
-"""Attention between cameras of one scene, over the grids that a body makes of them."""
+"""Attention of tokens to each other, and between the cameras of one scene."""
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,54 @@ from flaxvid.layers.blocks import FrameMask, Grid, fit_mask
 
 Cameras = Float[Array, "b v t h w c"]
 Present = Bool[Array, "b v"]
+Tokens = Float[Array, "*batch n c"]
+KeyMask = Bool[Array, "*batch n"] | None
+Bias = Literal["qkv", "qv", "none"]
+
+
+class Attention(nn.Module):
+    """Every token attends to all tokens of its row (arXiv 1706.03762).
+
+    Queries, keys and values come from one kernel, packed as torch packs them: all queries, then all keys, then all
+    values, each head by head. The softmax is float32 whatever the compute type.
+
+    Attributes:
+        num_heads: divides the channels.
+        bias: "qkv", one bias beside the kernel; "qv", `q_bias` and `v_bias`, for a bias on the keys moves all scores of
+            a query alike and so changes nothing; or "none".
+        dtype: compute type.
+    """
+
+    num_heads: int
+    bias: Bias = "qkv"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens, keys: KeyMask = None) -> Tokens:
+        """Tokens to tokens.
+
+        Args:
+            x: (..., n, c); tokens of different rows do not see each other.
+            keys: (..., n), False for tokens that no other attends to; None for all. The leading axes are those of `x`,
+                or 1 where a mask is for all.
+
+        Raises:
+            ValueError: `num_heads` does not divide the channels.
+        """
+        *lead, n, c = x.shape
+        if c % self.num_heads:
+            raise ValueError(f"num_heads must divide the {c} channels of the tokens, got {self.num_heads}")
+        dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
+        y = dense(3 * c, use_bias=self.bias == "qkv", name="qkv")(x)
+        if self.bias == "qv":
+            zeros = nn.initializers.zeros
+            q_bias, v_bias = self.param("q_bias", zeros, (c,)), self.param("v_bias", zeros, (c,))
+            y += jnp.concatenate([q_bias, jnp.zeros(c), v_bias]).astype(y.dtype)
+        q, k, v = jnp.moveaxis(y.reshape(-1, n, 3, self.num_heads, c // self.num_heads), 2, 0)
+        if keys is not None:
+            keys = jnp.broadcast_to(keys, (*lead, n)).reshape(-1, 1, 1, n)  # (batch, heads, queries, keys)
+        y = jax.nn.dot_product_attention(q, k, v, mask=keys)
+        return dense(c, name="project")(y.reshape(x.shape))
 
 
 class CrossViewAttention(nn.Module):

@@ -1,7 +1,7 @@
 """Heads: from the body's activations to logits."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,13 @@ from flaxvid.layers.blocks import global_mean, mean_over_time
 
 Logits = Float[Array, "b k"] | dict[str, Float[Array, "b k"]]
 Grids = Float[Array, "b t h w c"] | tuple[Float[Array, "b t h w c"], ...]
+
+
+class ClassToken(NamedTuple):
+    """What a body with a class token gives: the token, and the grid of the others."""
+
+    token: Float[Array, "b c"]
+    grid: Float[Array, "b t h w c"]
 
 
 def classify(x: Float[Array, "*b c"], num_classes: int | Mapping[str, int], std: float) -> Any:
@@ -89,3 +96,29 @@ class PoolHead(nn.Module):
         """Activations to logits."""
         x = nn.Dropout(self.dropout)(self.pool(x, train, frame_mask), deterministic=not train)
         return classify(x, self.num_classes, self.classifier_std)
+
+
+class TokenHead(nn.Module):
+    """Classifies the class token. Logits are float32 whatever the compute type.
+
+    Attributes:
+        num_classes: a number, or ``{"action": 9, "actor": 4}`` for one classifier each and a dict of logits.
+        dropout: rate on the token in training; needs a "dropout" key.
+        classifier_std: deviation of the initial kernels.
+    """
+
+    num_classes: int | Mapping[str, int]
+    dropout: float = 0.0
+    classifier_std: float = 0.02
+
+    def pool(
+        self, x: ClassToken, train: bool = False, frame_mask: Bool[Array, "b t"] | None = None
+    ) -> Float[Array, "b c"]:
+        """The clip's feature: the class token."""
+        return x.token.astype(jnp.float32)
+
+    @nn.compact
+    def __call__(self, x: ClassToken, train: bool = False, frame_mask: Bool[Array, "b t"] | None = None) -> Logits:
+        """Activations to logits."""
+        feature = nn.Dropout(self.dropout)(self.pool(x, train, frame_mask), deterministic=not train)
+        return classify(feature, self.num_classes, self.classifier_std)

@@ -2,7 +2,8 @@
 
 XLA's CPU backend runs 3-D, grouped, depthwise and 1x1 convolutions and their gradients many times slower than equal
 programs of 2-D convolutions, dots and multiply-adds. `convolve` lowers to those on CPU and to the one convolution
-everywhere else; `direct_convolve` is always that one convolution.
+everywhere else; only patches that do not overlap are one dot on every platform. `direct_convolve` is always that one
+convolution.
 """
 
 from collections.abc import Callable, Sequence
@@ -101,8 +102,8 @@ def _direct(x, kernel, strides, pads, groups):
 
 def _by_platform(x, kernel, strides, pads, groups):
     form = _cpu_form(x.shape, kernel.shape, strides, pads, groups)
-    if form is _direct:
-        return _direct(x, kernel, strides, pads, groups)
+    if form in (_direct, _cells):  # cells are the one matrix product that is fast everywhere
+        return form(x, kernel, strides, pads, groups)
 
     def fast(x, kernel):
         # Sums of products are float32 on every platform; the parts of a CPU form would round each of theirs to
@@ -123,6 +124,8 @@ def _cpu_form(shape, kernel_shape, strides, pads, groups):
         return _depthwise if fan_in == 1 and features == groups else _grouped
     if max(window) == 1:
         return _dot
+    if tuple(strides) == tuple(window) and not any(map(any, pads)):
+        return _cells
     if len(window) == 2:
         # XLA has no fast program, forward or backward, for maps smaller than the kernel: 10 to 30 times slower.
         sizes = zip(shape[1:], window, strides, pads, strict=False)
@@ -160,6 +163,17 @@ def _dot(x, kernel, strides, pads, groups):
     """1x1: slice by the strides, then one matrix product."""
     x = tap(_pad(x, pads), (0,) * len(strides), kernel.shape[:-2], strides)
     return _product(x, kernel)
+
+
+def _cells(x, kernel, strides, pads, groups):
+    """Strides as wide as the kernel: the pixels of each cell on the channels, then one matrix product."""
+    window = kernel.shape[:-2]
+    counts = [n // k for n, k in zip(x.shape[1:], window, strict=False)]
+    x = x[(slice(None), *(slice(count * k) for count, k in zip(counts, window, strict=True)))]
+    x = x.reshape(-1, *(size for pair in zip(counts, window, strict=True) for size in pair), x.shape[-1])
+    places, inside = range(1, 2 * len(window), 2), range(2, 2 * len(window) + 1, 2)
+    x = x.transpose(0, *places, *inside, x.ndim - 1)
+    return _product(x.reshape(-1, *counts, kernel[..., 0].size), kernel)
 
 
 def _patches(x, kernel, strides, pads, groups):

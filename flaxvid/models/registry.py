@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
-from flaxvid.models import cnn_rnn, multiview, r2plus1d, resnet2d, resnet3d, slowfast, x3d
+from flaxvid.models import cnn_rnn, multiview, r2plus1d, resnet2d, resnet3d, slowfast, timesformer, vit, vivit, x3d
 from flaxvid.models.options import Kind, option_kinds, read_option
 from flaxvid.models.spec import Common, ModelSpec
 from flaxvid.models.video_model import VideoModel
@@ -17,6 +17,9 @@ SPECS: dict[str, ModelSpec] = {
     **r2plus1d.SPECS,
     **x3d.SPECS,
     **slowfast.SPECS,
+    **vit.SPECS,
+    **vivit.SPECS,
+    **timesformer.SPECS,
     **multiview.SPECS,
     **cnn_rnn.SPECS,
 }

@@ -34,6 +34,9 @@ class VideoModel(nn.Module):
             a `Conv` or `Dense`, 0 of a query, key or value of Flax's attention.
         cameras: names of the cameras whose videos the model takes, as a dict of them; () for a model of one video. A
             camera that a dict lacks is missing, and the model makes do with the others.
+        multiple_of: what the frame count, the height and the width of a video must be multiples of.
+        layers: the parameters of each layer, in order of depth, stem first: regular expressions of their whole paths
+            below "params". What none of them names belongs to the last layer, the head.
     """
 
     stem: nn.Module
@@ -43,6 +46,8 @@ class VideoModel(nn.Module):
     clip: ClipSpec = ClipSpec()
     altered: tuple[tuple[str, int], ...] = ()
     cameras: tuple[str, ...] = ()
+    multiple_of: tuple[int, int, int] = (1, 1, 1)
+    layers: tuple[str, ...] = ()
 
     @nn.nowrap
     def normalise(self, video: Video) -> Any:
@@ -63,6 +68,13 @@ class VideoModel(nn.Module):
             raise ValueError(
                 f"video must be (batch, time, height, width, 3), got {tuple(video.shape)}: "
                 "add the batch axis with video[None], or move the channels last"
+            )
+        if any(size % multiple for size, multiple in zip(video.shape[1:4], self.multiple_of, strict=True)):
+            sizes, multiples = tuple(video.shape[1:4]), self.multiple_of
+            nearest = tuple(-(-size // multiple) * multiple for size, multiple in zip(sizes, multiples, strict=True))
+            raise ValueError(
+                f"(time, height, width) of video must be multiples of {multiples}, got {sizes}: cut or pad it to "
+                f"{nearest}, and mark added frames in frame_mask"
             )
         if jnp.issubdtype(video.dtype, jnp.floating):
             return video

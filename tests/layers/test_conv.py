@@ -40,6 +40,8 @@ CASES = {
     "depthwise 3x3x3": ((2, 4, 5, 6, 4), (3, 3, 3), (1, 2, 2), None, 4, 4),
     "depthwise 5x1x1": ((1, 6, 3, 4, 4), (5, 1, 1), 1, None, 4, 4),
     "depthwise 3x3x3, many rows": ((1, 3, 37, 4, 2), (3, 3, 3), (1, 2, 1), None, 2, 2),
+    "2x4x3 cells, cut short": ((2, 5, 8, 10, 3), (2, 4, 3), (2, 4, 3), 0, 1, 6),
+    "4x4 cells on clips": ((2, 3, 8, 12, 3), (4, 4), 4, 0, 1, 6),
     "grouped 3x3x3": ((1, 3, 5, 4, 8), (3, 3, 3), (1, 2, 2), None, 2, 6),
     "3-D, no batch axis": ((4, 5, 6, 4), (3, 3, 3), 1, None, 1, 6),
     "3-D, two batch axes": ((2, 2, 3, 4, 5, 4), (3, 3, 3), 1, None, 1, 6),
@@ -92,7 +94,9 @@ def test_bias(name):
     assert_close(value_and_gradients(ours, variables, x), value_and_gradients(theirs, variables, x))
 
 
-@pytest.mark.parametrize("name", ["1x1", "3x3", "3x3x3", "3x1x1", "depthwise 3x3x3", "grouped 2-D"])
+@pytest.mark.parametrize(
+    "name", ["1x1", "3x3", "3x3x3", "3x1x1", "depthwise 3x3x3", "grouped 2-D", "4x4 cells on clips"]
+)
 def test_bfloat16_computes_and_keeps_float32_parameters(name):
     ours, theirs, variables, x = build(name, dtype=jnp.bfloat16)
     y, gradients = value_and_gradients(ours, variables, x)

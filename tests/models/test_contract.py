@@ -1,6 +1,7 @@
 """What every model of the zoo must do, shown on its tiny sibling."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -24,6 +25,11 @@ def as_taken(model, clip, shape, seed):
     if not model.cameras:
         return clip(*shape, seed=seed)
     return {camera: clip(*shape, seed=seed + 100 * number) for number, camera in enumerate(model.cameras)}
+
+
+def taken_size(model, *shape):
+    """The least (t, h, w) not below a shape that the model takes; patches are not cut short."""
+    return tuple(-(-size // multiple) * multiple for size, multiple in zip(shape, model.multiple_of, strict=True))
 
 
 class Subject:
@@ -129,9 +135,10 @@ def test_a_clip_does_not_see_its_neighbours_at_evaluation(subject):
 
 
 def test_masked_frames_change_nothing(subject):
-    longer = subject.clip(2, 3, *subject.shape[2:], seed=2)
+    added = taken_size(subject.model, 3, 1, 1)[0]
+    longer = subject.clip(2, added, *subject.shape[2:], seed=2)
     longer = jax.tree.map(lambda video, more: np.concatenate([video, more], axis=1), subject.video, longer)
-    mask = np.broadcast_to(np.arange(subject.shape[1] + 3) < subject.shape[1], (2, subject.shape[1] + 3))
+    mask = np.broadcast_to(np.arange(subject.shape[1] + added) < subject.shape[1], (2, subject.shape[1] + added))
     masked = jax.jit(lambda v, x, m: subject.model.apply(v, x, frame_mask=m))(subject.variables, longer, mask)
     chex.assert_trees_all_close(masked, subject.logits, rtol=1e-4, atol=1e-5)
     unmasked = subject.apply(subject.variables, longer)
@@ -159,9 +166,34 @@ def test_any_frame_count_and_size_runs(name):
     model = create_tiny(name)
     first, _ = shapes(model, (2, 4, 32, 32))
     for shape in ((1, 1, 32, 32), (3, 7, 33, 56)):
+        shape = (shape[0], *taken_size(model, *shape[1:]))
         variables, logits = shapes(model, shape)
         chex.assert_trees_all_equal_shapes_and_dtypes(variables, first)
         chex.assert_shape(logits, (shape[0], 5))
+
+
+@pytest.mark.parametrize("name", [name for name in DISTINCT if max(create_tiny(name).multiple_of) > 1])
+def test_a_size_that_a_model_does_not_take_is_an_error(name):
+    model = create_tiny(name)
+    for axis, multiple in enumerate(model.multiple_of):
+        if multiple > 1:
+            size = [4, 32, 32]
+            size[axis] += 1
+            with pytest.raises(ValueError, match=r"multiples of .* cut or pad it to"):
+                shapes(model, (2, *size))
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_every_layer_names_parameters_in_order_and_none_twice(name):
+    model = create_tiny(name)
+    paths = list(trees.flatten(shapes(model, (1, 4, 32, 32))[0]["params"]))
+    layers = [[path for path in paths if re.fullmatch(pattern, path)] for pattern in model.layers]
+    named = [path for layer in layers for path in layer]
+    assert all(layers)
+    assert len(named) == len(set(named))
+    if layers:
+        assert {path for path in paths if path.startswith("stem/")} <= set(layers[0])
+        assert {path for path in paths if path.startswith("head/")}.isdisjoint(named)
 
 
 @pytest.mark.parametrize("name", DISTINCT)

@@ -1,0 +1,225 @@
+"""TimeSformer (arXiv 2102.05095): a vision transformer on frames, whose blocks attend along time, then within frames.
+
+With this divided attention a patch sees its own place in all frames, then all places of its own frame, which costs far
+less than all places of all frames. The class token takes part within each frame; the mean over the frames of what it
+sees there is what it gets.
+
+Differs from transformers' implementation: any frame count and image size, the learnt tables interpolated (there the
+nearest entry is taken). A frame that only pads a clip has no part in the class token. Space-only attention gives one
+class token a frame, of which we take the mean, and transformers gives logits of each frame.
+"""
+
+import functools
+from typing import Annotated
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from flaxvid.layers.attention import Attention
+from flaxvid.layers.blocks import FrameMask, Grid, mean_over_time
+from flaxvid.layers.heads import ClassToken, TokenHead
+from flaxvid.layers.position import resize_space, resize_time, token_keys
+from flaxvid.layers.transformer import Block, DropPath, Mlp, PatchEmbed, drop_rates
+from flaxvid.models.options import Count, Rate, choice
+from flaxvid.models.spec import Common, Format, ModelSpec
+from flaxvid.models.video_model import VideoModel
+from flaxvid.models.vit import MakeBlock, TableClip, block_keys, block_layers, table_shape
+from flaxvid.types import ClipSpec
+
+
+class DividedBlock(nn.Module):
+    """Attention along time, attention within each frame, and an mlp; each on a norm and beside a shortcut.
+
+    Attributes:
+        num_heads: of both attentions.
+        hidden: channels inside the mlp.
+        drop_path: rate at which a clip loses a branch in training.
+        dtype: compute type.
+        norm_epsilon: of all norms.
+    """
+
+    num_heads: int
+    hidden: int
+    drop_path: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: ClassToken, train: bool = False, frame_mask: FrameMask = None) -> ClassToken:
+        """The class token (b, c) and the grid (b, t, h, w, c), to the same."""
+        token, grid = x
+        b, t, h, w, c = grid.shape
+        attend = functools.partial(Attention, self.num_heads, dtype=self.dtype)
+        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
+
+        y = rearrange(norm(name="norm_time")(grid), "b t h w c -> b (h w) t c")
+        y = attend(name="attention_time")(y, None if frame_mask is None else frame_mask[:, None])
+        y = nn.Dense(c, dtype=self.dtype, name="project_time")(y)
+        y = rearrange(y, "b (h w) t c -> b t h w c", h=h)
+        grid = grid + DropPath(self.drop_path, name="drop_time")(y, train)
+
+        tokens = jnp.broadcast_to(token[:, None, None], (b, t, 1, c))
+        y = jnp.concatenate([tokens, grid.reshape(b, t, h * w, c)], axis=2)
+        y = attend(name="attention")(norm(name="norm1")(y))
+        y = _pack(mean_over_time(y[:, :, 0], frame_mask), y[:, :, 1:])
+        x = _pack(token, grid) + DropPath(self.drop_path, name="drop1")(y, train)
+
+        y = Mlp(self.hidden, dtype=self.dtype, name="mlp")(norm(name="norm2")(x))
+        x = x + DropPath(self.drop_path, name="drop2")(y, train)
+        return ClassToken(x[:, 0], x[:, 1:].reshape(grid.shape))
+
+
+def _pack(token, grid):
+    """The class token (b, c), then the others, in one row (b, 1 + n, c)."""
+    return jnp.concatenate([token[:, None], grid.reshape(len(token), -1, token.shape[-1])], axis=1)
+
+
+class Body(nn.Module):
+    """A class token, learnt positions in space and in time, the blocks, and a norm.
+
+    Attributes:
+        block: makes a `DividedBlock`, or a `Block`.
+        depth: number of blocks.
+        attention: "divided", "joint" or "space".
+        table: (t, h, w) of the grid that the tables of positions are made for.
+        drop_path: rate of the last block, see `drop_rates`.
+        dtype: compute type.
+        norm_epsilon: of the last norm.
+    """
+
+    block: MakeBlock
+    depth: int
+    attention: str
+    table: tuple[int, int, int]
+    drop_path: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> ClassToken:
+        """Grid (b, t, h, w, c) to the class token (b, c) and a grid of the same shape."""
+        b, t, h, w, c = x.shape
+        t0, h0, w0 = self.table
+        init = nn.initializers.truncated_normal(0.02)
+        positions = self.param("positions", init, (1, 1 + h0 * w0, c))
+        token = self.param("class_token", nn.initializers.zeros, (1, 1, c)) + positions[:, :1]
+        x = x + resize_space(positions[:, 1:].reshape(1, h0, w0, c), h, w).astype(self.dtype)
+        if self.attention != "space":
+            times = self.param("times", nn.initializers.zeros, (1, t0, c))
+            x = x + resize_time(times[0], t, frame_mask)[:, :, None, None].astype(self.dtype)
+        token = token[0].astype(self.dtype)
+
+        rates = enumerate(drop_rates(self.drop_path, self.depth))
+        norm = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="norm")
+        if self.attention == "divided":
+            y = ClassToken(jnp.broadcast_to(token, (b, c)), x)
+            for index, rate in rates:
+                y = self.block(drop_path=rate, name=f"block_{index}")(y, train, frame_mask)
+            return ClassToken(norm(y.token), norm(y.grid))
+
+        keys = None
+        if self.attention == "space":  # each frame is a row of its own
+            x = x.reshape(b * t, 1, h, w, c)
+        elif frame_mask is not None:
+            keys = jnp.pad(token_keys(frame_mask, h * w), ((0, 0), (1, 0)), constant_values=True)
+        y = _pack(jnp.broadcast_to(token, (len(x), c)), x)
+        for index, rate in rates:
+            y = self.block(drop_path=rate, name=f"block_{index}")(y, train, keys)
+        y = norm(y)
+        token = y[:, 0].reshape(b, -1, c)
+        token = mean_over_time(token, frame_mask) if self.attention == "space" else token[:, 0]
+        return ClassToken(token, y[:, 1:].reshape(b, t, h, w, c))
+
+
+def build(
+    common: Common,
+    *,
+    depth: Count = 12,
+    width: Count = 768,
+    num_heads: Count = 12,
+    mlp_ratio: Count = 4,
+    patch_size: Count = 16,
+    attention: Annotated[str, choice("divided", "joint", "space")] = "divided",
+    positions: TableClip = None,
+    drop_path: Rate = 0.0,
+) -> VideoModel:
+    """TimeSformer.
+
+    Args:
+        common: what every model takes.
+        depth: number of blocks.
+        width: channels of a token.
+        num_heads: of every attention; divides the width.
+        mlp_ratio: how many times more channels an mlp has inside.
+        patch_size: height and width of a patch, which is of one frame.
+        attention: "divided", along time, then within each frame; "joint", between all patches; or "space", within each
+            frame alone.
+        positions: (frames, size) of the clip that the tables of positions are made for, where it is another than the
+            model's: (8, 224) in a model for 16 frames that starts from weights for 8.
+        drop_path: rate of the last block.
+    """
+    patch = (1, patch_size, patch_size)
+    computed = {"dtype": common.dtype, "norm_epsilon": common.norm_epsilon}
+    make_block = DividedBlock if attention == "divided" else Block
+    make_block = nn.remat(make_block, static_argnums=(2,)) if common.remat else make_block
+    block = functools.partial(make_block, num_heads, mlp_ratio * width, **computed)
+    return VideoModel(
+        stem=PatchEmbed(width, patch[1:], common.dtype),
+        body=Body(block, depth, attention, table_shape(common.clip, positions, patch), drop_path, **computed),
+        head=TokenHead(common.num_classes, common.dropout, common.classifier_std),
+        feature_dim=width,
+        clip=common.clip,
+        # Not what takes a private norm's output; see `vit.ALTERED`.
+        altered=((r"body/block_\d+/(attention(_time)?/project|mlp/fc2)/kernel", -2),),
+        multiple_of=patch,
+        layers=block_layers(r"stem/.*|body/(class_token|positions|times)", r"body/block", depth),
+    )
+
+
+_LAYER = r"timesformer.encoder.layer.\1"
+
+TORCH_KEYS = {
+    "transformers": (
+        (r"stem/patch", r"timesformer.embeddings.patch_embeddings.projection"),
+        (r"body/class_token", r"timesformer.embeddings.cls_token"),
+        (r"body/positions", r"timesformer.embeddings.position_embeddings"),
+        (r"body/times", r"timesformer.embeddings.time_embeddings"),
+        (r"body/block_(\d+)/norm_time", rf"{_LAYER}.temporal_layernorm"),
+        (r"body/block_(\d+)/attention_time/qkv", rf"{_LAYER}.temporal_attention.attention.qkv"),
+        (r"body/block_(\d+)/attention_time/project", rf"{_LAYER}.temporal_attention.output.dense"),
+        (r"body/block_(\d+)/project_time", rf"{_LAYER}.temporal_dense"),
+        *block_keys(r"body/block_(\d+)", _LAYER, packed=rf"{_LAYER}.attention.attention.qkv"),
+        (r"body/norm", r"timesformer.layernorm"),
+        (r"head/classifier(_[^/]+)?", r"classifier\1"),
+    ),
+}
+"""The keys of transformers. A file's keys show which attention it is for."""
+
+FORMATS = {
+    "transformers": Format(TORCH_KEYS["transformers"]),
+    "transformers_joint": Format(TORCH_KEYS["transformers"], {"attention": "joint"}),
+    "transformers_space": Format(TORCH_KEYS["transformers"], {"attention": "space"}),
+}
+
+TINY = {
+    "depth": 2,
+    "width": 16,
+    "num_heads": 2,
+    "patch_size": 8,
+    "num_classes": 5,
+    "num_frames": 4,
+    "image_size": 32,
+}
+
+SPECS = {
+    "timesformer_base": ModelSpec(
+        build,
+        {"norm_epsilon": 1e-6},
+        ClipSpec(8, mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)),
+        dropout=0.0,
+        classifier_std=0.02,
+        formats=FORMATS,
+        tiny=TINY,
+    )
+}
