@@ -80,10 +80,7 @@ class PerCamera(nn.Module):
 
     Attributes:
         part: the backbone's.
-        cameras: names of all cameras.
-        separate: one copy for each camera.
         fusion: joins the cameras' grids; None leaves a dict of them.
-        camera_dropout: share of the cameras that `fusion` does without in training.
     """
 
     part: nn.Module
@@ -118,12 +115,7 @@ class PerCamera(nn.Module):
 
 
 class MeanHead(nn.Module):
-    """The backbone's head on each camera, and the mean of their logits.
-
-    Attributes:
-        head: the backbone's.
-        camera_dropout: share of the cameras that the mean does without in training.
-    """
+    """The backbone's head on each camera, and the mean of their logits."""
 
     head: nn.Module
     camera_dropout: float = 0.0
