@@ -19,8 +19,7 @@ an axis of views, (b, v, n, h, w, 3); see `data.pipeline`."""
 
 
 def by_target(value: Any) -> dict[str, Any]:
-    """What several targets have each, by their names: labels, logits, classes; what an only target has, by the name
-    ""."""
+    """Labels, logits or class names as a dict by target; what is no dict is of the only target, whose name is ""."""
     return dict(value) if isinstance(value, Mapping) else {"": value}
 
 
