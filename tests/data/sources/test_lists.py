@@ -205,10 +205,10 @@ def test_what_is_said_of_lists(root, write):
     write(root / "train.csv", "path,label,camera", "a.mp4,run,1", "b c.mp4,jump,2", "a.mp4,run,1")
     write(root / "test.csv", "path,label,camera", "b c.mp4,jump,2", "f/g.mp4,run,1")
     assert open_source("list", root).notes == (
-        "columns of test.csv that are not used: camera",
-        "columns of train.csv that are not used: camera",
+        "unused columns of test.csv: camera",
+        "unused columns of train.csv: camera",
         "train.csv has 1 videos more than once, such as a.mp4",
-        "1 videos of test are in train, too, such as b c.mp4: the test may be too easy",
+        "1 videos of test are also in train, such as b c.mp4: the test may be too easy",
     )
 
 
@@ -256,7 +256,7 @@ def test_a_test_list_without_labels_does_not_stop_training(root, write):
     write(root / "train.csv", "a.mp4,run", "b c.mp4,jump")
     write(root / "test.txt", "f/g.mp4")
     (note,) = open_source("list", root).notes
-    assert note.startswith(f"{root / 'test.txt'} is left out, it is no list of labels: ")
+    assert note.startswith(f"{root / 'test.txt'} is left out, because it is no list of labels: ")
     with pytest.raises(ValueError, match=r"test.txt, line 1: expected lines `path label`"):
         open_source("list", root, "test")
 
