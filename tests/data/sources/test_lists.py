@@ -187,7 +187,7 @@ def test_text_in_no_encoding(tmp_path):
         (("path,label,class", "a.mp4,0,1"), r"expected a column of labels, got several, label, class"),
         (("path,fps", "a.mp4,25"), r"expected a column of labels, got path, fps"),
         (("path,label,label", "a.mp4,0,1"), r"expected columns of different names"),
-        (("path,label_id,label_name", "a.mp4,0,x", "d,0,y"), r"expected one number for each class name, got others"),
+        (("path,label_id,label_name", "a.mp4,0,x", "d,0,y"), r"expected one number for each class name, got several"),
         (("0,a.mp4,run", "1,b c.mp4,jump"), r"expected .*videos|missing|name the columns in a heading"),
         (
             ("a.mp4,0", "f/g.mp4,1", "a.mp4,1"),
@@ -238,7 +238,7 @@ def test_tasks_separated_by_blanks(root, write):
 @pytest.mark.parametrize("cells", [("run", "jump"), ("0", "1")])
 def test_a_heading_of_other_words_is_no_video(root, heading, cells, write):
     write(root / "train.csv", heading, f"a.mp4,{cells[0]}", f"b c.mp4,{cells[1]}")
-    with pytest.raises(ValueError, match=rf"line 1: expected a video, or a heading .*, got '{heading}': call the col"):
+    with pytest.raises(ValueError, match=rf"line 1: expected a video, or a heading .*, got '{heading}': rename"):
         open_source("list", root, missing="keep")
 
 
