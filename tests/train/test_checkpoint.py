@@ -357,7 +357,7 @@ def test_where_nothing_is_whole_nothing_is_touched(two_steps, tmp_path):
     shutil.copytree(two_steps[0], tmp_path / "run")
     for step in "78":
         (tmp_path / "run" / step / "extra" / "metadata").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"the first, of step 7: .*they were left as they are") as error:
+    with pytest.raises(ValueError, match=r"the first, of step 7: .*nothing was changed in this one") as error:
         Checkpoints(tmp_path / "run")
     assert "delete" not in str(error.value)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["7", "8"]
