@@ -221,7 +221,7 @@ def test_several_cameras_start_from_their_backbone(images, random_variables, tmp
 
 def test_what_is_not_of_the_backbone_is_said(make):
     template = {"params": {"body": {"fusion": {"a": np.zeros(2)}, "layer1_0": {"a": np.zeros(2)}}}}
-    with pytest.raises(ValueError, match=r"not of the backbone: 1 parameters .* params/body/layer1_0/a"):
+    with pytest.raises(ValueError, match=r"weights of the backbone, got 1 parameters .* params/body/layer1_0/a"):
         spread(template, {"params": {"body": {"layer1_0": {"a": np.zeros(3)}}}}, ("front",))
 
 

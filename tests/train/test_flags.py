@@ -28,7 +28,7 @@ def parsed(*words, config="ffn.py"):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_fields_are_overridden_by_flags(path):
-    width = "backbone_options.width" if path.stem == "ts_cva" else "width"
+    width = "backbone_options.width" if path.stem in ("cnn_rnn", "ts_cva") else "width"
     changes = {
         "model.dropout": 0.25,
         "task.frames": "(2, 32)",
