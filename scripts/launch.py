@@ -20,9 +20,7 @@ def main() -> int:
     parser.add_argument(
         "--devices", type=int, default=1, help="of each process: GPUs if there are any, else CPU devices"
     )
-    parser.add_argument(
-        "--patience", type=float, default=30, help="seconds that a process has to end after another failed"
-    )
+    parser.add_argument("--patience", type=float, default=30, help="seconds to end after another process failed")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="a script and its arguments")
     args = parser.parse_args()
     if not args.command or args.processes < 1:

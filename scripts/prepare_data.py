@@ -10,8 +10,8 @@ shards of the repaired videos anew. Train from the result with
 
     --config.data.name=tfds --config.data.root=OUTPUT
 
-Exit status: 0 all good; 1 done, with findings in the report; 2 not done, one line says why; 130 or 143 stopped by Ctrl-C
-or SIGTERM.
+Exit status: 0 all good; 1 done, with findings in the report; 2 not done, one line says why; 130 or 143 stopped by
+Ctrl-C or SIGTERM.
 """
 
 import argparse
