@@ -21,12 +21,7 @@ def topk_correct(logits: Float[Array, "b k"], labels: Int[Array, " b"], k: int =
         logits: logits or probabilities.
         labels: class numbers; one outside [0, classes) is wrong.
         k: the number of guesses; with k >= classes every valid label is right.
-
-    Raises:
-        ValueError: k is less than one.
     """
-    if k < 1:
-        raise ValueError(f"expected k >= 1 guesses, got k={k}: use k=1 for plain accuracy")
     classes = logits.shape[-1]
     _, guesses = jax.lax.top_k(logits, min(k, classes))
     at_label = jnp.take_along_axis(logits, jnp.clip(labels, 0, classes - 1)[:, None], axis=-1)[:, 0]
@@ -42,15 +37,8 @@ def accuracy_sums(
 
 
 def accuracies(sums: Mapping[str, Int[Array, ""]]) -> dict[str, float]:
-    """Divides the total of `accuracy_sums` by its count: shares in [0, 1].
-
-    Raises:
-        ValueError: no clip was counted.
-    """
-    count = int(sums["count"])
-    if count == 0:
-        raise ValueError("expected sums over at least one clip, got count=0: is the split empty, or every clip masked?")
-    return {name: int(value) / count for name, value in sums.items() if name != "count"}
+    """Divides the total of `accuracy_sums` by its count, which must not be 0: shares in [0, 1]."""
+    return {name: int(value) / int(sums["count"]) for name, value in sums.items() if name != "count"}
 
 
 def confusion_counts(

@@ -84,11 +84,6 @@ class Checkpoints:
         """The step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
-    def best_step(self) -> int | None:
-        """The step with the highest score; None if none has one."""
-        step = self._manager.best_step()
-        return step if step is not None and self.has_score(step) else None
-
     def has_score(self, step: int) -> bool:
         """Whether a saved step has a score."""
         return _score(self._manager.metrics(step) or {}) > -math.inf
@@ -139,21 +134,19 @@ class Checkpoints:
         if not self._proving:
             self._proving, self._unproven = True, step
 
-    def restore(self, state: State, data: Any = None, step: int | None = None) -> State:
-        """Restores a step onto the devices of `state`, whatever devices it was saved from.
+    def restore(self, state: State, data: Any = None) -> State:
+        """Restores the latest step onto the devices of `state`, whatever devices it was saved from.
 
         Args:
             state: arrays, or `jax.ShapeDtypeStruct`s whose `sharding` places them (none: the first device).
             data: is moved to the saved position.
-            step: the step; None is the latest.
 
         Raises:
-            FileNotFoundError: there is no such checkpoint, or it holds no position in the data.
+            FileNotFoundError: there is no checkpoint, or it holds no position in the data.
             ValueError: paths, shapes or types differ from the state's; the message lists the differences.
         """
         self.wait()
-        folder = find_checkpoint(self.directory, "latest" if step is None else step)
-        step = int(folder.name)
+        folder = find_checkpoint(self.directory)
         note = json.loads((folder / "extra" / "metadata").read_text())
         _check_leaves(note["leaves"], _leaves(state), folder)
         variables, training = _split(jax.tree.map(_abstract, state))
@@ -168,7 +161,7 @@ class Checkpoints:
                     f"without it to begin a new pass"
                 )
             items["data"] = CheckpointRestore(data)
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        restored = self._manager.restore(int(folder.name), args=ocp.args.Composite(**items))
         return dataclasses.replace(state, variables=restored.variables, **restored.training)  # pyright: ignore
 
     def wait(self) -> None:

@@ -46,8 +46,6 @@ class RunLogger:
         interval: float = 10.0,
         console: Console | None = None,
     ):
-        if not 0 <= step <= total_steps:
-            raise ValueError(f"expected a step in [0, {total_steps}], got step={step}: is total_steps of another run?")
         self.workdir, self.total_steps = Path(workdir), total_steps
         self._first_step = self._step = step
         self._evaluated = evaluated
@@ -95,7 +93,7 @@ class RunLogger:
         if self._bar:
             self._bar.update(self._task, completed=step)
 
-    def write(self, step: int, metrics: Mapping[str, Any], epoch: float | None = None) -> dict[str, float]:
+    def write(self, step: int, metrics: Mapping[str, Any], epoch: float | None = None) -> None:
         """Writes metrics of a step to every place; waits for those still on the device.
 
         Adds `train/clips_per_second` if there were updates since the last call. Write training metrics before an
@@ -105,9 +103,6 @@ class RunLogger:
             step: updates done.
             metrics: scalars such as "train/loss", "eval/top1_4"; a number that is not finite is null in the file.
             epoch: passes over the data done.
-
-        Returns:
-            The metrics as floats.
 
         Raises:
             ValueError: a metric is not a scalar.
@@ -121,7 +116,6 @@ class RunLogger:
         if self._writes:
             self._record(step, values, epoch)
             self._show(step, values, epoch, now)
-        return values
 
     def print(self, message: str | Table) -> None:
         """Prints a sentence or a table above the progress bar."""

@@ -3,7 +3,6 @@
 import collections
 import json
 from collections.abc import Callable
-from typing import NamedTuple
 
 import grain
 import jax
@@ -18,20 +17,6 @@ AHEAD = 2
 """Batches that wait on the devices."""
 
 
-class Fetched(NamedTuple):
-    """A batch.
-
-    Attributes:
-        batch: on the devices.
-        account: "index" and "broken" of its clips, on the host.
-        position: the iterator's after this batch.
-    """
-
-    batch: Batch
-    account: Batch
-    position: str
-
-
 class Prefetch:
     """Fetches batches ahead. Its position is the one after the last batch taken, so a resume misses no batch.
 
@@ -42,11 +27,11 @@ class Prefetch:
 
     def __init__(self, data: grain.DatasetIterator, put: Callable[[Batch], Batch]):
         self._data, self._put = data, put
-        self._queue: collections.deque[Fetched] = collections.deque()
+        self._queue: collections.deque[tuple[Batch, Batch, str]] = collections.deque()  # with the position after each
         self._position = json.dumps(data.get_state())
 
-    def take(self) -> Fetched:
-        """The next batch.
+    def take(self) -> tuple[Batch, Batch]:
+        """The next batch on the devices, and "index" and "broken" of its clips on the host.
 
         Raises:
             WorkerKilled: a worker process was killed; the position stays.
@@ -54,10 +39,9 @@ class Prefetch:
         while len(self._queue) < AHEAD:
             clips = next_batch(self._data)
             account = {name: clips[name] for name in ("index", "broken")}
-            self._queue.append(Fetched(self._put(clips), account, json.dumps(self._data.get_state())))
-        taken = self._queue.popleft()
-        self._position = taken.position
-        return taken
+            self._queue.append((self._put(clips), account, json.dumps(self._data.get_state())))
+        batch, account, self._position = self._queue.popleft()
+        return batch, account
 
     def get_state(self) -> bytes:
         """The position; Grain's checkpoints call this."""

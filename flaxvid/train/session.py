@@ -65,7 +65,7 @@ class Session:
             WorkerKilled: a worker process was killed; the state before the step is saved.
         """
         try:
-            batch, account, _ = self.batches.take()
+            batch, account = self.batches.take()
         except WorkerKilled as error:
             if step - 1 == self.start or jax.process_count() > 1:  # one of several processes cannot save alone
                 raise

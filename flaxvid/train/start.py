@@ -117,7 +117,8 @@ def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes |
             f"{len(fresh)} start anew ({', '.join(fresh)})"
         )
     else:
-        adopted, fresh = adopt(template, _without(variables, trained.fresh))
+        known = {path: leaf for path, leaf in trees.flatten(variables).items() if path not in trained.fresh}
+        adopted, fresh = adopt(template, trees.unflatten(known))
         if fresh and not named and not trained.fresh:  # `import_torch` has said it of its own
             print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")
     if classes and not trained.named and not any(map(CLASSIFIER.fullmatch, fresh)):
@@ -147,11 +148,6 @@ def _fit_head(weights: str, variables: Variables, names: Classes, classes: Class
         elif are_numbers(wanted):
             print(f"{weights}: {head} is kept; its classes and the data's are known by number only")
     return arrange_head(variables, columns)
-
-
-def _without(variables: Variables, paths: tuple[str, ...]) -> Variables:
-    flat = trees.flatten(variables)
-    return trees.unflatten({path: leaf for path, leaf in flat.items() if path not in paths}) if paths else variables
 
 
 def of_backbone(recipe: Recipe) -> Recipe | None:
