@@ -28,10 +28,6 @@ GAIN_INITS = {
 }
 
 
-def _gain_path(kernel_path: str) -> str:
-    return kernel_path.removesuffix("kernel") + "gain"
-
-
 @dataclasses.dataclass(frozen=True)
 class FrameFlexible:
     """A model with private norms and weight alteration for each of several frame counts.
@@ -56,7 +52,7 @@ class FrameFlexible:
 
     def __post_init__(self):
         counts = tuple(sorted(set(self.frames)))
-        if len(counts) < 1 or counts[0] < 1:
+        if not counts or counts[0] < 1:
             raise ValueError(f"frames must be positive frame counts such as (4, 8, 16), got {self.frames}")
         object.__setattr__(self, "frames", counts)
         if self.alteration not in (*GAIN_INITS, "none"):
@@ -90,7 +86,7 @@ class FrameFlexible:
             for number, (path, channels) in enumerate(kernels.items()):
                 name = "zeros" if key is None else self.alteration
                 leaf_key = jax.random.fold_in(jax.random.PRNGKey(0) if key is None else key, count * 65536 + number)
-                gains[_gain_path(path)] = GAIN_INITS[name](leaf_key, channels)
+                gains[path.removesuffix("kernel") + "gain"] = GAIN_INITS[name](leaf_key, channels)
             private = trees.merge(norms, trees.unflatten(gains))
             if private:
                 variables[f"params_{count}f"] = jax.tree.map(jnp.array, private)

@@ -19,7 +19,7 @@ an axis of views, (b, v, n, h, w, 3), and ``"mask": (b,)`` is False for padding 
 
 
 def by_target(value: Any) -> dict[str, Any]:
-    """Labels, logits or classes by target; a single target is called ""."""
+    """Labels, logits or class names by target; a single target is called ""."""
     return dict(value) if isinstance(value, Mapping) else {"": value}
 
 

@@ -102,7 +102,7 @@ def test_a_run_goes_on_with_the_same_videos_wherever_they_lie(tmp_path):
     claim_videos(sources["two"], run)
     for folder, count in (("three", 3), ("four", 2)):
         with pytest.raises(
-            ValueError, match=f"expected the 2 training videos that the run in .* got {count}, of which"
+            ValueError, match=f"expected the 2 training videos that the run in .* got {count} with other names"
         ):
             claim_videos(sources[folder], run)
 
