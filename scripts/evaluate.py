@@ -26,7 +26,7 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxvid.arguments import Renamed, number, one_each, read_class_names, read_renames
+from flaxvid.arguments import Renamed, add_weights, number, one_each, read_class_names, read_renames
 from flaxvid.data.sources.subset import Subset
 from flaxvid.evaluate.record import finish_evaluation, output_folder
 from flaxvid.evaluate.views import PROTOCOLS
@@ -42,11 +42,10 @@ def main() -> None:
     sys.argv[1:] = one_each(sys.argv[1:], "--frames")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="a run's folder, a file of flaxvid, or a torch file")
-    parser.add_argument("--model", default="", metavar="NAME", help="the network of a torch file, as tsm_resnet50")
+    add_weights(parser)
     parser.add_argument(
         "--frames", type=number(int, 1), action="append", help="frame counts (default: the recipe's eval_frames)"
     )
-    parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest (default), best, or a step")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="default: as the recipe says, mostly one view")
     parser.add_argument("--clips", type=int, help="clips a video, instead of the protocol's")
     parser.add_argument("--crops", type=int, choices=(1, 3, 5, 10), help="crops a frame, instead of the protocol's")
@@ -60,7 +59,6 @@ def main() -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only N videos, drawn by chance but always the same")
     parser.add_argument("--batch-size", type=int, metavar="N", help="clips in a step (default: the recipe's)")
     parser.add_argument("--threads", type=int, metavar="N", help="that decode (default: the recipe's)")
-    parser.add_argument("--classes", type=Path, help="class names, one a line, where the run does not know them")
     parser.add_argument(
         "--rename", type=Path, metavar="MAP.json", help='{"a class of the data": "the network\'s name for it", ...}'
     )

@@ -20,7 +20,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from flaxvid.train.interrupt import end_when_told
@@ -31,7 +30,7 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxvid.arguments import number, one_each, read_class_names
+from flaxvid.arguments import add_weights, number, one_each, read_class_names
 from flaxvid.data.clips.windows import SHORTEST
 from flaxvid.data.sources.search import collect_scenes, collect_videos
 from flaxvid.evaluate.cost import largest_within
@@ -63,7 +62,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="a file, a folder, or a pattern in quotes")
     parser.add_argument("--run", required=True, help="a run's folder, a file of flaxvid, or a torch file")
-    parser.add_argument("--model", default="", metavar="NAME", help="the network of a torch file, as tsm_resnet50")
+    add_weights(parser)
     parser.add_argument(
         "--frames",
         action="append",
@@ -80,12 +79,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--window", type=number(float, SHORTEST), metavar="SECONDS", help="an answer for each so many seconds"
     )
-    parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest (default), best, or a step")
     parser.add_argument("--top", type=number(int, 1), default=3, metavar="K", help="classes a line (default: 3)")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
-    parser.add_argument(
-        "--classes", type=Path, help="class names, one a line or as in classes.json, where the run does not know them"
-    )
     end = words.index("--") if "--" in words else len(words)  # argparse loses "--" where files and flags mix
     arguments = parser.parse_intermixed_args(one_each(words[:end], "--frames"))
     if "-" in arguments.videos:

@@ -19,10 +19,8 @@ class Protocol:
     """The views of a video.
 
     Attributes:
-        clips: clips of a video, spread over its length.
-        crops: squares of a frame: 1 is the centre, 3 lie along the longer side, 5 and 10 add corners and mirrors.
+        clips, crops, sampling: see `ClipConfig`.
         full: squares have the size of the resized short side (256 for a network of 224 pixels), not the network's.
-        sampling: "segment" spreads each clip over the whole video, "dense" takes it from `window` frames.
         window: frames of the video that a dense clip spans.
     """
 
@@ -91,8 +89,8 @@ def average_views(
     for clips in jax.tree.leaves(video):
         if clips.dtype != jnp.uint8:
             raise ValueError(
-                f"evaluation takes uint8 video, got {clips.dtype}: the model itself normalises, and floats in "
-                "[0, 1] would pass for normalised ones"
+                f"evaluation takes uint8 video, got {clips.dtype}: give decoded frames, which the model itself "
+                "normalises"
             )
         if clips.ndim != 6:
             raise ValueError(

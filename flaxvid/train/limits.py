@@ -75,7 +75,7 @@ def _clips(recipe: Recipe) -> Iterator[str]:
     clips = copy.copy(recipe.data.clips)
     for path, owner in FILLED.items():
         if value := operator.attrgetter(path)(recipe):
-            yield f"{path} is for {owner} to say, got {value}: leave it empty"
+            yield f"{path} follows {owner}, got {value}: leave it empty"
     clips.frames, clips.image_size = (), max(0, recipe.model.image_size or 0)
     yield from (f"data.clips.{problem}" for problem in clips.problems())
     yield from (f"data.clips.augmentation.{problem}" for problem in clips.augmentation.problems())
@@ -151,7 +151,7 @@ def _groups(recipe: Recipe) -> Iterator[str]:
     if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
         yield f"model.options.backbone_options.dropout must lie in [0, 1), got {dropout!r}"
     if isinstance(backbone, Mapping) and "dtype" in backbone:
-        yield f"model.options.backbone_options.dtype is model.dtype's to say, got {backbone['dtype']!r}: leave it out"
+        yield f"model.options.backbone_options.dtype follows model.dtype, got {backbone['dtype']!r}: leave it out"
 
 
 def _misfits(recipe: Recipe) -> tuple[list[str], Recipe]:

@@ -240,7 +240,9 @@ def _from_json(kind: Any, saved: Any, where: str) -> Any:
     values = {}
     for name, value in saved.items():
         if name not in hints:
-            raise ValueError(f"{where}: {kind.__name__} has no field {name!r}: was it written by a newer version?")
+            raise ValueError(
+                f"{where}: {kind.__name__} has no field {name!r}: if a newer version wrote it, update flaxvid"
+            )
         own = choices(hints[name])
         nested = [one for one in own if dataclasses.is_dataclass(one)]
         expected: Any = dict if nested else get_origin(own[0]) or own[0]

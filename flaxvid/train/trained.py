@@ -218,6 +218,6 @@ def _checked(classes: Any, variables: Variables, path: Path) -> Classes:
         some = [name for names in by_target(classes).values() for name in names][:3]
         raise ValueError(
             f"expected names of the {_num_classes(variables)} classes of the network in {path}, got "
-            f"{count_classes(classes)} ({', '.join(some)}, ...): is this the data set that it was trained on?"
+            f"{count_classes(classes)} ({', '.join(some)}, ...): give those of the data that it was trained on"
         )
     return classes

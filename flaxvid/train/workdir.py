@@ -145,9 +145,9 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
         if refused := [line for path, line in changes.items() if path not in free]:
             if "epochs" in changes and "epochs" not in free:
                 refused.append(
-                    "a run is not cut short"
+                    "a run cannot be shortened"
                     if recipe.epochs < theirs["epochs"]
-                    else "a cosine ends with its epochs: to learn on, begin a new run with "
+                    else "a cosine ends with its epochs: to train longer, begin a new run with "
                     f"--config.model.weights={workdir}"
                 )
             listed = "\n  ".join(refused)

@@ -64,7 +64,7 @@ def test_what_changes_no_number_may_change(tmp_path, capsys):
         ("step", 70, None),
         ("constant", 70, None),
         ("cosine", 70, "epochs: 50 there, 70 here\n  a cosine ends with its epochs: .* --config.model.weights="),
-        ("step", 30, "epochs: 50 there, 30 here\n  a run is not cut short"),
+        ("step", 30, "epochs: 50 there, 30 here\n  a run cannot be shortened"),
     ],
 )
 def test_a_finished_run_is_extended_where_its_schedule_allows_it(tmp_path, schedule, epochs, message):
