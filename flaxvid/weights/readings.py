@@ -245,8 +245,12 @@ def _trees(
     def flexible(counts: tuple[int, ...], alteration: str) -> Variables:
         return jax.eval_shape(FrameFlexible(model, counts, alteration).specialise, plain)
 
-    private = next(path for path in trees.flatten(flexible((_ANY_COUNT,), "none")) if str(_ANY_COUNT) in path)
-    pattern = re.escape(source_keys(private, format.keys)[0]).replace(str(_ANY_COUNT), r"(\d{1,5})")
+    private = [path for path in trees.flatten(flexible((_ANY_COUNT,), "none")) if str(_ANY_COUNT) in path]
+    keys = [key for path in private for key in source_keys(path, format.keys)]
+    if not keys:  # a plain format, of another model than the caller wants
+        yield plain, None, ""
+        return
+    pattern = re.escape(keys[0]).replace(str(_ANY_COUNT), r"(\d{1,5})")
     counts = sorted(int(match[1]) for match in (re.fullmatch(pattern, short) for short in source.shapes) if match)
     if len(counts) > _MOST_COUNTS:
         raise ValueError(
@@ -263,7 +267,7 @@ def _find_faults(
     return {
         "tensors have no place in the model": [source.names[short] for short in found if short not in used],
         "variables of the model have no tensor": [
-            f"{path} ({', '.join(missing) or 'num_classes makes a new one'})"
+            f"{path} ({', '.join(missing) or 'the format has none'})"
             for path, shapes in wanted.items()
             if (missing := [short for short in shapes if short not in found]) or not shapes
         ],

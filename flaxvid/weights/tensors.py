@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flaxvid.weights.flax_file import looks_like_msgpack, read_flax_file
 from flaxvid.weights.pickled import Call, OddKey, Unreadable
 from flaxvid.weights.safetensors_file import is_name, looks_like_safetensors, read_safetensors
 from flaxvid.weights.torch_file import read_torch_file
@@ -39,8 +40,9 @@ def read_tensors(source: str | Path | Mapping[str, Any], *, allow_nonfinite: boo
     and eight times where half precision becomes float32.
 
     Args:
-        source: a .pth, .pt, .pth.tar (needs torch) or .safetensors file, or a mapping of torch tensors or arrays; both
-            may hold the tensors under "state_dict", "model_state_dict", "model_state", "model" or "module".
+        source: a .pth, .pt, .pth.tar (needs torch), .safetensors or flax msgpack file, or a mapping of torch tensors or
+            arrays. A torch file and a mapping may hold the tensors under "state_dict", "model_state_dict",
+            "model_state", "model" or "module".
         allow_nonfinite: takes NaN and infinite numbers.
 
     Returns:
@@ -62,6 +64,8 @@ def read_tensors(source: str | Path | Mapping[str, Any], *, allow_nonfinite: boo
         safetensors = looks_like_safetensors(head)
         if not safetensors and (other := _other(head, path)):
             raise Unreadable(other)
+        if not safetensors and looks_like_msgpack(head):
+            return _checked(_weights(read_flax_file(file)), allow_nonfinite)
         known = head[:2] in (b"PK", b"\x80\x02")
         if safetensors or (path.suffix == ".safetensors" and not known):
             tensors = _weights(read_safetensors(path, lambda key: not key.endswith(_INDICES))[1])
