@@ -107,6 +107,7 @@ class OptimizerRecipe:
         accumulate: parts that a batch is computed in, one after the other, to save memory.
         ema: decay of the moving average that is evaluated, after a warm-up; 0 keeps none.
         rules: parameter groups, `(group, learning-rate factor, weight-decay factor)`; see `train.groups`.
+        layer_decay: factor of the learning rate from each layer to the one below it, beside that of `rules`; 1 is off.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -123,6 +124,7 @@ class OptimizerRecipe:
     accumulate: int = 1
     ema: float = 0.0
     rules: Rules = DECAY_RULES
+    layer_decay: float = 1.0
 
 
 @dataclasses.dataclass
