@@ -48,9 +48,7 @@ def jitter_colours(video: Video, strengths: tuple[float, float, float, float], r
     return _to_uint8(video.astype(np.float32) @ matrix.T.astype(np.float32) + offset.astype(np.float32))
 
 
-def randaugment(
-    video: Video, count: int, magnitude: float, rng: np.random.Generator, deviation: float = 0.0
-) -> Video:
+def randaugment(video: Video, count: int, magnitude: float, rng: np.random.Generator, deviation: float = 0.0) -> Video:
     """Applies operations drawn from `OPERATIONS` one after the other (RandAugment, arXiv 1909.13719).
 
     Args:
