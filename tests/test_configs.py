@@ -78,16 +78,16 @@ def test_an_unknown_argument_names_the_known_ones(path):
         load(path).get_config("mtion")
 
 
+def config(name):
+    return load(next(path for path in CONFIGS if path.stem == name))
+
+
 def test_configs_do_not_share_what_flags_change():
-    get_config = load(CONFIGS[0]).get_config
+    get_config = config("ffn").get_config
     get_config().model.options["width"] = 1
     get_config().optimizer.learning_rate = 7.0
     assert get_config().model.options["width"] != 1
     assert get_config().optimizer.learning_rate != 7.0
-
-
-def config(name):
-    return load(next(path for path in CONFIGS if path.stem == name))
 
 
 def test_parameters_of_the_something_something_recipe():

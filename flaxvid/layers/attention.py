@@ -59,9 +59,37 @@ class Attention(nn.Module):
             y += jnp.concatenate([q_bias, jnp.zeros(c), v_bias]).astype(y.dtype)
         q, k, v = jnp.moveaxis(y.reshape(-1, n, 3, self.num_heads, c // self.num_heads), 2, 0)
         if keys is not None:
-            keys = jnp.broadcast_to(keys, (*lead, n)).reshape(-1, 1, 1, n)  # (batch, heads, queries, keys)
-        y = jax.nn.dot_product_attention(q, k, v, mask=keys)
-        return dense(c, name="project")(y.reshape(x.shape))
+            keys = jnp.broadcast_to(keys, (*lead, n)).reshape(-1, n)
+        return dense(c, name="project")(attend(q, k, v, keys).reshape(x.shape))
+
+
+def attend(
+    q: Float[Array, "b n heads d"], k: Float[Array, "b m heads d"], v: Float[Array, "b m heads d"], keys: KeyMask = None
+) -> Float[Array, "b n heads d"]:
+    """`jax.nn.dot_product_attention`, by its fused kernel on GPUs that have it: no matrix of scores in memory.
+
+    Args:
+        q, k, v: queries, keys and values.
+        keys: (b, m), False for keys that no query attends to.
+    """
+    plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+    if keys is not None:  # the fused kernel takes a mask as a matrix of scores
+        return plain(q, k, v, mask=keys[:, None, None])
+    if not _is_fused(k):
+        return plain(q, k, v)
+    fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    # Without the checkpoint, the fused program would save the plain one's scores, too (as zeros).
+    plain = jax.checkpoint(plain, prevent_cse=False)  # pyright: ignore[reportPrivateImportUsage]
+    return jax.lax.platform_dependent(q, k, v, cuda=fused, default=plain)
+
+
+def _is_fused(k: Float[Array, "b m heads d"]) -> bool:
+    """Whether the GPU of this process has a fused kernel for such keys, and rows are so long that it pays."""
+    *_, m, _, d = k.shape
+    if k.dtype != jnp.bfloat16 or d % 8 or d > 128 or m <= 128 or jax.default_backend() != "gpu":
+        return False
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    return capability[:1].isdigit() and float(capability) >= 8  # NVIDIA's from Ampere on
 
 
 class CrossViewAttention(nn.Module):

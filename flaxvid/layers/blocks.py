@@ -19,14 +19,10 @@ Strides = tuple[int, int, int]
 Activation = Callable[[Array], Array] | None
 
 
-def stride_mask(frame_mask: FrameMask, stride: int) -> FrameMask:
-    """The mask of what a layer with a temporal stride and torch's symmetric padding gives: every `stride`-th frame."""
-    return None if frame_mask is None else frame_mask[:, ::stride]
-
-
 def fit_mask(frame_mask: FrameMask, frames: int) -> FrameMask:
     """The mask of a grid of so many frames, from that of its clip or of any grid in between.
 
+    With torch's symmetric padding, a layer with a temporal stride gives every `stride`-th frame.
     The stride follows from the lengths alone, for all temporal strides are powers of two: with length
     ``ceil(t / stride)`` the least power of two that is not below ``t / length`` is the stride.
 
@@ -36,8 +32,8 @@ def fit_mask(frame_mask: FrameMask, frames: int) -> FrameMask:
     if frame_mask is None:
         return None
     ratio = -(-frame_mask.shape[1] // frames)
-    fitted = stride_mask(frame_mask, 1 << (ratio - 1).bit_length())
-    if fitted is None or fitted.shape[1] != frames:
+    fitted = frame_mask[:, :: 1 << (ratio - 1).bit_length()]
+    if fitted.shape[1] != frames:
         raise ValueError(
             f"frame_mask has {frame_mask.shape[1]} frames, and no temporal stride of 1, 2, 4, ... makes {frames} of "
             "them: pass the mask of the clip, one entry a frame"

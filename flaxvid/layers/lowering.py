@@ -131,7 +131,7 @@ def _cpu_form(shape, kernel_shape, strides, pads, groups):
         sizes = zip(shape[1:], window, strides, pads, strict=False)
         return _patches if any((n + sum(p) - k) // s + 1 < k for n, k, s, p in sizes) else _direct
     if max(window[1:]) == 1:
-        return _temporal
+        return _patches
     if window[0] == 1:
         return _frames
     return _joined if window[0] * fan_in <= features else _taps
@@ -177,16 +177,9 @@ def _cells(x, kernel, strides, pads, groups):
 
 
 def _patches(x, kernel, strides, pads, groups):
-    """Small maps: concatenate what each tap sees on the channels, then one matrix product."""
+    """kx1x1 and small maps: concatenate what each tap sees on the channels, then one matrix product."""
     x, window = _pad(x, pads), kernel.shape[:-2]
     return _product(jnp.concatenate([tap(x, at, window, strides) for at in np.ndindex(window)], -1), kernel)
-
-
-def _temporal(x, kernel, strides, pads, groups):
-    """kx1x1: concatenate the shifted frames on the channels, then one matrix product."""
-    x, window = _pad(x, pads), kernel.shape[:-2]
-    shifted = [tap(x, (i, 0, 0), window, strides) for i in range(window[0])]
-    return _product(jnp.concatenate(shifted, -1), kernel)
 
 
 def _frames(x, kernel, strides, pads, groups):

@@ -78,6 +78,14 @@ def token_mask(frame_mask: FrameMask, frames: int) -> FrameMask:
     return frame_mask.reshape(frame_mask.shape[0], frames, -1).any(axis=-1)
 
 
-def token_keys(mask: FrameMask, places: int) -> Bool[Array, "b n"] | None:
-    """The mask of a grid's tokens in one row, from that of its times: each has so many places."""
-    return None if mask is None else jnp.repeat(mask, places, axis=1)
+def token_keys(mask: FrameMask, places: int, before: int = 0) -> Bool[Array, "b n"] | None:
+    """The mask of a grid's tokens in one row, from that of its times: each has so many places.
+
+    Args:
+        mask: (b, t), False for times that only pad; None for none such.
+        places: tokens of each time.
+        before: tokens in front of the grid's, such as a class token; they always count.
+    """
+    if mask is None:
+        return None
+    return jnp.pad(jnp.repeat(mask, places, axis=1), ((0, 0), (before, 0)), constant_values=True)

@@ -1,1 +1,1 @@
-"""The zoo: one file a family. `create_model` makes any of them by name."""
+"""The zoo: one file a family. `Common` and the family's `build` say what each option means, and no other place does."""

@@ -38,8 +38,7 @@ CAMERAS = ("front", "left", "right")
 
 
 def fold(cameras: Mapping[str, Any]) -> Any:
-    """Cameras as rows of one batch, (b * v, ...), those of a sample side by side: on a mesh they stay where they
-    are."""
+    """Cameras as rows of one batch, (b * v, ...). Those of a sample are neighbours: a mesh need not move them."""
     return jax.tree.map(lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *cameras.values())
 
 
@@ -54,7 +53,7 @@ def each_camera(frame_mask: FrameMask, count: int) -> FrameMask:
 
 
 def drop_cameras(module: nn.Module, present: Present, rate: float, train: bool) -> Present:
-    """In training, cameras of each sample taken away by chance, one by one; where all would go, all stay."""
+    """In training, drops each camera of a sample by chance; a sample that would lose all of them keeps all."""
     if not train or not rate:
         return present
     kept = present & jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, present.shape)
@@ -80,10 +79,7 @@ class PerCamera(nn.Module):
 
     Attributes:
         part: the backbone's.
-        cameras: names of all cameras.
-        separate: one copy for each camera.
         fusion: joins the cameras' grids; None leaves a dict of them.
-        camera_dropout: share of the cameras that `fusion` does without in training.
     """
 
     part: nn.Module
@@ -118,12 +114,7 @@ class PerCamera(nn.Module):
 
 
 class MeanHead(nn.Module):
-    """The backbone's head on each camera, and the mean of their logits.
-
-    Attributes:
-        head: the backbone's.
-        camera_dropout: share of the cameras that the mean does without in training.
-    """
+    """The backbone's head on each camera, and the mean of their logits."""
 
     head: nn.Module
     camera_dropout: float = 0.0
@@ -145,7 +136,7 @@ class MeanHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Mapping[str, Any], train: bool = False, frame_mask: FrameMask = None) -> Logits:
-        """What the body made of each camera, to logits."""
+        """The cameras' grids to logits."""
         logits = unfold(self.head(fold(x), train, each_camera(frame_mask, len(x))), len(x))
         shape = jax.tree.leaves(logits)[0].shape[:2]
         kept = drop_cameras(self, jnp.ones(shape, bool), self.camera_dropout, train)

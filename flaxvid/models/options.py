@@ -50,7 +50,7 @@ def read_option(name: str, kind: Kind, value: Any) -> Any:
 
 
 def require(holds: Any) -> None:
-    """What a `Kind.read` refuses a value with."""
+    """Raises ValueError unless it holds; a `Kind.read` refuses a value so."""
     if not holds:
         raise ValueError
 

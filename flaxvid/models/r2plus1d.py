@@ -40,15 +40,7 @@ def midplanes(inputs: int, outputs: int) -> int:
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions of 3x3x3, each as 1x3x3 and 3x1x1.
-
-    Attributes:
-        width: channels.
-        strides: (t, h, w) of the first.
-        shared_midplanes: the second has the midplanes of the first, too.
-        dtype: compute type.
-        norm_epsilon: of every norm.
-    """
+    """Two convolutions of 3x3x3, each as 1x3x3 and 3x1x1; the first has the strides."""
 
     width: int
     strides: Strides = (1, 1, 1)
@@ -203,7 +195,7 @@ BOTTLENECK_TORCH_KEYS = {
 
 SPECS = {
     **{
-        name: ModelSpec(build_basic, variant, TORCHVISION_CLIP, 0.0, 0.01, formats=known, tiny=TINY)
+        name: ModelSpec(build_basic, variant, TORCHVISION_CLIP, dropout=0.0, formats=known, tiny=TINY)
         for name, variant, known in (
             ("r2plus1d_r18", {"shared_midplanes": True}, formats(TORCH_KEYS)),
             ("r2plus1d_r34", {"depths": (3, 4, 6, 3)}, FORMATS_34),
@@ -212,8 +204,6 @@ SPECS = {
     "r2plus1d_r50": ModelSpec(
         build_bottleneck,
         clip=dataclasses.replace(PYTORCHVIDEO_CLIP, num_frames=16),
-        dropout=0.5,
-        classifier_std=0.01,
         formats=formats(BOTTLENECK_TORCH_KEYS),
         tiny={**TINY, "image_size": 64},
     ),

@@ -29,60 +29,39 @@ from flaxvid.types import ClipSpec
 
 MakeShift = Callable[..., TemporalShift]
 
+EXPANSION = 4
+"""How many times more channels a bottleneck gives than its 3x3 convolution has."""
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions (ResNet-18 and -34); `shift`, if any, stands at the start of the residual branch."""
+
+class Block(nn.Module):
+    """Two 3x3 convolutions (ResNet-18 and -34) or, with `bottleneck`, 1x1, 3x3 and 1x1 ones (ResNet-50 and deeper).
+
+    The first 3x3 convolution has the stride. `shift`, if any, stands at the start of the residual branch.
+    """
 
     width: int
     stride: int = 1
+    bottleneck: bool = False
     shift: MakeShift | None = None
     dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = BatchNorm.epsilon
-
-    expansion = 1
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, `stride` times smaller."""
         conv = functools.partial(Conv, dtype=self.dtype)
         norm = functools.partial(BatchNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
+        features = self.width * (EXPANSION if self.bottleneck else 1)
+        layers = [(self.width, 3, self.stride), (features, 1 if self.bottleneck else 3, 1)]
+        if self.bottleneck:
+            layers = [(self.width, 1, 1), *layers]
         y = x if self.shift is None else self.shift(name="shift")(x, frame_mask)
-        y = conv(self.width, (3, 3), self.stride, name="conv1")(y)
-        y = nn.relu(norm(name="norm1")(y, train, frame_mask))
-        y = conv(self.width, (3, 3), name="conv2")(y)
-        y = norm(name="norm2")(y, train, frame_mask)
+        for number, (channels, size, stride) in enumerate(layers, start=1):
+            y = y if number == 1 else nn.relu(y)
+            y = conv(channels, (size, size), stride, name=f"conv{number}")(y)
+            y = norm(name=f"norm{number}")(y, train, frame_mask)
         if x.shape != y.shape:
-            x = conv(self.width, (1, 1), self.stride, name="downsample_conv")(x)
-            x = norm(name="downsample_norm")(x, train, frame_mask)
-        return nn.relu(x + y)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions (ResNet-50 and deeper); `shift`, if any, stands at the start of the residual
-    branch."""
-
-    width: int
-    stride: int = 1
-    shift: MakeShift | None = None
-    dtype: jnp.dtype = jnp.float32
-    norm_epsilon: float = BatchNorm.epsilon
-
-    expansion = 4
-
-    @nn.compact
-    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
-        """Grid to grid, `stride` times smaller."""
-        conv = functools.partial(Conv, dtype=self.dtype)
-        norm = functools.partial(BatchNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
-        y = x if self.shift is None else self.shift(name="shift")(x, frame_mask)
-        y = conv(self.width, (1, 1), name="conv1")(y)
-        y = nn.relu(norm(name="norm1")(y, train, frame_mask))
-        y = conv(self.width, (3, 3), self.stride, name="conv2")(y)
-        y = nn.relu(norm(name="norm2")(y, train, frame_mask))
-        y = conv(self.width * self.expansion, (1, 1), name="conv3")(y)
-        y = norm(name="norm3")(y, train, frame_mask)
-        if x.shape != y.shape:
-            x = conv(self.width * self.expansion, (1, 1), self.stride, name="downsample_conv")(x)
+            x = conv(features, (1, 1), self.stride, name="downsample_conv")(x)
             x = norm(name="downsample_norm")(x, train, frame_mask)
         return nn.relu(x + y)
 
@@ -104,21 +83,10 @@ class Stem(nn.Module):
 
 
 class Body(nn.Module):
-    """The residual stages; from the second on, each halves height and width and doubles the width.
+    """The residual stages; from the second on, each halves height and width and doubles the width."""
 
-    Attributes:
-        block: `BasicBlock` or `Bottleneck`.
-        depths: blocks of each stage.
-        width: channels of the first stage's 3x3 convolutions.
-        shift: makes the temporal shift of TSM; None for TSN.
-        shift_every: shift in blocks 0, n, 2n, ... of each stage.
-        remat: recompute activations in the backward pass, block by block, to save memory.
-        dtype: compute type.
-        norm_epsilon: of every norm.
-    """
-
-    block: type[BasicBlock] | type[Bottleneck]
     depths: tuple[int, ...]
+    bottleneck: bool = False
     width: int = 64
     shift: MakeShift | None = None
     shift_every: int = 1
@@ -129,12 +97,13 @@ class Body(nn.Module):
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid (b, t, h, w, c) to (b, t, h/8, w/8, feature_dim) with four stages."""
-        block = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for stage, depth in enumerate(self.depths):
             for index in range(depth):
                 x = block(
                     self.width * 2**stage,
                     stride=2 if stage > 0 and index == 0 else 1,
+                    bottleneck=self.bottleneck,
                     shift=self.shift if index % self.shift_every == 0 else None,
                     dtype=self.dtype,
                     norm_epsilon=self.norm_epsilon,
@@ -162,15 +131,14 @@ def build(
         width: channels of the first stage.
         shift: "both" (TSM), "causal" (uni-directional TSM for streams) or "none" (TSN).
         shift_div: one part in `shift_div` of the channels moves each way.
-        shift_every: shift in every n-th block of a stage.
+        shift_every: shift in blocks 0, n, 2n, ... of each stage.
     """
-    block = Bottleneck if bottleneck else BasicBlock
     make_shift = None if shift == "none" else functools.partial(TemporalShift, shift_div, shift == "causal")
     return VideoModel(
         stem=Stem(width, common.dtype, common.norm_epsilon),
-        body=Body(block, depths, width, make_shift, shift_every, common.remat, common.dtype, common.norm_epsilon),
+        body=Body(depths, bottleneck, width, make_shift, shift_every, common.remat, common.dtype, common.norm_epsilon),
         head=ConsensusHead(common.num_classes, common.dropout, common.classifier_std),
-        feature_dim=width * 2 ** (len(depths) - 1) * block.expansion,
+        feature_dim=width * 2 ** (len(depths) - 1) * (EXPANSION if bottleneck else 1),
         clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv1/kernel", -2),),
         layers=stage_layers(depths),

@@ -102,10 +102,7 @@ class BasicBlock(nn.Module):
     Attributes:
         width: channels.
         strides: (t, h, w) of the first convolution.
-        se: "output", on what the block gives, or "residual", on the branch before the addition; "" for none.
-        se_reduction: how many times fewer channels there are inside.
-        dtype: compute type.
-        norm_epsilon: of every norm.
+        se: as in `build_r3d`; "" for none.
     """
 
     width: int
@@ -114,8 +111,6 @@ class BasicBlock(nn.Module):
     se_reduction: int = 16
     dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = BatchNorm.epsilon
-
-    expansion = 1
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
@@ -141,9 +136,6 @@ class Bottleneck(nn.Module):
         width: channels of the first two.
         strides: (t, h, w); the first convolution has the temporal one.
         temporal_kernel: frames that the first convolution sees.
-        zero_init: the last norm's scale starts at zero.
-        dtype: compute type.
-        norm_epsilon: of every norm.
     """
 
     width: int
@@ -170,15 +162,7 @@ class Bottleneck(nn.Module):
 
 
 class Stem(nn.Module):
-    """kx7x7 convolution with spatial stride 2, norm, and, if `pool`, a spatial max-pool with stride 2.
-
-    Attributes:
-        width: channels out.
-        temporal_kernel: frames that the convolution sees.
-        pool: whether height and width are halved once more.
-        dtype: compute type.
-        norm_epsilon: of every norm.
-    """
+    """kx7x7 convolution with spatial stride 2, norm, and, if `pool`, a spatial max-pool with stride 2."""
 
     width: int = 64
     temporal_kernel: int = 1
@@ -201,8 +185,7 @@ class Body(nn.Module):
     Attributes:
         blocks: for each stage what makes a block of it: a block class with what is the stage's own filled in.
         strides: (t, h, w) of each stage's first block.
-        depths: blocks of each stage; fewer stages than there are `blocks` are allowed.
-        width: channels of the first stage's inner convolutions.
+        depths: blocks of each stage; there may be fewer stages than `blocks`.
     """
 
     blocks: tuple[Callable[..., nn.Module], ...]
@@ -357,11 +340,11 @@ TINY = {"width": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 4, "
 
 
 def _slow(variant: Mapping[str, Any], clip: ClipSpec) -> ModelSpec:
-    return ModelSpec(build_slow, variant, clip, 0.5, 0.01, formats=formats(TORCH_KEYS), tiny=TINY)
+    return ModelSpec(build_slow, variant, clip, formats=formats(TORCH_KEYS), tiny=TINY)
 
 
 def _r3d(variant: Mapping[str, Any], tiny: Mapping[str, Any]) -> ModelSpec:
-    return ModelSpec(build_r3d, variant, TORCHVISION_CLIP, 0.0, 0.01, formats=formats(R3D_TORCH_KEYS), tiny=tiny)
+    return ModelSpec(build_r3d, variant, TORCHVISION_CLIP, dropout=0.0, formats=formats(R3D_TORCH_KEYS), tiny=tiny)
 
 
 SPECS = {

@@ -55,15 +55,7 @@ def slow_frames(x: Float[Array, "b t h w c"], alpha: int, frame_mask: FrameMask 
 
 
 class Stem(nn.Module):
-    """Makes the two pathways of one clip, each with a 7x7 convolution, over 1 and 5 frames, and a max-pool.
-
-    Attributes:
-        width: channels of the slow pathway.
-        alpha: frames to one slow frame.
-        beta: how many times fewer channels the fast pathway has.
-        dtype: compute type.
-        norm_epsilon: of every norm.
-    """
+    """Makes the two pathways of one clip, each with a 7x7 convolution, over 1 and 5 frames, and a max-pool."""
 
     width: int = 64
     alpha: int = 4
@@ -81,19 +73,7 @@ class Stem(nn.Module):
 
 
 class Body(nn.Module):
-    """The residual stages of both pathways; before each, the fast one is fused into the slow one.
-
-    Attributes:
-        depths: blocks of each stage, four stages at most.
-        width: channels of the slow pathway's inner convolutions in the first stage.
-        alpha: frames to one slow frame.
-        beta: how many times fewer channels the fast pathway has.
-        fusion_kernel: frames that the lateral convolutions see.
-        zero_init: the scale of each block's last norm starts at zero.
-        remat: recompute activations in the backward pass, block by block, to save memory.
-        dtype: compute type.
-        norm_epsilon: of every norm.
-    """
+    """The residual stages of both pathways; before each, the fast one is fused into the slow one."""
 
     depths: tuple[int, ...]
     width: int = 64
@@ -235,8 +215,6 @@ SPECS = {
         build,
         variant,
         dataclasses.replace(resnet3d.PYTORCHVIDEO_CLIP, num_frames=32),
-        dropout=0.5,
-        classifier_std=0.01,
         formats=formats(TORCH_KEYS),
         tiny=TINY,
     )

@@ -81,8 +81,8 @@ class ModelSpec:
             with its kind (`models.options`).
         variant: overrides that make this name out of the family.
         clip: the clip that it is made for; None for that of its backbone.
-        dropout: its own rate; None for its backbone's.
-        classifier_std: its own deviation; None for its backbone's.
+        dropout: its own rate; None for its backbone's or that of `Common`.
+        classifier_std: its own deviation; None as for `dropout`.
         backbone: name of the model that it is built on, which `build` takes as `backbone`; "" for none.
         formats: how references save it, by their names ("torchvision", ...); the first is the default for export.
         tiny: overrides that give the small sibling for tests.

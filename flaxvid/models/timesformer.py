@@ -63,11 +63,11 @@ class DividedBlock(nn.Module):
         y = jnp.concatenate([tokens, grid.reshape(b, t, h * w, c)], axis=2)
         y = attend(name="attention")(norm(name="norm1")(y))
         y = _pack(mean_over_time(y[:, :, 0], frame_mask), y[:, :, 1:])
-        x = _pack(token, grid) + DropPath(self.drop_path, name="drop1")(y, train)
+        row = _pack(token, grid) + DropPath(self.drop_path, name="drop1")(y, train)
 
-        y = Mlp(self.hidden, dtype=self.dtype, name="mlp")(norm(name="norm2")(x))
-        x = x + DropPath(self.drop_path, name="drop2")(y, train)
-        return ClassToken(x[:, 0], x[:, 1:].reshape(grid.shape))
+        y = Mlp(self.hidden, dtype=self.dtype, name="mlp")(norm(name="norm2")(row))
+        row = row + DropPath(self.drop_path, name="drop2")(y, train)
+        return ClassToken(row[:, 0], row[:, 1:].reshape(grid.shape))
 
 
 def _pack(token, grid):
@@ -118,11 +118,9 @@ class Body(nn.Module):
                 y = self.block(drop_path=rate, name=f"block_{index}")(y, train, frame_mask)
             return ClassToken(norm(y.token), norm(y.grid))
 
-        keys = None
+        keys = token_keys(frame_mask, h * w, before=1)
         if self.attention == "space":  # each frame is a row of its own
-            x = x.reshape(b * t, 1, h, w, c)
-        elif frame_mask is not None:
-            keys = jnp.pad(token_keys(frame_mask, h * w), ((0, 0), (1, 0)), constant_values=True)
+            x, keys = x.reshape(b * t, 1, h, w, c), None
         y = _pack(jnp.broadcast_to(token, (len(x), c)), x)
         for index, rate in rates:
             y = self.block(drop_path=rate, name=f"block_{index}")(y, train, keys)

@@ -128,6 +128,12 @@ def clip_length(video: Any) -> int:
     return jax.tree.leaves(video)[0].shape[1]
 
 
+def blank_video(model: VideoModel) -> Video:
+    """A clip of the model's own size, in uint8, to make variables or shapes with."""
+    size = model.clip.image_size
+    return model.for_cameras(jnp.zeros((1, model.clip.num_frames, size, size, 3), jnp.uint8))
+
+
 def init_variables(model: VideoModel, key: Array, video: Video) -> dict[str, Any]:
     """`model.init`, compiled; on CPU without optimisation, for it runs once, and XLA needs ten times as long with it.
 

@@ -55,9 +55,7 @@ class Encoder(nn.Module):
         x = x + fit_positions(positions[0, 1:].reshape(t0, h0, w0, c), t, h, w, mask).astype(self.dtype)
         token = jnp.broadcast_to(token, (b, 1, c)).astype(self.dtype)
         x = jnp.concatenate([token, x.reshape(b, t * h * w, c)], axis=1)
-        keys = token_keys(mask, h * w)
-        if keys is not None:
-            keys = jnp.pad(keys, ((0, 0), (1, 0)), constant_values=True)
+        keys = token_keys(mask, h * w, before=1)
         for index, rate in enumerate(drop_rates(self.drop_path, self.depth)):
             x = self.block(drop_path=rate, name=f"block_{index}")(x, train, keys)
         x = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="norm")(x)

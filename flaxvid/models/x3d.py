@@ -45,9 +45,6 @@ class Block(nn.Module):
         strides: (t, h, w) of the depthwise convolution.
         se: whether squeeze-and-excitation follows it, with a sixteenth of the channels inside.
         shortcut_norm: a strided shortcut has a norm even where the channels stay as many.
-        zero_init: the last norm's scale starts at zero.
-        dtype: compute type.
-        norm_epsilon: of every norm.
     """
 
     width: int
@@ -77,13 +74,7 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
-    """1x3x3 convolution with spatial stride 2, then a depthwise 5x1x1 one with norm and ReLU.
-
-    Attributes:
-        width: channels out.
-        dtype: compute type.
-        norm_epsilon: of every norm.
-    """
+    """1x3x3 convolution with spatial stride 2, then a depthwise 5x1x1 one with norm and ReLU."""
 
     width: int = 24
     dtype: jnp.dtype = jnp.float32
@@ -99,17 +90,7 @@ class Stem(nn.Module):
 
 
 class Body(nn.Module):
-    """The residual stages; each halves height and width, never time, and doubles the width from the second on.
-
-    Attributes:
-        depths: blocks of each stage.
-        width: channels of the first stage.
-        shortcut_norm: see `Block`.
-        zero_init: see `Block`.
-        remat: recompute activations in the backward pass, block by block, to save memory.
-        dtype: compute type.
-        norm_epsilon: of every norm.
-    """
+    """The residual stages; each halves height and width, never time, and doubles the width from the second on."""
 
     depths: tuple[int, ...]
     width: int = 24
@@ -144,13 +125,8 @@ class Head(nn.Module):
     Everything after the pooling is float32.
 
     Attributes:
-        num_classes: a number, or ``{"action": 9, "actor": 4}`` for one classifier each and a dict of logits.
         hidden: channels that are pooled.
         features: channels of the feature.
-        dropout: rate on the feature in training; needs a "dropout" key.
-        classifier_std: deviation of the classifier's initial kernel.
-        dtype: compute type.
-        norm_epsilon: of every norm.
     """
 
     num_classes: int | Mapping[str, int]
@@ -251,8 +227,6 @@ SPECS = {
         build,
         {"depths": depths},
         dataclasses.replace(PYTORCHVIDEO_CLIP, num_frames=frames, image_size=size),
-        dropout=0.5,
-        classifier_std=0.01,
         formats=FORMATS,
         tiny=TINY,
     )

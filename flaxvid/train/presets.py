@@ -1,4 +1,4 @@
-"""The data sets' recipes for TSM, as its authors and FFN's publish them; the files in configs/ start from these."""
+"""Recipes for TSM on each data set, as the authors of TSM and FFN publish them; the configs start from these."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def _flipped() -> ClipConfig:
 
 
 def _something(version: str) -> Recipe:
-    """arXiv 2303.14817, section 4.1, and the authors' code: no flip, for labels say left and right."""
+    """arXiv 2303.14817, section 4.1, and its code; no flip, for labels say left and right."""
     return Recipe(
         model=_imagenet(16),
         data=DataRecipe(f"ssv{version}", eval_split="validation", clips=ClipConfig(short="repeat"), num_workers=8),
@@ -42,7 +42,7 @@ def ssv2() -> Recipe:
 
 
 def kinetics400() -> Recipe:
-    """Kinetics-400: as Something-Something, with less decay, and flipped."""
+    """Kinetics-400: as Something-Something, with less decay and with flips."""
     recipe = _something("2")
     recipe.data = DataRecipe("kinetics400", eval_split="validation", clips=_flipped(), num_workers=8)
     recipe.optimizer.weight_decay = 1e-4
@@ -57,8 +57,7 @@ def hmdb51() -> Recipe:
 
 
 def ucf101() -> Recipe:
-    """UCF-101, split 1, TSM's fine-tuning (arXiv 1811.08383, section 5.1): 25 epochs, dropout 0.8, norms frozen but
-    the first.
+    """UCF-101, split 1: TSM's fine-tuning (arXiv 1811.08383, section 5.1), with all norms frozen but the first.
 
     The authors start from Kinetics-400; give such a file as ``--config.model.weights=FILE``.
     """
@@ -72,7 +71,7 @@ def ucf101() -> Recipe:
 
 
 def ucf101_small() -> Recipe:
-    """A hundred or so real videos in UCF-101's layout, from scratch and small enough for a laptop's CPU."""
+    """About a hundred real videos in UCF-101's layout, from scratch, on a laptop's CPU."""
     return Recipe(
         model=ModelRecipe(
             "tsm_resnet18",
@@ -91,7 +90,7 @@ def ucf101_small() -> Recipe:
 
 
 def folder() -> Recipe:
-    """Your own videos in class folders, ``--config.data.root=FOLDER``: ImageNet start, half the rate, cosine."""
+    """Your own videos in class folders, ``--config.data.root=FOLDER``."""
     return Recipe(
         model=_imagenet(16),
         data=DataRecipe("folder", clips=_flipped()),

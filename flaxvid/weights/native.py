@@ -13,6 +13,7 @@ import numpy as np
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model
+from flaxvid.models.video_model import blank_video
 from flaxvid.types import Classes, Variables, by_target
 from flaxvid.weights.pickled import Unreadable
 from flaxvid.weights.safetensors_file import looks_like_safetensors, read_safetensors
@@ -107,14 +108,9 @@ def check_fit(path: str | Path, variables: Variables, flexible: FrameFlexible, *
     Raises:
         ValueError: they are not.
     """
-    model, size = flexible.model, flexible.model.clip.image_size
-
-    def init() -> Variables:
-        video = jnp.zeros((1, model.clip.num_frames, size, size, 3), jnp.uint8)
-        return model.init(jax.random.key(0), model.for_cameras(video))
-
+    model = flexible.model
     with one_error(str(path)):
-        want = _shapes(init)
+        want = _shapes(lambda: model.init(jax.random.key(0), blank_video(model)))
         for count in flexible.frames:
             have = _shapes(lambda n=count: variables if plain else flexible.select(variables, n))
             wrong = [key for key in sorted(want.keys() | have.keys()) if want.get(key) != have.get(key)]

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model, get_spec
 from flaxvid.models.spec import Format
-from flaxvid.models.video_model import Video, VideoModel
+from flaxvid.models.video_model import VideoModel, blank_video
 from flaxvid.types import Variables
 from flaxvid.weights.keys import source_key, to_torch_layout, torch_key
 from flaxvid.weights.tensors import unwrapped, without_prefix
@@ -151,12 +150,6 @@ def choose(
 def as_options(overrides: Mapping[str, Any]) -> str:
     """Options as they stand in a call."""
     return ", ".join(f"{option}={value!r}" for option, value in overrides.items())
-
-
-def blank_video(model: VideoModel) -> Video:
-    """A video for which every variable is made."""
-    size = model.clip.image_size
-    return model.for_cameras(jnp.zeros((1, model.clip.num_frames, size, size, 3), jnp.uint8))
 
 
 def check_fit(name: str, source: Source, reading: Reading, format: Format) -> None:

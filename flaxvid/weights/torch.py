@@ -24,13 +24,12 @@ from jaxtyping import Array
 
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
-from flaxvid.models.video_model import VideoModel
+from flaxvid.models.video_model import VideoModel, blank_video
 from flaxvid.types import Variables
 from flaxvid.weights.download import resolve_weights
 from flaxvid.weights.keys import from_torch_layout, to_torch_layout, torch_key
 from flaxvid.weights.readings import (
     as_options,
-    blank_video,
     check_fit,
     choose,
     count_classes,

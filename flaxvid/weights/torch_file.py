@@ -72,8 +72,8 @@ def read_torch_file(file: IO[bytes], part: Callable[[Any], Mapping[str, Any]]) -
     )
     if claimed > allowed:
         raise Unreadable(
-            f"has {size} bytes, expected tensors of at most {allowed}, got {claimed} of shared numbers: save "
-            "tensor.clone() of each"
+            f"has {size} bytes, expected tensors of at most {allowed}, got {claimed} because tensors share "
+            "numbers: save tensor.clone() of each"
         )
     flat = {}
     for key, view in storages.items():
@@ -110,7 +110,7 @@ def _open_zip(file: IO[bytes], size: int) -> tuple[Any, Callable[[str, int, int]
     def read(name: str, most: int, *, exactly: bool = False) -> bytearray:
         info = archive.getinfo(folder + name)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise Unreadable(f"is compressed in a way that torch has not: unpack {name!r} and save the file again")
+            raise Unreadable(f"has {name!r} compressed in a way that torch does not use: unpack and save it again")
         if info.file_size > most or (exactly and info.file_size < most):
             raise Unreadable(f"is damaged: expected {most} bytes of {name!r}, got {info.file_size}: fetch it again")
         found = bytearray()
@@ -124,7 +124,7 @@ def _open_zip(file: IO[bytes], size: int) -> tuple[Any, Callable[[str, int, int]
         return found
 
     if folder + "byteorder" in names and read("byteorder", 16) != b"little":
-        raise Unreadable("was saved on a big-endian machine: load and save it with torch on a machine of today")
+        raise Unreadable("was saved on a big-endian machine: load it with torch there and save it as .safetensors")
     content, _ = read_pickle(io.BytesIO(read("data.pkl", _MOST_AROUND)))
     return content, lambda key, length, width: read(f"data/{key}", length * width, exactly=True)
 
@@ -135,7 +135,7 @@ def _open_legacy(file: IO[bytes], size: int) -> tuple[Any, Callable[[str, int, i
     if read_pickle(head)[0] != _LEGACY_MARK or read_pickle(head)[0] != _LEGACY_PROTOCOL:
         raise Unreadable("is a pickle, but torch did not write it: pass a mapping of arrays, or save with torch.save")
     if not read_pickle(head)[0]["little_endian"]:
-        raise Unreadable("was saved on a big-endian machine: load and save it with torch on a machine of today")
+        raise Unreadable("was saved on a big-endian machine: load it with torch there and save it as .safetensors")
     content, outside = read_pickle(head)
     storages = {storage.identity[2]: storage.identity for storage in outside if isinstance(storage.identity[2], str)}
     places, at = {}, 0
@@ -188,8 +188,8 @@ def _view(key: str, item: Any) -> _View:
     for step, count in sorted(zip(stride, size, strict=True)):
         if count > 1 and step <= last and view.numbers:
             raise Unreadable(
-                f"must hold tensors of numbers of their own, got {key} {view.size}, whose numbers overlap by its "
-                f"strides {view.stride}: save tensor.contiguous()"
+                f"must hold tensors without overlap, got {key} {view.size}, whose numbers overlap by its strides "
+                f"{view.stride}: save tensor.contiguous()"
             )
         last += (count - 1) * step
     if (view.numbers and offset + last >= inside) or start + inside > length:

@@ -137,9 +137,9 @@ def retest(folder: Path, seed: int) -> None:
     old = {row["frames"]: row for row in json.loads((run / "any_frame.json").read_text())}
     for name, (plain, clips) in tests.items():
         videos = eval_batches(test_source, clips, recipe.eval_batch_size)
-        results = evaluate_videos(model, plain, videos)[""].scores()
+        results = evaluate_videos(model, plain, videos)[""].frames
         targets[name].parent.mkdir(parents=True, exist_ok=True)
-        targets[name].write_text(json.dumps([{**old[n], **results[n]} for n in frames], indent=1))
+        targets[name].write_text(json.dumps([{**old[n], **results[n].scores} for n in frames], indent=1))
 
 
 def main() -> None:

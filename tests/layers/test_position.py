@@ -53,6 +53,7 @@ def test_a_token_counts_if_any_frame_of_its_patch_does():
     np.testing.assert_array_equal(token_mask(mask, 3), [[1, 1, 0], [1, 0, 1]])
     np.testing.assert_array_equal(token_mask(mask, 6), mask)
     np.testing.assert_array_equal(token_keys(token_mask(mask, 3), 2)[0], [1, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(token_keys(mask[1:, :2], 2, before=1), [[1, 0, 0, 1, 1]])
     assert token_mask(None, 3) is None
     assert token_keys(None, 2) is None
     with pytest.raises(ValueError, match="frame_mask has 6 frames, which 4 patches along time do not divide"):

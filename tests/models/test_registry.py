@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,8 @@ WRONG = [
     *((name, {"depths": (1,) * 5}) for name in ("slow_r50", "r3d_18", "r2plus1d_r18", "r2plus1d_r50", "slowfast_r50")),
     ("r2plus1d_r18", {"shared_midplanes": 0}),
     *(("x3d_xs", {option: 0}) for option in ("head_features", "shortcut_norm")),
-    *(("slowfast_r50", {"alpha": value}) for value in (0, 3, -4, 4.0)),
+    *(("slowfast_r50", {"alpha": value}) for value in (0, 3, 6, -4, 4.0)),
+    ("slowfast_r50", {"fusion_kernel": 4}),
     *(("slowfast_r50", {option: 0}) for option in ("beta", "fusion_kernel", "width")),
     ("slowfast_r50", {"width": 12}),
     *(("videomae_base", {"positions": value}) for value in (16, (16,), (16, 0), (16, 224, 224), "16x224")),
@@ -102,8 +104,8 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "wrong"), WRONG)
 def test_a_value_that_cannot_be_is_refused_in_one_line(name, wrong):
-    (option,) = wrong
-    with pytest.raises(ValueError, match=f"^{option} must [^\\n]+, got [^\\n]+$"):
+    ((option, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"^{option} must [^\\n]+, got {re.escape(repr(value))}$"):
         flaxvid.create_model(name, **wrong)
 
 

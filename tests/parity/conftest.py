@@ -5,8 +5,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+
+import flaxvid
 
 
 @pytest.fixture(scope="session")
@@ -103,3 +106,37 @@ def relative_error():
         return np.abs(ours - reference).max() / np.abs(reference).max()
 
     return error
+
+
+@pytest.fixture(scope="session")
+def check_same_tensors():
+    """Checks that export gives the tensors of a torch module."""
+
+    def check(name, variables, net):
+        exported = flaxvid.to_torch(name, variables)
+        assert exported.keys() == net.state_dict().keys()
+        for key, tensor in net.state_dict().items():
+            np.testing.assert_array_equal(exported[key], tensor.numpy(), err_msg=key)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def check_strict_export():
+    """Checks that export has the keys, shapes and counts of a torch module, so that strict `load_state_dict` takes it.
+
+    Gives the shapes of our variables.
+    """
+
+    def check(name, net, **overrides):
+        model = flaxvid.create_model(name, **overrides)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 4, 32, 32, 3), np.uint8))
+        assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == sum(p.numel() for p in net.parameters())
+        variables = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+        exported = flaxvid.to_torch(name, variables, overrides=overrides)
+        assert {key: array.shape for key, array in exported.items()} == {
+            key: tuple(tensor.shape) for key, tensor in net.state_dict().items()
+        }
+        return shapes
+
+    return check

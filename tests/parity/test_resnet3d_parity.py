@@ -66,7 +66,7 @@ def outputs(net, video):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_and_tensors(make_reference, randomised, relative_error, name):
+def test_logits_and_tensors(make_reference, randomised, relative_error, check_same_tensors, name):
     net = randomised(make_reference(name))
     if name == "r2plus1d_r50":
         net.blocks[5].activation = None  # a softmax
@@ -79,10 +79,7 @@ def test_logits_and_tensors(make_reference, randomised, relative_error, name):
         error = relative_error(jax.jit(model.apply)(variables, video), outputs(net, video))
         print(f"{name}, {shape}: relative error {error:.1e}")
         assert error < 1e-4
-    exported = flaxvid.to_torch(name, variables)
-    assert exported.keys() == net.state_dict().keys()
-    for key, tensor in net.state_dict().items():
-        np.testing.assert_array_equal(exported[key], tensor.numpy(), err_msg=key)
+    check_same_tensors(name, variables, net)
 
 
 def test_the_softmax_of_r2plus1d_r50_stands_behind_our_logits(make_reference, randomised):
@@ -103,16 +100,7 @@ def test_squeeze_and_excitation_before_the_addition(torchvision_models, randomis
 
 
 @pytest.mark.parametrize("name", [*CASES, "r2plus1d_r34"])
-def test_keys_shapes_and_counts(make_reference, name):
-    """Export has exactly the reference's keys and shapes, so that torch's strict `load_state_dict` takes it."""
+def test_keys_shapes_and_counts(make_reference, check_strict_export, name):
     with torch.device("meta"):
         net = make_reference(name, 400)
-    overrides = {"shared_midplanes": True} if name == "r2plus1d_r34" else {}
-    model = create_model(name, **overrides)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 1, 32, 32, 3), np.uint8))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == sum(p.numel() for p in net.parameters())
-    variables = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-    exported = flaxvid.to_torch(name, variables, overrides=overrides)
-    assert {key: array.shape for key, array in exported.items()} == {
-        key: tuple(tensor.shape) for key, tensor in net.state_dict().items()
-    }
+    check_strict_export(name, net, **({"shared_midplanes": True} if name == "r2plus1d_r34" else {}))

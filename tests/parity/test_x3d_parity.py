@@ -29,7 +29,7 @@ def outputs(net, video):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_and_tensors(pytorchvideo_hub, randomised, relative_error, name):
+def test_logits_and_tensors(pytorchvideo_hub, randomised, relative_error, check_same_tensors, name):
     net = randomised(getattr(pytorchvideo_hub, name)(model_num_class=CLASSES))
     head = net.blocks[5]
     assert isinstance(head.activation, torch.nn.Softmax)
@@ -47,20 +47,11 @@ def test_logits_and_tensors(pytorchvideo_hub, randomised, relative_error, name):
         head.activation = softmax
         print(f"{name}, {shape}: relative error {error:.1e}")
         assert error < 1e-4
-    exported = flaxvid.to_torch(name, variables)
-    assert exported.keys() == net.state_dict().keys()
-    for key, tensor in net.state_dict().items():
-        np.testing.assert_array_equal(exported[key], tensor.numpy(), err_msg=key)
+    check_same_tensors(name, variables, net)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_keys_shapes_and_counts(pytorchvideo_hub, name):
-    """Export has exactly the reference's keys and shapes, so that torch's strict `load_state_dict` takes it."""
+def test_keys_shapes_and_counts(pytorchvideo_hub, check_strict_export, name):
     with torch.device("meta"):
         net = getattr(pytorchvideo_hub, name)()
-    shapes = jax.eval_shape(create_model(name).init, jax.random.key(0), np.zeros((1, 1, 32, 32, 3), np.uint8))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == sum(p.numel() for p in net.parameters())
-    exported = flaxvid.to_torch(name, jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes))
-    assert {key: array.shape for key, array in exported.items()} == {
-        key: tuple(tensor.shape) for key, tensor in net.state_dict().items()
-    }
+    check_strict_export(name, net)

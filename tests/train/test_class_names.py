@@ -114,7 +114,7 @@ def test_names_are_translated_by_a_file(run, make_videos, evaluate, capsys, tmp_
 def test_a_list_of_numbers_needs_names_and_with_them_any_order(run, make_videos, evaluate, capsys, tmp_path):
     make_videos(tmp_path, {"a": "red", "b": "blue"}, 2, 4)
     (tmp_path / "test.txt").write_text("a/0.mp4 0\na/1.mp4 0\nb/0.mp4 1\nb/1.mp4 1\n")
-    with pytest.raises(SystemExit, match=r"numbers are no names, and a list has its names in classes\.txt"):
+    with pytest.raises(SystemExit, match=r"numbers are no names: put the names into classes\.txt"):
         evaluate(run, "--data", "list", "--root", tmp_path)
     (tmp_path / "classes.txt").write_text("red\nblue\n")
     evaluate(run, "--data", "list", "--root", tmp_path)

@@ -63,6 +63,7 @@ def test_what_the_formats_of_each_name_imply():
         **{f"x3d_{size}: pyslowfast": {"shortcut_norm": True} for size in ("xs", "s", "m", "l")},
         "r2plus1d_r34: ig65m": {"norm_epsilon": 1e-3},
         "r2plus1d_r34: torchvision": {"shared_midplanes": True},
+        **{f"timesformer_base: transformers_{attention}": {"attention": attention} for attention in ("joint", "space")},
     }
 
 

@@ -64,6 +64,26 @@ def test_round_trip_of_every_plain_format(plain, fmt):
     assert set(imported.keys.values()) == set(state_dict) - counters
 
 
+BLOCKS = ("slow_r50", "res3dcnn", "r3d_18", "r3d_18_se", "r2plus1d_r18", "r2plus1d_r34", "r2plus1d_r50", "slowfast_r50")
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [*((name, {}) for name in BLOCKS), *(("x3d_m", {"shortcut_norm": norm}) for norm in (False, True))],
+)
+def test_every_table_exports_and_imports_the_same_tensors(name, given, random_variables):
+    small = {option: value for option, value in get_spec(name).tiny.items() if option != "num_classes"}
+    for table, known in get_spec(name).formats.items():
+        overrides = {**known.overrides, **given}
+        variables = random_variables(create_tiny(name, **overrides))
+        exported = flaxvid.to_torch(name, variables, format=table, overrides=overrides)
+        counters = sum(key.endswith("num_batches_tracked") for key in exported)
+        assert len(exported) - counters == len(jax.tree.leaves(variables))
+        imported = import_torch(name, {"model_state": exported}, overrides={**small, **given})
+        assert (imported.format, imported.num_classes) == (table, 5)
+        chex.assert_trees_all_equal(imported.variables, variables)
+
+
 def test_kernels_are_transposed(plain):
     state_dict = flaxvid.to_torch("tsm_resnet50", plain, format="torchvision")
     kernel = np.asarray(plain["params"]["stem"]["conv1"]["kernel"])

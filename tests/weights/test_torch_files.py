@@ -135,7 +135,7 @@ def test_archives_are_checked(torch, tmp_path, refused):
     np.testing.assert_array_equal(read_tensors(path)["w"], np.arange(1000))
     for compression in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         zipped(path, members, compression)
-        refused(path, "is compressed in a way that torch has not")
+        refused(path, "compressed in a way that torch does not use")
     at = whole.index(np.arange(1000, dtype=np.float32).tobytes())
     for place in (at, at + 2001, at + 3999):
         flipped = bytearray(whole)

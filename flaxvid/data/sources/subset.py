@@ -13,9 +13,9 @@ from flaxvid.types import Classes
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """`count` videos of a source, drawn at random but always the same, in the source's order.
+    """`count` videos of a source in its order, drawn at random but always the same.
 
-    The first ones would not do: lists are often sorted by class.
+    The first videos would not do, because lists are often sorted by class.
     """
 
     source: Source
@@ -33,7 +33,7 @@ class Subset:
 
     @property
     def name(self) -> str:
-        """The source's, and what part."""
+        """The source's name and the size of the part."""
         return f"{self.source.name}, {self.count} of {len(self.source)}"
 
     @property

@@ -145,10 +145,10 @@ def test_links_are_followed_once(tmp_path):
     found = search(root / "a")
     assert found.videos == ("here/3.mp4", "one.mp4", "there/1.mp4", "there/deep/2.mp4")
     assert found.notes == (
-        "an_alias leads to a folder that is read already: not followed",
-        "up leads to a folder above it: not followed",
-        "there/back leads to a folder that is read already: not followed",
-        "there/up leads to a folder above it: not followed",
+        "an_alias is not followed: it leads to a folder that is read already",
+        "up is not followed: it leads to a folder above it",
+        "there/back is not followed: it leads to a folder that is read already",
+        "there/up is not followed: it leads to a folder above it",
         "links that lead nowhere are left out: gone.mp4, self.mp4",
     )
     assert find_videos(tmp_path / "none") == []

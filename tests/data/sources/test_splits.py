@@ -90,7 +90,7 @@ def test_names_that_show_scenes(tmp_path, kind):
     touch(tmp_path, *(f"run/{name}" for name in NAMES[kind]), *(f"jump/{i:03d}.mp4" for i in range(10)))
     train, test = both(tmp_path)
     (note,) = train.notes
-    assert "test videos look like parts of scenes that are in training, too" in note
+    assert "test videos look like parts of scenes that are also in training" in note
     assert test.notes == train.notes
     rule = r"(\w+?)[_-]part" if kind == "one scene in parts" else r"(.*?)\W*[_-]?[a-z]*\d+\W*\w*$"
     if kind != "one scene in parts":
@@ -120,7 +120,7 @@ def test_names_that_show_none(tmp_path, names):
         (r"g\d+", r"data.group: expected a regular expression with one group, .* got 'g\\\\d\+' with 0"),
         (r"(g)(\d+)", "with 2"),
         ("(g", "data.group: expected a regular expression, got '\\(g'"),
-        ("_(x)_", r"expected '_\(x\)_' to match every path, got Archery/v_Archery_g01_c01.avi: make it match all"),
+        ("_(x)_", r"expected '_\(x\)_' to match every path, got Archery/v_Archery_g01_c01.avi: correct it"),
     ],
 )
 def test_rules_that_do_not_hold(tmp_path, rule, message):
@@ -130,7 +130,7 @@ def test_rules_that_do_not_hold(tmp_path, rule, message):
 
 
 def test_a_rule_where_there_is_no_hold_out(tmp_path):
-    with pytest.raises(ValueError, match="ucf101: expected no group, for its splits are given, got 'x': leave it out"):
+    with pytest.raises(ValueError, match="ucf101: expected no group, because its splits are fixed, got"):
         open_source("ucf101", tmp_path, group="x")
     touch(tmp_path, "train/run/s1_a.mp4", "train/jump/s2_a.mp4", "test/run/s1_b.mp4", "test/run/s3_b.mp4")
     notes = open_source("folder", tmp_path, group=r"(s\d)_").notes
