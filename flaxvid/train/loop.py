@@ -126,7 +126,7 @@ def train(
     rate_at = jax.jit(schedule, out_shardings=same)  # outside the step, whose program is the same for all rates
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
     variables = task.init(init_key, plain)
-    optimizer = make_optimizer(recipe.optimizer, norm_modules(variables))
+    optimizer = make_optimizer(recipe.optimizer, norm_modules(variables), task.model.layers)
     state = create_state(variables, optimizer, ema=recipe.optimizer.ema > 0, freeze=recipe.freeze)
     state = jax.device_put(state, same)
     step_key = jax.jit(lambda key: key, out_shardings=same)(step_key)  # device_put takes no keys to other hosts

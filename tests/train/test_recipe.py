@@ -101,6 +101,7 @@ REFUSED = {
     "data__clips__augmentation__colour_jitter": ((0.1,), (0, 0, 0, 0.9), (-0.1, 0, 0, 0)),
     "data__clips__augmentation__randaugment": (-1,),
     "data__clips__augmentation__magnitude": (-1.0, 11.0, NAN),
+    "data__clips__augmentation__deviation": (-0.5, NAN),
     "data__clips__sampling": ("dence",),
     "data__clips__short": ("repaet",),
     "data__missing": ("kept", ""),
@@ -122,6 +123,7 @@ REFUSED = {
     "optimizer__accumulate": (0, -2, 3),
     "optimizer__ema": (-0.1, 1.0, NAN),
     "optimizer__cosine_from_start": (True,),
+    "optimizer__layer_decay": (-0.5, 0.0, 1.1, NAN),
     "optimizer__rules": (
         ((".*norm.*", -1.0, 0.0),),
         ((".*norm.*", 1.0, -1.0),),

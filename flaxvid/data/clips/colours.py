@@ -48,7 +48,7 @@ def jitter_colours(video: Video, strengths: tuple[float, float, float, float], r
     return _to_uint8(video.astype(np.float32) @ matrix.T.astype(np.float32) + offset.astype(np.float32))
 
 
-def randaugment(video: Video, count: int, magnitude: float, rng: np.random.Generator) -> Video:
+def randaugment(video: Video, count: int, magnitude: float, rng: np.random.Generator, deviation: float = 0.0) -> Video:
     """Applies operations drawn from `OPERATIONS` one after the other (RandAugment, arXiv 1909.13719).
 
     Args:
@@ -56,9 +56,13 @@ def randaugment(video: Video, count: int, magnitude: float, rng: np.random.Gener
         count: How many operations. The same one may come twice.
         magnitude: Their strength, from 0 to 10. Operations with two directions draw one.
         rng: Draws them.
+        deviation: Of each operation's strength, drawn from a normal distribution around the magnitude and cut off at 0
+            and 10, as recipes of transformers have it; 0 for none.
     """
     for name in rng.choice(list(OPERATIONS), count) if count else ():
-        video = OPERATIONS[name](video, rng.choice((-1, 1)) * magnitude / 10)
+        direction = rng.choice((-1, 1))
+        strength = float(np.clip(rng.normal(magnitude, deviation), 0, 10)) if deviation else magnitude
+        video = OPERATIONS[name](video, direction * strength / 10)
     return video
 
 

@@ -34,6 +34,7 @@ class Augmentation:
         colour_jitter: Largest changes of brightness, contrast, saturation (shares) and hue (turns); zeros for none.
         randaugment: How many operations of RandAugment change each clip; 0 for none.
         magnitude: Strength of RandAugment's operations, from 0 to 10.
+        deviation: Of the strength, from one operation to the next; 0 for none.
     """
 
     crop: Literal["multiscale", "resized"] = "multiscale"
@@ -42,6 +43,7 @@ class Augmentation:
     colour_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     randaugment: int = 0
     magnitude: float = 9.0
+    deviation: float = 0.0
 
     def problems(self) -> Iterator[str]:
         """Finds wrong values: a line each, which begins with the field's name."""
@@ -61,6 +63,8 @@ class Augmentation:
             yield f"randaugment: expected 0 operations or more, got {self.randaugment}"
         if not 0 <= self.magnitude <= 10:
             yield f"magnitude: expected 0 to 10, got {self.magnitude}"
+        if self.deviation < 0:
+            yield f"deviation: expected 0 or more, got {self.deviation}"
 
     def __post_init__(self):
         refuse(self.problems())
@@ -275,7 +279,7 @@ def _draw(item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np
         pictures, label, flipped = pictures[:, :, ::-1], mirror_label, True
     if any(vary.colour_jitter):
         pictures = jitter_colours(pictures, vary.colour_jitter, rng)
-    pictures = randaugment(pictures, vary.randaugment, vary.magnitude, rng)
+    pictures = randaugment(pictures, vary.randaugment, vary.magnitude, rng, vary.deviation)
     parts = np.split(pictures, np.cumsum(clips.frames)[:-1])
     shuffle = rng.permutation if clips.shuffle_frames else lambda part: part
     made = {n: shuffle(part) for n, part in zip(clips.frames, parts, strict=True)}
