@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from flaxvid.models.options import (
     FLOAT32,
@@ -15,6 +15,7 @@ from flaxvid.models.options import (
     NotNegative,
     Positive,
     Rate,
+    choice,
 )
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import ClipSpec
@@ -46,6 +47,9 @@ class Common:
         dtype: compute type; parameters, statistics and logits stay float32.
         remat: recompute activations in the backward pass, block by block, to save memory.
         norm_epsilon: what every norm adds to the variance. It changes results, and no shape shows it.
+        head: "own", or "attention" for an `AttentiveHead` instead, which asks all tokens of the body. With
+            ``freeze=("stem", "body")`` in a recipe and weights of the model with its own head, it is the attentive
+            probe of a frozen network.
     """
 
     num_classes: ClassCount = 400
@@ -58,6 +62,7 @@ class Common:
     dtype: Dtype = FLOAT32
     remat: Flag = False
     norm_epsilon: Positive = 1e-5
+    head: Annotated[str, choice("own", "attention")] = "own"
 
     @property
     def clip(self) -> ClipSpec:

@@ -38,6 +38,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ),
     ("lie in [0, 1)", lambda value: 0 <= value < 1, ("optimizer.momentum", "optimizer.ema", "model.dropout")),
     ("lie in [0, 1]", lambda value: 0 <= value <= 1, ("data.max_broken",)),
+    ("lie in (0, 1]", lambda value: 0 < value <= 1, ("optimizer.layer_decay",)),
 )
 """Ranges of numbers. None is allowed where the type allows it."""
 

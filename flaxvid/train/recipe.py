@@ -108,6 +108,7 @@ class OptimizerRecipe:
             batch's, but norms see one part at a time.
         ema: decay of the moving average that is evaluated, see `train.step.warmed_decay`; 0 keeps none.
         rules: parameter groups, `(group, learning-rate factor, weight-decay factor)`; see `train.groups`.
+        layer_decay: factor of the learning rate from each layer to the one below it, beside that of `rules`; 1 is off.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -124,6 +125,7 @@ class OptimizerRecipe:
     accumulate: int = 1
     ema: float = 0.0
     rules: Rules = DECAY_RULES
+    layer_decay: float = 1.0
 
 
 @dataclasses.dataclass
