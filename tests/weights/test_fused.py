@@ -6,10 +6,12 @@ import warnings
 import chex
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.serialization import msgpack_serialize
 
 import flaxvid
 from flaxvid import trees
+from flaxvid.layers.attention import Attention
 from flaxvid.models.registry import create_tiny, get_spec
 from flaxvid.weights.keys import from_tensors, to_tensors
 from flaxvid.weights.tensors import read_tensors
@@ -123,6 +125,16 @@ def test_heads_are_axes_in_scenic(exported):
     assert state_dict["Transformer/encoderblock_0/MultiHeadDotProductAttention_0/out/kernel"][1, 5, 3] == kernel[13, 3]
     with pytest.raises(ValueError, match=r"axes '\(num_heads d\) c' with num_heads=12, got \(16, 16\): pass"):
         flaxvid.to_torch("vivit_base", variables, "scenic")
+
+
+def test_flax_attention_computes_the_same_from_scenics_arrays(exported):
+    variables, state_dict = exported("vivit_base", "scenic")
+    prefix = "Transformer/encoderblock_1/MultiHeadDotProductAttention_0/"
+    theirs = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+    x = np.random.default_rng(0).standard_normal((2, 7, 16)).astype(np.float32)
+    ours = Attention(2).apply({"params": variables["params"]["body"]["block_1"]["attention"]}, x)
+    reference = nn.MultiHeadDotProductAttention(2).apply({"params": trees.unflatten(theirs)}, x, x)
+    np.testing.assert_allclose(ours, reference, rtol=1e-5)
 
 
 def test_an_entry_says_how_axes_differ():
