@@ -45,6 +45,9 @@ CASES = [
 ]
 
 
+PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
 def test_what_the_formats_of_each_name_imply():
     implied = {
         f"{name}: {fmt}": dict(known.overrides)
@@ -52,7 +55,7 @@ def test_what_the_formats_of_each_name_imply():
         for fmt, known in get_spec(name).formats.items()
         if known.overrides
     }
-    second, halves = {"shift_every": 2}, {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    second = {"shift_every": 2}
     assert implied == {
         **{f"tsm_resnet{depth}: {fmt}": second for depth in (101, 152) for fmt in ("tsm", "mmaction2")},
         **{
@@ -65,8 +68,8 @@ def test_what_the_formats_of_each_name_imply():
         "r2plus1d_r34: torchvision": {"shared_midplanes": True},
         **{f"timesformer_base: transformers_{attention}": {"attention": attention} for attention in ("joint", "space")},
         "timesformer_base: authors_joint": {"attention": "joint"},
-        "timesformer_base: mmaction2": halves,
-        "timesformer_base: mmaction2_joint": {**halves, "attention": "joint"},
+        "timesformer_base: mmaction2": PIXELS,
+        "timesformer_base: mmaction2_joint": {**PIXELS, "attention": "joint"},
         "vivit_base: scenic_factorised": {"attention": "factorised"},
         **{
             f"videomae_{size}: {fmt}": {"norm_epsilon": 1e-6, "head_epsilon": 1e-6}
