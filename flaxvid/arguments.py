@@ -58,14 +58,10 @@ def one_each(words: Sequence[str], flag: str) -> list[str]:
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        numbers = list(takewhile(_is_number, rest)) if word == flag else []
+        numbers = list(takewhile(lambda one: one.removeprefix("-").isdecimal(), rest)) if word == flag else []
         found += [f"{flag}={number}" for number in numbers] or [word]
         del rest[: len(numbers)]
     return found
-
-
-def _is_number(word: str) -> bool:
-    return word.removeprefix("-").isdecimal()
 
 
 def read_class_names(path: Path) -> tuple[str, ...] | dict[str, tuple[str, ...]]:

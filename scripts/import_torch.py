@@ -68,7 +68,7 @@ def account(imported: Imported) -> Table:
         table.add_column(heading, overflow="fold")
     for path in sorted(flat):
         made = "fresh" if path in imported.fresh else "made for its frame count"
-        table.add_row(path, str(tuple(flat[path].shape)), imported.keys.get(path, made))
+        table.add_row(path, str(tuple(flat[path].shape)), ", ".join(imported.keys.get(path, (made,))))
     return table
 
 

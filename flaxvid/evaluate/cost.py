@@ -20,9 +20,6 @@ from flaxvid.layers.conv import direct_form
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Variables
 
-REPEATS = 9
-"""Timed runs; the median counts, for a busy machine slows some of them."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -77,9 +74,9 @@ def model_cost(model: nn.Module, video_shape: tuple[int, ...], variables: Variab
 
 
 def clip_milliseconds(
-    model: VideoModel, variables: Variables, num_frames: int, image_size: int, repeats: int = REPEATS
+    model: VideoModel, variables: Variables, num_frames: int, image_size: int, repeats: int = 9
 ) -> float:
-    """Measures the time from one uint8 clip in host memory to its logits: the median of several runs.
+    """Measures the time from one uint8 clip in host memory to its logits: the median of `repeats` runs.
 
     Decoding, compilation and a first run are not in it.
 
@@ -88,7 +85,7 @@ def clip_milliseconds(
         variables: its ordinary variables for this frame count.
         num_frames: frames of the clip.
         image_size: height and width of the clip, pixels.
-        repeats: the number of timed runs.
+        repeats: the number of runs; on a busy machine some are slow.
     """
     clip = np.random.default_rng(0).integers(0, 256, (1, num_frames, image_size, image_size, 3), np.uint8)
     video, variables = model.for_cameras(clip), jax.device_put(variables)

@@ -20,9 +20,16 @@ from flaxvid.models.options import (
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import ClipSpec
 
-KeyTable = tuple[tuple[str, str], ...]
-"""``(regex, replacement)`` renames from a module path of ours to the torch reference's, whole paths, first match. An
-entry may name a variable instead, with its leaf; it comes before those of modules."""
+KeyTable = tuple[tuple[str, ...], ...]
+"""``(regex, replacement)`` renames from a module path of ours to the reference's, whole paths, first match.
+
+An entry may name a variable instead, with its leaf; it comes before those of modules, and its replacement is the whole
+key. A collection of its own stands first: `params_4f` as ``4f/``, `params_decoder` as ``decoder/``.
+
+``{query,key,value}`` in a replacement names several tensors. They stand one after another along the last axis of ours.
+
+A third part says in einops' way how our axes become the reference's, where it is not as torch has them: ``"1 1 c ->
+c"``. An axis may be an option of the model, ``"c (num_heads d) -> c num_heads d"``, and has its value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +78,13 @@ class Format:
         keys: renames from our module paths to the reference's.
         overrides: options of `create_model` with which our model computes what the reference computes; no shape shows
             them, so nothing in the file can.
+        unused: regular expressions of keys that are no part of our model: a table of positions that we compute, or what
+            pre-training alone needs.
     """
 
     keys: KeyTable
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

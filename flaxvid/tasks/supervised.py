@@ -40,7 +40,7 @@ class SupervisedRecipe(LabelledRecipe):
             yield f"share must lie in (0, 1], got {self.share}"
 
     def make(self, model: VideoModel) -> "Supervised":
-        """The task for a model. `problems` are for the caller to look at.
+        """The task for a model. It does not look for `problems`; a run does that once, before all work.
 
         Raises:
             ValueError: `target_weights` names a target that the model does not have.

@@ -201,8 +201,8 @@ class Checkpoints:
                 raise
             if not full:
                 raise OSError(
-                    f"the checkpoint was not saved in {self.directory} ({_first_line(error)}): mend that and give the "
-                    "same command again"
+                    f"the checkpoint was not saved in {self.directory} ({_first_line(error)}): correct that and give "
+                    "the same command again"
                 ) from error
             steps = _steps(self.directory)
             raise OSError(

@@ -76,7 +76,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
     splits = open_splits(recipe)
     source = splits.train
-    count_steps(recipe, source)  # raises if there are too few videos for a batch
+    epoch_steps = count_steps(recipe, source)  # raises if there are too few videos for a batch
     trained = load_start(recipe, count_classes(source.classes))
     recipe = with_implied(recipe, trained)
     model = make_model(recipe, count_classes(source.classes))
@@ -98,7 +98,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
             model,
             clip_config(recipe, recipe.eval_frames),
             origin=data_origin(recipe.data),
-            checkpoint={"name": "latest", "step": recipe.epochs * count_steps(recipe, source)},
+            checkpoint={"name": "latest", "step": recipe.epochs * epoch_steps},
             folder=workdir,
             final=True,
         )

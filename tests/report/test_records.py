@@ -174,5 +174,5 @@ def test_notes_say_which_videos_and_classes(evaluation):
         row["confusion"] = [[1, 0, 4]]
     notes = evaluation_notes(evaluation)
     assert "Data: ucf101 test1 in /videos, split all, 12 videos, digest 12ab." in notes
-    assert "Labels: compared by number, for the names of the network's classes are not known." in notes
-    assert "Classes: videos of 1 of the network's 3 ($run$); an answer may be any of them all." in notes
+    assert "Labels: compared by number, because the names of the network's classes are unknown." in notes
+    assert "Classes: videos of 1 of the network's 3 ($run$); an answer may be any of all classes." in notes

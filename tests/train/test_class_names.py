@@ -41,7 +41,7 @@ def test_other_videos_are_matched_by_name_whole_and_filed_apart(run, make_videos
     out = capsys.readouterr().out
     assert out.splitlines()[2].split("|")[2].strip() == "100.00"
     assert "6 of 6 of folder all evaluated" in out
-    assert "videos of 2 of the network's 3 (green, red); an answer may be any of them all" in out
+    assert "videos of 2 of the network's 3 (green, red); an answer may be any of all classes" in out
     assert (run / "evaluation.json").read_bytes() == own
     assert sorted(path.name for path in (run / "strips").iterdir()) == strips
     (record,) = read_run(run).others

@@ -299,7 +299,7 @@ def test_options_do_not_repeat_fields(options):
         (b"[" * 100_000, "got a damaged file"),
         (b"[]", r"expected a JSON object in .*, got '\[\]'"),
         (b"null", "got 'None'"),
-        (b'{"epoch": 5}', "Recipe has no field 'epoch': was it written by a newer version"),
+        (b'{"epoch": 5}', "Recipe has no field 'epoch': if a newer version wrote it, update flaxvid"),
         (b'{"model": {"nam": "x"}}', "ModelRecipe has no field 'nam'"),
         (b'{"model": []}', r"expected model of Recipe to be like dict, got \[\]"),
         (b'{"model": null}', "expected model of Recipe to be like dict, got None"),
