@@ -215,6 +215,18 @@ def test_an_attentive_probe_takes_stem_and_body(weights, colour_recipe, capsys, 
     assert "the head is of another kind and starts anew" in capsys.readouterr().out
 
 
+def test_an_attentive_probe_learns_and_leaves_the_rest_as_it_is(colour_recipe, colour_run, tmp_path):
+    options = colour_recipe.model.options | {"head": "attention"}
+    model = dataclasses.replace(colour_recipe.model, weights=str(colour_run), options=options)
+    recipe = dataclasses.replace(colour_recipe, model=model, freeze=("stem", "body"))
+    (row,) = flaxvid.run(recipe, tmp_path / "probe")
+    assert row["top1"] == 1
+    variables, trained = (load(folder).select(2) for folder in (tmp_path / "probe", colour_run))
+    for part in ("stem", "body"):
+        chex.assert_trees_all_equal(variables["params"][part], trained["params"][part])
+        chex.assert_trees_all_equal(variables["batch_stats"][part], trained["batch_stats"][part])
+
+
 @pytest.mark.parametrize("kind", ["plain", "torch"])
 def test_without_names_an_equal_number_has_to_do_and_that_is_said(weights, colour_recipe, capsys, kind):
     assert start(colour_recipe, weights[kind], ("a", "b", "c")) == {"": [[0], [1], [2]]}
