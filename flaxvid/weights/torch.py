@@ -85,9 +85,10 @@ def load_model(
 
     Args:
         name: one of `flaxvid.list_models`.
-        source: a .pth, .pt (these need torch) or .safetensors file, a known name such as
+        source: a .pth, .pt (these need torch), .safetensors or flax msgpack file, a known name such as
             "torchvision/resnet50-imagenet1k-v1", or a state_dict of torch tensors or arrays.
-        num_classes: None takes the file's. Another number than the file's gives a fresh head and a warning.
+        num_classes: None takes the file's. Another number than the file's gives a fresh head and a warning, which also
+            says what is left out of a file of pre-training.
         frames: gives a `FrameFlexible` and its variables: a plain file is copied into each count's set. A
             frame-flexible file gives one for its own counts with or without this.
         format: the reference that wrote the file, a key of the model's formats; None detects it.
