@@ -126,7 +126,6 @@ def _clip(run: Run, clip: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _confused(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The pairs of classes that the network confuses most often."""
     classes, confusion = evaluation["classes"], evaluation["frames"][-1]["confusion"]
     totals: dict[int, int] = {}
     for label, _, videos in confusion:

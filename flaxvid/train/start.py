@@ -8,7 +8,8 @@ import jax
 
 from flaxvid import trees
 from flaxvid.adapt.surgery import CLASSIFIER, FLAT_SIBLINGS, adopt, arrange_head, has_same_head, inflate, spread
-from flaxvid.data.sources.class_names import are_numbers, find_classes, list_names
+from flaxvid.data.sources.class_names import are_numbers, find_classes
+from flaxvid.data.sources.names import list_names
 from flaxvid.models.registry import backbone_of, get_spec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.task import init_model

@@ -7,7 +7,8 @@ from typing import Any
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.pipeline import eval_batches
 from flaxvid.data.sources.account import check_labels
-from flaxvid.data.sources.class_names import are_numbers, list_names, relabel
+from flaxvid.data.sources.class_names import are_numbers, relabel
+from flaxvid.data.sources.names import list_names
 from flaxvid.data.sources.open import Source
 from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, join
 from flaxvid.train.mesh import make_mesh, put_batch

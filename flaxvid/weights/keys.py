@@ -64,8 +64,8 @@ def to_tensors(path: str, array: np.ndarray, table: KeyTable, options: Mapping[s
     except (ValueError, EinopsError) as error:
         said = f" with {', '.join(f'{name}={value}' for name, value in lengths.items())}" if lengths else ""
         raise ValueError(
-            f"{path} {array.shape} must be {len(keys)} times {axes.partition(' -> ')[0]!r}{said}: pass the overrides "
-            "with which the model was made"
+            f"{path} must split into {len(keys)} tensors of axes {axes.partition(' -> ')[0]!r}{said}, got "
+            f"{array.shape}: pass the overrides with which the model was made"
         ) from error
 
 

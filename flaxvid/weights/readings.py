@@ -24,6 +24,7 @@ from flaxvid.weights.tensors import unwrapped, without_prefix
 
 HEAD = "params/head/"
 CLASSIFIER = "params/head/classifier"
+_NONE = "the format has none: num_classes makes a new head"
 _ANY_COUNT = 54321
 _MOST_COUNTS = 32
 
@@ -128,8 +129,8 @@ def choose(
         ValueError: several formats fit and imply different models.
     """
     readings = list(_readings(name, source, formats, overrides, num_classes, frames))
-    fewest = min(_count(reading) for reading in readings)
-    best = [reading for reading in readings if _count(reading) == fewest]
+    fewest = min(_count(reading.faults) for reading in readings)
+    best = [reading for reading in readings if _count(reading.faults) == fewest]
     if any(reading.implied != best[0].implied for reading in best):
         best = [reading for reading in best if reading.exact] or best
         said = [reading for reading in best if formats[reading.format].overrides and not reading.implied]
@@ -153,15 +154,33 @@ def as_options(overrides: Mapping[str, Any]) -> str:
     return ", ".join(f"{option}={value!r}" for option, value in overrides.items())
 
 
-def check_fit(name: str, source: Source, reading: Reading, format: Format) -> None:
+def read_tree(
+    name: str, source: Source, formats: Mapping[str, Format], shapes: Variables, overrides: Mapping[str, Any]
+) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """The format that fits variables of any tree best, and the unwrapped keys of each.
+
+    Raises:
+        ValueError: no format fits, with every fault of the best in it.
+    """
+    flat, options, readings = trees.flatten(shapes), {**list_options(name), **overrides}, {}
+    for fmt, format in formats.items():
+        wanted = {path: _shapes(path, leaf, format, options) for path, leaf in flat.items()}
+        readings[fmt] = wanted, _find_faults(source, source.shapes, wanted)
+    best = min(readings, key=lambda fmt: _count(readings[fmt][1]))
+    wanted, faults = readings[best]
+    check_fit(name, source, best, formats[best], faults)
+    return best, {path: tuple(tensors) for path, tensors in wanted.items()}
+
+
+def check_fit(name: str, source: Source, fmt: str, format: Format, faults: Mapping[str, Sequence[str]]) -> None:
     """Raises ValueError, with every fault in it, unless the checkpoint fits."""
-    lines = [f"  {len(items)} {fault}: {some(items)}" for fault, items in reading.faults.items() if items]
+    lines = [f"  {len(items)} {fault}: {some(items)}" for fault, items in faults.items() if items]
     if lines:
         implied = f", which implies {as_options(format.overrides)}" if format.overrides else ""
         raise ValueError(
             "\n".join(
                 [
-                    f"{source.label} does not fit {name} (read as {reading.format!r}{implied}):",
+                    f"{source.label} does not fit {name} (read as {fmt!r}{implied}):",
                     *lines,
                     "Pass the name of the model that the weights belong to (flaxvid.list_models()), or its overrides.",
                 ]
@@ -175,8 +194,8 @@ def some(items: Sequence[str], shown: int = 10) -> str:
     return ", ".join(items[:shown]) + more
 
 
-def _count(reading: Reading) -> int:
-    return sum(map(len, reading.faults.values()))
+def _count(faults: Mapping[str, Sequence[str]]) -> int:
+    return sum(map(len, faults.values()))
 
 
 def _readings(
@@ -267,7 +286,7 @@ def _find_faults(
     return {
         "tensors have no place in the model": [source.names[short] for short in found if short not in used],
         "variables of the model have no tensor": [
-            f"{path} ({', '.join(missing) or 'the format has none'})"
+            f"{path} ({', '.join(missing) or _NONE})"
             for path, shapes in wanted.items()
             if (missing := [short for short in shapes if short not in found]) or not shapes
         ],

@@ -25,6 +25,7 @@ from jaxtyping import Array
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import list_options
+from flaxvid.models.spec import Format
 from flaxvid.models.video_model import VideoModel, blank_video
 from flaxvid.types import Variables
 from flaxvid.weights.download import resolve_weights
@@ -36,6 +37,7 @@ from flaxvid.weights.readings import (
     count_classes,
     describe,
     known_formats,
+    read_tree,
     some,
 )
 from flaxvid.weights.tensors import read_tensors
@@ -164,6 +166,47 @@ def load_torch(
     return imported.variables
 
 
+def load_pretraining(
+    name: str,
+    source: str | Path | Mapping[str, Any],
+    shapes: Variables,
+    *,
+    format: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    allow_nonfinite: bool = False,
+) -> dict[str, Any]:
+    """All variables of a pre-training checkpoint, the decoder's (`params_decoder`) too; `to_torch` writes them.
+
+    `load_model` makes a classifier of the same file, and leaves the decoder out.
+
+    Args:
+        name: of the model whose stem and body are pre-trained.
+        source, format, allow_nonfinite: see `load_model`.
+        shapes: a tree of the variables that are wanted, or of their shapes, as `jax.eval_shape` gives it.
+        overrides: the options with which the caller makes the model.
+
+    Returns:
+        Variables in float32.
+
+    Raises:
+        ValueError: as `load_torch`.
+        FileNotFoundError: no such file.
+        ImportError: a torch file, and torch is not installed.
+    """
+    formats, overrides = known_formats(name, format), overrides or {}
+    tensors, label = _read(source, allow_nonfinite), _names_of(source)[0]
+    checkpoint = describe(tensors, *_names_of(source))
+    fmt, shorts = read_tree(name, checkpoint, formats, shapes, overrides)
+    implied = {option: value for option, value in formats[fmt].overrides.items() if option not in overrides}
+    if implied:
+        raise ValueError(
+            f"{label} is of {fmt!r}, whose {name} has {as_options(implied)}: make the model so and say it here: "
+            f"overrides={implied!r}"
+        )
+    keys = {path: tuple(checkpoint.names[short] for short in found) for path, found in shorts.items()}
+    return trees.unflatten(_take(tensors, keys, formats[fmt]))
+
+
 def import_torch(
     name: str,
     source: str | Path | Mapping[str, Any],
@@ -185,13 +228,10 @@ def import_torch(
             f"{checkpoint.label} has variables for frames={reading.frames}, got frames={tuple(frames)}: leave frames "
             "out"
         )
-    check_fit(name, checkpoint, reading, formats[reading.format])
+    check_fit(name, checkpoint, reading.format, formats[reading.format], reading.faults)
 
     keys = {path: tuple(checkpoint.names[short] for short in shorts) for path, shorts in reading.keys.items()}
-    table = formats[reading.format].keys
-    flat = {
-        path: jnp.asarray(from_tensors(path, [tensors[key] for key in names], table)) for path, names in keys.items()
-    }
+    flat = _take(tensors, keys, formats[reading.format])
     classes = count_classes(checkpoint, formats)
     if reading.fresh:
         left = f"; {len(reading.left_out)} tensors are left out: {some(reading.left_out)}" if reading.left_out else ""
@@ -277,6 +317,14 @@ def to_torch(
 def _read(source: str | Path | Mapping[str, Any], allow_nonfinite: bool) -> dict[str, np.ndarray]:
     file = source if isinstance(source, Mapping) else resolve_weights(source)
     return read_tensors(file, allow_nonfinite=allow_nonfinite)
+
+
+def _take(tensors: Mapping[str, np.ndarray], keys: Mapping[str, Sequence[str]], format: Format) -> dict[str, jax.Array]:
+    """Variables by their paths, each out of the tensors of its keys."""
+    return {
+        path: jnp.asarray(from_tensors(path, [tensors[key] for key in names], format.keys))
+        for path, names in keys.items()
+    }
 
 
 def _names_of(source: str | Path | Mapping[str, Any]) -> tuple[str, str]:

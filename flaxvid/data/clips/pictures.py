@@ -77,13 +77,12 @@ def _without_exif(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 class Painter:
-    """Makes pictures of frames, all of one size. The first frame decides the size.
+    """Makes `count` pictures of frames, all of one size, which the first frame decides. Errors name the video.
 
     Resizing is bilinear, area-weighted when shrinking. It is part of the colour conversion, hence nearly free.
     """
 
     def __init__(self, size: Size, name: str, count: int = 1):
-        """Makes `count` pictures. Errors name the video."""
         self._size, self._name, self._count = size, name, count
         self._scaler, self._painter, self._tiny = VideoReformatter(), VideoReformatter(), VideoReformatter()
         self._shape: tuple[int, int] | None = None

@@ -58,7 +58,9 @@ class MotionConfig:
 
     def __post_init__(self):
         if self.camera not in ("", *CAMERAS):
-            raise ValueError(f"motion: expected camera to be {', '.join(CAMERAS)} or empty, got {self.camera!r}")
+            raise ValueError(
+                f"motion: expected camera to be {', '.join(CAMERAS)} or empty, got {self.camera!r}: choose one"
+            )
         if self.size < 16 or self.size % 2:
             raise ValueError(f"motion: expected an even size of at least 16, got {self.size}: try 64")
         if self.num_frames < 4:

@@ -38,7 +38,9 @@ class Encoding:
 
     def __post_init__(self):
         if self.short_side < 2 or self.short_side % 2 or self.key_frames < 1 or not 0 <= self.crf <= 51:
-            raise ValueError(f"expected an even short_side, key_frames of at least 1 and crf from 0 to 51, got {self}")
+            raise ValueError(
+                f"expected an even short_side, key_frames of at least 1 and crf from 0 to 51, got {self}: correct it"
+            )
 
 
 def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None) -> tuple[Finding, bytes]:

@@ -95,7 +95,7 @@ def open_source(
             "or `list`"
         )
     if missing not in ("error", "keep"):
-        raise ValueError(f'expected missing="error" or "keep", got {missing!r}')
+        raise ValueError(f'expected missing="error" or "keep", got {missing!r}: choose one')
     options = {"fold": fold, "lists": lists, "motion": motion, "dataset": dataset or None}
     given = {key: value for key, value in options.items() if value is not None}
     kind = SOURCES[name]

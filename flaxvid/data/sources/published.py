@@ -26,7 +26,7 @@ def ucf101_source(root: Path, split: str, fold: int = 1, lists: str | Path | Non
     numbers = first_file(["classInd.txt"], list_places(root, lists, "ucfTrainTestlist"), layout)
     index = dict(line.split()[::-1] for line in read_lines(numbers, layout) if len(line.split()) == 2)
     if sorted(index.values()) != sorted(map(str, range(1, len(index) + 1))):
-        raise ValueError(f"ucf101: expected lines `1 <class>`, numbered from 1, in {numbers}, got {index}")
+        raise ValueError(f"ucf101: expected lines `1 <class>`, numbered from 1, in {numbers}, got {index}: {layout}")
     classes = sorted(index, key=lambda name: int(index[name]))
     rows = []
     for line in read_lines(numbers.parent / f"{split}list{fold:02d}.txt", layout):
@@ -81,11 +81,12 @@ def kinetics_source(root: Path, split: str, lists: str | Path | None = None) -> 
     for name, files in (("train", ["train.csv"]), (split, [f"{part}.csv" for part in parts])):
         path = first_file(files, places, layout)
         tables[name] = list(csv.DictReader(read_text(path, layout).splitlines()))
-        missing = {"label", "youtube_id", "time_start", "time_end"} - (
-            tables[name][0].keys() if tables[name] else set()
-        )
-        if missing:
-            raise ValueError(f"kinetics: expected columns {', '.join(sorted(missing))} in {path}; {layout}")
+        got = tables[name][0].keys() if tables[name] else set()
+        if missing := {"label", "youtube_id", "time_start", "time_end"} - got:
+            raise ValueError(
+                f"kinetics: expected columns {', '.join(sorted(missing))} in {path}, got {', '.join(got) or 'none'}: "
+                f"{layout}"
+            )
     classes = sorted({row["label"] for row in tables["train"]})
     index = {name: label for label, name in enumerate(classes)}
     folder = videos_folder(root, *parts)
@@ -101,7 +102,9 @@ def kinetics_source(root: Path, split: str, lists: str | Path | None = None) -> 
     stems = [video_stem(name) for name in names]
     rows = [(found[s], index[row["label"]]) for s, row in zip(stems, tables[split], strict=True) if s in found]
     if not rows:
-        raise FileNotFoundError(f"kinetics: expected {layout}; got none of {len(names)} videos, such as {names[0]}")
+        raise FileNotFoundError(
+            f"kinetics: expected {layout}; got none of {len(names)} videos, such as {names[0]}: check the root"
+        )
     if len(rows) < len(names):
         warnings.warn(f"kinetics {split}: {len(names) - len(rows)} of {len(names)} videos are missing", stacklevel=3)
     return file_source(f"kinetics {split}", root, rows, classes, layout)

@@ -23,7 +23,9 @@ class Subset:
 
     def __post_init__(self):
         if not 1 <= self.count <= len(self.source):
-            raise ValueError(f"expected 1 to {len(self.source)} videos of {self.source.name}, got {self.count}")
+            raise ValueError(
+                f"expected 1 to {len(self.source)} videos of {self.source.name}, got {self.count}: take another number"
+            )
 
     @functools.cached_property
     def positions(self) -> tuple[int, ...]:

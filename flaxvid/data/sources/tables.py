@@ -120,7 +120,6 @@ def _cells(lines: Sequence[str], separator: str) -> list[list[str]]:
 
 
 def _rows(file: Path, lines: Sequence[tuple[int, str]], separator: str) -> list[list[str]]:
-    """The cells of every line, a row for each."""
     try:
         rows = _cells([line for _, line in lines], separator)
     except csv.Error as error:
@@ -128,7 +127,9 @@ def _rows(file: Path, lines: Sequence[tuple[int, str]], separator: str) -> list[
     if len(rows) == len(lines):
         return rows
     at = next((at for at, (_, line) in enumerate(lines) if line.count('"') % 2), 0)
-    raise ValueError(f"{file}, line {lines[at][0]}: expected closed quotation marks, got {lines[at][1][:80]!r}")
+    raise ValueError(
+        f"{file}, line {lines[at][0]}: expected closed quotation marks, got {lines[at][1][:80]!r}: add one"
+    )
 
 
 def _with_heading(

@@ -49,17 +49,17 @@ def read_texts(path: Path, layout: str) -> dict[str, str]:
     return texts | {"bytes": data.decode("utf-8", "surrogateescape")}
 
 
-def read_text(path: Path, layout: str, encoding: str = "") -> str:
-    """Reads a text file in UTF-8, in the encoding that its mark says, or else in `encoding`.
+def read_text(path: Path, layout: str) -> str:
+    """Reads a text file in UTF-8, or in the encoding that its mark says.
 
     Raises:
         FileNotFoundError: There is no such file. The message shows the expected layout.
         ValueError: It is in another encoding. The message names the line.
     """
     texts = read_texts(path, layout)
-    if len(texts) > 1 and encoding not in texts:
+    if len(texts) > 1:
         raise unknown_encoding(path)
-    return texts.get(encoding) or next(iter(texts.values()))
+    return next(iter(texts.values()))
 
 
 def unknown_encoding(path: Path) -> ValueError:

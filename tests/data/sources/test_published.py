@@ -103,7 +103,7 @@ def test_kinetics(tmp_path, lists, part):
     assert rows(open_source("kinetics400", tmp_path, "validation")) == [(paths[2], 1, 120)]
     (tmp_path / f"{lists}{part}.csv").write_text("label,youtube_id,split\nzumba,v,val\n")
     with pytest.raises(
-        ValueError, match=rf"expected columns time_end, time_start in .*{part}.csv; .*_<start, 6 digits>"
+        ValueError, match=rf"expected columns time_end, time_start in .*{part}.csv, got label, .*: .*_<start, 6 digits>"
     ):
         open_source("kinetics400", tmp_path, "validation")
 
