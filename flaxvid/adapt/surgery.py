@@ -38,6 +38,7 @@ _NEW = re.compile(r"params/head/.*|\w+/body/.*/(se|\w+_temporal)/.*")
 ADDED = re.compile(r"\w+/body/(fusion|rnn|projection|projection_norm)/.*|params/head/.*")
 """What networks have beyond their backbones."""
 
+_HEAD = re.compile(r"\w+/head/")
 CLASSIFIER = re.compile(r"params/head/classifier(?:_([^/]+))?/\w+")
 """Parameters of a head with a number for each class on their last axis; the group is the target's name."""
 
@@ -68,23 +69,34 @@ def arrange_head(trained: Variables, columns: Mapping[str, Sequence[int] | None]
     return trees.unflatten(variables)
 
 
+def has_same_head(template: Variables, trained: Variables) -> bool:
+    """Whether both heads are of one kind: they have the same parameters, whatever they classify."""
+
+    def parts(variables: Variables) -> set[str]:
+        return {path for path in trees.flatten(variables) if _HEAD.match(path) and not CLASSIFIER.fullmatch(path)}
+
+    return parts(template) == parts(trained)
+
+
 def adopt(template: Variables, trained: Variables) -> tuple[dict[str, Any], list[str]]:
-    """Takes trained variables, but for a head that does not fit.
+    """Takes trained variables, but for a head that does not fit; of a head of another kind it takes nothing.
 
     Args:
         template: initialised variables of the model wanted.
         trained: ordinary variables of the same architecture.
 
     Returns:
-        The variables, and the paths of the head's parameters that stay as initialised.
+        The variables, and the paths of the head's variables that stay as initialised.
 
     Raises:
         ValueError: anything outside the head differs in path or shape.
     """
     want, have = trees.flatten(template), trees.flatten(trained)
+    if not has_same_head(template, trained):
+        have = {path: leaf for path, leaf in have.items() if not _HEAD.match(path)}
     fresh = [path for path in want if path not in have or want[path].shape != have[path].shape]
     spare = [path for path in have if path not in want]
-    wrong = [path for path in (*fresh, *spare) if not path.startswith("params/head/")]
+    wrong = [path for path in (*fresh, *spare) if not _HEAD.match(path)]
     if wrong:
         raise ValueError(
             f"these weights are of another architecture: {len(wrong)} parameters do not fit, such as "

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.data.clips.cut import Augmentation, ClipConfig
 from flaxvid.data.motion.build import MotionConfig
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.groups import FFN_RULES, NORM_RULES
@@ -139,6 +139,39 @@ def pyslowfast(learning_rate: float, weight_decay: float, warmup_epochs: float) 
         clip_norm=0.0,
         rules=NORM_RULES,
     )
+
+
+def small_transformer(recipe: Recipe, name: str, attention: str) -> Recipe:
+    """The recipe of a small data set, "motion" or "ucf101_small", for a transformer from scratch on a CPU."""
+    options = {"width": 96, "depth": 4, "num_heads": 4, "patch_size": 8, "attention": attention}
+    recipe.model = dataclasses.replace(recipe.model, name=name, options=options)
+    recipe.optimizer = dataclasses.replace(recipe.optimizer, learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0)
+    return recipe
+
+
+def fine_tuned(recipe: Recipe) -> Recipe:
+    """The recipe of a data set for a trained transformer, as VideoMAE's authors and others fine-tune theirs.
+
+    Layer-wise rate decay, drop-path, label smoothing, mixup and cutmix, RandAugment and repeated augmentation (arXiv
+    2203.12602). The rate is for a batch of 64.
+    """
+    vary = Augmentation("resized", randaugment=4, magnitude=7.0, deviation=0.5)
+    recipe.model.options |= {"drop_path": 0.1}
+    recipe.task = SupervisedRecipe(label_smoothing=0.1, mixup=0.8, cutmix=1.0)
+    recipe.data.clips = dataclasses.replace(recipe.data.clips, augmentation=vary, repeats=2)
+    recipe.optimizer = OptimizerRecipe(
+        "adamw", 2.5e-4, weight_decay=0.05, schedule="cosine", warmup_epochs=5, clip_norm=0.0, layer_decay=0.75
+    )
+    recipe.freeze, recipe.batch_size, recipe.epochs = (), 64, 50
+    return recipe
+
+
+def probed(recipe: Recipe) -> Recipe:
+    """The recipe of a data set for an attentive head on a trained network that stays as it is (arXiv 2404.08471)."""
+    recipe.model.options |= {"head": "attention"}
+    recipe.optimizer = OptimizerRecipe("adamw", 1e-3, weight_decay=0.01, schedule="cosine", clip_norm=0.0)
+    recipe.freeze, recipe.batch_size, recipe.epochs = ("stem", "body"), 64, 20
+    return recipe
 
 
 PRESETS = {

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from flaxvid import trees
-from flaxvid.adapt.surgery import CLASSIFIER, FLAT_SIBLINGS, adopt, arrange_head, inflate, spread
+from flaxvid.adapt.surgery import CLASSIFIER, FLAT_SIBLINGS, adopt, arrange_head, has_same_head, inflate, spread
 from flaxvid.data.sources.class_names import are_numbers, find_classes
 from flaxvid.data.sources.names import list_names
 from flaxvid.models.registry import backbone_of, get_spec
@@ -93,6 +93,7 @@ def _load(recipe: Recipe, number: int | Mapping[str, int] | None) -> Trained:
     if not wanted.inflate:
         sizes = {"num_frames": wanted.num_frames, "image_size": wanted.image_size}
         given = {name: value for name, value in sizes.items() if value is not None} | options
+        given.pop("head", None)  # a torch file has the network's own, and another starts anew
         return load(wanted.weights, model=wanted.name, overrides=given, num_classes=number)
     if wanted.name not in FLAT_SIBLINGS:
         raise ValueError(
@@ -106,9 +107,10 @@ def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes |
     """Makes a network's variables from trained ones; prints what becomes of the head."""
     weights, rule = recipe.model.weights, recipe.model.inflate
     variables, named = trained.select(max(trained.frames)), trained.named and bool(classes)
-    if named:
-        variables = _fit_head(weights, variables, trained.classes, classes or ())
     template = init_model(model, jax.random.key(recipe.seed))
+    same = has_same_head(template, variables)
+    if named and same:
+        variables = _fit_head(weights, variables, trained.classes, classes or ())
     if rule:
         adopted, account = inflate(template, variables, rule)
         fates = {fate: [path for path in account if account[path] == fate] for fate in ("inflated", "taken", "fresh")}
@@ -120,7 +122,9 @@ def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes |
     else:
         known = {path: leaf for path, leaf in trees.flatten(variables).items() if path not in trained.fresh}
         adopted, fresh = adopt(template, trees.unflatten(known))
-        if fresh and not named and not trained.fresh:  # `import_torch` has said it of its own
+        if not same:
+            print(f"{weights}: the head is of another kind and starts anew")
+        elif fresh and not named and not trained.fresh:  # `import_torch` has said it of its own
             print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")
     if classes and not trained.named and not any(map(CLASSIFIER.fullmatch, fresh)):
         print(f"{weights}: does not name its classes; the head is kept, since their number is the data's")
@@ -157,5 +161,8 @@ def of_backbone(recipe: Recipe) -> Recipe | None:
     name = backbone_of(recipe.model.name, options)
     if not name:
         return None
-    model = dataclasses.replace(recipe.model, name=name, options=dict(options.get("backbone_options") or {}))
+    own = {option: options[option] for option in ("head",) if option in options} | (
+        options.get("backbone_options") or {}
+    )
+    model = dataclasses.replace(recipe.model, name=name, options=own)
     return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, cameras=()))

@@ -44,6 +44,21 @@ def test_a_head_of_another_number_of_classes_starts_anew(make):
     chex.assert_trees_all_equal(variables["batch_stats"], trained["batch_stats"])
 
 
+@pytest.mark.parametrize("heads", [("own", "attention"), ("attention", "own")])
+@pytest.mark.parametrize(
+    "name", ["tsm_resnet18", "x3d_xs"]
+)  # a bare classifier, and a head with convolutions and norms
+def test_of_a_head_of_another_kind_nothing_is_taken(random_variables, name, heads):
+    """Nor is its classifier, though it may have the same shape: it classifies another feature."""
+    template, trained = (random_variables(create_tiny(name, head=head), seed) for seed, head in enumerate(heads))
+    variables, fresh = adopt(template, trained)
+    flat = trees.flatten(variables)
+    assert set(fresh) == {path for path in flat if "/head/" in path}
+    for path, leaf in flat.items():
+        source = template if "/head/" in path else trained
+        np.testing.assert_array_equal(leaf, trees.flatten(source)[path])
+
+
 def test_other_classifiers_than_the_checkpoints(make):
     variables, fresh = adopt(make(0, num_classes={"action": 5, "actor": 2}), make(1))
     assert len(fresh) == 4
