@@ -6,7 +6,19 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
-from flaxvid.models import cnn_rnn, multiview, r2plus1d, resnet2d, resnet3d, slowfast, timesformer, vit, vivit, x3d
+from flaxvid.models import (
+    cnn_rnn,
+    multiview,
+    mvit,
+    r2plus1d,
+    resnet2d,
+    resnet3d,
+    slowfast,
+    timesformer,
+    vit,
+    vivit,
+    x3d,
+)
 from flaxvid.models.options import Kind, option_kinds, read_option
 from flaxvid.models.spec import Common, ModelSpec
 from flaxvid.models.video_model import VideoModel
@@ -20,6 +32,7 @@ SPECS: dict[str, ModelSpec] = {
     **vit.SPECS,
     **vivit.SPECS,
     **timesformer.SPECS,
+    **mvit.SPECS,
     **multiview.SPECS,
     **cnn_rnn.SPECS,
 }
