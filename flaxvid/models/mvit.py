@@ -7,175 +7,27 @@ second version adds positions of query and key relative to each other, and the p
 Differs from torchvision's implementation: any frame count and image size, the learnt tables resized.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxvid.layers.blocks import FrameMask, Grid, Strides, fit_mask, mask_frames
+from flaxvid.layers.blocks import FrameMask, Grid, fit_mask, mask_frames
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import ClassToken, TokenHead
-from flaxvid.layers.pooling import max_pool
-from flaxvid.layers.position import resize_space, resize_time, token_keys
-from flaxvid.layers.relative import relative_scores
-from flaxvid.layers.transformer import DropPath, Mlp, drop_rates
+from flaxvid.layers.multiscale import MultiscaleBlock, Scale, table_init
+from flaxvid.layers.position import resize_space, resize_time
+from flaxvid.layers.transformer import drop_rates
 from flaxvid.models.options import Count, Depths, Kind, Odd, Positive, Rate, require, whole
 from flaxvid.models.spec import Common, Format, KeyTable, ModelSpec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.models.vit import TableClip, block_layers
 from flaxvid.types import ClipSpec
 
-Tokens = Float[Array, "b n c"]
 STEM_STRIDES = (2, 4, 4)
-_table = nn.initializers.truncated_normal(0.02)
-
-
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """The sizes of one block.
-
-    Attributes:
-        heads: of the attention.
-        width: channels of the attention and into the mlp.
-        out: channels that the block gives.
-        query_kernel: (t, h, w) of the queries' pooling; () for none.
-        query_stride: along height and width.
-        key_kernel: of the pooling of keys and values; () for none.
-        key_stride: along height and width.
-        table: (t, h, w) of the grid that relative positions are made for; () for none.
-    """
-
-    heads: int
-    width: int
-    out: int
-    query_kernel: tuple[int, ...]
-    query_stride: int
-    key_kernel: tuple[int, ...]
-    key_stride: int
-    table: tuple[int, ...] = ()
-
-
-class PoolingAttention(nn.Module):
-    """Attention between pooled queries and pooled keys and values; the class token is not pooled.
-
-    With relative positions, the pooled queries are added to what each head gives (residual pooling, MViTv2).
-
-    Attributes:
-        scale: sizes.
-        dtype: compute type; the softmax is float32.
-        norm_epsilon: of the norms behind the poolings.
-    """
-
-    scale: Scale
-    dtype: jnp.dtype = jnp.float32
-    norm_epsilon: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x: Tokens, size: Strides, mask: FrameMask = None) -> Tokens:
-        """Class token and grid in one row, to the same with the pooled grid.
-
-        Args:
-            x: (b, 1 + t * h * w, c).
-            size: (t, h, w).
-            mask: (b, t), False for times that only pad.
-        """
-        scale = self.scale
-        dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
-        y = dense(3 * scale.width, name="qkv")(x)
-        # Heads become part of the batch, for they share the poolings and the tables.
-        q, k, v = rearrange(y, "b n (three heads d) -> three (b heads) n d", three=3, heads=scale.heads)
-        if mask is not None:
-            mask = jnp.repeat(mask, scale.heads, axis=0)
-        q, query_size = self._pool("q", q, size, mask)
-        k, key_size = self._pool("k", k, size, mask)
-        v, _ = self._pool("v", v, size, mask)
-        bias = None
-        if scale.table:
-            tables = [self._relative_table(axis) for axis in range(3)]
-            scores = relative_scores(q[:, 1:], tables, query_size, key_size, mask)
-            bias = jnp.pad(scores, ((0, 0), (1, 0), (1, 0)))[:, None]  # the class token has no place
-        keys = token_keys(mask, key_size[1] * key_size[2], before=1)
-        keys = None if keys is None else keys[:, None, None]
-        y = jax.nn.dot_product_attention(q[:, :, None], k[:, :, None], v[:, :, None], bias=bias, mask=keys)[:, :, 0]
-        if scale.table:
-            y = jnp.concatenate([y[:, :1], y[:, 1:] + q[:, 1:]], axis=1)
-        return dense(scale.width, name="project")(rearrange(y, "(b heads) n d -> b n (heads d)", heads=scale.heads))
-
-    def _pool(self, name: str, x: Tokens, size: Strides, mask: FrameMask) -> tuple[Tokens, Strides]:
-        """Queries, keys or values and the size of their grid, both pooled."""
-        query = name == "q"
-        kernel = self.scale.query_kernel if query else self.scale.key_kernel
-        stride = self.scale.query_stride if query else self.scale.key_stride
-        if not kernel:
-            return x, size
-        d = x.shape[-1]
-        grid = mask_frames(x[:, 1:].reshape(-1, *size, d), mask)
-        grid = Conv(d, kernel, (1, stride, stride), groups=d, dtype=self.dtype, name=f"pool_{name}")(grid)
-        y = jnp.concatenate([x[:, :1], grid.reshape(len(x), -1, d)], axis=1)
-        y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name=f"norm_{name}")(y)
-        return y, (grid.shape[1], grid.shape[2], grid.shape[3])
-
-    def _relative_table(self, axis: int) -> Float[Array, "n d"]:
-        """The table of distances along time, height or width: from 1 - n to n - 1 for n places."""
-        scale = self.scale
-        n = scale.table[axis]
-        if axis:
-            n = max(-(-n // scale.query_stride), -(-n // scale.key_stride))
-        shape = (2 * n - 1, scale.width // scale.heads)
-        return self.param(f"relative_{'thw'[axis]}", _table, shape).astype(self.dtype)
-
-
-class Block(nn.Module):
-    """Pooling attention and an mlp, each on a norm and beside a shortcut; one of the two may change the channels.
-
-    Where it does, its shortcut is a dense layer on the norm's output. The attention's shortcut is max-pooled.
-
-    Attributes:
-        scale: sizes.
-        mlp_ratio: how many times more channels the mlp has inside.
-        drop_path: rate at which a clip loses a branch in training.
-        dtype: compute type.
-        norm_epsilon: of `norm1` and `norm2`.
-        pool_epsilon: of the norms behind the poolings.
-    """
-
-    scale: Scale
-    mlp_ratio: int = 4
-    drop_path: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-    norm_epsilon: float = 1e-6
-    pool_epsilon: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x: Tokens, size: Strides, train: bool = False, mask: FrameMask = None) -> Tokens:
-        """Class token and grid in one row, to the same; `size` is (t, h, w) of the grid that comes in."""
-        scale, dense = self.scale, functools.partial(nn.Dense, dtype=self.dtype, name="project")
-        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
-        y = norm(name="norm1")(x)
-        shortcut = x if x.shape[-1] == scale.width else dense(scale.width)(y)
-        shortcut = _pool_shortcut(shortcut, size, scale.query_stride)
-        y = PoolingAttention(scale, self.dtype, self.pool_epsilon, name="attention")(y, size, mask)
-        x = shortcut + DropPath(self.drop_path, name="drop1")(y, train)
-        y = norm(name="norm2")(x)
-        shortcut = x if scale.out == scale.width else dense(scale.out)(y)
-        y = Mlp(self.mlp_ratio * scale.width, dtype=self.dtype, features=scale.out, name="mlp")(y)
-        return shortcut + DropPath(self.drop_path, name="drop2")(y, train)
-
-
-def _pool_shortcut(x: Tokens, size: Strides, stride: int) -> Tokens:
-    """Max-pools the grid behind the class token along height and width."""
-    if stride == 1:
-        return x
-    b, _, c = x.shape
-    window = (stride + 1, stride + 1)
-    grid = max_pool(x[:, 1:].reshape(b, *size, c), window, stride, (stride + 1) // 2)
-    return jnp.concatenate([x[:, :1], grid.reshape(b, -1, c)], axis=1)
 
 
 class Stem(nn.Module):
@@ -200,7 +52,7 @@ class Body(nn.Module):
     """A class token, in the first version learnt positions, the blocks, and a norm.
 
     Attributes:
-        block: makes a `Block` of its `Scale`.
+        block: makes a `MultiscaleBlock` of its `Scale`.
         scales: sizes of each block.
         table: (t, h, w) of the grid that the tables of absolute positions are made for; () for none.
         drop_path: rate of the last block, see `drop_rates`.
@@ -220,12 +72,12 @@ class Body(nn.Module):
         """Grid (b, t, h, w, c) to the class token (b, c) and a smaller grid; padding must be behind the clip."""
         b, t, h, w, c = x.shape
         mask = fit_mask(frame_mask, t)
-        token = self.param("class_token", _table, (c,))
+        token = self.param("class_token", table_init, (c,))
         if self.table:
             t0, h0, w0 = self.table
-            token = token + self.param("class_position", _table, (c,))
-            places = self.param("positions", _table, (h0 * w0, c)).reshape(h0, w0, c)
-            times = resize_time(self.param("times", _table, (t0, c)), t, mask)
+            token = token + self.param("class_position", table_init, (c,))
+            places = self.param("positions", table_init, (h0 * w0, c)).reshape(h0, w0, c)
+            times = resize_time(self.param("times", table_init, (t0, c)), t, mask)
             x = x + (resize_space(places, h, w) + times[:, :, None, None]).astype(self.dtype)
         token = jnp.broadcast_to(token, (b, 1, c)).astype(self.dtype)
         x = jnp.concatenate([token, x.reshape(b, -1, c)], axis=1)
@@ -296,7 +148,7 @@ def build(
     grid = tuple(-(-length // stride) for length, stride in zip(lengths, STEM_STRIDES, strict=True))
     computed = {"dtype": common.dtype, "norm_epsilon": common.norm_epsilon}
     block = functools.partial(
-        nn.remat(Block, static_argnums=(2, 3)) if common.remat else Block,
+        nn.remat(MultiscaleBlock, static_argnums=(2, 3)) if common.remat else MultiscaleBlock,
         mlp_ratio=mlp_ratio,
         pool_epsilon=common.norm_epsilon if pool_epsilon is None else pool_epsilon,
         **computed,

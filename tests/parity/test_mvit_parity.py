@@ -33,9 +33,7 @@ def torchvision_net(models, version):
         for i, stride in enumerate((8, 4, 4, 2))
     ]
     second = version == 2
-    return mvit.MViT(
-        (64, 64), 6, blocks, second, False, rel_pos_embed=second, proj_after_attn=second, num_classes=13
-    )
+    return mvit.MViT((64, 64), 6, blocks, second, False, rel_pos_embed=second, proj_after_attn=second, num_classes=13)
 
 
 def pytorchvideo_net(hub):
