@@ -1,0 +1,449 @@
+"""MViT (arXiv 2104.11227) and MViTv2 (arXiv 2112.01526): transformers that halve the places and double the channels.
+
+Queries, keys and values are pooled by depthwise convolutions that all heads share. Keys and values are pooled most, so
+early blocks see every place of the clip at little cost. Where queries are pooled with a stride, the grid shrinks. The
+second version adds positions of query and key relative to each other, and the pooled queries to what attention gives.
+
+Differs from torchvision's implementation: any frame count and image size, the learnt tables resized.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from flaxvid.layers.blocks import FrameMask, Grid, Strides, fit_mask, mask_frames
+from flaxvid.layers.conv import Conv
+from flaxvid.layers.heads import ClassToken, TokenHead
+from flaxvid.layers.pooling import max_pool
+from flaxvid.layers.position import resize_space, resize_time, token_keys
+from flaxvid.layers.relative import relative_scores
+from flaxvid.layers.transformer import DropPath, Mlp, drop_rates
+from flaxvid.models.options import Count, Depths, Kind, Odd, Positive, Rate, require, whole
+from flaxvid.models.spec import Common, Format, KeyTable, ModelSpec
+from flaxvid.models.video_model import VideoModel
+from flaxvid.models.vit import TableClip, block_layers
+from flaxvid.types import ClipSpec
+
+Tokens = Float[Array, "b n c"]
+STEM_STRIDES = (2, 4, 4)
+_table = nn.initializers.truncated_normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """The sizes of one block.
+
+    Attributes:
+        heads: of the attention.
+        width: channels of the attention and into the mlp.
+        out: channels that the block gives.
+        query_kernel: (t, h, w) of the queries' pooling; () for none.
+        query_stride: along height and width.
+        key_kernel: of the pooling of keys and values; () for none.
+        key_stride: along height and width.
+        table: (t, h, w) of the grid that relative positions are made for; () for none.
+    """
+
+    heads: int
+    width: int
+    out: int
+    query_kernel: tuple[int, ...]
+    query_stride: int
+    key_kernel: tuple[int, ...]
+    key_stride: int
+    table: tuple[int, ...] = ()
+
+
+class PoolingAttention(nn.Module):
+    """Attention between pooled queries and pooled keys and values; the class token is not pooled.
+
+    With relative positions, the pooled queries are added to what each head gives (residual pooling, MViTv2).
+
+    Attributes:
+        scale: sizes.
+        dtype: compute type; the softmax is float32.
+        norm_epsilon: of the norms behind the poolings.
+    """
+
+    scale: Scale
+    dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Tokens, size: Strides, mask: FrameMask = None) -> Tokens:
+        """Class token and grid in one row, to the same with the pooled grid.
+
+        Args:
+            x: (b, 1 + t * h * w, c).
+            size: (t, h, w).
+            mask: (b, t), False for times that only pad.
+        """
+        scale = self.scale
+        dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
+        y = dense(3 * scale.width, name="qkv")(x)
+        # Heads become part of the batch, for they share the poolings and the tables.
+        q, k, v = rearrange(y, "b n (three heads d) -> three (b heads) n d", three=3, heads=scale.heads)
+        if mask is not None:
+            mask = jnp.repeat(mask, scale.heads, axis=0)
+        q, query_size = self._pool("q", q, size, mask)
+        k, key_size = self._pool("k", k, size, mask)
+        v, _ = self._pool("v", v, size, mask)
+        bias = None
+        if scale.table:
+            tables = [self._relative_table(axis) for axis in range(3)]
+            scores = relative_scores(q[:, 1:], tables, query_size, key_size, mask)
+            bias = jnp.pad(scores, ((0, 0), (1, 0), (1, 0)))[:, None]  # the class token has no place
+        keys = token_keys(mask, key_size[1] * key_size[2], before=1)
+        keys = None if keys is None else keys[:, None, None]
+        y = jax.nn.dot_product_attention(q[:, :, None], k[:, :, None], v[:, :, None], bias=bias, mask=keys)[:, :, 0]
+        if scale.table:
+            y = jnp.concatenate([y[:, :1], y[:, 1:] + q[:, 1:]], axis=1)
+        return dense(scale.width, name="project")(rearrange(y, "(b heads) n d -> b n (heads d)", heads=scale.heads))
+
+    def _pool(self, name: str, x: Tokens, size: Strides, mask: FrameMask) -> tuple[Tokens, Strides]:
+        """Queries, keys or values and the size of their grid, both pooled."""
+        query = name == "q"
+        kernel = self.scale.query_kernel if query else self.scale.key_kernel
+        stride = self.scale.query_stride if query else self.scale.key_stride
+        if not kernel:
+            return x, size
+        d = x.shape[-1]
+        grid = mask_frames(x[:, 1:].reshape(-1, *size, d), mask)
+        grid = Conv(d, kernel, (1, stride, stride), groups=d, dtype=self.dtype, name=f"pool_{name}")(grid)
+        y = jnp.concatenate([x[:, :1], grid.reshape(len(x), -1, d)], axis=1)
+        y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name=f"norm_{name}")(y)
+        return y, (grid.shape[1], grid.shape[2], grid.shape[3])
+
+    def _relative_table(self, axis: int) -> Float[Array, "n d"]:
+        """The table of distances along time, height or width: from 1 - n to n - 1 for n places."""
+        scale = self.scale
+        n = scale.table[axis]
+        if axis:
+            n = max(-(-n // scale.query_stride), -(-n // scale.key_stride))
+        shape = (2 * n - 1, scale.width // scale.heads)
+        return self.param(f"relative_{'thw'[axis]}", _table, shape).astype(self.dtype)
+
+
+class Block(nn.Module):
+    """Pooling attention and an mlp, each on a norm and beside a shortcut; one of the two may change the channels.
+
+    Where it does, its shortcut is a dense layer on the norm's output. The attention's shortcut is max-pooled.
+
+    Attributes:
+        scale: sizes.
+        mlp_ratio: how many times more channels the mlp has inside.
+        drop_path: rate at which a clip loses a branch in training.
+        dtype: compute type.
+        norm_epsilon: of `norm1` and `norm2`.
+        pool_epsilon: of the norms behind the poolings.
+    """
+
+    scale: Scale
+    mlp_ratio: int = 4
+    drop_path: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = 1e-6
+    pool_epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Tokens, size: Strides, train: bool = False, mask: FrameMask = None) -> Tokens:
+        """Class token and grid in one row, to the same; `size` is (t, h, w) of the grid that comes in."""
+        scale, dense = self.scale, functools.partial(nn.Dense, dtype=self.dtype, name="project")
+        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
+        y = norm(name="norm1")(x)
+        shortcut = x if x.shape[-1] == scale.width else dense(scale.width)(y)
+        shortcut = _pool_shortcut(shortcut, size, scale.query_stride)
+        y = PoolingAttention(scale, self.dtype, self.pool_epsilon, name="attention")(y, size, mask)
+        x = shortcut + DropPath(self.drop_path, name="drop1")(y, train)
+        y = norm(name="norm2")(x)
+        shortcut = x if scale.out == scale.width else dense(scale.out)(y)
+        y = Mlp(self.mlp_ratio * scale.width, dtype=self.dtype, features=scale.out, name="mlp")(y)
+        return shortcut + DropPath(self.drop_path, name="drop2")(y, train)
+
+
+def _pool_shortcut(x: Tokens, size: Strides, stride: int) -> Tokens:
+    """Max-pools the grid behind the class token along height and width."""
+    if stride == 1:
+        return x
+    b, _, c = x.shape
+    window = (stride + 1, stride + 1)
+    grid = max_pool(x[:, 1:].reshape(b, *size, c), window, stride, (stride + 1) // 2)
+    return jnp.concatenate([x[:, :1], grid.reshape(b, -1, c)], axis=1)
+
+
+class Stem(nn.Module):
+    """A convolution of 3 x 7 x 7 with strides 2, 4 and 4: patches that overlap.
+
+    Attributes:
+        width: channels out.
+        dtype: compute type.
+    """
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Grid:
+        """Normalised video to a grid."""
+        x = mask_frames(x, frame_mask).astype(self.dtype)
+        return Conv(self.width, (3, 7, 7), STEM_STRIDES, use_bias=True, dtype=self.dtype, name="patch")(x)
+
+
+class Body(nn.Module):
+    """A class token, in the first version learnt positions, the blocks, and a norm.
+
+    Attributes:
+        block: makes a `Block` of its `Scale`.
+        scales: sizes of each block.
+        table: (t, h, w) of the grid that the tables of absolute positions are made for; () for none.
+        drop_path: rate of the last block, see `drop_rates`.
+        dtype: compute type.
+        norm_epsilon: of the last norm.
+    """
+
+    block: Callable[..., nn.Module]
+    scales: tuple[Scale, ...]
+    table: tuple[int, ...] = ()
+    drop_path: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    norm_epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> ClassToken:
+        """Grid (b, t, h, w, c) to the class token (b, c) and a smaller grid; padding must be behind the clip."""
+        b, t, h, w, c = x.shape
+        mask = fit_mask(frame_mask, t)
+        token = self.param("class_token", _table, (c,))
+        if self.table:
+            t0, h0, w0 = self.table
+            token = token + self.param("class_position", _table, (c,))
+            places = self.param("positions", _table, (h0 * w0, c)).reshape(h0, w0, c)
+            times = resize_time(self.param("times", _table, (t0, c)), t, mask)
+            x = x + (resize_space(places, h, w) + times[:, :, None, None]).astype(self.dtype)
+        token = jnp.broadcast_to(token, (b, 1, c)).astype(self.dtype)
+        x = jnp.concatenate([token, x.reshape(b, -1, c)], axis=1)
+        size = (t, h, w)
+        rates = drop_rates(self.drop_path, len(self.scales))
+        for index, (scale, rate) in enumerate(zip(self.scales, rates, strict=True)):
+            x = self.block(scale, drop_path=rate, name=f"block_{index}")(x, size, train, mask)
+            size = (t, -(-size[1] // scale.query_stride), -(-size[2] // scale.query_stride))
+        x = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="norm")(x)
+        return ClassToken(x[:, 0], x[:, 1:].reshape(b, *size, -1))
+
+
+def _none_or(kind: Kind) -> Kind:
+    return Kind(f"{kind.words} or None", lambda value: None if value is None else kind.read(value))
+
+
+def _one_or_two(value: Any) -> int:
+    require(whole(value) <= 2)
+    return whole(value)
+
+
+Version = Annotated[int, Kind("1 or 2", _one_or_two)]
+Kernel = Annotated[int | None, _none_or(Odd.__metadata__[0])]
+Epsilon = Annotated[float | None, _none_or(Positive.__metadata__[0])]
+
+
+def build(
+    common: Common,
+    *,
+    version: Version = 1,
+    depth: Count = 16,
+    width: Count = 96,
+    num_heads: Count = 1,
+    mlp_ratio: Count = 4,
+    stages: Depths = (1, 3, 14),
+    key_stride: Count = 8,
+    pool_kernel: Kernel = 3,
+    positions: TableClip = None,
+    drop_path: Rate = 0.2,
+    pool_epsilon: Epsilon = None,
+) -> VideoModel:
+    """MViT.
+
+    Args:
+        common: what every model takes.
+        version: 2 for MViTv2.
+        depth: number of blocks.
+        width: channels of the first block.
+        num_heads: of the first block; divides the width.
+        mlp_ratio: how many times more channels an mlp has inside.
+        stages: the blocks, from 0, that halve height and width, and have twice the heads and channels.
+        key_stride: of the first block's keys and values; each stage halves it.
+        pool_kernel: frames, height and width of the poolings; None for a frame, and the stride and one more.
+        positions: (frames, size) of the clip that tables of positions are made for, where it is another than the
+            model's: (16, 224) in a model for 384 pixels that starts from weights for 224.
+        drop_path: rate of the last block.
+        pool_epsilon: of the norms behind the poolings; None for `norm_epsilon`, that of all others.
+
+    Raises:
+        ValueError: `num_heads` does not divide the width, or a stage is not below the depth.
+    """
+    if width % num_heads:
+        raise ValueError(f"num_heads must divide the width {width}, got {num_heads}")
+    if list(stages) != sorted(set(stages)) or stages[-1] >= depth:
+        raise ValueError(f"stages must grow and be below the depth {depth}, got {stages}")
+    frames, pixels = positions or (common.num_frames, common.image_size)
+    lengths = (frames, pixels, pixels)
+    grid = tuple(-(-length // stride) for length, stride in zip(lengths, STEM_STRIDES, strict=True))
+    computed = {"dtype": common.dtype, "norm_epsilon": common.norm_epsilon}
+    block = functools.partial(
+        nn.remat(Block, static_argnums=(2, 3)) if common.remat else Block,
+        mlp_ratio=mlp_ratio,
+        pool_epsilon=common.norm_epsilon if pool_epsilon is None else pool_epsilon,
+        **computed,
+    )
+    scales = plan_scales(version, depth, width, num_heads, stages, key_stride, pool_kernel, grid)
+    body = Body(block, scales, grid if version == 1 else (), drop_path, **computed)
+    return VideoModel(
+        stem=Stem(width, common.dtype),
+        body=body,
+        head=TokenHead(common.num_classes, common.dropout, common.classifier_std),
+        feature_dim=scales[-1].out,
+        clip=common.clip,
+        altered=((r"body/block_\d+/(attention/project|mlp/fc2)/kernel", -2),),
+        layers=block_layers(r"stem/.*|body/(class_token|class_position|positions|times)", r"body/block", depth),
+    )
+
+
+def plan_scales(
+    version: int,
+    depth: int,
+    width: int,
+    heads: int,
+    stages: tuple[int, ...],
+    key_stride: int,
+    pool_kernel: int | None,
+    grid: tuple[int, ...],
+) -> tuple[Scale, ...]:
+    """The sizes of all blocks. The first version doubles channels in the mlp before a stage, the second in its
+    attention, which also pools the queries of every block."""
+
+    def kernel(stride: int, always: bool) -> tuple[int, ...]:
+        if pool_kernel is None:
+            return (1, stride + 1, stride + 1) if stride > 1 else ()
+        return (pool_kernel,) * 3 if always or stride > 1 else ()
+
+    scales = []
+    for index in range(depth):
+        stride = 2 if index in stages else 1
+        heads, width, key_stride = heads * stride, width * stride, max(1, key_stride // stride)
+        out = width * (2 if version == 1 and index + 1 in stages else 1)
+        query_kernel, key_kernel = kernel(stride, version == 2), kernel(key_stride, True)
+        table = grid if version == 2 else ()
+        scales.append(Scale(heads, width, out, query_kernel, stride, key_kernel, key_stride, table))
+        grid = (grid[0], -(-grid[1] // stride), -(-grid[2] // stride))
+    return tuple(scales)
+
+
+_POSITIONS = (
+    ("class_token", "class_token", "cls_token"),
+    ("class_position", "class_pos", "pos_embed_class"),
+    ("positions", "spatial_pos", "pos_embed_spatial"),
+    ("times", "temporal_pos", "pos_embed_temporal"),
+)
+
+
+def _meta_keys(stem: str, tokens: str, packed: str, norm: str, head: str, prefix: str = "") -> KeyTable:
+    """The table of the authors' names, which pytorchvideo and mmaction2 have too, but for a few.
+
+    Args:
+        stem: the first convolution.
+        tokens: what stands before the class token and the positions.
+        packed: queries, keys and values of a block's attention.
+        norm: the last norm.
+        head: the classifier.
+        prefix: of all that is not the classifier.
+    """
+    ours, theirs = r"body/block_(\d+)", rf"{prefix}blocks.\1"
+    return (
+        (r"stem/patch", prefix + stem),
+        *((rf"body/{name}", prefix + tokens + key) for name, _, key in _POSITIONS),
+        (rf"{ours}/attention/qkv", rf"{theirs}.attn.{packed}"),
+        (rf"{ours}/attention/project", rf"{theirs}.attn.proj"),
+        (rf"{ours}/attention/(pool|norm)_([qkv])", rf"{theirs}.attn.\2_\3"),
+        (rf"{ours}/attention/relative_([thw])", rf"{theirs}.attn.rel_pos_\2"),
+        (rf"{ours}/norm([12])", rf"{theirs}.norm\2"),
+        (rf"{ours}/mlp/fc([12])", rf"{theirs}.mlp.fc\2"),
+        (rf"{ours}/project", rf"{theirs}.proj"),
+        (r"body/norm", prefix + norm),
+        (r"head/classifier(_[^/]+)?", rf"{head}\1"),
+    )
+
+
+TORCH_KEYS = {
+    "torchvision": (
+        (r"stem/patch", r"conv_proj"),
+        *((rf"body/{name}", rf"pos_encoding.{key}") for name, key, _ in _POSITIONS),
+        (r"body/block_(\d+)/attention/qkv", r"blocks.\1.attn.qkv"),
+        (r"body/block_(\d+)/attention/project", r"blocks.\1.attn.project.0"),
+        (r"body/block_(\d+)/attention/pool_([qkv])", r"blocks.\1.attn.pool_\2.pool"),
+        (r"body/block_(\d+)/attention/norm_([qkv])", r"blocks.\1.attn.pool_\2.norm_act.0"),
+        (r"body/block_(\d+)/attention/relative_([thw])", r"blocks.\1.attn.rel_pos_\2"),
+        (r"body/block_(\d+)/mlp/fc1", r"blocks.\1.mlp.0"),
+        (r"body/block_(\d+)/mlp/fc2", r"blocks.\1.mlp.3"),
+        (r"body/block_(\d+)/(norm[12]|project)", r"blocks.\1.\2"),
+        (r"body/norm", r"norm"),
+        (r"head/classifier(_[^/]+)?", r"head.1\1"),
+    ),
+    "pytorchvideo": _meta_keys(
+        "patch_embed.patch_model", "cls_positional_encoding.", "{q,k,v}", "norm_embed", "head.proj"
+    ),
+    "pytorchvideo_fused": _meta_keys(
+        "patch_embed.patch_model", "cls_positional_encoding.", "qkv", "norm_embed", "head.proj"
+    ),
+    "pyslowfast": _meta_keys("patch_embed.proj", "", "qkv", "norm", "head.projection"),
+    "mmaction2": _meta_keys("patch_embed.projection", "", "qkv", "norm3", "cls_head.fc_cls", "backbone."),
+}
+"""Torchvision's keys; pytorchvideo's, today's and those of its older files; the authors'; and mmaction2's."""
+
+# Pytorchvideo's norms behind the poolings have torch's epsilon.
+_POOL_EPSILON = {"pool_epsilon": 1e-5}
+_24_BLOCKS = {"depth": 24, "stages": (2, 5, 21)}
+
+FIRST_FORMATS = {
+    "torchvision": Format(TORCH_KEYS["torchvision"]),
+    "pytorchvideo": Format(TORCH_KEYS["pytorchvideo"], _POOL_EPSILON),
+    "pytorchvideo_fused": Format(TORCH_KEYS["pytorchvideo_fused"], _POOL_EPSILON),
+    "pyslowfast": Format(TORCH_KEYS["pyslowfast"]),
+}
+LONG_FORMATS = {
+    **FIRST_FORMATS,
+    "pyslowfast_24": Format(TORCH_KEYS["pyslowfast"], {**_24_BLOCKS, "pool_kernel": None}),
+}
+SECOND_FORMATS = {name: Format(TORCH_KEYS[name]) for name in ("torchvision", "pyslowfast", "mmaction2")}
+
+TINY = {
+    "depth": 4,
+    "width": 8,
+    "stages": (1, 3),
+    "key_stride": 4,
+    "drop_path": 0.0,
+    "num_classes": 5,
+    "num_frames": 4,
+    "image_size": 32,
+}
+
+
+def _spec(variant: dict[str, Any], frames: int, formats: dict[str, Format]) -> ModelSpec:
+    clip = ClipSpec(frames, mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
+    return ModelSpec(
+        build, {"norm_epsilon": 1e-6, **variant}, clip, dropout=0.5, classifier_std=0.02, formats=formats, tiny=TINY
+    )
+
+
+SPECS = {
+    "mvit_base": _spec({}, 16, FIRST_FORMATS),
+    "mvit_base_32x3": _spec({}, 32, LONG_FORMATS),
+    "mvit_v2_s": _spec({"version": 2}, 16, SECOND_FORMATS),
+    "mvit_v2_b": _spec({"version": 2, **_24_BLOCKS}, 32, SECOND_FORMATS),
+}
+"""A file of the authors' 32x3 has 24 blocks, and poolings of a single frame; pytorchvideo's has 16 blocks."""
