@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 from flaxvid.train.fields import choices, misfit
 from flaxvid.train.recipe import FILLED, Recipe
@@ -92,6 +93,8 @@ def _batches(recipe: Recipe) -> Iterator[str]:
     rows = size // max(1, recipe.optimizer.accumulate)
     if rows % max(1, recipe.norm_groups):
         yield f"norm_groups={recipe.norm_groups} must divide the {rows} clips that are computed at once"
+    if not isinstance(task, LabelledRecipe):
+        return
     videos = size // max(1, repeats) // jax.process_count()
     if max(task.mixup, task.cutmix) > 0 and videos < 2 <= size:
         yield (

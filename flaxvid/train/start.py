@@ -98,7 +98,7 @@ def _load(recipe: Recipe, number: int | Mapping[str, int] | None) -> Trained:
     if not wanted.inflate:
         sizes = {"num_frames": wanted.num_frames, "image_size": wanted.image_size}
         given = {name: value for name, value in sizes.items() if value is not None} | options
-        return load(wanted.weights, model=wanted.name, overrides=given, num_classes=number)
+        return load(wanted.weights, model=wanted.name, overrides=given, num_classes=number, headless=True)
     if wanted.name not in FLAT_SIBLINGS:
         raise ValueError(
             f"model.inflate: 2-D files are for {', '.join(FLAT_SIBLINGS)}, got {wanted.name}: leave it empty"
@@ -111,7 +111,9 @@ def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes |
     """The variables of a network made from those of a trained one; says what becomes of the head."""
     weights, rule = recipe.model.weights, recipe.model.inflate
     variables, named = trained.select(max(trained.frames)), trained.named and bool(classes)
-    if named:
+    if trained.headless:
+        print(f"{weights}: pre-trained without labels; stem and body are taken, the head starts anew")
+    elif named:
         variables = _fit_head(weights, variables, trained.classes, classes or ())
     template = init_model(model, jax.random.key(recipe.seed))
     if rule:
@@ -124,7 +126,7 @@ def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes |
         )
     else:
         adopted, fresh = adopt(template, _without(variables, trained.fresh))
-        if fresh and not named and not trained.fresh:  # of those import_torch has told
+        if fresh and not named and not trained.fresh and not trained.headless:  # of those import_torch has told
             print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")
     if classes and not trained.named and not any(map(CLASSIFIER.fullmatch, fresh)):
         print(f"{weights}: does not name its classes; the head is kept, since their number is the data's")
