@@ -59,7 +59,7 @@ def get_config(dataset: str = "motion") -> Recipe:
 def _motion(stage: str) -> Recipe:
     """Sized for two CPU cores."""
     recipe = preset("motion")
-    recipe.model = ModelRecipe("videomae_base", num_frames=16, image_size=40, options={**SMALL})
+    recipe.model = ModelRecipe("videomae_base", num_frames=8, image_size=40, options={**SMALL})
     recipe.optimizer.learning_rate, recipe.optimizer.weight_decay = 1e-3, 0.05
     recipe.optimizer.warmup_epochs = 0.5
     recipe.batch_size, recipe.eval_frames = 16, ()
