@@ -17,7 +17,7 @@ from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 from flaxvid.train.fields import choices, misfit
 from flaxvid.train.recipe import FILLED, Recipe
-from flaxvid.train.setup import complete
+from flaxvid.train.setup import complete, make_model
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
@@ -62,6 +62,7 @@ def check(recipe: Recipe) -> None:
     if not any(problem.startswith("model.") for problem in problems):
         try:
             mended = complete(mended)
+            problems += _patches(mended)
         except ValueError as error:
             network = error
     problems += _clips(mended)
@@ -82,6 +83,14 @@ def _clips(recipe: Recipe) -> Iterator[str]:
     yield from (f"data.clips.augmentation.{problem}" for problem in clips.augmentation.problems())
     if min(recipe.eval_frames, default=1) < 1 or len({*recipe.eval_frames}) < len(recipe.eval_frames):
         yield f"eval_frames must be distinct positive frame counts such as (4, 8, 16), got {recipe.eval_frames}"
+
+
+def _patches(recipe: Recipe) -> Iterator[str]:
+    """Frame counts that the network's patches do not divide."""
+    multiple, *_ = make_model(recipe, 1).multiple_of
+    for name, counts in (("task.frames", recipe.task.frames), ("eval_frames", recipe.eval_frames)):
+        if wrong := [count for count in counts if count > 0 and count % multiple]:
+            yield f"{name} must be multiples of {multiple}, the frames of a patch of {recipe.model.name}, got {wrong}"
 
 
 def _batches(recipe: Recipe) -> Iterator[str]:

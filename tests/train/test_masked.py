@@ -128,7 +128,8 @@ def test_it_has_no_classifier_to_use(pretrained):
 def test_labels_play_no_part(recipe, make_videos, tmp_path):
     """Videos of one class will do, which no classifier could learn from."""
     make_videos(tmp_path / "one", {"red": "red"}, 12, 0)
-    data = dataclasses.replace(recipe.data, root=str(tmp_path / "one"))
+    splits = {"train_split": "all", "eval_split": "all", "validation_split": ""}
+    data = dataclasses.replace(recipe.data, root=str(tmp_path / "one"), **splits)
     (_, row) = flaxvid.run(dataclasses.replace(recipe, data=data, epochs=1, eval_every=0), tmp_path / "run")
     assert np.isfinite(row["error"])
 
@@ -143,6 +144,8 @@ def test_the_recipe_is_read_back(recipe, pretrained):
 def test_recipes_that_cannot_run(recipe):
     with pytest.raises(ValueError, match=r"task.mask_ratio must lie in \(0, 1\)"):
         check(dataclasses.replace(recipe, task=MaskedRecipe(mask_ratio=2.0)))
+    with pytest.raises(ValueError, match=r"eval_frames must be multiples of 2, the frames of a patch of .*, got \[3\]"):
+        check(dataclasses.replace(recipe, eval_frames=(3, 4)))
 
 
 def test_a_damaged_record_is_named(pretrained, tmp_path):
