@@ -157,6 +157,9 @@ def reconstruct(
         Normalised pixels of each masked cube, along t, h, w and colour; see `losses.masked`.
     """
     params = variables["params"]
-    x = model.stem.apply({"params": params["stem"]}, video, train)
+    x: Any = model.stem.apply({"params": params["stem"]}, video, train)
     tokens = model.body.apply({"params": params["body"]}, x, train, keep=tubes.visible, rngs=rngs)
-    return decoder.apply({"params": variables["params_decoder"]}, tokens, tubes, x.shape[1:4], train, rngs=rngs)
+    predictions: Any = decoder.apply(
+        {"params": variables["params_decoder"]}, tokens, tubes, x.shape[1:4], train, rngs=rngs
+    )
+    return predictions
