@@ -1,4 +1,4 @@
-"""Makes pages from the templates of this folder. A page is one file without scripts, safe to send around."""
+"""Makes pages from the templates of this folder. A page is one file without scripts, so it is safe to send."""
 
 import base64
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The page of a run, index.html: one file, readable on a phone."""
+"""Writes the page of a run, index.html: one file, readable on a phone."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,14 +20,14 @@ from flaxvid.report.tables import (
 )
 
 CONFUSED = 10
-"""Pairs of classes that the table of confusions shows."""
+"""Most pairs of classes in the table of confusions."""
 
 
 def write_page(folder: str | Path) -> Path:
     """Writes a run's index.html from what its folder has so far, and returns its path.
 
     Raises:
-        FileNotFoundError: the folder holds none of a run's files.
+        FileNotFoundError: The folder has none of a run's files.
     """
     run = read_run(folder)
     by_target = run.by_target()
@@ -96,18 +96,18 @@ def _reconstruction(run: Run) -> dict[str, Any]:
 
 
 def _of(record: Run, run: Run) -> str:
-    """How an evaluation differs from the run's own: by its videos, or by the step of its weights."""
+    """Says how an evaluation differs from the run's own: by its videos, or by the step of its weights."""
     other = record is not run and record.data.get("digest", record) != run.data.get("digest")
     step = "" if record.step in (None, run.step) else f" at step {record.step}"
     return step + f" on other videos, {describe_data(record.data)}" * other
 
 
 def evaluation_part(run: Run, of: str = "") -> dict[str, Any]:
-    """The page's section on one target of one evaluation.
+    """The page's section about one target of one evaluation.
 
     Args:
-        run: with an evaluation.
-        of: what the headings say of it: which weights, videos, target.
+        run: A run with an evaluation.
+        of: What headings say about weights, videos and target.
     """
     evaluation, longest = run.evaluation, run.evaluation["frames"][-1]["frames"]
     clips = [_clip(run, clip) for clip in evaluation["examples"]]
@@ -137,7 +137,7 @@ def _clip(run: Run, clip: Mapping[str, Any]) -> dict[str, Any]:
     classes, label = run.evaluation["classes"], clip["label"]
     counts = [str(row["frames"]) for row in run.evaluation["frames"]]
     guesses = [(count, *clip["guesses"][count]) for count in counts]
-    # Only of the folder's own strips: evaluation.json may come from anywhere.
+    # Only a strip in the folder itself, because evaluation.json may come from anywhere.
     path = run.folder / "strips" / Path(clip.get("strip", "")).name
     return {
         "id": clip["id"],
@@ -151,7 +151,6 @@ def _clip(run: Run, clip: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _confused(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The pairs of classes that the network confuses most often."""
     classes, confusion = evaluation["classes"], evaluation["frames"][-1]["confusion"]
     totals: dict[int, int] = {}
     for label, _, videos in confusion:

@@ -1,6 +1,6 @@
-"""What a recipe's values may be: each one of a wrong type, out of range, or at odds with another, in a line of its own.
+"""Checks a recipe: a line for each value of a wrong type, out of range, or at odds with another.
 
-Parts of a recipe that other rooms own (clips, augmentation, tasks) say their problems themselves.
+Clips, augmentation and tasks check their own fields.
 """
 
 import copy
@@ -39,15 +39,16 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ),
     ("lie in [0, 1)", lambda value: 0 <= value < 1, ("optimizer.momentum", "optimizer.ema", "model.dropout")),
     ("lie in [0, 1]", lambda value: 0 <= value <= 1, ("data.max_broken",)),
+    ("lie in (0, 1]", lambda value: 0 < value <= 1, ("optimizer.layer_decay",)),
 )
-"""What must hold of numbers; None is always allowed where the type allows it."""
+"""Ranges of numbers. None is allowed where the type allows it."""
 
 
 def check(recipe: Recipe) -> None:
-    """Finds every value that cannot be, before any work is done.
+    """Refuses a recipe that cannot run, before any work.
 
     Raises:
-        ValueError: every problem, a line each; or the network cannot be made.
+        ValueError: a line for each problem; or the network cannot be made.
     """
     problems, mended = _misfits(recipe)
     problems += [
@@ -73,11 +74,11 @@ def check(recipe: Recipe) -> None:
 
 
 def _clips(recipe: Recipe) -> Iterator[str]:
-    """How clips are cut, and of how many frames."""
+    """Clips and frame counts."""
     clips = copy.copy(recipe.data.clips)
     for path, owner in FILLED.items():
         if value := operator.attrgetter(path)(recipe):
-            yield f"{path} is for {owner} to say, got {value}: leave it empty"
+            yield f"{path} follows {owner}, got {value}: leave it empty"
     clips.frames, clips.image_size = (), max(0, recipe.model.image_size or 0)
     yield from (f"data.clips.{problem}" for problem in clips.problems())
     yield from (f"data.clips.augmentation.{problem}" for problem in clips.augmentation.problems())
@@ -94,10 +95,10 @@ def _patches(recipe: Recipe) -> Iterator[str]:
 
 
 def _batches(recipe: Recipe) -> Iterator[str]:
-    """Batches, and what of them each part and each frame count gets."""
+    """The batch, its parts, and the rows of each frame count."""
     task, repeats, size = recipe.task, recipe.data.clips.repeats, recipe.batch_size
     for name, parts in (("data.clips.repeats", repeats), ("optimizer.accumulate", recipe.optimizer.accumulate)):
-        if size % max(1, parts) or (parts < 1 and name != "data.clips.repeats"):  # clips have that rule themselves
+        if size % max(1, parts) or (parts < 1 and name != "data.clips.repeats"):  # `ClipConfig` checks repeats < 1
             yield f"{name}={parts} must divide batch_size={size}"
     rows = size // max(1, recipe.optimizer.accumulate)
     if rows % max(1, recipe.norm_groups):
@@ -124,7 +125,7 @@ def _batches(recipe: Recipe) -> Iterator[str]:
 
 
 def _schedules(recipe: Recipe) -> Iterator[str]:
-    """The learning rate over the epochs, and momentum."""
+    """Learning rate and momentum."""
     optimizer, epochs = recipe.optimizer, recipe.epochs
     if epochs > 0 and optimizer.warmup_epochs > epochs:
         yield f"optimizer.warmup_epochs={optimizer.warmup_epochs} is longer than the run, epochs={epochs}: shorten it"
@@ -146,7 +147,7 @@ def _schedules(recipe: Recipe) -> Iterator[str]:
 
 
 def _groups(recipe: Recipe) -> Iterator[str]:
-    """Patterns of parameters, whose matches are known once the network is; and the network's own options."""
+    """Starting weights, patterns of parameters, and the backbone's options. The network shows later what they match."""
     if recipe.model.inflate and not recipe.model.weights:
         yield f"model.inflate={recipe.model.inflate!r} needs model.weights of a 2-D network: name them, or set it to ''"
     for rule in recipe.optimizer.rules:
@@ -163,11 +164,11 @@ def _groups(recipe: Recipe) -> Iterator[str]:
     if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
         yield f"model.options.backbone_options.dropout must lie in [0, 1), got {dropout!r}"
     if isinstance(backbone, Mapping) and "dtype" in backbone:
-        yield f"model.options.backbone_options.dtype is model.dtype's to say, got {backbone['dtype']!r}: leave it out"
+        yield f"model.options.backbone_options.dtype follows model.dtype, got {backbone['dtype']!r}: leave it out"
 
 
 def _misfits(recipe: Recipe) -> tuple[list[str], Recipe]:
-    """Values that are of another type than their field, or NaN or infinite; and the recipe with defaults for them."""
+    """Values of a wrong type, NaN or infinite; and the recipe with defaults in their place."""
     problems, mended = [], copy.deepcopy(recipe)
 
     def mend(owner: Any, prefix: str) -> None:

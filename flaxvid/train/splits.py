@@ -1,4 +1,4 @@
-"""The videos of a run: to learn from, to choose by, and to test on."""
+"""The videos of a run: training, validation, test."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ from flaxvid.train.setup import open_data
 
 
 class Splits(NamedTuple):
-    """The sources of a run; their labels count the classes of the first.
+    """The sources of a run; a class has the same number in all.
 
     Attributes:
-        train: what the network learns from.
-        validation: what it is evaluated on during training, which chooses the best checkpoint; None for no evaluation.
-        test: what the final table is of.
+        train: the network learns from these.
+        validation: these choose the best checkpoint; None for no evaluation during training.
+        test: the final table is of these.
     """
 
     train: Source
@@ -28,13 +28,10 @@ class Splits(NamedTuple):
 
 
 def open_splits(recipe: Recipe) -> Splits:
-    """Opens the recipe's splits and prints what they hold.
-
-    Without `validation_split` the validation videos are the split of that name, where the data has one. Test videos are
-    never taken in its place: the best checkpoint would be chosen on the videos of the final table.
+    """Opens the recipe's splits and prints what they hold; see `DataRecipe` for which they are.
 
     Raises:
-        ValueError: the data has no such split, or labels that do not fit those of the training videos.
+        ValueError: the data has no such split, or its labels do not fit those of the training videos.
     """
     data, note = recipe.data, ""
     sources = {split: open_data(data, split) for split in (data.train_split, data.eval_split)}

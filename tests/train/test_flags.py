@@ -124,4 +124,4 @@ def test_the_list_of_a_config(start_training):
     out, err = start_training("--help", "--config.epochs=7", tiny=False).communicate(timeout=120)
     assert err == ""
     assert re.search(r"--config.epochs=7 +passes over the training videos", out)
-    assert re.search(r"--config.data.clips.interval=8 +Frames from one to the next in dense sampling", out)
+    assert re.search(r"--config.data.clips.interval=8 +Distance of frames in dense sampling", out)
