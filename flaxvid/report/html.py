@@ -24,6 +24,7 @@ _TEMPLATES = jinja2.Environment(
 _TEMPLATES.filters |= {
     "svg": lambda figure: _data_uri(to_svg(figure), "svg+xml"),
     "jpeg": lambda data: _data_uri(data, "jpeg"),
+    "png": lambda data: _data_uri(data, "png"),
 }
 
 

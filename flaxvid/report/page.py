@@ -10,11 +10,13 @@ from flaxvid.report.run import Run, read_run
 from flaxvid.report.tables import (
     ANY_FRAME_HEADER,
     EVALUATION_HEADER,
+    RECONSTRUCTION_HEADER,
     any_frame_cells,
     describe_data,
     evaluation_cells,
     evaluation_notes,
     in_percent,
+    reconstruction_cells,
 )
 
 CONFUSED = 10
@@ -38,6 +40,7 @@ def write_page(folder: str | Path) -> Path:
             target: list(map(any_frame_cells, part.any_frame)) for target, part in by_target.items() if part.any_frame
         },
         any_frame_header=in_percent(ANY_FRAME_HEADER),
+        reconstruction=_reconstruction(run) if run.reconstruction else None,
         on_data=f" On {describe_data(run.data)}." if "digest" in run.data else "",
         accuracy=accuracy_plot({target or run.name: [part] for target, part in by_target.items()})
         if run.any_frame
@@ -58,6 +61,10 @@ def _headlines(run: Run) -> list[tuple[str, str]]:
         (f"{100 * row['top1']:.2f} %", f"{row.get('target', '')} top-1, {row['frames']} frames".lstrip())
         for row in run.any_frame
     ]
+    pairs += [
+        (f"{row['error']:.3f}", f"reconstruction error, {row['frames']} frames")
+        for row in run.reconstruction.get("frames", ())
+    ]
     if run.metrics:
         pairs.append((f"{run.metrics[-1]['step']:,}", "steps"))
     for name, form, label in (
@@ -68,6 +75,24 @@ def _headlines(run: Run) -> list[tuple[str, str]]:
         if len(values):
             pairs.append((form.format(values[-1]), label))
     return pairs
+
+
+def _reconstruction(run: Run) -> dict[str, Any]:
+    """The page's section on a masked pre-training."""
+    record = run.reconstruction
+    pictures = []
+    for picture in record["pictures"]:
+        # Only of the folder's own pictures: reconstruction.json may come from anywhere.
+        path = run.folder / "reconstructions" / Path(picture["picture"]).name
+        data = path.read_bytes() if path.suffix == ".png" and path.is_file() else b""
+        pictures.append({"id": picture["id"], "frames": picture["frames"], "data": data})
+    return {
+        "header": RECONSTRUCTION_HEADER,
+        "rows": list(map(reconstruction_cells, record["frames"])),
+        "masked": f"{100 * record['mask_ratio']:.0f} %",
+        "data": describe_data(record["data"]),
+        "pictures": pictures,
+    }
 
 
 def _of(record: Run, run: Run) -> str:

@@ -25,6 +25,13 @@ EVALUATION = {
     "examples": [{"id": str, "label": int, "guesses": dict}],
 }
 """Types of the values in evaluation.json; `ROW` has those of any_frame.json. A list gives the type of its entries."""
+RECONSTRUCTION = {
+    "mask_ratio": NUMBER,
+    "data": {"name": str, "videos": int},
+    "frames": [{"frames": int, "error": NUMBER, "clips": int}],
+    "pictures": [{"id": str, "frames": int, "picture": str}],
+}
+"""Types of the values in reconstruction.json."""
 CHECKPOINT = {"name": str, "step": int}
 """Types of "checkpoint", the evaluated weights, which older records and records of weights files do not have."""
 
@@ -66,6 +73,18 @@ def read_evaluation(path: Path) -> dict[str, Any]:
             fault = f"expected [label, guess, videos] and [guess, confidence], got something else ({error})"
         if fault:
             raise _damaged(path, fault)
+    return record
+
+
+def read_reconstruction(path: Path) -> dict[str, Any]:
+    """Reads reconstruction.json; {} if there is no file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    record = read_object(path)
+    if path.exists():
+        _check(path, record, RECONSTRUCTION)
     return record
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flaxvid.report.records import read_evaluation, read_metrics, read_object, read_rows
+from flaxvid.report.records import read_evaluation, read_metrics, read_object, read_reconstruction, read_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Run:
             and rows and examples have a "target".
         folder: The run's folder, which has the film strips.
         others: Evaluations of other videos or weights, each as a run with nothing else.
+        reconstruction: reconstruction.json of masked pre-training: "mask_ratio", "data" and "checkpoint"; "frames" are
+            rows {"frames", "error", "clips"}; "pictures" are {"id", "frames", "picture"}. {} if there is none.
     """
 
     name: str
@@ -39,6 +41,12 @@ class Run:
     evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     folder: Path = Path()
     others: tuple["Run", ...] = ()
+    reconstruction: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def rows(self) -> tuple[Mapping[str, Any], ...]:
+        """The rows of the final table, of accuracies or of reconstruction errors."""
+        return self.any_frame or tuple(self.reconstruction.get("frames", ()))
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -77,7 +85,7 @@ def read_run(folder: str | Path) -> Run:
         ValueError: A file is damaged.
     """
     folder = Path(folder)
-    names = ("recipe.json", "metrics.jsonl", "any_frame.json", "evaluation.json")
+    names = ("recipe.json", "metrics.jsonl", "any_frame.json", "evaluation.json", "reconstruction.json")
     if not any((folder / name).exists() for name in names):
         raise FileNotFoundError(
             f"expected a run's folder with {', '.join(names)}, got none of them in {folder}: name another folder"
@@ -91,7 +99,11 @@ def read_run(folder: str | Path) -> Run:
         # Older versions wrote an evaluation of other videos over the run's own.
         others.insert(0, Run(name, any_frame=tuple(evaluation["frames"]), evaluation=evaluation, folder=folder))
         evaluation = {}
-    return Run(name, recipe, read_metrics(folder / "metrics.jsonl"), rows, evaluation, folder, tuple(others))
+    metrics, reconstruction = (
+        read_metrics(folder / "metrics.jsonl"),
+        read_reconstruction(folder / "reconstruction.json"),
+    )
+    return Run(name, recipe, metrics, rows, evaluation, folder, tuple(others), reconstruction)
 
 
 def _of_target(rows: Iterable[Mapping[str, Any]], target: str) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ NAMED = 10
 
 ANY_FRAME_HEADER = ("frames", "top-1", "top-5", "GFLOPs a clip", "clips")
 EVALUATION_HEADER = ("frames", "top-1", "top-5", "mean class", "calibration error", "GFLOPs a clip", "ms a clip")
+RECONSTRUCTION_HEADER = ("frames", "reconstruction error", "clips")
 PERCENT = ("top-1", "top-5", "mean class", "calibration error")
 
 
@@ -37,6 +38,18 @@ def any_frame_table(run: Run) -> str:
     if not run.any_frame:
         raise ValueError(f"expected any_frame.json in the folder of run {run.name!r}, got none: evaluate it first")
     return render(*_with_targets(ANY_FRAME_HEADER, run.any_frame, any_frame_cells))
+
+
+def results_table(run: Run) -> str:
+    """Tabulates a finished run: `any_frame_table`, or of masked pre-training the reconstruction errors."""
+    if not run.reconstruction:
+        return any_frame_table(run)
+    return render(RECONSTRUCTION_HEADER, list(map(reconstruction_cells, run.reconstruction["frames"])))
+
+
+def reconstruction_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """One row of reconstruction.json as the strings of `results_table`."""
+    return str(row["frames"]), f"{row['error']:.4f}", f"{row['clips']:,}"
 
 
 def any_frame_cells(row: Mapping[str, Any]) -> tuple[str, ...]:

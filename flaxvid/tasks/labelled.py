@@ -1,7 +1,8 @@
 """What all tasks share that learn from labels: options, and parts of `Task`."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,7 +10,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.data.sources.open import Source
 from flaxvid.evaluate.evaluator import evaluate_videos, score_rows
+from flaxvid.evaluate.record import any_frame_rows, finish_evaluation
 from flaxvid.losses.classification import HardOrMixed, label_weights
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.mixing import mix
@@ -117,3 +121,26 @@ class LabelledTask:
         rows = score_rows(evaluation)
         metrics = {f"{row['target'] + '_' if 'target' in row else ''}top1_{row['frames']}": row["top1"] for row in rows}
         return Findings(metrics, float(np.mean([row["top1"] for row in rows])), evaluation)
+
+    def finish(
+        self: Task,
+        findings: Findings,
+        source: Source,
+        clips: ClipConfig,
+        *,
+        origin: Mapping[str, Any],
+        checkpoint: Mapping[str, Any],
+        folder: Path,
+    ) -> list[dict[str, Any]]:
+        """Writes the any-frame table and all that the page says of the test; gives the rows of any_frame.json."""
+        record, _ = finish_evaluation(
+            findings.details,
+            source,
+            self.model,
+            clips,
+            origin=origin,
+            checkpoint=checkpoint,
+            folder=folder,
+            final=True,
+        )
+        return any_frame_rows(record)

@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.data.sources.open import Source
 from flaxvid.models.video_model import VideoModel, init_variables
 from flaxvid.types import Batch, Variables
 
@@ -80,6 +83,23 @@ class Task(Protocol):
         put: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> Findings:
         """Tests the variables on every video of `batches` at each of `frames`; `put` moves a batch to the devices."""
+        ...
+
+    def finish(
+        self,
+        findings: Findings,
+        source: Source,
+        clips: ClipConfig,
+        *,
+        origin: Mapping[str, Any],
+        checkpoint: Mapping[str, Any],
+        folder: Path,
+    ) -> list[dict[str, Any]]:
+        """Ends a training: writes what the test of `source` found, and the page, into the run's folder.
+
+        All processes call it. `clips` says how the clips were cut, `origin` where the videos come from ("root",
+        "split"), `checkpoint` whose weights they are ("name", "step"). It gives the rows of the final table.
+        """
         ...
 
     def select(self, variables: Variables, num_frames: int) -> Variables:

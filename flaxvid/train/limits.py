@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 
+from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 from flaxvid.train.fields import choices, misfit
 from flaxvid.train.recipe import FILLED, Recipe
-from flaxvid.train.setup import complete
+from flaxvid.train.setup import complete, make_model
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
@@ -62,6 +63,7 @@ def check(recipe: Recipe) -> None:
     if not any(problem.startswith("model.") for problem in problems):
         try:
             mended = complete(mended)
+            problems += _patches(mended)
         except ValueError as error:
             network = error
     problems += _clips(mended)
@@ -84,6 +86,14 @@ def _clips(recipe: Recipe) -> Iterator[str]:
         yield f"eval_frames must be distinct positive frame counts such as (4, 8, 16), got {recipe.eval_frames}"
 
 
+def _patches(recipe: Recipe) -> Iterator[str]:
+    """Frame counts that the network's patches do not divide."""
+    multiple, *_ = make_model(recipe, 1).multiple_of
+    for name, counts in (("task.frames", recipe.task.frames), ("eval_frames", recipe.eval_frames)):
+        if wrong := [count for count in counts if count > 0 and count % multiple]:
+            yield f"{name} must be multiples of {multiple}, the frames of a patch of {recipe.model.name}, got {wrong}"
+
+
 def _batches(recipe: Recipe) -> Iterator[str]:
     """The batch, its parts, and the rows of each frame count."""
     task, repeats, size = recipe.task, recipe.data.clips.repeats, recipe.batch_size
@@ -93,6 +103,8 @@ def _batches(recipe: Recipe) -> Iterator[str]:
     rows = size // max(1, recipe.optimizer.accumulate)
     if rows % max(1, recipe.norm_groups):
         yield f"norm_groups={recipe.norm_groups} must divide the {rows} clips that are computed at once"
+    if not isinstance(task, LabelledRecipe):
+        return
     videos = size // max(1, repeats) // jax.process_count()
     if max(task.mixup, task.cutmix) > 0 and videos < 2 <= size:
         yield (

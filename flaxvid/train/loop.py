@@ -12,9 +12,8 @@ from flaxvid.adapt.freezing import check_frozen
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import steps_per_epoch
 from flaxvid.data.sources.open import Source
-from flaxvid.evaluate.record import any_frame_rows, finish_evaluation
 from flaxvid.report.run import read_run
-from flaxvid.report.tables import any_frame_table
+from flaxvid.report.tables import results_table
 from flaxvid.tasks.task import Findings, Task
 from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.groups import check_rules
@@ -40,7 +39,7 @@ from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.start import fit_start, load_start
 from flaxvid.train.state import create_state, trainable
 from flaxvid.train.step import compile_step, enable_compilation_cache, jit_step, train_step
-from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, lock_workdir
+from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, is_finished, lock_workdir
 from flaxvid.trees import norm_modules
 from flaxvid.types import Variables
 
@@ -52,10 +51,11 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
 
     Args:
         recipe: the run.
-        workdir: gets recipe.json, metrics.jsonl, checkpoints/, any_frame.json and index.html.
+        workdir: gets recipe.json, metrics.jsonl, checkpoints/, index.html, and the results: any_frame.json, or for
+            masked pre-training reconstruction.json.
 
     Returns:
-        The rows of any_frame.json.
+        The rows of the final table.
 
     Raises:
         ValueError: recipe, data or weights do not fit, or another run is at work in `workdir`. This shows before the
@@ -85,26 +85,24 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         claim_workdir(recipe, workdir)
         claim_classes(source.classes, workdir)
         claim_videos(source, workdir)
-        if (workdir / "any_frame.json").exists():
+        if is_finished(workdir):
             finished = read_run(workdir)
-            print(f"{workdir} is finished:\n{any_frame_table(finished)}")
-            return [dict(row) for row in finished.any_frame]
+            print(f"{workdir} is finished:\n{results_table(finished)}")
+            return [dict(row) for row in finished.rows]
         with end_with_peers(), contextlib.ExitStack() as opened:
-            evaluation = train(recipe, workdir, task, plain, splits, mesh, check_there, opened).details
+            findings = train(recipe, workdir, task, plain, splits, mesh, check_there, opened)
         check_there()
-        record, _ = finish_evaluation(
-            evaluation,
+        rows = task.finish(
+            findings,
             splits.test,
-            model,
             clip_config(recipe, recipe.eval_frames),
             origin=data_origin(recipe.data),
             checkpoint={"name": "latest", "step": recipe.epochs * epoch_steps},
             folder=workdir,
-            final=True,
         )
         if jax.process_index() == 0:
-            print(f"{any_frame_table(read_run(workdir))}\nall about this run: {workdir / 'index.html'}")
-    return any_frame_rows(record)
+            print(f"{results_table(read_run(workdir))}\nall about this run: {workdir / 'index.html'}")
+    return rows
 
 
 def train(

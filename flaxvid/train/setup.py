@@ -13,6 +13,7 @@ from flaxvid.data.sources.cameras import open_scenes
 from flaxvid.data.sources.open import Source, open_source
 from flaxvid.models.registry import create_model, list_options
 from flaxvid.models.video_model import VideoModel
+from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.train.recipe import DataRecipe, Recipe
 from flaxvid.types import Classes, Variables
 
@@ -107,7 +108,8 @@ def find_shapes(recipe: Recipe) -> Variables:
     Raises:
         ValueError: its network cannot be made.
     """
-    task = recipe.task.make(make_model(recipe, dict.fromkeys(recipe.task.target_weights, 1) or 1))
+    targets = recipe.task.target_weights if isinstance(recipe.task, LabelledRecipe) else {}
+    task = recipe.task.make(make_model(recipe, dict.fromkeys(targets, 1) or 1))
     try:
         return jax.eval_shape(task.init, jax.random.key(0))
     except ValueError:

@@ -8,6 +8,7 @@ from flaxvid.data.sources.account import check_labels, describe_splits
 from flaxvid.data.sources.class_names import relabel
 from flaxvid.data.sources.open import Source
 from flaxvid.data.sources.splits import NoSplitError
+from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.setup import open_data
 
@@ -46,10 +47,11 @@ def open_splits(recipe: Recipe) -> Splits:
                 f'as data.validation_split ("{data.eval_split}" chooses the best checkpoint on the test videos)'
             )
     first, advice = sources[data.train_split], "give it training videos, or correct its labels"
-    check_labels(first, fewest=2)
+    labelled = isinstance(recipe.task, LabelledRecipe)
+    check_labels(first, fewest=2 if labelled else 0)
     for split in [split for split in sources if split != data.train_split]:
         sources[split] = relabel(sources[split], first.classes, first.name, advice)
-        check_labels(sources[split], fewest=1)
+        check_labels(sources[split], fewest=1 if labelled else 0)
     if jax.process_index() == 0:
         shown = dict.fromkeys((data.train_split, chosen, data.eval_split))
         account = describe_splits({split: sources[split] for split in shown if split in sources})

@@ -94,7 +94,7 @@ def _load(recipe: Recipe, number: int | Mapping[str, int] | None) -> Trained:
         sizes = {"num_frames": wanted.num_frames, "image_size": wanted.image_size}
         given = {name: value for name, value in sizes.items() if value is not None} | options
         given.pop("head", None)  # a torch file has the network's own, and another starts anew
-        return load(wanted.weights, model=wanted.name, overrides=given, num_classes=number)
+        return load(wanted.weights, model=wanted.name, overrides=given, num_classes=number, headless=True)
     if wanted.name not in FLAT_SIBLINGS:
         raise ValueError(
             f"model.inflate: expected one of {', '.join(FLAT_SIBLINGS)}, got {wanted.name}: leave it empty"
@@ -122,7 +122,9 @@ def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes |
     else:
         known = {path: leaf for path, leaf in trees.flatten(variables).items() if path not in trained.fresh}
         adopted, fresh = adopt(template, trees.unflatten(known))
-        if not same:
+        if trained.headless:
+            print(f"{weights}: pre-trained without labels; stem and body are taken, the head starts anew")
+        elif not same:
             print(f"{weights}: the head is of another kind and starts anew")
         elif fresh and not named and not trained.fresh:  # `import_torch` has said it of its own
             print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")

@@ -56,6 +56,11 @@ class Trained:
     checkpoint: Mapping[str, Any] | None = None
     fresh: tuple[str, ...] = ()
 
+    @property
+    def headless(self) -> bool:
+        """Whether the network was pre-trained without labels, so that it has no head."""
+        return "head" not in self.variables["params"]
+
     def select(self, num_frames: int) -> Variables:
         """The ordinary variables of `model` for any frame count."""
         if counts := _private_counts(self.variables):
@@ -72,6 +77,7 @@ def load(
     model: str = "",
     overrides: Mapping[str, Any] | None = None,
     num_classes: int | Mapping[str, int] | None = None,
+    headless: bool = False,
 ) -> Trained:
     """Loads the weights of a run (their moving averages, if it keeps them) or of a file.
 
@@ -83,6 +89,7 @@ def load(
         model: name of the model, for a torch file or a folder of checkpoints alone. Others say it themselves.
         overrides: the model's options; what a torch file's origin implies is added.
         num_classes: of a torch file; another number than the file's gives a fresh head, None takes the file's.
+        headless: whether a run of masked pre-training will do, whose variables have no head.
 
     Raises:
         FileNotFoundError: there is no such run, file or checkpoint.
@@ -91,7 +98,13 @@ def load(
     """
     path = Path(path)
     if path.is_dir():
-        return _from_folder(path, checkpoint, classes, model, overrides)
+        trained = _from_folder(path, checkpoint, classes, model, overrides)
+        if trained.headless and not headless:
+            raise ValueError(
+                f"{path} is a masked pre-training, whose network has no classifier: fine-tune it first, with "
+                f"--config.model.weights={path}"
+            )
+        return trained
     try:
         file = resolve_weights(path)
     except FileNotFoundError as error:
@@ -151,11 +164,16 @@ def _from_folder(
         return _of_file(path, name, model, variables, _private_counts(variables) or None, classes)
     recipe = read_recipe(folder)
     known = classes or read_classes(folder)
+    headless = "head" not in variables["params"]
+    if headless:
+        number, names = count_classes(known or ("none",)), as_classes(known or ("none",))
+    else:
+        number, names = _num_classes(variables), _checked(known or _numbered(variables), variables, path)
     return Trained(
-        make_model(recipe, _num_classes(variables)),
+        make_model(recipe, number),
         variables,
         tuple(sorted(recipe.task.frames)),
-        _checked(known or _numbered(variables), variables, path),
+        names,
         recipe,
         folder,
         named=bool(known),

@@ -20,10 +20,18 @@ from flaxvid.writing import locked, read_json, written_whole
 CLASSES_FILE = "classes.json"
 """The file of a run's folder with its class names, in the order of the logits."""
 
+RESULTS = ("any_frame.json", "reconstruction.json")
+"""In a run's folder: the rows of the last test. Whichever is there says that the run is finished."""
+
 
 def run_folder(path: Path) -> Path | None:
     """The folder of a run, given that folder or one of its checkpoints; None for another path."""
     return next((place for place in (path, *path.absolute().parents[:2]) if (place / "recipe.json").exists()), None)
+
+
+def is_finished(workdir: Path) -> bool:
+    """Whether the folder holds the results of a run."""
+    return any((workdir / name).exists() for name in RESULTS)
 
 
 def read_classes(workdir: Path) -> Classes | None:
@@ -153,7 +161,7 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
             listed = "\n  ".join(refused)
             raise ValueError(f"{workdir} holds a run of another recipe:\n  {listed}\ngive --workdir another folder")
         options = read_json(file, dict).get("model", {}).get("options", {})
-        if options.get("freeze_norms") and not (workdir / "any_frame.json").exists():
+        if options.get("freeze_norms") and not is_finished(workdir):
             raise ValueError(
                 f"{workdir} was begun by an older version with model.options.freeze_norms, whose checkpoints hold more "
                 f"than those of --config.freeze: begin a new run with --config.model.weights={workdir}"
@@ -162,7 +170,8 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
             return
         print(f"{workdir} goes on with changes:\n  " + "\n  ".join(changes.values()))
         if changes.keys() & (TESTS | {"epochs"}):
-            (workdir / "any_frame.json").unlink(missing_ok=True)  # of other epochs or another test
+            for name in RESULTS:
+                (workdir / name).unlink(missing_ok=True)  # of other epochs or another test
     workdir.mkdir(parents=True, exist_ok=True)
     with written_whole(file) as path:
         path.write_text(to_json(recipe))
@@ -215,7 +224,7 @@ def claim_classes(classes: Classes, workdir: Path) -> None:
 
 def _has_results(workdir: Path) -> bool:
     saved = any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
-    return saved or (workdir / "any_frame.json").exists()
+    return saved or is_finished(workdir)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
