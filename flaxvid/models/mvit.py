@@ -276,7 +276,7 @@ SECOND_FORMATS = {name: Format(TORCH_KEYS[name]) for name in ("torchvision", "py
 TINY = {
     "depth": 4,
     "width": 8,
-    "stages": (1, 3),
+    "stages": (1, 2),
     "key_stride": 4,
     "drop_path": 0.0,
     "num_classes": 5,
