@@ -1,4 +1,4 @@
-"""What the command lines of the scripts have in common, for argparse."""
+"""Arguments of several scripts, for argparse."""
 
 import argparse
 import codecs
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Renamed(argparse.Action):
-    """A flag of an older version; the error says the new one, which is `const`."""
+    """The old name of a flag; the error says the new one, which is `const`."""
 
     def __call__(
         self,
@@ -20,12 +20,21 @@ class Renamed(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """Ends the program."""
+        """Ends the program with the error."""
         parser.error(f"{option_string} is {self.const} now")
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say more about "a run's folder, a file of flaxvid, or a torch file"."""
+    parser.add_argument("--model", default="", metavar="NAME", help="the network of a torch file, as tsm_resnet50")
+    parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest (default), best, or a step")
+    parser.add_argument(
+        "--classes", type=Path, help="class names, one a line or as in classes.json, where the run does not know them"
+    )
+
+
 def number(kind: type[int] | type[float], least: float) -> Callable[[str], Any]:
-    """The type of an argument that is a number, whole or not, of at least so much; NaN is not."""
+    """The type of an argument that is a number of at least `least`; NaN is refused."""
 
     def read(text: str) -> int | float:
         try:
@@ -41,30 +50,26 @@ def number(kind: type[int] | type[float], least: float) -> Callable[[str], Any]:
 
 
 def one_each(words: Sequence[str], flag: str) -> list[str]:
-    """Gives each number after a flag a flag of its own: ``--frames 4 8 a.mp4`` is ``--frames=4 --frames=8 a.mp4``.
+    """Turns ``--frames 4 8 a.mp4`` into ``--frames=4 --frames=8 a.mp4``, for a flag with the action "append".
 
-    With ``nargs="+"`` argparse would take what follows the numbers for one, too. The flag's action is "append".
+    With ``nargs="+"`` argparse would take a.mp4 for a number, too.
     """
     found: list[str] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        numbers = list(takewhile(_is_number, rest)) if word == flag else []
+        numbers = list(takewhile(lambda one: one.removeprefix("-").isdecimal(), rest)) if word == flag else []
         found += [f"{flag}={number}" for number in numbers] or [word]
         del rest[: len(numbers)]
     return found
 
 
-def _is_number(word: str) -> bool:
-    return word.removeprefix("-").isdecimal()
-
-
 def read_class_names(path: Path) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
-    """Class names that a user has in a file: one a line, or where it ends in .json as in a run's classes.json.
+    """Reads class names from a file: one a line, or JSON as in a run's classes.json.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no text, holds no names, or JSON of another kind.
+        ValueError: it holds no text, no names, or other JSON.
     """
     content = path.read_bytes()
     utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -85,7 +90,7 @@ def read_class_names(path: Path) -> tuple[str, ...] | dict[str, tuple[str, ...]]
 
 
 def read_renames(path: Path) -> dict[str, dict[str, str]]:
-    """Names of the network by those of the data, for each target; "" is an only one."""
+    """Reads the network's class names by the data's, for each target; a single target is called ""."""
     try:
         names = json.loads(path.read_bytes().decode("utf-8-sig"))
         targets = names if names and all(isinstance(value, Mapping) for value in names.values()) else {"": names}

@@ -1,11 +1,10 @@
 """One network for every frame count: Frame Flexible Network (Zhang et al., arXiv 2303.14817), for any model of the zoo.
 
-A network trained at 16 frames fails at 4: its normalisation statistics, and what its kernels expect of neighbouring
-frames, belong to the pace at which 16 frames sample a video. FFN shares all convolutions and gives each frame count
-private normalisation layers and a private gain on the input channels of chosen kernels.
+A network trained at 16 frames fails at 4: its statistics and kernels expect frames at the pace of 16. FFN shares all
+convolutions and gives each frame count private norms and a private gain on the input channels of chosen kernels.
 
-Here that is a function of variables and no kind of model: `FrameFlexible.select` merges one frame count's private
-collections into the ordinary variables of the ordinary model.
+Here that is a function of variables: `FrameFlexible.select` merges one frame count's private collections into ordinary
+variables of the ordinary model.
 """
 
 import dataclasses
@@ -31,19 +30,19 @@ GAIN_INITS = {
 
 @dataclasses.dataclass(frozen=True)
 class FrameFlexible:
-    """A model with private normalisation and weight alteration for each of several frame counts.
+    """A model with private norms and weight alteration for each of several frame counts.
 
-    Variables are ``params`` (shared), ``params_4f``, ``batch_stats_4f``, ``params_8f``, ... Private are all norms, as
-    `trees.norm_modules` finds them, under their own paths, and their statistics. So is the `gain` next to an altered
-    kernel, one number for each input channel: the kernel in use is ``W * (1 + gain)``. That is exactly FFN's depthwise
-    1x1 adapter with its skip connection (arXiv 2303.14817, eq. 8).
+    Variables are ``params`` (shared), ``params_4f``, ``batch_stats_4f``, ``params_8f``, ... Private are all norms of
+    `trees.norm_modules` with their statistics, and a `gain` next to each altered kernel, one number for each input
+    channel: the kernel in use is ``W * (1 + gain)``. That is exactly FFN's depthwise 1x1 adapter with its skip
+    connection (arXiv 2303.14817, eq. 8).
 
     Attributes:
         model: any model of the zoo.
-        frames: the frame counts that have variables of their own, ascending.
+        frames: the frame counts with private variables, ascending.
         alteration: how the gains start: "normal" (deviation 1e-3, the paper's), "kaiming" (deviation sqrt(2 /
-            channels), what the authors' code does in effect), "zeros", or "none" for no weight alteration at all.
-        private_norms: False shares normalisation layers too, which is the paper's ablation.
+            channels), the effect of the authors' code), "zeros", or "none" for no weight alteration.
+        private_norms: False shares the norms too, the paper's ablation.
     """
 
     model: VideoModel
@@ -70,11 +69,11 @@ class FrameFlexible:
         return self.specialise(plain, gain_key)
 
     def specialise(self, plain: Variables, key: Array | None = None) -> dict[str, Any]:
-        """Frame-flexible variables out of an ordinary checkpoint: each frame count gets a copy of the norms.
+        """Makes frame-flexible variables from ordinary ones: each frame count gets a copy of the norms.
 
         Args:
             plain: variables of the model.
-            key: for the gains' named init; without one they start at zero, and `select` gives back `plain` exactly.
+            key: for the gains. Without a key they start at zero, and `select` gives back `plain` exactly.
         """
         private_modules = trees.norm_modules(plain) if self.private_norms else ()
         norms, shared = trees.split(plain["params"], lambda path: path.rpartition("/")[0] in private_modules)
@@ -96,22 +95,22 @@ class FrameFlexible:
         return variables
 
     def select(self, variables: Variables, num_frames: int) -> dict[str, Any]:
-        """Ordinary variables of the ordinary model for one frame count, by the `nearest` rule.
+        """The ordinary variables for the `nearest` frame count.
 
-        The altered kernels are computed in their own type before any cast: in bfloat16, 1 + 1e-3 is 1.
+        Altered kernels are computed before any cast: in bfloat16, 1 + 1e-3 is 1.
         """
         count = self.nearest(num_frames)
         if f"params_{count}f" not in variables and (self.private_norms or self.alteration != "none"):
             raise ValueError(
                 f"variables have no params_{count}f but {', '.join(sorted(variables))}: "
-                "specialise(variables) makes frame-flexible ones out of an ordinary checkpoint"
+                "specialise(variables) makes frame-flexible ones from ordinary ones"
             )
         private = trees.flatten(variables.get(f"params_{count}f", {}))
         params = trees.flatten(variables["params"])
         for path, leaf in private.items():
             if path.endswith("/gain"):
                 kernel_path = path.removesuffix("gain") + "kernel"
-                # What no pattern names is of another model, such as the 2-D one that a 3-D one starts from.
+                # A kernel without a pattern is another model's, such as the 2-D one that a 3-D one starts from.
                 kernel, axis = params[kernel_path], trees.first_match(self.model.altered, kernel_path, -2)
                 others = [i for i in range(kernel.ndim) if i != axis % kernel.ndim]
                 params[kernel_path] = kernel * jnp.expand_dims(1 + leaf, others)
@@ -132,20 +131,20 @@ class FrameFlexible:
         rngs: Mapping[str, Array] | None = None,
         mutable: bool = False,
     ) -> Any:
-        """Applies the model to clips of several frame counts, each with the variables of its own.
+        """Applies the model to clips of several frame counts, each with its own variables.
 
         Args:
-            variables: as from `init` or `specialise`.
+            variables: of `init` or `specialise`.
             clips: ``{4: (b, 4, h, w, 3), ...}``, or dicts of cameras; in evaluation any count, by `nearest`.
-            train: batch statistics and dropout.
+            train: whether to use batch statistics and dropout.
             rngs: ``{"dropout": key}``; the frame count is folded into each key.
-            mutable: also return the updated statistics ``{"batch_stats_4f": ..., ...}``.
+            mutable: whether to return the updated statistics ``{"batch_stats_4f": ..., ...}``, too.
 
         Returns:
             ``{4: logits, ...}``, or that and the updated collections.
 
         Raises:
-            ValueError: a clip's length is not its key, or, in training, a count has no variables of its own.
+            ValueError: a clip's length is not its key, or in training a count has no private variables.
         """
         lengths = [clip_length(clip) for clip in clips.values()]
         if lengths != list(clips):
@@ -178,8 +177,7 @@ class FrameFlexible:
         return (logits, updated) if mutable else logits
 
     def _altered_kernels(self, params: Mapping[str, Any]) -> dict[str, int]:
-        """The input channels of each kernel that gets a gain, by path; checks that the model's patterns name such
-        kernels only."""
+        """The input channels of each altered kernel, by path; refuses patterns that match anything else."""
         if self.alteration == "none":
             return {}
         flat = trees.flatten(params)

@@ -1,4 +1,4 @@
-"""Variable trees as flat ``{"stem/conv1/kernel": leaf}`` mappings: rules by path, split and merge, norms."""
+"""Trees of variables as flat mappings ``{"stem/conv1/kernel": leaf}``."""
 
 import collections
 import re
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts to ``{"a/b/c": leaf}``."""
+    """Turns nested dicts into ``{"a/b/c": leaf}``."""
     return traverse_util.flatten_dict(tree, sep="/")
 
 
@@ -38,19 +38,16 @@ def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_match(rules: Iterable[tuple[str, T]], path: str, default: T) -> T:
-    """The value of the first ``(pattern, value)`` whose regular expression matches the whole `path`."""
+    """The value of the first ``(pattern, value)`` whose pattern matches the whole `path`."""
     return next((value for pattern, value in rules if re.fullmatch(pattern, path)), default)
 
 
 def norm_modules(variables: Mapping[str, Any]) -> frozenset[str]:
-    """The paths, below the collection, of all modules that are norms: ``{"stem/norm1", "body/layer1_0/norm2", ...}``.
+    """The paths, without the collection, of all norms: ``{"stem/norm1", "body/layer1_0/norm2", ...}``.
 
-    A norm is read off the tree, and no name of a module counts. It is a module that owns a `scale` with an axis of
-    channels, and no other parameter than a `bias` beside it: Flax's LayerNorm, RMSNorm, GroupNorm, InstanceNorm and
-    BatchNorm. So is a module that keeps batch statistics, a `mean` and a `var`: a batch norm without scale.
-
-    A learned temperature is no norm: its `scale` is one number, or its module has other parameters. The tree cannot
-    tell a LayerScale from an RMSNorm: a layer of that kind must call its parameter otherwise, such as `gamma`.
+    The names of modules do not count. A norm owns a `scale` with an axis of channels, and no other parameter than a
+    `bias`; or it keeps the batch statistics `mean` and `var`. A learned temperature is no norm: its `scale` is one
+    number. Trap: a LayerScale looks like an RMSNorm, so it must call its parameter otherwise, such as `gamma`.
 
     Args:
         variables: ``{"params": ..., "batch_stats": ...}``, further collections, or their shapes.

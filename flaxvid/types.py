@@ -12,14 +12,14 @@ Classes = tuple[str, ...] | Mapping[str, tuple[str, ...]]
 """Class names in the order of the logits; of several targets ``{"action": (...), "actor": (...)}``."""
 
 Batch = Mapping[str, Any]
-"""What the data path yields: ``{"video": {n: uint8 (b, n, h, w, 3)}, "label": (b,), "index": (b,), "broken": (b,)}``,
-where several targets have labels ``{target: (b,)}`` and several cameras of a scene videos ``{n: {camera: ...}}``; and,
-in evaluation, ``"mask": (b,)``, False where a row only pads the last batch or its video cannot be read, and video with
-an axis of views, (b, v, n, h, w, 3); see `data.pipeline`."""
+"""A batch of `data.pipeline`: ``{"video": {n: uint8 (b, n, h, w, 3)}, "label": (b,), "index": (b,), "broken": (b,)}``.
+
+Several targets have labels ``{target: (b,)}``, several cameras videos ``{n: {camera: ...}}``. In evaluation video has
+an axis of views, (b, v, n, h, w, 3), and ``"mask": (b,)`` is False for padding and for unreadable videos."""
 
 
 def by_target(value: Any) -> dict[str, Any]:
-    """Labels, logits or class names as a dict by target; what is no dict is of the only target, whose name is ""."""
+    """Labels, logits or class names by target; a single target is called ""."""
     return dict(value) if isinstance(value, Mapping) else {"": value}
 
 
@@ -29,10 +29,10 @@ RGB = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class ClipSpec:
-    """What a model wants to see; it travels with the weights.
+    """The clip that a model takes; it travels with the weights.
 
     Attributes:
-        num_frames: frames of a clip, the count that the model was made for.
+        num_frames: the frame count that the model was made for.
         image_size: height and width of a frame in pixels.
         mean: per-channel mean of RGB in [0, 1], subtracted inside the model from uint8 video.
         std: per-channel standard deviation of RGB in [0, 1].

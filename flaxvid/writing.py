@@ -1,4 +1,4 @@
-"""Writes files as a whole or not at all, locks folders against other processes, and says where the cache is."""
+"""Writes whole files, locks folders, and knows where the cache is."""
 
 import contextlib
 import errno
@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to. It takes the place of `path` once all of it is written.
+    """Yields a path beside `path` to write to; at the end it replaces `path`.
 
-    Whoever reads meanwhile, and however the process ends, finds the old file, no file, or the new file.
+    A reader finds what was there before, or the new file, however the process ends.
     """
     beside = path.with_name(f".{path.name}.part")
     try:
@@ -28,7 +28,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def named_in_errors(path: Path) -> Iterator[None]:
-    """Adds the file's name to errors of the system: a full disk does not say which file."""
+    """Adds the file's name to errors of the system: a full disk does not say it."""
     try:
         yield
     except OSError as error:
@@ -55,16 +55,14 @@ def read_json(path: Path, kind: type) -> Any:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Holds a lock file against other processes until the block or this process ends, however it ends.
-
-    The file stays, and so does what is written in it.
+    """Holds a lock file until the block or this process ends. The file and its text stay.
 
     Args:
-        path: The file; it is made if need be.
-        wait: Whether to wait for whoever holds it.
+        path: The file.
+        wait: Whether to wait for the process that holds it.
 
     Yields:
-        Whether it is ours. It is taken for ours on network disks that know no locks.
+        Whether it is ours; on network disks without locks it always is.
     """
     lock = FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)  # a soft lock would outlive a kill
     try:

@@ -5,13 +5,12 @@
     python scripts/evaluate.py runs/ffn-folder --root other_videos --split all
     python scripts/evaluate.py tsm.safetensors --data ucf101 --root UCF-101 --frames 8
 
-Without --protocol views are the recipe's own. Protocols are those of TSM's authors: efficient (1 clip, centre crop),
+Without --protocol the views are the recipe's. Protocols are those of TSM's authors: efficient (1 clip, centre crop),
 accurate (2 clips x 3 crops at full resolution), dense (10 clips of 64 frames x 3 crops at full resolution).
 
-Labels are matched to the network's classes by name, whatever their order; the data may lack some, and has none that the
-network does not know. Where names differ, --rename gives the network's name for the data's. Prints a table, and writes
-evaluation.json, film strips and the page index.html into the run's folder; for a weights file into --output, if given.
-Records of other videos than the run's own go into evaluations/NAME beside them.
+Labels are matched to the network's classes by name. The data may lack classes, but may not have others; --rename gives
+the network's name for the data's. Prints a table, and writes evaluation.json, film strips and the page index.html into
+the run's folder, or into --output. Records of other videos than the run's own go into its folder evaluations/NAME.
 """
 
 import argparse
@@ -25,35 +24,28 @@ if __name__ == "__main__":
     end_when_told("the same command begins anew")  # before the imports, which take seconds
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxvid.arguments import Renamed, number, one_each, read_class_names, read_renames
-from flaxvid.data.clips.cut import ClipConfig
-from flaxvid.data.pipeline import eval_batches
-from flaxvid.data.sources.open import Source
+from flaxvid.arguments import Renamed, add_weights, number, one_each, read_class_names, read_renames
 from flaxvid.data.sources.subset import Subset
-from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, join
 from flaxvid.evaluate.record import finish_evaluation, output_folder
 from flaxvid.evaluate.views import PROTOCOLS
 from flaxvid.report.tables import evaluation_notes, evaluation_table
-from flaxvid.train.mesh import make_mesh, put_batch
-from flaxvid.train.recipe import DataRecipe
 from flaxvid.train.setup import clip_config, data_origin
 from flaxvid.train.step import enable_compilation_cache
-from flaxvid.train.trained import Trained, load, name_classes, open_test
-from flaxvid.types import Batch
+from flaxvid.train.testing import choose_data, evaluate_passes, is_own, open_test
+from flaxvid.train.trained import load, name_classes
 
 
 def main() -> None:
-    """Parses and evaluates; what the user can mend is one line, not a traceback."""
+    """Parses and evaluates; an error of the user's is one line, not a traceback."""
     sys.argv[1:] = one_each(sys.argv[1:], "--frames")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="a run's folder, a file of flaxvid, or a torch file")
-    parser.add_argument("--model", default="", metavar="NAME", help="the network of a torch file, as tsm_resnet50")
+    add_weights(parser)
     parser.add_argument(
         "--frames", type=number(int, 1), action="append", help="frame counts (default: the recipe's eval_frames)"
     )
-    parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest (default), best, or a step")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="default: as the recipe says, mostly one view")
     parser.add_argument("--clips", type=int, help="clips a video, instead of the protocol's")
     parser.add_argument("--crops", type=int, choices=(1, 3, 5, 10), help="crops a frame, instead of the protocol's")
@@ -67,7 +59,6 @@ def main() -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only N videos, drawn by chance but always the same")
     parser.add_argument("--batch-size", type=int, metavar="N", help="clips in a step (default: the recipe's)")
     parser.add_argument("--threads", type=int, metavar="N", help="that decode (default: the recipe's)")
-    parser.add_argument("--classes", type=Path, help="class names, one a line, where the run does not know them")
     parser.add_argument(
         "--rename", type=Path, metavar="MAP.json", help='{"a class of the data": "the network\'s name for it", ...}'
     )
@@ -86,7 +77,9 @@ def run(arguments: argparse.Namespace) -> None:
     trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
     folder = output_folder(trained.folder, arguments.output)
     renames = read_renames(arguments.rename) if arguments.rename else {}
-    data = data_recipe(trained.recipe.data, arguments)
+    changes = {"root": arguments.root, "fold": arguments.fold, "lists": arguments.lists, "cameras": arguments.cameras}
+    changes = {name: value for name, value in {**changes, "eval_split": arguments.split}.items() if value}
+    data = choose_data(trained.recipe.data, arguments.data or "", changes)
     source = open_test(trained, data, renames)
     source = Subset(source, arguments.limit) if arguments.limit else source
     frames = tuple(dict.fromkeys(arguments.frames or trained.recipe.eval_frames))
@@ -96,9 +89,17 @@ def run(arguments: argparse.Namespace) -> None:
     given = {name: getattr(arguments, name) for name in ("clips", "crops") if getattr(arguments, name)}
     passes = tuple(dataclasses.replace(clips, **given) for clips in passes)
     console = Console(stderr=True)
-    evaluation = evaluate(trained, source, passes, arguments, console)
-    ours = dataclasses.replace(trained.recipe.data, missing="keep")
-    same = dataclasses.replace(data, root=ours.root) == ours and data_origin(data) == data_origin(ours)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(f"{', '.join(map(str, frames))} frames", total=len(source) * len(passes))
+        evaluation = evaluate_passes(
+            trained,
+            source,
+            passes,
+            batch_size=arguments.batch_size or 0,
+            num_threads=arguments.threads or 0,
+            advance=lambda videos: progress.advance(task, videos),
+        )
     with console.status("measuring"):
         record, path = finish_evaluation(
             evaluation,
@@ -110,55 +111,13 @@ def run(arguments: argparse.Namespace) -> None:
             folder=folder,
             protocol=(arguments.protocol or "the recipe's") + " with other numbers" * bool(given),
             timed={n: trained.select(n) for n in frames},
-            own=(same and not arguments.limit) or folder != trained.folder,
+            own=(is_own(trained.recipe.data, data) and not arguments.limit) or folder != trained.folder,
         )
     print(evaluation_table(record), *evaluation_notes(record), sep="\n")
     for fault in record["data"]["faults"]:
         print(f"  {'missing' if fault['missing'] else 'unreadable'}: {fault['reason']}")
     if folder:
         print(f"{path}\n{folder / 'index.html'}")
-
-
-def data_recipe(recipe: DataRecipe, arguments: argparse.Namespace) -> DataRecipe:
-    """The run's data set, or the one asked for; missing videos are kept, for they are counted and named."""
-    if arguments.data and arguments.data != recipe.name:
-        recipe = DataRecipe(
-            arguments.data,
-            clips=ClipConfig(test_size=recipe.clips.test_size, short=recipe.clips.short),
-            cameras=recipe.cameras,
-        )
-    if not recipe.name:
-        raise ValueError("a weights file does not say which videos: add --data NAME --root FOLDER")
-    names = ("root", "fold", "lists", "cameras")
-    given = {name: value for name in names if (value := getattr(arguments, name))}
-    return dataclasses.replace(recipe, **given, eval_split=arguments.split or recipe.eval_split, missing="keep")
-
-
-def evaluate(
-    trained: Trained,
-    source: Source,
-    passes: tuple[ClipConfig, ...],
-    arguments: argparse.Namespace,
-    console: Console,
-) -> Evaluations:
-    """All passes over the videos, under a progress bar."""
-    mesh, recipe = make_mesh(), trained.recipe
-    at_once = (arguments.batch_size or recipe.eval_batch_size) // passes[0].views
-    videos = max(mesh.size, at_once - at_once % mesh.size)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    evaluations = []
-    with Progress(*columns, console=console) as progress:
-        for clips in passes:
-            batches = eval_batches(source, clips, videos, num_threads=arguments.threads or recipe.data.num_threads)
-            task = progress.add_task(f"{', '.join(map(str, clips.frames))} frames", total=len(source))
-
-            def put(batch: Batch, task: TaskID = task) -> Batch:
-                progress.advance(task, int((batch["index"] >= 0).sum()))
-                return put_batch(batch, mesh)
-
-            plain = {n: trained.select(n) for n in clips.frames}
-            evaluations.append(evaluate_videos(trained.model, plain, batches, put=put))
-    return join(evaluations)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Turns a PyTorch checkpoint into one .safetensors file of ours and shows what went where.
+"""Turns a PyTorch checkpoint into one .safetensors file of flaxvid, and shows where each variable came from.
 
     python scripts/import_torch.py tsm_resnet50 checkpoint.pth tsm.safetensors
     python scripts/import_torch.py tsm_resnet50 torchvision/resnet50-imagenet1k-v1 start.safetensors --num-classes 174 \
         --frames 4 8 16
 
-`flaxvid.weights.native.load_variables` reads the result, and so do training, evaluation and prediction. The file says
-which options its model has, those too that the origin of the checkpoint implies.
+Training, evaluation and prediction read the result. The file names the options of its model, with those that the origin
+of the checkpoint implies.
 """
 
 import argparse
@@ -61,14 +61,14 @@ def main() -> None:
 
 
 def account(imported: Imported) -> Table:
-    """One row a variable: where it came from and its shape."""
+    """A row for each variable: its shape and where it came from."""
     flat = trees.flatten(imported.variables)
     table = Table()
     for heading in ("variable", "shape", "from"):
         table.add_column(heading, overflow="fold")
     for path in sorted(flat):
         made = "fresh" if path in imported.fresh else "made for its frame count"
-        table.add_row(path, str(tuple(flat[path].shape)), imported.keys.get(path, made))
+        table.add_row(path, str(tuple(flat[path].shape)), ", ".join(imported.keys.get(path, (made,))))
     return table
 
 

@@ -1,7 +1,7 @@
 """Starts several processes of one run on this machine: python scripts/launch.py --processes 2 scripts/train.py ...
 
-Each gets --coordinator, --num_processes and --process_id beside the arguments given, and devices of its own. One
-process drives all the devices of a machine just as well; several are for trying out what a cluster will do.
+Each gets --coordinator, --num_processes, --process_id and its own devices. This is for trying out what a cluster will
+do: one process can use all devices of a machine.
 """
 
 import argparse
@@ -14,13 +14,13 @@ import time
 
 
 def main() -> int:
-    """Starts them, waits, ends all when one has failed; the status of the first that failed."""
+    """Starts the processes and waits; ends all when one fails, with its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
-        "--devices", type=int, default=1, help="of each process: CPU devices, or GPUs where there are any"
+        "--devices", type=int, default=1, help="of each process: GPUs if there are any, else CPU devices"
     )
-    parser.add_argument("--patience", type=float, default=30, help="seconds to end by itself, after another failed")
+    parser.add_argument("--patience", type=float, default=30, help="seconds to end after another process failed")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="a script and its arguments")
     args = parser.parse_args()
     if not args.command or args.processes < 1:
@@ -35,7 +35,7 @@ def main() -> int:
         place = [f"--coordinator={coordinator}", f"--num_processes={args.processes}", f"--process_id={index}"]
         running.append(subprocess.Popen([sys.executable, *args.command, *place], env={**os.environ, **devices}))
     signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in running])
-    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to all of them
+    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to every process
     failed, deadline = 0, None
     while any(process.poll() is None for process in running):
         failed = failed or next((process.returncode for process in running if process.returncode), 0)
@@ -46,7 +46,7 @@ def main() -> int:
                     process.kill()
         time.sleep(0.1)
     failed = failed or next((process.returncode for process in running if process.returncode), 0)
-    return 128 - failed if failed < 0 else failed  # as shells say that a signal ended it
+    return 128 - failed if failed < 0 else failed  # 128 and the number of a signal, as in shells
 
 
 if __name__ == "__main__":

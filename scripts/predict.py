@@ -5,23 +5,21 @@
     python scripts/predict.py --run runs/ffn-folder --window 5 film.mp4             a line for every 5 seconds
     python scripts/predict.py --run tsm.safetensors --frames 8 --json holidays/ > answers.jsonl
 
-A network of several cameras takes folders that have a folder for each camera, with the same file names, as its training
-did; a line for every scene, whose answer makes do with the cameras that have it.
+A network of several cameras takes folders as in its training: they have a folder for each camera, with the same file
+names. Each scene gets a line; it may lack cameras.
 
-Answers go to stdout as they come, everything else to stderr. Videos that cannot be read are named and counted, with
---json by a line of their own, {"video": ..., "error": ...}. The exit status is 0 if videos could be read (with --json:
-if all could), 1 if not or nothing could be done, 2 for a command that is wrong, 141 if whoever reads stdout has gone.
+Answers go to stdout as they come, all else to stderr. Unreadable videos are named and counted; with --json each has a
+line {"video": ..., "error": ...}. The exit status is 0 if a video could be read (with --json: if all could), else 1; 2
+for a wrong command line, 141 if the reader of stdout has gone.
 """
 
 import argparse
 import io
 import json
 import os
-import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from flaxvid.train.interrupt import end_when_told
@@ -32,24 +30,22 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxvid.arguments import number, one_each, read_class_names
-from flaxvid.data.clips.decode import VideoError
+from flaxvid.arguments import add_weights, number, one_each, read_class_names
 from flaxvid.data.clips.windows import SHORTEST
 from flaxvid.data.sources.search import collect_scenes, collect_videos
 from flaxvid.evaluate.cost import largest_within
+from flaxvid.evaluate.lines import json_line, printable, text_line
 from flaxvid.evaluate.predictor import Prediction, Predictor
 from flaxvid.train.setup import clip_config
 from flaxvid.train.step import enable_compilation_cache
-from flaxvid.train.trained import Trained, load, name_classes
-
-Top = Mapping[str, list[tuple[str, float]]]
+from flaxvid.train.trained import load, name_classes
 
 
 def main() -> None:
-    """Parses and predicts; what the user can mend is one line, not a traceback."""
+    """Parses and predicts; an error of the user's is one line, not a traceback."""
     arguments = parse(sys.argv[1:])
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that is no UTF-8 ends nothing; JSON escapes it in the same way, and is UTF-8 everywhere.
+        # A file name that is not UTF-8 must not end the program.
         sys.stdout.reconfigure(encoding="utf-8" if arguments.json else None, errors="backslashreplace")
     try:
         status = run(arguments)
@@ -66,7 +62,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="a file, a folder, or a pattern in quotes")
     parser.add_argument("--run", required=True, help="a run's folder, a file of flaxvid, or a torch file")
-    parser.add_argument("--model", default="", metavar="NAME", help="the network of a torch file, as tsm_resnet50")
+    add_weights(parser)
     parser.add_argument(
         "--frames",
         action="append",
@@ -83,13 +79,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--window", type=number(float, SHORTEST), metavar="SECONDS", help="an answer for each so many seconds"
     )
-    parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest (default), best, or a step")
     parser.add_argument("--top", type=number(int, 1), default=3, metavar="K", help="classes a line (default: 3)")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
-    parser.add_argument(
-        "--classes", type=Path, help="class names, one a line or as in classes.json, where the run does not know them"
-    )
-    end = words.index("--") if "--" in words else len(words)  # which argparse does not know where files and flags mix
+    end = words.index("--") if "--" in words else len(words)  # argparse loses "--" where files and flags mix
     arguments = parser.parse_intermixed_args(one_each(words[:end], "--frames"))
     if "-" in arguments.videos:
         parser.error("expected files, got -: a video is not read from stdin; save it to a file")
@@ -112,44 +104,41 @@ def run(arguments: argparse.Namespace) -> int:
     videos = videos_for(trained.model.cameras, arguments)
     clips = clip_config(trained.recipe, trained.frames)
     predictor = Predictor(trained.model, trained.select, trained.classes, clips)
-    num_frames = choose_frames(trained, predictor, arguments, console)
+    num_frames = arguments.frames[0] if arguments.frames else max(trained.frames)
+    if arguments.budget_ms is not None:
+        counts = arguments.frames or {*trained.frames, *trained.recipe.eval_frames}
+        with console.status("measuring"):
+            num_frames, measured = largest_within(arguments.budget_ms, list(counts), predictor.milliseconds)
+        times = ", ".join(f"{n} frames {milliseconds:.3g} ms" for n, milliseconds in sorted(measured.items()))
+        budget = f"{arguments.budget_ms:g} ms (measured, without decoding: {times})"
+        console.print(f"{num_frames} frames a clip for {budget}", soft_wrap=True)
     names = [name for own in predictor.classes.values() for name in own]
     widths = max(len(printable(name)) for name in videos), max(map(len, names))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    failed = 0
-    # Only a terminal's lines may be drawn above the bar; a pipe must get them on stdout and whole.
+    failed, as_json = 0, arguments.json
+    # A terminal gets lines above the bar; a pipe must get them on stdout and unchanged.
     hidden, redirected = not console.is_terminal, sys.stdout.isatty()
     with Progress(*columns, console=console, disable=hidden, redirect_stdout=redirected, transient=True) as progress:
         task = progress.add_task(f"{num_frames} frames", total=len(videos))
         for name, video in videos.items():
-            for answer in answers(predictor, video, num_frames, arguments.window):
+            for answer in predictor.answers(video, num_frames, arguments.window):
                 if isinstance(answer, Prediction):
                     top = predictor.top(answer.probabilities, arguments.top)
-                    line = json_line if arguments.json else text_line
-                    print(line(name, answer, top, num_frames, widths), flush=True)
+                    line = json_line(name, answer, top, num_frames) if as_json else text_line(name, answer, top, widths)
+                    print(line, flush=True)
                     continue
                 failed += 1
                 console.print(f"unreadable: {printable(str(answer))}", markup=False, soft_wrap=True)
-                if arguments.json:
+                if as_json:
                     print(json.dumps({"video": name, "error": str(answer)}, ensure_ascii=False), flush=True)
             progress.advance(task)
     read = len(videos) - failed
     console.print(f"{read} of {len(videos)} videos read, {failed} unreadable, {num_frames} frames a clip")
-    return int(not read or (arguments.json and failed > 0))
-
-
-def answers(
-    predictor: Predictor, video: Any, num_frames: int, window: float | None
-) -> Iterator[Prediction | VideoError | OSError]:
-    """The answers to a video, and the error that it ends with if it cannot be read, or not to its end."""
-    try:
-        yield from predictor.predict(video, num_frames, window)
-    except (VideoError, OSError) as error:
-        yield error
+    return int(not read or (as_json and failed > 0))
 
 
 def videos_for(cameras: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, Any]:
-    """What to look at, by name: videos, or for a network of several cameras scenes."""
+    """Videos by name, or for a network of several cameras scenes."""
     if not cameras:
         return {str(video): video for video in collect_videos(arguments.videos)}
     if arguments.window is not None:
@@ -157,55 +146,6 @@ def videos_for(cameras: tuple[str, ...], arguments: argparse.Namespace) -> dict[
             "expected no --window for a network of several cameras, which takes a scene whole: leave it out"
         )
     return dict(collect_scenes(arguments.videos, cameras))
-
-
-def choose_frames(trained: Trained, predictor: Predictor, arguments: argparse.Namespace, console: Console) -> int:
-    """The frame count asked for, or the largest within the budget."""
-    if arguments.budget_ms is None:
-        return arguments.frames[0] if arguments.frames else max(trained.frames)
-    counts = arguments.frames or {*trained.frames, *trained.recipe.eval_frames}
-    with console.status("measuring"):
-        count, measured = largest_within(arguments.budget_ms, list(counts), predictor.milliseconds)
-    times = ", ".join(f"{n} frames {milliseconds:.3g} ms" for n, milliseconds in sorted(measured.items()))
-    console.print(
-        f"{count} frames a clip for {arguments.budget_ms:g} ms (measured, without decoding: {times})", soft_wrap=True
-    )
-    return count
-
-
-def json_line(video: str, answer: Prediction, top: Top, num_frames: int, _widths: object) -> str:
-    """{"video", "start", "end", "frames", "top": [{"class", "probability"}, ...]}; seconds, null for a whole video.
-
-    Of several targets, "top" is {"action": [...], "actor": [...]}.
-    """
-    targets = {
-        target: [{"class": name, "probability": round(probability, 6)} for name, probability in own]
-        for target, own in top.items()
-    }
-    classes = targets.get("", targets)
-    seconds = {name: value and round(value, 3) for name, value in (("start", answer.start), ("end", answer.end))}
-    return json.dumps({"video": video, **seconds, "frames": num_frames, "top": classes}, ensure_ascii=False)
-
-
-def text_line(video: str, answer: Prediction, top: Top, _num_frames: int, widths: tuple[int, int]) -> str:
-    """Name, times if there are any, and the classes of each target with their probabilities in percent, in columns."""
-    times = "" if answer.start is None else f"  {clock(answer.start)} - {clock(answer.end or 0.0)}"
-    targets = []
-    for target, own in top.items():
-        columns = [f"{100 * probability:5.1f} {name.ljust(widths[1])}" for name, probability in own]
-        targets.append("  ".join([f"{target}:"] * bool(target) + columns))
-    return f"{printable(video).ljust(widths[0])}{times}  {'  '.join(targets)}".rstrip()
-
-
-def printable(text: str) -> str:
-    """Text on one line whatever is in a file's name: line breaks, terminal commands, bytes that are no UTF-8."""
-    return re.sub(r"[\0-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: match[0].encode("unicode_escape").decode(), text)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:02:03.4."""
-    minutes, rest = divmod(round(seconds, 1), 60)
-    return f"{int(minutes) // 60}:{int(minutes) % 60:02d}:{rest:04.1f}"
 
 
 if __name__ == "__main__":

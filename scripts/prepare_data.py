@@ -3,15 +3,15 @@
     python scripts/prepare_data.py ucf101 /data/UCF101 /data/ucf101-256 --short-side 256
     python scripts/prepare_data.py folder /data/mine /data/mine-check --check-only
 
-Every frame of every video is decoded. The report names the videos that are missing, unreadable, too short, there twice
-with two labels, or in two splits (the same file, or the same pictures encoded anew); it is printed, and saved as
-OUTPUT/report.json. Bad videos are left out of the data set; duplicates stay in it. Stopped or killed, the same command
-goes on where it was; when bad videos have been repaired, it does their shards anew. Train from the result with
+It decodes every frame. The report names videos that are missing, unreadable, too short, there twice with two labels, or
+in two splits (the same file, or the same pictures encoded anew); it is printed, and saved as OUTPUT/report.json. The
+data set leaves out bad videos and keeps duplicates. After a stop the same command goes on; after repairs it makes the
+shards of the repaired videos anew. Train from the result with
 
     --config.data.name=tfds --config.data.root=OUTPUT
 
-exit code: 0 all good; 1 done, but the report has findings; 2 not done (one line says why); 130 or 143 stopped
-by Ctrl-C or SIGTERM.
+Exit status: 0 all good; 1 done, with findings in the report; 2 not done, one line says why; 130 or 143 stopped by
+Ctrl-C or SIGTERM.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Trains a recipe: python scripts/train.py --config configs/ffn.py [--workdir FOLDER] [--config.epochs=5 ...].
 
-With --list after a config, every field of its recipe is printed: its flag, its value, and what it means. With several
-processes each of them runs this: on a cluster with --distributed; elsewhere with --coordinator=HOST:PORT
---num_processes=N --process_id=I, or by scripts/launch.py on one machine.
+--list after a config prints every field of its recipe: flag, value and meaning. Of several processes each runs this: on
+a cluster with --distributed, elsewhere with --coordinator=HOST:PORT --num_processes=N --process_id=I; scripts/launch.py
+starts them on one machine.
 """
 
 import sys
@@ -28,9 +28,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, fro
 
 
 def main(_argv: list[str]) -> None:
-    """Runs the recipe; what the user can mend is one line, not a traceback."""
-    # Orbax reports every step of every save, Grain what its profiler lacks. What goes wrong in a thread of theirs is
-    # raised here, too: it is said once, last, and not under a page of each thread's own.
+    """Runs the recipe; an error of the user's is one line, not a traceback."""
+    # Orbax and Grain log a lot. An error in one of their threads is raised here, too, so it is printed once.
     logging.set_verbosity(logging.FATAL)
     threading.excepthook = sys.unraisablehook = lambda _: None
     from flaxvid.train.hosts import connect, leave
@@ -50,7 +49,7 @@ def main(_argv: list[str]) -> None:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the flags and loads the recipe; a slip of the pen is one line that says what would be right."""
+    """Parses the flags and loads the recipe; an error is one line that says how to correct it."""
     from flaxvid.train.flags import describe, explain, last_of_each, register_types
     from flaxvid.train.recipe import Recipe
 
@@ -62,10 +61,10 @@ def parse(argv: list[str]) -> list[str]:
         config_flags.DEFINE_config_file("config", None, "Recipe: FILE or FILE:ARGUMENT.", sys_argv=argv)
         rest = flags.FLAGS(argv)
         recipe = flags.FLAGS.config
-        hasattr(recipe, "model")  # a file that is not there shows only here
+        hasattr(recipe, "model")  # loads the file, which may not be there
     except (KeyError, ValueError, OSError, flags.Error) as error:
         sys.exit(explain(error, argv))
-    except Exception as error:  # whatever the user's own file raises
+    except Exception as error:  # the user's file may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = "" if isinstance(error, SyntaxError) else f" ({place.filename}, line {place.lineno})"
         sys.exit(

@@ -9,8 +9,9 @@ import jax
 import pytest
 
 from flaxvid import trees
+from flaxvid.adapt.freezing import is_frozen
 from flaxvid.data.sources.open import SOURCES
-from flaxvid.train.groups import check_rules, group_factors
+from flaxvid.train.groups import check_rules, group_factors, layer_factors
 from flaxvid.train.limits import check
 from flaxvid.train.optimizer import make_optimizer, make_schedule
 from flaxvid.train.recipe import Recipe, to_json
@@ -78,16 +79,16 @@ def test_an_unknown_argument_names_the_known_ones(path):
         load(path).get_config("mtion")
 
 
+def config(name):
+    return load(next(path for path in CONFIGS if path.stem == name))
+
+
 def test_configs_do_not_share_what_flags_change():
-    get_config = load(CONFIGS[0]).get_config
+    get_config = config("ffn").get_config
     get_config().model.options["width"] = 1
     get_config().optimizer.learning_rate = 7.0
     assert get_config().model.options["width"] != 1
     assert get_config().optimizer.learning_rate != 7.0
-
-
-def config(name):
-    return load(next(path for path in CONFIGS if path.stem == name))
 
 
 def test_parameters_of_the_something_something_recipe():
@@ -109,3 +110,23 @@ def test_pyslowfasts_recipes_decay_all_but_norms(name, argument):
     assert {path for path, factor in flat.items() if not factor} == {path for path in flat if "norm" in path}
     assert flat["params/head/classifier/bias"] == 1
     assert model.head.classifier_std == 0.01
+
+
+@pytest.mark.parametrize("name", ["vivit", "timesformer"])
+def test_a_fine_tuned_transformer_learns_the_slower_the_deeper_a_layer_lies(name):
+    recipe = complete(config(name).get_config("folder"))
+    model = make_model(recipe, 9)
+    shapes = jax.eval_shape(recipe.task.make(model).init, jax.random.key(0))
+    factors = trees.flatten(layer_factors({"params": shapes["params"]}, model.layers, recipe.optimizer.layer_decay))
+    assert factors["params/stem/patch/kernel"] == factors["params/body/positions"] == pytest.approx(0.75**13)
+    assert factors["params/body/block_0/mlp/fc1/kernel"] == pytest.approx(0.75**12)
+    assert factors["params/body/block_11/mlp/fc1/kernel"] == pytest.approx(0.75)
+    assert factors["params/head/classifier/kernel"] == 1
+
+
+@pytest.mark.parametrize("name", ["vivit", "timesformer"])
+def test_a_probe_trains_the_attentive_head_alone(name):
+    recipe = complete(config(name).get_config("probe"))
+    state = jax.eval_shape(recipe.task.make(make_model(recipe, 9)).init, jax.random.key(0))
+    trained = [path for path in trees.flatten(trainable(state)) if not is_frozen(path, recipe.freeze)]
+    assert {path.split("/")[2] for path in trained} == {"attention_0", "classifier"}

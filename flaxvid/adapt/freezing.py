@@ -1,8 +1,7 @@
-"""Freezing: parts of a network that training leaves as they are, to the last bit.
+"""Freezing: training leaves parts of a network as they are, to the last bit.
 
-Setting a learning rate of zero is not enough: in training mode a batch norm goes on moving its running statistics, and
-normalises by those of the batch, so that a frozen backbone answers otherwise than it did where it was trained. Here the
-norms of a frozen part run as in evaluation, no gradient is computed for it, and the optimizer keeps nothing for it.
+A learning rate of zero is not enough: in training a batch norm normalises by the batch and moves its running
+statistics. Here the norms of a frozen part run as in evaluation, and neither gradient nor optimizer state is computed.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ from flaxvid import trees
 from flaxvid.types import Variables
 
 SHOWN = 40
-"""Parts that an error lists."""
+"""The most parts that an error lists."""
 
 
 def is_frozen(path: str, patterns: Sequence[str]) -> bool:
@@ -23,9 +22,8 @@ def is_frozen(path: str, patterns: Sequence[str]) -> bool:
 
     Args:
         path: of the variable, with its collection: "params_4f/body/layer1_0/norm1/scale".
-        patterns: regular expressions of paths below the collection, each for all that lies below as well: "body",
-            "body/layer[12]_.*", "body/.*/kernel". So they hold for every collection: for statistics, for what
-            `FrameFlexible` keeps for each frame count, for moving averages.
+        patterns: regular expressions of paths without the collection, so they hold for all collections. Each freezes
+            all that lies below it: "body", "body/layer[12]_.*", "body/.*/kernel".
     """
     below = path.partition("/")[2]
     return any(re.fullmatch(f"(?:{pattern})(?:/.*)?", below) for pattern in patterns)
@@ -33,9 +31,9 @@ def is_frozen(path: str, patterns: Sequence[str]) -> bool:
 
 @contextlib.contextmanager
 def keep_statistics(patterns: Sequence[str]) -> Iterator[None]:
-    """Inside, batch norms whose statistics are frozen use them, in training too.
+    """Makes batch norms with frozen statistics use them in training too.
 
-    It acts while tracing, as `layers.conv.direct_form` does: wrap what is traced, not the call of a jitted function.
+    It acts while JAX traces: wrap the function that is traced, not the call of a jitted one.
     """
 
     def keep(call, args, kwargs, context):
@@ -50,14 +48,14 @@ def keep_statistics(patterns: Sequence[str]) -> Iterator[None]:
 
 
 def check_frozen(variables: Variables, patterns: Sequence[str]) -> None:
-    """Finds patterns that cannot be meant.
+    """Checks patterns against a network.
 
     Args:
         variables: of the model or of `FrameFlexible`, or their shapes.
         patterns: see `is_frozen`.
 
     Raises:
-        ValueError: a pattern matches nothing, and the message lists the parts; or all of them leave nothing to train.
+        ValueError: a pattern matches nothing, and the message lists the parts; or nothing is left to train.
     """
     paths = list(trees.flatten(variables))
     for pattern in patterns:
@@ -66,7 +64,7 @@ def check_frozen(variables: Variables, patterns: Sequence[str]) -> None:
             parts = dict.fromkeys("/".join(names[:depth]) for depth in (1, 2) for names in below if len(names) > depth)
             shown = ", ".join([*parts][:SHOWN]) + ", ..." * (len(parts) > SHOWN)
             raise ValueError(
-                f"freeze={pattern!r} matches no part of the network; they are {shown}, and what is in these"
+                f"freeze={pattern!r} matches no part of the network: its parts are {shown}, and what is in these"
             )
     if patterns and all(is_frozen(path, patterns) for path in paths if path.startswith("params")):
         raise ValueError(f"freeze={tuple(patterns)} leaves nothing to train: leave out the head")

@@ -1,4 +1,4 @@
-"""Re-estimated normalisation statistics: what a trained network can do at another frame count without training."""
+"""Normalisation statistics measured anew, for another frame count without training."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -25,17 +25,17 @@ def reestimate_statistics(
     clips: Iterable[UInt8[Array, "b t h w 3"]],
     freeze: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Ordinary variables with the mean and variance of all that each norm sees of these clips; parameters stay.
+    """Measures the mean and variance that each norm sees of these clips; parameters stay.
 
-    Batches run as in training, each normalised by its own statistics, and are then pooled by their sizes as fvcore's
-    precise batch norm does (`update_bn_stats`; arXiv 2105.07576, section 3): the variance is that within the batches
-    and between their means, so small batches do not make it too small. Norms that training leaves as they are stay.
+    Each batch is normalised by its own statistics, as in training. They are pooled by batch size, as in fvcore's
+    `update_bn_stats` (arXiv 2105.07576, section 3): the variance is that within batches and between their means, so
+    small batches do not make it too small.
 
     Args:
         model: the network.
-        variables: its variables; of `FrameFlexible` those that its `select` gives for the clips' frame count.
-        clips: batches of one frame count, which may differ from that of training; a few dozen are enough.
-        freeze: the recipe's, see `adapt.freezing`: norms under these patterns stay.
+        variables: its ordinary variables; of `FrameFlexible` those of `select` for the clips' frame count.
+        clips: batches of one frame count; a few dozen are enough.
+        freeze: the recipe's; frozen norms stay.
 
     Raises:
         ValueError: no clips, or a model without batch statistics.
@@ -43,7 +43,7 @@ def reestimate_statistics(
     if private := sorted(name for name in variables if name.startswith("batch_stats_")):
         raise ValueError(f"expected ordinary variables, got {', '.join(private)}: give those of flexible.select(.., n)")
     if "batch_stats" not in variables:
-        raise ValueError("this model has no batch statistics to re-estimate: its normalisation keeps none")
+        raise ValueError("expected a model with batch statistics, got one without: it needs no re-estimation")
 
     @jax.jit
     def measure(variables: Variables, video: Array) -> Any:
@@ -55,12 +55,12 @@ def reestimate_statistics(
 
     pooled: dict[str, Moments] | None = None
     for video in clips:
-        # A norm that is called more than once gives as many moments.
+        # A norm that is called twice gives two moments.
         measured = trees.flatten(jax.device_get(measure(variables, video)))
         calls = {norm: [pooled[norm]] if pooled else [] for norm in measured}
         pooled = {norm: functools.reduce(_pool, [*calls[norm], *moments]) for norm, moments in measured.items()}
     if pooled is None:
-        raise ValueError("no clips to re-estimate the statistics from")
+        raise ValueError("expected clips to re-estimate the statistics from, got none")
     statistics = {
         f"{norm.removesuffix('/moments')}/{name}": jnp.asarray(value, jnp.float32)
         for norm, (_, mean, var) in pooled.items()
@@ -70,7 +70,7 @@ def reestimate_statistics(
 
 
 def _keep_moments(call, args, kwargs, context):
-    """Sows count, mean and variance of what a norm normalises by the batch's own statistics."""
+    """Sows count, mean and variance of the input of each norm that runs as in training."""
     module = context.module
     if isinstance(module, nn.BatchNorm) and kwargs.get("use_running_average") is False:
         x = args[0].astype(jnp.float32)
@@ -80,7 +80,7 @@ def _keep_moments(call, args, kwargs, context):
 
 
 def _pool(one: Moments, other: Moments) -> Moments:
-    """Count, mean and variance of two sets together, in float64 and without the difference of large squares."""
+    """The moments of two sets together, in float64 and without a difference of large squares."""
     (n, mean, var), (m, other_mean, other_var) = (
         tuple(np.asarray(v, np.float64) for v in part) for part in (one, other)
     )

@@ -1,4 +1,4 @@
-"""Changing parts of trained variables: another head, a third dimension, several cameras."""
+"""Fits trained variables to another network: another head, a time axis, several cameras."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ FLAT_SIBLINGS = {
     "r3d_18": "tsn_resnet18",
     "r3d_18_se": "tsn_resnet18",
 }
-"""The 2-D network of the same shape, whose files `inflate` takes."""
+"""The 2-D networks of the same shape; `inflate` takes their files."""
 
 RESNET_NAMES: KeyTable = (
     (r"stem/conv1/conv", r"stem/conv1"),
@@ -29,31 +29,32 @@ RESNET_NAMES: KeyTable = (
     (r"body/(\w+)/conv_c/(conv|norm)", r"body/\1/\g<2>3"),
     (r"body/(\w+)/downsample/(conv|norm)", r"body/\1/downsample_\2"),
 )
-"""Modules of the 3-D ResNets by those of `resnet2d`; others have the same names."""
+"""Names of modules in the 3-D ResNets, and in `resnet2d`; other names are the same."""
 
 RULES = ("mean", "centre")
-_NEW = re.compile(r"params/head/.*|\w+/body/.*/(se|\w+_temporal)/.*")  # what no image network has, or of other classes
-
+_NEW = re.compile(r"params/head/.*|\w+/body/.*/(se|\w+_temporal)/.*")
+"""What starts anew where the 2-D network does not have it in this shape."""
 
 ADDED = re.compile(r"\w+/body/(fusion|rnn|projection|projection_norm)/.*|params/head/.*")
 """What networks have beyond their backbones."""
 
+_HEAD = re.compile(r"\w+/head/")
 CLASSIFIER = re.compile(r"params/head/classifier(?:_([^/]+))?/\w+")
 """Parameters of a head with a number for each class on their last axis; the group is the target's name."""
 
 
 def arrange_head(trained: Variables, columns: Mapping[str, Sequence[int] | None]) -> dict[str, Any]:
-    """Trained variables whose classifiers count the classes in another order; those of other classes are left out.
+    """Reorders the classes of trained classifiers; leaves out the classifiers of other classes.
 
     `adopt` and `inflate` initialise what is left out.
 
     Args:
         trained: ordinary variables.
-        columns: for each target ("" where there is only one) the trained number of each class wanted, or None where the
-            classes are others. A classifier whose target is not there stays as it is.
+        columns: for each target ("" for a single one) the old number of each class wanted, or None if the classes are
+            others. A classifier without an entry stays as it is.
 
     Raises:
-        ValueError: the trained classifier has not as many classes.
+        ValueError: the trained classifier has another number of classes.
     """
     variables = trees.flatten(trained)
     for path in list(variables):
@@ -68,23 +69,34 @@ def arrange_head(trained: Variables, columns: Mapping[str, Sequence[int] | None]
     return trees.unflatten(variables)
 
 
+def has_same_head(template: Variables, trained: Variables) -> bool:
+    """Whether both heads are of one kind: they have the same parameters, whatever they classify."""
+
+    def parts(variables: Variables) -> set[str]:
+        return {path for path in trees.flatten(variables) if _HEAD.match(path) and not CLASSIFIER.fullmatch(path)}
+
+    return parts(template) == parts(trained)
+
+
 def adopt(template: Variables, trained: Variables) -> tuple[dict[str, Any], list[str]]:
-    """Trained variables for another number of classes: everything but a head that does not fit.
+    """Takes trained variables, but for a head that does not fit; of a head of another kind it takes nothing.
 
     Args:
-        template: freshly initialised variables of the model wanted.
+        template: initialised variables of the model wanted.
         trained: ordinary variables of the same architecture.
 
     Returns:
-        The variables, and the paths of the head's parameters that were left as initialised.
+        The variables, and the paths of the head's variables that stay as initialised.
 
     Raises:
         ValueError: anything outside the head differs in path or shape.
     """
     want, have = trees.flatten(template), trees.flatten(trained)
+    if not has_same_head(template, trained):
+        have = {path: leaf for path, leaf in have.items() if not _HEAD.match(path)}
     fresh = [path for path in want if path not in have or want[path].shape != have[path].shape]
     spare = [path for path in have if path not in want]
-    wrong = [path for path in (*fresh, *spare) if not path.startswith("params/head/")]
+    wrong = [path for path in (*fresh, *spare) if not _HEAD.match(path)]
     if wrong:
         raise ValueError(
             f"these weights are of another architecture: {len(wrong)} parameters do not fit, such as "
@@ -96,25 +108,25 @@ def adopt(template: Variables, trained: Variables) -> tuple[dict[str, Any], list
 def inflate(
     template: Variables, images: Variables, rule: str = "mean", names: KeyTable = RESNET_NAMES
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Variables of a 3-D network out of those of the 2-D network of its shape (I3D, arXiv 1705.07750).
+    """Makes variables of a 3-D network from a 2-D network of its shape (I3D, arXiv 1705.07750).
 
-    Norms and biases are taken as they are, and so is a head that fits. Mind the pixels: networks trained on ImageNet
-    want its mean and deviation, which are not those of every 3-D network (options `mean` and `std` of `create_model`).
+    Norms, biases and a head that fits are taken as they are. Trap: ImageNet networks want ImageNet's mean and
+    deviation, which not every 3-D network has (options `mean` and `std` of `create_model`).
 
     Args:
-        template: freshly initialised variables of the 3-D network.
-        images: ordinary variables of the 2-D one: of a run, or of `load_torch` by a name of `FLAT_SIBLINGS`.
-        rule: "mean" repeats a kernel over time and divides it by its length, so that frames that are all the same give
-            what one of them gave, but for the ends, where zeros are seen; "centre" has it in the middle, and zeros
-            around, so that every frame gives what it gave as an image.
+        template: initialised variables of the 3-D network.
+        images: ordinary variables of the 2-D network: of a run, or of `load_torch` by a name of `FLAT_SIBLINGS`.
+        rule: "mean" repeats a kernel over time and divides it by its length: a still video gives what its frame gave,
+            but for the ends, where the kernel sees zeros. "centre" puts the kernel into the middle of zeros: every
+            frame gives what it gave as an image.
         names: renames of module paths, 3-D to 2-D.
 
     Returns:
-        The variables, and what became of each: ``{path: "inflated" or "taken" or "fresh"}``; fresh ones are the
-        template's: a head for other classes, squeeze-and-excitation, temporal convolutions that stand alone.
+        The variables, and the fate of each: ``{path: "inflated" or "taken" or "fresh"}``. Fresh ones are the
+        template's: a head for other classes, squeeze-and-excitation, separate temporal convolutions.
 
     Raises:
-        ValueError: variables without a counterpart on either side, or of another shape; all in one error.
+        ValueError: variables have no counterpart, or one of another shape; all in one error.
     """
     if rule not in RULES:
         raise ValueError(f"expected a rule of {', '.join(RULES)}, got {rule!r}")
@@ -141,15 +153,15 @@ def inflate(
 
 
 def spread(template: Variables, trained: Variables, cameras: Sequence[str]) -> dict[str, Any]:
-    """Variables of a network out of those of its backbone; what the backbone has no part in stays as initialised.
+    """Makes variables of a network from those of its backbone; the rest stays as initialised.
 
     Args:
-        template: freshly initialised variables of the network, with one backbone or one for each of several cameras.
-        trained: ordinary variables of the backbone; without its head, where the network has its own.
+        template: initialised variables of the network, with one backbone or one for each camera.
+        trained: ordinary variables of the backbone, without its head if the network has its own.
         cameras: names of the cameras; () for a network of one video.
 
     Raises:
-        ValueError: anything of the backbone's, on either side, has no counterpart of its shape.
+        ValueError: a variable of the backbone has no counterpart of its shape.
     """
     have, variables, wrong = trees.flatten(trained), {}, []
     spare = set(have)
@@ -162,7 +174,8 @@ def spread(template: Variables, trained: Variables, cameras: Sequence[str]) -> d
             wrong.append(path)
     if wrong := [*wrong, *sorted(spare)]:
         raise ValueError(
-            f"these weights are not of the backbone: {len(wrong)} parameters do not fit, such as {', '.join(wrong[:4])}"
+            f"expected weights of the backbone, got {len(wrong)} parameters that do not fit, such as "
+            f"{', '.join(wrong[:4])}: give those of the same network with the same options"
         )
     return trees.unflatten(variables)
 
@@ -174,7 +187,7 @@ def _over_time(kernel: Float[Array, "h w i o"], length: int, rule: str) -> Float
 
 
 def _renamed(path: str, names: KeyTable) -> str:
-    """A variable's path with its module renamed by the first rule that matches."""
+    """A path with its module renamed by the first rule that matches."""
     collection, _, below = path.partition("/")
     module, _, leaf = below.rpartition("/")
     matches = ((re.fullmatch(pattern, module), replacement) for pattern, replacement in names)

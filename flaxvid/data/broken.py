@@ -1,4 +1,4 @@
-"""Counts and names the videos of a run that cannot be read. Too many of them are an error."""
+"""Counts and names the unreadable videos of a run. Too many are an error."""
 
 import dataclasses
 
@@ -7,21 +7,21 @@ from flaxvid.data.sources.open import Source
 from flaxvid.types import Batch
 
 LEAST = 1000
-"""The share of broken videos is taken of at least so many, or of all: the first few are no sample."""
+"""Least videos to take the share of broken ones of, because the first few are no sample."""
 
 
 class BrokenVideosError(ValueError):
-    """More videos cannot be read than the run allows. The message lists them."""
+    """More videos are unreadable than the run allows. The message lists them."""
 
 
 @dataclasses.dataclass
 class Tally:
-    """Counts the videos that batches were made of, on the host.
+    """Counts the videos of batches, on the host.
 
     Attributes:
         source: The batches' source.
-        clips: How clips were cut. It decides which videos are too short.
-        limit: Largest allowed share of broken videos among the distinct videos seen, in [0, 1].
+        clips: How clips were cut, which decides what videos are too short.
+        limit: Largest share of broken videos among the distinct videos seen, in [0, 1].
         seen: Positions of the videos drawn so far, broken ones too.
         broken: What is wrong with each broken video, by position.
     """
@@ -35,14 +35,14 @@ class Tally:
     def add(self, batch: Batch) -> list[str]:
         """Counts a batch of NumPy arrays. Returns what is wrong with newly broken videos, a line each.
 
-        It decodes such a video once more to find that out.
+        To find that out, it decodes such a video again.
 
         Raises:
             BrokenVideosError: Their share is above the limit.
         """
         drawn = {int(was if was >= 0 else now) for now, was in zip(batch["index"], batch["broken"], strict=True)}
         found = sorted({int(position) for position in batch["broken"]} - self.broken.keys() - {-1})
-        self.seen |= drawn - {-1}  # replacements do not count: chosen to be good, they would lower the share
+        self.seen |= drawn - {-1}  # without replacements: they are chosen to be good and would lower the share
         self.broken.update((position, why_broken(self.source, position, self.clips)) for position in found)
         if found and len(self.broken) > self.limit * max(len(self.seen), min(len(self.source), LEAST)):
             raise BrokenVideosError(
@@ -54,10 +54,10 @@ class Tally:
 
 
 def why_broken(source: Source, position: int, clips: ClipConfig) -> str:
-    """What is wrong with a video, in a line that begins with its name. It decodes the whole video."""
+    """Says in a line what is wrong with a video. It decodes the whole video."""
     try:
         item = source[position]
     except UNREADABLE as error:
         return f"video {position}: {error}"
     fault = find_fault(item, clips)
-    return fault or f"{item['id']}: could be read this time: is the disk or the network at fault?"
+    return fault or f"{item['id']}: could be read this time: check the disk or the network"

@@ -1,10 +1,9 @@
-"""Sources to batches, with Grain: `train_batches` (infinite, resumable) and `eval_batches` (finite, in order).
+"""Makes batches of sources with Grain: `train_batches` (infinite, resumable) and `eval_batches` (finite, in order).
 
 A training batch is `{"video": {4: uint8 (b, 4, h, w, 3), 16: ...}, "label": int32 (b,), "index": int32 (b,), "broken":
-int32 (b,)}`, `index` being the position in the source and `broken` that of the video that should have been there but
-could not be read, -1 where all is well. Labels of several targets are `{target: int32 (b,)}`. At evaluation video is
-`(b, v, 4, h, w, 3)`, v views of each, and there is `"mask": bool (b,)`, False for the padding of the last batch and for
-broken videos.
+int32 (b,)}`. `index` is the video's position in the source. `broken` is the position of an unreadable video that it
+replaces, otherwise -1. Labels of several targets are `{target: int32 (b,)}`. In evaluation videos have an axis of
+views, `(b, v, 4, h, w, 3)`, and `"mask": bool (b,)` is False for the padding of the last batch and for broken videos.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from flaxvid.data.workers import WorkerKilled, begin_worker, started_deaf
 from flaxvid.types import Batch
 
 ATTEMPTS = 100
-"""Unreadable videos in a row that end a run: so many are no accident."""
+"""So many unreadable videos in a row end a run."""
 
 
 def train_batches(
@@ -38,11 +37,10 @@ def train_batches(
 ) -> grain.DatasetIterator:
     """Shuffled, augmented training batches without end.
 
-    Another video replaces one that cannot be read. The seed determines which one; "broken" names the unreadable one.
-    The shards of one step together hold the videos and augmentations of a single shard. An epoch is `steps_per_epoch`
-    steps. It leaves out the videos that do not fill its last batch, others in each epoch. The iterator's `get_state`,
-    `set_state` and `grain.checkpoint` resume exactly, in mid-epoch too, with the same `num_workers`. The number of
-    threads may change.
+    Another video, which the seed determines, replaces an unreadable one. All shards of a step together hold the same
+    videos and augmentations as a single shard would. An epoch is `steps_per_epoch` steps. It leaves out videos that do
+    not fill a last batch, others in each epoch. The iterator's `get_state`, `set_state` and `grain.checkpoint` resume
+    exactly, also in mid-epoch, with the same `num_workers`. The number of threads may change.
 
     Args:
         source: Where the videos come from.
@@ -52,11 +50,11 @@ def train_batches(
         shard_index: Which shard, usually `jax.process_index()`.
         shard_count: Into how many shards, usually `jax.process_count()`.
         num_threads: Threads that decode, in each worker process if there are any.
-        num_workers: Worker processes. 0 decodes in threads of this one, as fast unless Python itself is the limit.
+        num_workers: Worker processes. 0 decodes in threads of this process, as fast unless Python itself is the limit.
 
     Raises:
-        ValueError: Fewer videos than one batch of all shards, or repeats that do not divide it; or, while reading,
-            VideoError where video after video cannot be read.
+        ValueError: There are fewer videos than one batch of all shards, or the repeats do not divide the batch.
+        VideoError: While iterating, if `ATTEMPTS` videos in a row are unreadable.
     """
     if batch_size % clips.repeats:
         raise ValueError(f"expected repeats to divide the batch size, got {clips.repeats} and {batch_size}: change one")
@@ -85,8 +83,8 @@ def next_batch(data: grain.DatasetIterator) -> Batch:
         if "process was terminated" not in str(error):
             raise
         raise WorkerKilled(
-            "a worker process that decodes was killed, mostly by the system for lack of memory: the same command goes "
-            "on; lower data.num_workers if it happens again"
+            "a worker process that decodes was killed, mostly by the system for lack of memory: run the same command "
+            "to go on, and lower data.num_workers if it happens again"
         ) from error
 
 
@@ -103,10 +101,10 @@ def eval_batches(
     """Every video once, in order, with all its views. It can be iterated again and again.
 
     All shards have the same number of steps. Black clips (label 0, index -1) pad the last batch; their `mask` is False.
-    A video that cannot be read has black clips and a False `mask`, too. Arguments are those of `train_batches`.
+    An unreadable video also has black clips and a False `mask`. Arguments are those of `train_batches`.
 
     Raises:
-        ValueError: There are ten crops, half of them mirrored, of videos whose labels tell left from right.
+        ValueError: There are ten crops, half of them mirrored, but labels tell left from right.
     """
     if clips.crops == 10 and source.flip_labels is not None:
         raise ValueError(
@@ -159,7 +157,7 @@ class _TrainClips:
         return _stacked([self.draw(index, rng) for _ in range(self.clips.repeats)])
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """The clips of a video, or of one in its place."""
+        """The clips of a video, or of the one that replaces it."""
         broken, reason = -1, None
         for _ in range(ATTEMPTS):
             try:
@@ -179,7 +177,7 @@ def _stacked(elements: Sequence[Any]) -> Any:
 
 
 def _mix_repeats(batch: Any) -> Any:
-    """Makes rows of repeats, all first ones before all second ones: mixup mixes neighbours, which are other videos."""
+    """Puts all first repeats before all second ones, because mixup mixes neighbours, which must be other videos."""
     if isinstance(batch, Mapping):
         return {key: _mix_repeats(value) for key, value in batch.items()}
     return batch.swapaxes(0, 1).reshape(-1, *batch.shape[2:])

@@ -1,4 +1,4 @@
-"""Worker processes, which leave signals to the main process and end with it."""
+"""Starts worker processes, which leave signals to the main process and end with it."""
 
 import contextlib
 import multiprocessing
@@ -19,21 +19,21 @@ class WorkerKilled(OSError):
 def begin_worker(*_: object) -> None:
     """Makes a worker process ignore SIGINT and SIGTERM, and end when its parent has ended.
 
-    Ctrl-C in a terminal, SLURM and systemd tell every process of a group to stop. The main process still needs its
-    workers then, to finish what it saves.
+    Ctrl-C in a terminal, SLURM and systemd tell every process of a group to stop, but the main process still needs its
+    workers to finish what it saves.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    if parent is not None:  # else a worker would wait for ever for a parent that was killed
+    if parent is not None:  # otherwise a worker would wait for ever for a parent that was killed
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 @contextlib.contextmanager
 def started_deaf() -> Iterator[None]:
-    """Processes that this thread starts inside are deaf to SIGINT and SIGTERM from birth, before `begin_worker` runs.
+    """Makes processes that this thread starts inside ignore SIGINT and SIGTERM from birth, before `begin_worker` runs.
 
-    They inherit the blocked signals. A signal that comes meanwhile reaches this process right after.
+    They inherit blocked signals. A signal that comes meanwhile reaches this process right after.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
@@ -45,8 +45,8 @@ def started_deaf() -> Iterator[None]:
 class _Pool(ProcessPoolExecutor):
     """Python's pool, which also ends when a worker is killed at a bad moment.
 
-    A worker may be killed while it holds the lock of the queue, or in the middle of a result. The pool would wait for
-    ever: for the other workers, or for the rest of the result.
+    A worker may be killed while it holds the lock of the queue, or in the middle of a result. Python's pool would wait
+    for the lock, or for the rest of the result, for ever.
     """
 
     def submit(self, *job: Any, **named: Any) -> Future:
@@ -55,7 +55,7 @@ class _Pool(ProcessPoolExecutor):
                 future = super().submit(*job, **named)
         except OSError as error:  # the process was killed while it was started
             raise BrokenProcessPool("a process ended before it began") from error
-        if self._broken:  # it broke meanwhile: nobody is left to say so of this job, and waiting for it would not end
+        if self._broken:  # it broke meanwhile: nobody would end this job
             raise BrokenProcessPool(self._broken)
         return future
 
@@ -67,7 +67,7 @@ class _Pool(ProcessPoolExecutor):
             if any(worker.exitcode for worker in workers):
                 for worker in workers:
                     worker.kill()  # the pool only sends SIGTERM, which they ignore
-                # The last one that could write: who waits for the rest of a result now finds its end.
+                # The last writer closes, so whoever waits for the rest of a result finds its end.
                 self._result_queue._writer.close()  # pyright: ignore[reportAttributeAccessIssue]
                 return
 

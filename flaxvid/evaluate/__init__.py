@@ -1,1 +1,1 @@
-"""Evaluation: metrics, views, and any-frame accuracy."""
+"""Evaluation and prediction at any frame count."""

@@ -1,7 +1,7 @@
-"""What a clip costs: multiply-adds and parameters, counted from the jaxpr without running it; and measured time.
+"""What a clip costs: multiply-adds and parameters, counted from the jaxpr; and time, measured.
 
-Our tables follow the papers, in which "GFLOPs" are multiply-adds counted once (Frame Flexible Network, arXiv
-2303.14817: ResNet-50 at 4, 8 and 16 frames is 16.4, 32.8 and 65.5). Halve nothing, double nothing.
+Video papers call multiply-adds "GFLOPs", and so do our tables: ResNet-50 at 4, 8 and 16 frames has 16.4, 32.8 and 65.5
+(arXiv 2303.14817).
 """
 
 import dataclasses
@@ -20,13 +20,10 @@ from flaxvid.layers.conv import direct_form
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Variables
 
-REPEATS = 9
-"""Timed runs, of which the median counts: a busy machine slows some of them."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one forward pass takes: `macs` multiply-adds for the whole batch, and `parameters` trainable numbers."""
+    """Multiply-adds (`macs`) of one forward pass for the whole batch, and the number of trainable `parameters`."""
 
     macs: int
     parameters: int
@@ -38,12 +35,11 @@ class Cost:
 
 
 def count_macs(fn: Callable[..., Any], *args: Any) -> int:
-    """Counts the multiply-adds of the convolutions and dot products that `fn(*args)` runs.
+    """Counts the multiply-adds of the convolutions and dot products of `fn(*args)`.
 
-    Everything else (norms, activations, pooling, element-wise products) is left out, as in the papers' tables.
-    Convolutions are traced in their direct form: the platform forms of `flaxvid.layers.Conv` are the same
-    mathematics in other shapes, and a depthwise one made of shifted multiply-adds would count as nothing. Work on
-    padding counts. Pass a fresh function: a `jax.jit` of an already traced one may answer from its cache.
+    Norms, activations, pooling and element-wise products do not count, as in the papers' tables; work on padding does.
+    Convolutions are traced in their direct form: in shifted multiply-adds a depthwise one would count as nothing. Trap:
+    a `jax.jit` that was traced before may answer from its cache; pass a fresh function.
 
     Args:
         fn: any traceable function.
@@ -53,7 +49,7 @@ def count_macs(fn: Callable[..., Any], *args: Any) -> int:
         Multiply-adds of one call. A `scan` counts length times, a `cond` by its dearest branch.
 
     Raises:
-        ValueError: a `while_loop` whose number of turns the trace does not know holds convolutions or dots.
+        ValueError: a `while_loop` of unknown length holds convolutions or dots.
     """
     with direct_form():
         jaxpr = jax.make_jaxpr(lambda *a: fn(*a))(*args)
@@ -61,16 +57,12 @@ def count_macs(fn: Callable[..., Any], *args: Any) -> int:
 
 
 def model_cost(model: nn.Module, video_shape: tuple[int, ...], variables: Variables | None = None) -> Cost:
-    """Counts what `model.apply(variables, video)` costs at evaluation.
+    """Counts what `model.apply(variables, video)` costs; it evaluates shapes only, so it takes no memory.
 
     Args:
-        model: a video model; for a FrameFlexible one pass the plain model inside, whose cost it has at every count. One
-            of several cameras is counted with all of them.
-        video_shape: (b, t, h, w, c) of the clip; the count is for the whole batch, so use b = 1 for a clip.
-        variables: arrays or shapes, where they differ from what `model.init` would make (a pruned model, say).
-
-    Returns:
-        The Cost; only shapes are evaluated, so the largest model costs no memory.
+        model: a video model, with all of its cameras; of `FrameFlexible` the model inside.
+        video_shape: (b, t, h, w, c); b = 1 for the cost of a clip.
+        variables: arrays or shapes, if they differ from those of `model.init`, as of a pruned model.
     """
     video: Any = jax.ShapeDtypeStruct(video_shape, jnp.float32)
     if isinstance(model, VideoModel):
@@ -82,19 +74,18 @@ def model_cost(model: nn.Module, video_shape: tuple[int, ...], variables: Variab
 
 
 def clip_milliseconds(
-    model: VideoModel, variables: Variables, num_frames: int, image_size: int, repeats: int = REPEATS
+    model: VideoModel, variables: Variables, num_frames: int, image_size: int, repeats: int = 9
 ) -> float:
-    """Measures one clip's way from uint8 in host memory to logits, batch of one: the median of several runs.
+    """Measures the time from one uint8 clip in host memory to its logits: the median of `repeats` runs.
 
-    Compilation and a first run come before. Decoding is not in it. On a machine that is busy otherwise the figure is
-    that machine's; throughput with larger batches is another figure.
+    Decoding, compilation and a first run are not in it.
 
     Args:
         model: the ordinary model.
         variables: its ordinary variables for this frame count.
         num_frames: frames of the clip.
         image_size: height and width of the clip, pixels.
-        repeats: how many runs are timed.
+        repeats: the number of runs; on a busy machine some are slow.
     """
     clip = np.random.default_rng(0).integers(0, 256, (1, num_frames, image_size, image_size, 3), np.uint8)
     video, variables = model.for_cameras(clip), jax.device_put(variables)
@@ -111,18 +102,18 @@ def clip_milliseconds(
 def largest_within(
     budget: float, frames: Sequence[int], milliseconds: Callable[[int], float]
 ) -> tuple[int, dict[int, float]]:
-    """The largest frame count that a clip can have within a budget; measures as few counts as that takes.
+    """Finds the largest frame count within a budget, by bisection.
 
     Args:
         budget: milliseconds a clip.
         frames: the counts to choose from.
-        milliseconds: measures one; taken to grow with the count.
+        milliseconds: measures a count; must grow with it.
 
     Returns:
         The count, and what was measured.
 
     Raises:
-        ValueError: even the smallest takes longer.
+        ValueError: the smallest count takes longer.
     """
     counts, measured = sorted(set(frames)), {}
     low, high = 0, len(counts)  # counts[:low] fit, counts[high:] do not
@@ -154,7 +145,7 @@ def _equation_macs(equation: Any) -> int:
     if name == "conv_general_dilated":
         kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
         features = kernel[params["dimension_numbers"].rhs_spec[0]]
-        # The zeros that a transposed convolution puts between its inputs are not multiplied by anybody.
+        # A transposed convolution puts zeros between its inputs, which cost nothing.
         return math.prod(out) * math.prod(kernel) // features // math.prod(params["lhs_dilation"])
     inner = [_jaxpr_macs(jaxpr) for jaxpr in _inner_jaxprs(params)]
     if name == "cond":
@@ -163,8 +154,8 @@ def _equation_macs(equation: Any) -> int:
         return params["length"] * sum(inner)
     if name == "while" and sum(inner):
         raise ValueError(
-            "expected loops of known length, got a while_loop with convolutions or dots inside, whose turns cannot be "
-            "counted: use jax.lax.scan, or jax.lax.fori_loop with constant bounds"
+            "expected loops of known length, got a while_loop with convolutions or dots inside: use jax.lax.scan, or "
+            "jax.lax.fori_loop with constant bounds"
         )
     return sum(inner)
 

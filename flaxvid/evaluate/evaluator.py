@@ -1,4 +1,4 @@
-"""Evaluation of a model at several frame counts in one pass over the videos."""
+"""Evaluation at several frame counts in one pass over the videos."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,12 +27,12 @@ from flaxvid.types import Batch, Variables, by_target
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a network does at one frame count.
+    """How a network does at one frame count.
 
     Attributes:
-        scores: {"top1", "top5", "mean_class", "calibration_error", "clips"}: shares in [0, 1], and how many videos.
-        confusion: videos by (label, guess).
-        reliability: "count", "confidence" and "accuracy" of each bin of confidence; see `metrics.reliability`.
+        scores: {"top1", "top5", "mean_class", "calibration_error", "clips"}: shares in [0, 1], and videos.
+        confusion: numbers of videos by (label, guess).
+        reliability: see `metrics.reliability`.
         guess: the likeliest class of each video, in the order of `Evaluation.index`.
         confidence: its probability.
     """
@@ -50,9 +50,9 @@ class Evaluation:
 
     Attributes:
         frames: the result at each frame count.
-        index: position in the source of each video that could be read and has a label.
-        label: its class.
-        broken: positions in the source of the videos that could not be read; they count nowhere.
+        index: positions in the source of the videos that count: they have a label and could be read.
+        label: their classes.
+        broken: positions of the videos that could not be read.
     """
 
     frames: Mapping[int, Result]
@@ -60,18 +60,13 @@ class Evaluation:
     label: Int[np.ndarray, " videos"]
     broken: tuple[int, ...]
 
-    def scores(self) -> dict[int, dict[str, float]]:
-        """``{4: {"top1": 0.61, "top5": 0.93, "mean_class": 0.6, "calibration_error": 0.1, "clips": 2048}, ...}``."""
-        return {count: dict(result.scores) for count, result in self.frames.items()}
-
 
 Evaluations = Mapping[str, Evaluation]
-"""The evaluation of each target; an only target is called ""."""
+"""The evaluation of each target; a single target is called ""."""
 
 
 def score_rows(evaluations: Evaluations) -> list[dict[str, Any]]:
-    """The any-frame table: ``{"frames": 4, "top1": 0.61, ...}``, and the "target" of each row where there are
-    several."""
+    """The any-frame table: rows ``{"frames": 4, "top1": 0.61, ...}``, with a "target" where there are several."""
     return [
         {**({"target": target} if target else {}), "frames": count, **result.scores}
         for target, evaluation in evaluations.items()
@@ -88,21 +83,19 @@ def evaluate_videos(
 ) -> dict[str, Evaluation]:
     """Evaluates every video at each frame count; a video's answer is the mean over its views.
 
-    The devices add up all sums, which are fetched once at the end. Every process of a multi-host run gets the same.
+    Sums stay on the devices until the end. All processes of a multi-host run get the same result.
 
     Args:
         model: the ordinary model.
         variables: ordinary variables for each frame count.
-        batches: of `eval_batches`: "video" with uint8 (b, v, n, h, w, 3) for each of these counts, "label", "index",
-            "mask" and "broken".
+        batches: of `eval_batches`, with video for each of these counts.
         put: moves a batch to the devices.
 
     Returns:
-        The evaluation of each target; of an only one ``{"": ...}``.
+        The evaluation of each target.
 
     Raises:
-        ValueError: the video is not uint8, no batch, no video that could be read or has a label, or labels of other
-            targets.
+        ValueError: the video is not uint8, there is no batch, no video counts, or the labels are of other targets.
     """
     totals: dict[tuple[str, int], Any] = {}
     answers: list[Any] = []
@@ -122,7 +115,7 @@ def evaluate_videos(
                 totals[key] = jax.tree.map(jnp.add, totals[key], sums) if key in totals else sums
         answers.append({**{name: batch[name] for name in ("index", "label", "mask", "broken")}, "guesses": guesses})
     if not answers:
-        raise ValueError("no batch to evaluate: is the split empty?")
+        raise ValueError("expected videos to evaluate, got none: is the split empty?")
     totals, answers = multihost_utils.process_allgather((totals, answers), tiled=True)
     joined: Any = jax.tree.map(lambda *leaves: np.concatenate(leaves), *answers)
     broken = tuple(sorted(int(position) for position in joined["broken"] if position >= 0))
@@ -142,7 +135,7 @@ def evaluate_videos(
 
 
 def join(passes: Sequence[Evaluations]) -> dict[str, Evaluation]:
-    """One evaluation out of several passes over the same videos, each at other frame counts.
+    """Joins passes over the same videos, each at other frame counts.
 
     Raises:
         ValueError: a video could be read in one pass and not in another.
@@ -166,7 +159,7 @@ def _joined(passes: Sequence[Evaluation]) -> Evaluation:
 def _judge(
     probabilities: Float[Array, "b k"], labels: Int[Array, " b"], mask: Array
 ) -> tuple[dict[str, Any], tuple[Array, Array]]:
-    """All sums of one batch, and each video's guess and confidence."""
+    """One batch's sums, and each video's guess and confidence."""
     sums = {
         "accuracy": accuracy_sums(probabilities, labels, mask),
         "confusion": confusion_counts(probabilities, labels, mask),

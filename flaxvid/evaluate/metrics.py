@@ -1,10 +1,10 @@
-"""Accuracy as sums and counts, so that batches, hosts and padded last batches add up exactly.
+"""Accuracy and calibration as sums over a batch.
 
-A mean of batch means is wrong as soon as two batches differ in size. Here every function returns integers for one
-batch; add them with `jax.tree.map(jnp.add, a, b)` and divide once at the end.
+A mean of batch means is wrong when two batches differ in size. Add the sums of all batches and hosts by
+`jax.tree.map(jnp.add, a, b)`, then divide once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,13 @@ from jaxtyping import Array, Bool, Float, Int, Num
 def topk_correct(logits: Float[Array, "b k"], labels: Int[Array, " b"], k: int = 1) -> Bool[Array, " b"]:
     """Says for each clip whether its label is among the k highest logits.
 
-    Ties go to the lower class, so constant logits score like chance and not 100 %; a NaN at the label is never right.
+    The lower class wins a tie, so constant logits score like chance and not 100 %. A NaN at the label is wrong.
 
     Args:
-        logits: (b, classes); probabilities rank the same.
-        labels: (b,) class numbers; one outside [0, classes) is never right.
-        k: how many guesses; with k >= classes every valid label is right, as top-5 of 3 classes is.
-
-    Raises:
-        ValueError: k is less than one.
+        logits: logits or probabilities.
+        labels: class numbers; one outside [0, classes) is wrong.
+        k: the number of guesses; with k >= classes every valid label is right.
     """
-    if k < 1:
-        raise ValueError(f"expected k >= 1 guesses, got k={k}: use k=1 for plain accuracy")
     classes = logits.shape[-1]
     _, guesses = jax.lax.top_k(logits, min(k, classes))
     at_label = jnp.take_along_axis(logits, jnp.clip(labels, 0, classes - 1)[:, None], axis=-1)[:, 0]
@@ -34,52 +29,33 @@ def topk_correct(logits: Float[Array, "b k"], labels: Int[Array, " b"], k: int =
 
 
 def accuracy_sums(
-    logits: Float[Array, "b k"],
-    labels: Int[Array, " b"],
-    mask: Bool[Array, " b"] | None = None,
-    topk: Sequence[int] = (1, 5),
+    logits: Float[Array, "b k"], labels: Int[Array, " b"], mask: Bool[Array, " b"]
 ) -> dict[str, Int[Array, ""]]:
-    """Counts the right answers of one batch: {"top1": n, "top5": n, "count": n}, all int32.
-
-    Args:
-        logits: (b, classes).
-        labels: (b,) class numbers.
-        mask: (b,), False for the clips that only pad the last batch; None counts all.
-        topk: the numbers of guesses, each giving one entry `top<k>`.
-    """
-    mask = jnp.ones(labels.shape, bool) if mask is None else mask.astype(bool)
-    sums = {f"top{k}": jnp.sum(topk_correct(logits, labels, k) & mask, dtype=jnp.int32) for k in topk}
+    """Counts right answers, {"top1": n, "top5": n, "count": n}, int32, of the clips that `mask` counts."""
+    sums = {f"top{k}": jnp.sum(topk_correct(logits, labels, k) & mask, dtype=jnp.int32) for k in (1, 5)}
     return sums | {"count": jnp.sum(mask, dtype=jnp.int32)}
 
 
 def accuracies(sums: Mapping[str, Int[Array, ""]]) -> dict[str, float]:
-    """Divides added-up `accuracy_sums` by their count: fractions in [0, 1], outside of jit.
-
-    Raises:
-        ValueError: nothing was counted, and an accuracy of no clips is no number.
-    """
-    count = int(sums["count"])
-    if count == 0:
-        raise ValueError("expected sums over at least one clip, got count=0: is the split empty, or every clip masked?")
-    return {name: int(value) / count for name, value in sums.items() if name != "count"}
+    """Divides the total of `accuracy_sums` by its count, which must not be 0: shares in [0, 1]."""
+    return {name: int(value) / int(sums["count"]) for name, value in sums.items() if name != "count"}
 
 
 def confusion_counts(
-    logits: Float[Array, "b k"], labels: Int[Array, " b"], mask: Bool[Array, " b"] | None = None
+    logits: Float[Array, "b k"], labels: Int[Array, " b"], mask: Bool[Array, " b"]
 ) -> Int[Array, "k k"]:
-    """Counts clips by (label, guess), int32; rows are the truth. Labels outside [0, classes) are not counted."""
+    """Counts clips by (label, guess), int32; labels outside [0, classes) are left out."""
     classes = logits.shape[-1]
-    keep = (labels >= 0) & (labels < classes)
-    keep = keep if mask is None else keep & mask.astype(bool)
+    keep = (labels >= 0) & (labels < classes) & mask
     guesses = jnp.argmax(logits, axis=-1)
-    # A negative index would wrap to the last class, hence the mask on the value and not only `mode="drop"`.
+    # `mode="drop"` alone does not do: a negative index would wrap to the last class.
     return jnp.zeros((classes, classes), jnp.int32).at[labels, guesses].add(keep.astype(jnp.int32), mode="drop")
 
 
 def mean_class_accuracy(confusion: Int[Array, "k k"]) -> Float[Array, ""]:
-    """Averages the classes' own accuracies, each class weighing the same; classes without a clip are left out.
+    """Averages the accuracies of the classes that have a clip, all with the same weight; NaN if none has.
 
-    Take it of the confusion counts of the whole split, never of a batch. NaN when nothing was counted.
+    Give it the counts of the whole split, not of a batch.
     """
     clips = confusion.sum(axis=1)
     recall = jnp.diagonal(confusion) / jnp.maximum(clips, 1)
@@ -87,33 +63,30 @@ def mean_class_accuracy(confusion: Int[Array, "k k"]) -> Float[Array, ""]:
 
 
 def calibration_sums(
-    probabilities: Float[Array, "b k"], labels: Int[Array, " b"], mask: Bool[Array, " b"] | None = None, bins: int = 15
+    probabilities: Float[Array, "b k"], labels: Int[Array, " b"], mask: Bool[Array, " b"], bins: int = 15
 ) -> dict[str, Num[Array, " bins"]]:
-    """Sums one batch by how sure the network was: {"count", "right", "confidence"}, one entry a bin.
+    """Sums one batch by confidence, the highest probability: {"count", "right", "confidence"} of each bin.
 
-    Bin i of `bins` holds the confidences in (i / bins, (i + 1) / bins], confidence being the highest probability. Add
-    the batches up and give the sums to `calibration_error` and `reliability`. On Calibration of Modern Neural Networks,
-    arXiv 1706.04599, which takes 15 bins.
+    Bin i holds the confidences in (i / bins, (i + 1) / bins]; 15 bins as in arXiv 1706.04599.
 
     Args:
-        probabilities: (b, classes), which add up to one; logits would be counted in the wrong bins.
-        labels: (b,) class numbers.
-        mask: (b,), False for what does not count.
-        bins: how many.
+        probabilities: not logits, which would fall into the wrong bins.
+        labels: class numbers.
+        mask: which clips count.
+        bins: the number of bins.
     """
-    keep = jnp.ones(labels.shape, bool) if mask is None else mask.astype(bool)
     confidence = probabilities.max(axis=-1)
     place = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
-    right = topk_correct(probabilities, labels) & keep
+    right = topk_correct(probabilities, labels) & mask
     return {
-        "count": jnp.zeros(bins, jnp.int32).at[place].add(keep.astype(jnp.int32)),
+        "count": jnp.zeros(bins, jnp.int32).at[place].add(mask.astype(jnp.int32)),
         "right": jnp.zeros(bins, jnp.int32).at[place].add(right.astype(jnp.int32)),
-        "confidence": jnp.zeros(bins, jnp.float32).at[place].add(jnp.where(keep, confidence, 0.0)),
+        "confidence": jnp.zeros(bins, jnp.float32).at[place].add(jnp.where(mask, confidence, 0.0)),
     }
 
 
 def reliability(sums: Mapping[str, Num[Array, " bins"]]) -> dict[str, Num[np.ndarray, " bins"]]:
-    """Each bin's {"count", "confidence", "accuracy"} from added-up `calibration_sums`; means are NaN in empty bins."""
+    """Each bin's {"count", "confidence", "accuracy"} from the total of `calibration_sums`; an empty bin has NaN."""
     count = np.asarray(sums["count"])
     with np.errstate(invalid="ignore"):
         return {
@@ -124,9 +97,9 @@ def reliability(sums: Mapping[str, Num[Array, " bins"]]) -> dict[str, Num[np.nda
 
 
 def calibration_error(sums: Mapping[str, Num[Array, " bins"]]) -> float:
-    """The expected calibration error of added-up `calibration_sums`, in [0, 1]: how far confidence is from accuracy.
+    """The expected calibration error in [0, 1]: each bin's |accuracy - confidence|, weighted by its clips.
 
-    The bins' |accuracy - confidence|, weighted by their clips. NaN when nothing was counted.
+    Give it the total of `calibration_sums`. NaN if no clip was counted.
     """
     gap = jnp.abs(sums["right"] - sums["confidence"]).sum()
     return float(gap / sums["count"].sum())

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from flaxvid.data.clips.cut import ClipConfig
-from flaxvid.data.clips.decode import Video
+from flaxvid.data.clips.decode import Video, VideoError
 from flaxvid.data.clips.windows import cut_stretches
 from flaxvid.evaluate.cost import clip_milliseconds
 from flaxvid.evaluate.views import average_views
@@ -20,11 +20,11 @@ from flaxvid.types import Classes, Variables, by_target
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the network says of one stretch of a video.
+    """The answer to one stretch of a video.
 
     Attributes:
-        start, end: where the stretch begins and ends, in seconds; None for a whole video.
-        probabilities: of the classes of each target; an only target is called "".
+        start, end: the stretch in seconds; None for a whole video.
+        probabilities: of the classes of each target; a single target is called "".
     """
 
     start: float | None
@@ -33,14 +33,13 @@ class Prediction:
 
 
 class Predictor:
-    """A trained network for videos as they come.
+    """A trained network that answers to videos. Videos shorter than a clip repeat frames.
 
     Args:
         model: the ordinary model.
         select: gives its ordinary variables for a frame count, such as ``lambda n: flexible.select(variables, n)``.
         classes: class names in the order of the logits; of several targets those of each.
-        clips: how a video is seen, whatever its frame counts: as in evaluation. The default is one clip from all of the
-            video and the centre crop. Videos shorter than a clip repeat frames.
+        clips: the views, whatever frame counts it says; None is one clip from all of the video and the centre crop.
     """
 
     def __init__(
@@ -58,13 +57,10 @@ class Predictor:
     def __call__(
         self, video: UInt8[np.ndarray, "b v n h w 3"] | Mapping[str, UInt8[np.ndarray, "b v n h w 3"]]
     ) -> dict[str, Float[np.ndarray, "b k"]]:
-        """The probabilities of a batch of videos for each target, the mean over each video's views.
-
-        Args:
-            video: the views; of a scene with several cameras those of each.
+        """The probabilities of a batch of videos; see `average_views`.
 
         Raises:
-            ValueError: the video is not uint8, or not of that shape; or other cameras than the network knows.
+            ValueError: the video is not uint8, or of another shape, or from cameras that the network does not have.
         """
         num_frames = jax.tree.leaves(video)[0].shape[2]
         on_device: Any = jax.tree.map(jax.numpy.asarray, video)
@@ -76,33 +72,37 @@ class Predictor:
         """Yields the answer to a video, or to one stretch of it after the other; memory holds the clip of one.
 
         Args:
-            video, window: see `cut_stretches`. Of a scene, cameras that the network knows may be missing.
+            video, window: see `cut_stretches`. A scene may lack cameras of the network.
             num_frames: frames of each clip.
 
         Raises:
-            VideoError: the video cannot be read, or its frames have no times to tell its stretches by.
-            ValueError: the window is too short, or given for a scene of several cameras.
+            VideoError: the video cannot be read, or its frames have no times.
+            ValueError: the window is too short, or given for a scene.
         """
         seen: Any = None
         answer: dict[str, Any] = {}
         for start, end, views in cut_stretches(video, dataclasses.replace(self._clips, frames=(num_frames,)), window):
-            if views is not seen:  # a picture that is shown for long is looked at once
+            if views is not seen:  # a still picture gives the same views for many stretches
                 one = self(jax.tree.map(lambda clips: clips[None], views))
                 seen, answer = views, {target: probabilities[0] for target, probabilities in one.items()}
             yield Prediction(start, end, answer)
 
-    def top(self, probabilities: Mapping[str, Float[np.ndarray, " k"]], count: int) -> dict[str, list]:
-        """The likeliest classes of each target and their probabilities: ``{"": [("run", 0.7), ...]}``.
+    def answers(
+        self, video: Video | Mapping[str, Video], num_frames: int, window: float | None = None
+    ) -> Iterator[Prediction | VideoError | OSError]:
+        """As `predict`, but an error that the video ends with is the last answer."""
+        try:
+            yield from self.predict(video, num_frames, window)
+        except (VideoError, OSError) as error:
+            yield error
 
-        Args:
-            probabilities: of a `Prediction`.
-            count: how many classes; fewer where there are not so many.
-        """
+    def top(self, probabilities: Mapping[str, Float[np.ndarray, " k"]], count: int) -> dict[str, list]:
+        """The `count` likeliest classes of each target and their probabilities: ``{"": [("run", 0.7), ...]}``."""
         return {
             target: [(names[i], float(own[i])) for i in np.argsort(-own, kind="stable")[:count]]
             for target, names, own in ((target, names, probabilities[target]) for target, names in self.classes.items())
         }
 
     def milliseconds(self, num_frames: int) -> float:
-        """What a clip of so many frames takes here; see `clip_milliseconds`."""
+        """The time of a clip on this machine; see `clip_milliseconds`."""
         return clip_milliseconds(self.model, self._select(num_frames), num_frames, self._clips.image_size)

@@ -1,7 +1,7 @@
-"""What an evaluation leaves in a run's folder: evaluation.json, film strips of some videos, and the page.
+"""Writes the results of an evaluation: evaluation.json, film strips of some videos, and the page.
 
-The run's own record, of its own test videos, lies in the folder itself. A record of other videos, or of an earlier
-checkpoint, has a folder of its own, evaluations/<data set>: none takes the place of another.
+A run's folder holds the record of its own test videos. A record of other videos, or of an earlier checkpoint, has its
+own folder, evaluations/<data set>, so none replaces another.
 """
 
 import contextlib
@@ -34,17 +34,17 @@ from flaxvid.types import Variables, by_target
 from flaxvid.writing import written_whole
 
 RIGHT, WRONG = 4, 8
-"""How many videos are shown of those that the network got right, and of the most confident wrong ones."""
+"""The numbers of videos to show: of right answers, and of the most confident wrong ones."""
 
 STRIP_FRAMES, STRIP_HEIGHT, GAP = 8, 96, 2
-"""Frames of a strip, their short side and the gap between them in pixels."""
+"""Frames of a strip; their short side and the gap between them in pixels."""
 
 
 def output_folder(run: Path | None, output: Path | None) -> Path | None:
-    """Where the results of an evaluation go, if anywhere: into `output`, or else the run's folder.
+    """The folder for the results: `output`, or the run's, or None.
 
     Raises:
-        ValueError: `output` is another run's folder, or a record there is damaged; this shows before the work.
+        ValueError: `output` is another run's folder, or a record there is damaged.
     """
     folder = output or run
     if output and (output / "recipe.json").exists() and not (run and output.samefile(run)):
@@ -69,24 +69,24 @@ def finish_evaluation(
     own: bool = True,
     final: bool = False,
 ) -> tuple[dict[str, Any], Path | None]:
-    """Counts what the clips cost and makes the record; writes it with film strips and the page. All processes call it.
+    """Counts the cost of a clip, makes the record, and writes it with film strips and the page; every process calls it.
 
     Args:
         evaluation: of `source`.
         source: the videos.
         model: the ordinary model.
-        clips: how the clips were cut, of any pass.
-        origin: where the videos come from: "root", "split", and "by_number" where labels are compared by number.
-        checkpoint: whose weights they are: "name" and "step"; None for those of a file.
-        folder: of the run, or for the results of a weights file; None writes nothing.
+        clips: the rules of the clips, of any pass.
+        origin: "root" and "split" of the videos, and "by_number" if labels are compared by number.
+        checkpoint: "name" and "step" of the weights; None for those of a file.
+        folder: for the results; None writes nothing.
         protocol: its name.
         timed: ordinary variables for each frame count; with them a clip's milliseconds are measured.
-        own: whether the videos are the run's own test videos; see `place_record`.
-        final: whether this ends a training: its record takes the place of the one in `folder`, and the rows are written
-            as any_frame.json, too, which says that the run is finished.
+        own: see `place_record`.
+        final: whether this ends a training. The record then replaces that in `folder`, and any_frame.json is written,
+            too, which marks the run as finished.
 
     Returns:
-        The record, and where it was written.
+        The record, and its path.
     """
     size = clips.image_size
     costs = {
@@ -110,7 +110,7 @@ def finish_evaluation(
 
 
 def any_frame_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the any-frame table of a record: scores and costs."""
+    """A record's any-frame table: rows of scores and costs."""
     return [{key: row[key] for key in row if key not in ("confusion", "reliability")} for row in record["frames"]]
 
 
@@ -124,15 +124,12 @@ def evaluation_record(
     origin: Mapping[str, Any] | None = None,
     checkpoint: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What is known after an evaluation, as JSON values; see `flaxvid.report.run.Run.evaluation` for the keys.
+    """The record of an evaluation, as JSON values; see `flaxvid.report.run.Run.evaluation` for the keys.
 
     Args:
-        evaluation: of `source`.
-        source: the videos.
-        clips: how the clips were cut; says what is wrong with a video that could not be read.
+        evaluation, source, clips, origin, checkpoint: as in `finish_evaluation`.
         protocol: its "name", "views" and "size".
-        costs: "gflops" of a clip at each frame count, and "milliseconds" where they were measured.
-        origin, checkpoint: as in `finish_evaluation`.
+        costs: "gflops" of a clip at each frame count, and "milliseconds" if they were measured.
     """
     first, classes = next(iter(evaluation.values())), source.classes
     faults = [find_fault(source, position, clips) for position in first.broken]
@@ -174,11 +171,7 @@ def evaluation_record(
 
 
 def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluations, source: Source) -> Path:
-    """Writes the record as evaluation.json and a strip for each of its examples; replaces what lies there.
-
-    Returns:
-        The path of evaluation.json.
-    """
+    """Writes evaluation.json and a film strip for each example; replaces old ones. Returns the path of the first."""
     folder = Path(folder)
     strips = folder / "strips"
     shutil.rmtree(strips, ignore_errors=True)
@@ -195,18 +188,17 @@ def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluat
 
 
 def place_record(folder: Path, record: Mapping[str, Any], own: bool) -> Path:
-    """Where in a folder a record belongs: there itself if it is the run's own, or else in evaluations/NAME.
+    """The folder of a record: `folder` for the run's own record, evaluations/NAME in it for others.
 
     A run's own record is of its own test videos, and of the latest weights that were evaluated.
 
     Args:
-        folder: of the run.
-        record: of the evaluation.
-        own: whether the videos come from where the run's test videos do. It decides where the folder has no record yet
-            that says which they are.
+        folder: the run's.
+        record: the new one.
+        own: whether these are the run's own test videos; it decides if no record in `folder` tells.
 
     Raises:
-        ValueError: the folder's own record is damaged.
+        ValueError: the record in `folder` is damaged.
     """
     previous, data = read_evaluation(folder / "evaluation.json"), record["data"]
     there, step, before = previous.get("data", {}), _step(record), _step(previous)
@@ -226,9 +218,9 @@ def _step(record: Mapping[str, Any]) -> int | None:
 
 
 def digest_videos(source: Source) -> str:
-    """Tells which videos a source has, wherever they lie: of their ids, their labels by name, and their sizes.
+    """A digest of a source's videos: their ids, the names of their labels, and their sizes.
 
-    The sizes tell copies of other quality apart, which have the same names.
+    It does not depend on the folder. Sizes tell copies of another quality apart.
     """
     classes = by_target(source.classes)
     rows = []
@@ -248,7 +240,7 @@ def digest_videos(source: Source) -> str:
 
 
 def _size(video: bytes | str | Path) -> int | None:
-    """Bytes of a video, or files of a folder of frames; None where there is nothing."""
+    """The bytes of a video, or the number of files in a folder of frames; None if it is not there."""
     if isinstance(video, bytes):
         return len(video)
     try:
@@ -258,7 +250,7 @@ def _size(video: bytes | str | Path) -> int | None:
 
 
 def choose_examples(evaluation: Evaluation) -> list[int]:
-    """Rows of an evaluation worth a look, by its largest frame count: some right, the most confident wrong."""
+    """Rows of an evaluation to show, by its largest frame count: some right ones, and the most confident wrong ones."""
     result = evaluation.frames[max(evaluation.frames)]
     right = np.flatnonzero(result.guess == evaluation.label)
     wrong = np.flatnonzero(result.guess != evaluation.label)
@@ -270,7 +262,7 @@ def choose_examples(evaluation: Evaluation) -> list[int]:
 def film_strip(
     video: bytes | str | Path | Mapping[str, bytes | str | Path], name: str | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Frames from all of a video side by side, whole ones and not the network's crop; a row for each camera."""
+    """Whole frames from all of a video side by side; a row for each camera."""
     if isinstance(video, Mapping):
         rows = [
             np.pad(film_strip(one, name), ((0, GAP), (0, 0), (0, 0)), constant_values=255) for one in video.values()
@@ -283,7 +275,7 @@ def film_strip(
 
 
 def find_fault(source: Source, position: int, clips: ClipConfig) -> dict[str, Any]:
-    """Why a video could not be read: {"id", "missing": whether it is not there at all, "reason"}."""
+    """Why a video could not be read: {"id", "missing": whether it is not there, "reason"}."""
     reason = why_broken(source, position, clips)
     try:
         item = source[position]
@@ -300,7 +292,7 @@ def _details(result: Result) -> dict[str, Any]:
 
 
 def sparse(confusion: Int[np.ndarray, "k k"]) -> list[list[int]]:
-    """The entries that are not zero, as [label, guess, videos]: of a thousand classes nearly all are zero."""
+    """The entries that are not zero, as [label, guess, videos]; of many classes nearly all are zero."""
     return [[int(i), int(j), int(confusion[i, j])] for i, j in zip(*np.nonzero(confusion), strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Views: several clips and crops of one video, whose answers are averaged; and the protocols that have names."""
+"""Views: clips and crops of one video, whose answers are averaged; and protocols by name."""
 
 import dataclasses
 import functools
@@ -16,15 +16,12 @@ from flaxvid.types import Variables, by_target
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How many views of a video are averaged, and how they are cut.
+    """The views of a video.
 
     Attributes:
-        clips: clips a video, spread over its length.
-        crops: squares a frame: 1 is the centre, 3 lie along the longer side, 5 and 10 add corners and mirrors.
-        full: squares as large as the short side that test videos are resized to (256 for a network of 224 pixels)
-            and not of the network's own size, so that nothing of the short side is lost.
-        sampling: "segment" spreads each clip over the whole video, "dense" takes it from `window` frames.
-        window: frames of the video that a dense clip spans, whatever its own number of frames.
+        clips, crops, sampling: see `ClipConfig`.
+        full: squares have the size of the resized short side (256 for a network of 224 pixels), not the network's.
+        window: frames of the video that a dense clip spans.
     """
 
     clips: int = 1
@@ -34,10 +31,10 @@ class Protocol:
     window: int = 64
 
     def passes(self, clips: ClipConfig, frames: Sequence[int]) -> tuple[ClipConfig, ...]:
-        """The passes over the videos that evaluate these frame counts: one for all, dense ones each their own.
+        """The passes over the videos: one for all frame counts, or in dense sampling one for each.
 
         Args:
-            clips: how the run cuts test videos with one view; what a protocol does not say stays as it is there.
+            clips: the run's own rules; fields that a protocol does not have stay.
             frames: frame counts.
         """
         short_side = clips.test_size or round(clips.image_size * 256 / 224)
@@ -60,15 +57,13 @@ PROTOCOLS = {
     "accurate": Protocol(clips=2, crops=3, full=True),
     "dense": Protocol(clips=10, crops=3, full=True, sampling="dense"),
 }
-"""The TSM authors' three (arXiv 1811.08383, section 5; README and test_models.py of mit-han-lab/temporal-shift-module):
-"efficient" is one clip and the centre crop, `--test_crops=1`; "accurate" two clips at full resolution, `--test_crops=3
---twice_sample --full_res`; "dense" the non-local networks' ten clips of 64 frames at full resolution,
-`--test_crops=3 --dense_sample --full_res`. They average logits where we average probabilities; with one view that is
-the same."""
+"""The protocols of TSM's authors (arXiv 1811.08383, section 5; mit-han-lab/temporal-shift-module, test_models.py):
+"efficient" is their `--test_crops=1`, "accurate" `--test_crops=3 --twice_sample --full_res`, "dense" `--test_crops=3
+--dense_sample --full_res`. They average logits, we average probabilities; with one view that is the same."""
 
 
 def describe_views(clips: ClipConfig) -> str:
-    """A clip's views in words: "2 clips x 3 crops"."""
+    """The views in words: "2 clips x 3 crops"."""
     views = f"{clips.clips} clip{'s' * (clips.clips > 1)} x {clips.crops} crop{'s' * (clips.crops > 1)}"
     return views + (f", a frame in {clips.interval}" if clips.sampling == "dense" else "")
 
@@ -78,18 +73,15 @@ def average_views(
     variables: Variables,
     video: UInt8[Array, "b v n h w 3"] | Mapping[str, UInt8[Array, "b v n h w 3"]],
 ) -> dict[str, Float[Array, "b k"]]:
-    """The mean of the probabilities that the network gives to a video's views.
+    """The mean of the network's probabilities over a video's views, for each target.
 
-    The mean of probabilities gives every view one vote; of logits a single sure view would decide. And the mean is a
-    distribution, whose calibration can be checked. The views run one after the other: thirty need the memory of one.
+    Of probabilities every view has one vote; in a mean of logits one sure view would decide. The views run one after
+    the other, so thirty need the memory of one.
 
     Args:
         model: the ordinary model.
         variables: its ordinary variables for this frame count.
-        video: the views of each video; of a scene with several cameras those of each.
-
-    Returns:
-        The probabilities of each target; of an only one ``{"": ...}``.
+        video: the views of each video; of a scene those of each camera.
 
     Raises:
         ValueError: the video is not uint8, or has no axis of views.
@@ -97,8 +89,8 @@ def average_views(
     for clips in jax.tree.leaves(video):
         if clips.dtype != jnp.uint8:
             raise ValueError(
-                f"evaluation takes uint8 video, got {clips.dtype}: the model itself normalises, and floats in "
-                "[0, 1] would pass for normalised ones"
+                f"evaluation takes uint8 video, got {clips.dtype}: give decoded frames, which the model itself "
+                "normalises"
             )
         if clips.ndim != 6:
             raise ValueError(

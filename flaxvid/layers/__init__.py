@@ -1,6 +1,7 @@
 """Building blocks that the families share; each can be used alone."""
 
 from flaxvid.layers.attention import Attention
+from flaxvid.layers.attentive import AttentiveHead
 from flaxvid.layers.blocks import ConvNorm, SqueezeExcitation
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import ClassToken, ConsensusHead, PoolHead, TokenHead
@@ -11,6 +12,7 @@ from flaxvid.layers.transformer import Block, DropPath, Mlp, PatchEmbed
 
 __all__ = [
     "Attention",
+    "AttentiveHead",
     "BatchNorm",
     "Block",
     "ClassToken",

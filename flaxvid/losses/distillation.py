@@ -18,26 +18,23 @@ def ffn_loss(
     frames: Sequence[int] | None = None,
     label_weights: Float[Array, " b"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """FFN's temporal distillation (arXiv 2303.14817, eq. 4 and 5): the longest clip learns the label, the others learn
-    from it.
+    """FFN's temporal distillation (arXiv 2303.14817, eq. 4 and 5): the longest clip learns the label and teaches the
+    others.
 
-    ``loss = CE(z_longest, y) + weight * sum_n KL(p_longest || p_n)``, means over the batch at temperature 1. The
-    teacher's probabilities stand under `stop_gradient`, so that no KL term moves the teacher; the shorter counts see
-    no label.
+    ``loss = CE(z_longest, y) + weight * sum_n KL(p_longest || p_n)``, means over the batch at temperature 1. A KL term
+    does not move the teacher (`stop_gradient`). The shorter counts see no label; the KL terms take all rows.
 
     Args:
         logits: by frame count; the largest count is the teacher.
-        labels: class numbers, or shares, some of them missing; see `cross_entropy`.
-        weight: of the KL terms.
-        label_smoothing: of the cross-entropy.
+        weight: factor of the KL terms.
         frames: the counts that must be there; None takes those that are.
-        label_weights: of the rows in the cross-entropy, see there; the KL terms need no label and take all rows.
+        labels, label_smoothing, label_weights: of the cross-entropy, see there.
 
     Returns:
         The loss, and its parts ``{"ce", "kl_4", "kl_8", ...}`` before weighting.
 
     Raises:
-        ValueError: a frame count is missing, or there is nothing to distil into.
+        ValueError: a frame count is missing, or there is only one.
     """
     expected = tuple(sorted(frames or logits))
     if tuple(sorted(logits)) != expected or len(expected) < 2:
@@ -61,13 +58,11 @@ def label_loss(
     label_smoothing: float = 0.0,
     label_weights: Float[Array, " b"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Cross-entropy of every frame count with the label, added up: FFN without its distillation, the paper's ablation.
+    """The sum of every frame count's cross-entropy: FFN without distillation, the paper's ablation.
 
     Args:
         logits: by frame count.
-        labels: class numbers, or shares, some of them missing; see `cross_entropy`.
-        label_smoothing: of every term.
-        label_weights: of the rows; see `cross_entropy`.
+        labels, label_smoothing, label_weights: see `cross_entropy`.
 
     Returns:
         The loss, and its parts ``{"ce_4", "ce_8", ...}``.

@@ -15,14 +15,14 @@ def sum_over_targets(
     """The weighted sum of the targets' losses.
 
     Args:
-        loss: of one target's logits and labels; gives the loss and what is to be known of it, by name.
-        logits: ``{"action": ..., "actor": ...}``; those of an only target ``{"": ...}``.
+        loss: gives one target's loss and its parts, from its logits and labels.
+        logits: ``{"action": ..., "actor": ...}``; of a single target ``{"": ...}``.
         labels: likewise.
-        weights: of the targets; 1 for those that are not in it.
+        weights: of the targets; 1 for the others.
 
     Returns:
-        The sum, and each target's parts, ``{"action_loss", "action_accuracy", "actor_loss", ...}``, of an only target
-        ``{"loss", "accuracy"}``; losses unweighted.
+        The sum, and the parts of each target, unweighted: ``{"action_loss", "action_accuracy", "actor_loss", ...}``, of
+        a single target ``{"loss", "accuracy"}``.
 
     Raises:
         ValueError: logits and labels are not of the same targets.

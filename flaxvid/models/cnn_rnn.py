@@ -171,6 +171,11 @@ def build(
         clip=common.clip,
         # What a kernel knows of the pace of frames is in the recurrent ones above all.
         altered=(*backbone.altered, (r"body/rnn/\w+/kernel", -2)),
+        layers=(
+            *backbone.layers,
+            *([r"body/projection(_norm)?/.*"] if feature_dim else []),
+            *(rf"body/rnn/(forward|backward)_{index}_\w+/.*" for index in range(num_layers)),
+        ),
     )
 
 

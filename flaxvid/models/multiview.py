@@ -198,6 +198,10 @@ def build(
             (re.sub(r"^(stem|body)/", r"\1/\\w+/", path) if separate else path, axis) for path, axis in backbone.altered
         ),
         cameras=cameras,
+        layers=(
+            *(re.sub(r"\b(stem|body)/", r"\1/\\w+/", path) if separate else path for path in backbone.layers),
+            *([] if late else [r"body/fusion/.*"]),
+        ),
     )
 
 

@@ -31,7 +31,7 @@ from flaxvid.models.resnet3d import (
     stage_blocks,
 )
 from flaxvid.models.spec import Common, Format, ModelSpec, formats
-from flaxvid.models.video_model import VideoModel
+from flaxvid.models.video_model import VideoModel, stage_layers
 
 
 def midplanes(inputs: int, outputs: int) -> int:
@@ -129,6 +129,7 @@ def build_basic(
         feature_dim=width * 2 ** (len(depths) - 1),
         clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv1_spatial/conv/kernel", -2),),
+        layers=stage_layers(depths),
     )
 
 
@@ -153,6 +154,7 @@ def build_bottleneck(
         feature_dim=width * 2 ** (len(depths) - 1) * Bottleneck.expansion,
         clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv_a/conv/kernel", -2),),
+        layers=stage_layers(depths),
     )
 
 

@@ -3,9 +3,16 @@
 import dataclasses
 import difflib
 import fnmatch
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
+from flaxvid.layers.attentive import AttentiveHead
+from flaxvid.layers.blocks import fit_mask
+from flaxvid.layers.heads import ClassToken
+from flaxvid.layers.position import token_mask
 from flaxvid.models import (
     cnn_rnn,
     multiview,
@@ -110,7 +117,27 @@ def _make(name: str, overrides: Mapping[str, Any]) -> tuple[VideoModel, Common]:
         options = {"num_classes": common.num_classes, **for_backbone, **_options(given.get("backbone_options"))}
         parts["backbone"], common = _make(backbone_of(name, given), options)
     common = dataclasses.replace(common, **_read({**_implied(spec), **given}, shared))
-    return spec.build(common, **parts, **_read(given, own)), common
+    model = spec.build(common, **parts, **_read(given, own))
+    if common.head == "attention" and not model.cameras:  # several cameras have their backbone's head
+        model = _with_attentive_head(model, common)
+    return model, common
+
+
+def _with_attentive_head(model: VideoModel, common: Common) -> VideoModel:
+    clip = (1, model.clip.num_frames, model.clip.image_size, model.clip.image_size, 3)
+    run = functools.partial(model.init_with_output, method=lambda parts, video: parts.body(parts.stem(video)))
+    given, _ = jax.eval_shape(run, jax.random.key(0), jax.ShapeDtypeStruct(clip, "float32"))
+    widths = [grid.shape[-1] for grid in ([given.grid] if isinstance(given, ClassToken) else jax.tree.leaves(given))]
+    head = AttentiveHead(
+        common.num_classes,
+        common.dropout,
+        common.classifier_std,
+        grids=len(widths),
+        fit=token_mask if model.multiple_of[0] > 1 else fit_mask,
+        dtype=common.dtype,
+        norm_epsilon=common.norm_epsilon,
+    )
+    return model.clone(head=head, feature_dim=sum(widths))
 
 
 def _implied(spec: ModelSpec) -> dict[str, Any]:

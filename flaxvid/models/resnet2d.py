@@ -24,7 +24,7 @@ from flaxvid.layers.pooling import max_pool
 from flaxvid.layers.shift import TemporalShift
 from flaxvid.models.options import Count, Depths, Flag, choice
 from flaxvid.models.spec import Common, Format, ModelSpec, formats
-from flaxvid.models.video_model import VideoModel
+from flaxvid.models.video_model import VideoModel, stage_layers
 from flaxvid.types import ClipSpec
 
 MakeShift = Callable[..., TemporalShift]
@@ -141,6 +141,7 @@ def build(
         feature_dim=width * 2 ** (len(depths) - 1) * (EXPANSION if bottleneck else 1),
         clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv1/kernel", -2),),
+        layers=stage_layers(depths),
     )
 
 

@@ -89,7 +89,7 @@ from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.pooling import max_pool
 from flaxvid.models.options import Count, Flag, FourDepths, Kind, Odd, Odds, choice, require, several, whole
 from flaxvid.models.spec import Common, KeyTable, ModelSpec, formats
-from flaxvid.models.video_model import VideoModel
+from flaxvid.models.video_model import VideoModel, stage_layers
 from flaxvid.types import ClipSpec
 
 PYTORCHVIDEO_CLIP = ClipSpec(8, 224, (0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
@@ -248,6 +248,7 @@ def build_slow(
         feature_dim=width * 2 ** (len(depths) - 1) * Bottleneck.expansion,
         clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv_a/conv/kernel", -2),),
+        layers=stage_layers(depths),
     )
 
 
@@ -283,6 +284,7 @@ def build_r3d(
         feature_dim=width * 2 ** (len(depths) - 1),
         clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv1/conv/kernel", -2),),
+        layers=stage_layers(depths),
     )
 
 

@@ -148,6 +148,15 @@ def build(
         feature_dim=slow_dim + slow_dim // beta,
         clip=common.clip,
         altered=((r"body/(slow|fast)_layer\d+_\d+/conv_a/conv/kernel", -2),),
+        # Each fusion belongs to the layer whose output it reads.
+        layers=(
+            r"stem/.*|body/fusion0/.*",
+            *(
+                rf"body/(slow|fast)_layer{stage}_{index}/.*" + rf"|body/fusion{stage}/.*" * (index == depth - 1)
+                for stage, depth in enumerate(depths, 1)
+                for index in range(depth)
+            ),
+        ),
     )
 
 

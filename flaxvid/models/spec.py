@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from flaxvid.models.options import (
     FLOAT32,
@@ -15,13 +15,21 @@ from flaxvid.models.options import (
     NotNegative,
     Positive,
     Rate,
+    choice,
 )
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import ClipSpec
 
-KeyTable = tuple[tuple[str, str], ...]
-"""``(regex, replacement)`` renames from a module path of ours to the torch reference's, whole paths, first match. An
-entry may name a variable instead, with its leaf; it comes before those of modules."""
+KeyTable = tuple[tuple[str, ...], ...]
+"""``(regex, replacement)`` renames from a module path of ours to the reference's, whole paths, first match.
+
+An entry may name a variable instead, with its leaf; it comes before those of modules, and its replacement is the whole
+key. A collection of its own stands first: `params_4f` as ``4f/``, `params_decoder` as ``decoder/``.
+
+``{query,key,value}`` in a replacement names several tensors. They stand one after another along the last axis of ours.
+
+A third part says in einops' way how our axes become the reference's, where it is not as torch has them: ``"1 1 c ->
+c"``. An axis may be an option of the model, ``"c (num_heads d) -> c num_heads d"``, and has its value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +47,9 @@ class Common:
         dtype: compute type; parameters, statistics and logits stay float32.
         remat: recompute activations in the backward pass, block by block, to save memory.
         norm_epsilon: what every norm adds to the variance. It changes results, and no shape shows it.
+        head: "own", or "attention" for an `AttentiveHead` instead, which asks all tokens of the body. With
+            ``freeze=("stem", "body")`` in a recipe and weights of the model with its own head, it is the attentive
+            probe of a frozen network.
     """
 
     num_classes: ClassCount = 400
@@ -51,6 +62,7 @@ class Common:
     dtype: Dtype = FLOAT32
     remat: Flag = False
     norm_epsilon: Positive = 1e-5
+    head: Annotated[str, choice("own", "attention")] = "own"
 
     @property
     def clip(self) -> ClipSpec:
@@ -66,10 +78,13 @@ class Format:
         keys: renames from our module paths to the reference's.
         overrides: options of `create_model` with which our model computes what the reference computes; no shape shows
             them, so nothing in the file can.
+        unused: regular expressions of keys that are no part of our model: a table of positions that we compute, or what
+            pre-training alone needs.
     """
 
     keys: KeyTable
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from flaxvid.layers.heads import ClassToken, TokenHead
 from flaxvid.layers.position import resize_space, resize_time, token_keys
 from flaxvid.layers.transformer import Block, DropPath, Mlp, PatchEmbed, drop_rates
 from flaxvid.models.options import Count, Rate, choice
-from flaxvid.models.spec import Common, Format, ModelSpec
+from flaxvid.models.spec import Common, Format, KeyTable, ModelSpec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.models.vit import MakeBlock, TableClip, block_keys, block_layers, table_shape
 from flaxvid.types import ClipSpec
@@ -177,6 +177,39 @@ def build(
 
 _LAYER = r"timesformer.encoder.layer.\1"
 
+
+def _authors_attention(ours: str, theirs: str) -> KeyTable:
+    return (
+        (rf"body/block_(\d+)/{ours}/qkv", rf"model.blocks.\1.{theirs}.qkv"),
+        (rf"body/block_(\d+)/{ours}/project", rf"model.blocks.\1.{theirs}.proj"),
+    )
+
+
+def _mmaction2_attention(ours: str, theirs: str) -> KeyTable:
+    attention = rf"{_MMACTION2}.{theirs}.attn"
+    return (
+        (rf"body/block_(\d+)/{ours}/qkv/kernel", rf"{attention}.in_proj_weight"),
+        (rf"body/block_(\d+)/{ours}/qkv/bias", rf"{attention}.in_proj_bias"),
+        (rf"body/block_(\d+)/{ours}/project", rf"{attention}.out_proj"),
+    )
+
+
+def _mmaction2(*block: tuple[str, ...]) -> KeyTable:
+    return (
+        (r"stem/patch", r"backbone.patch_embed.projection"),
+        (r"body/class_token", r"backbone.cls_token"),
+        (r"body/positions", r"backbone.pos_embed"),
+        (r"body/times", r"backbone.time_embed"),
+        *block,
+        (r"body/block_(\d+)/mlp/fc1", rf"{_MMACTION2}.ffns.0.layers.0.0"),
+        (r"body/block_(\d+)/mlp/fc2", rf"{_MMACTION2}.ffns.0.layers.1"),
+        (r"body/norm", r"backbone.norm"),
+        (r"head/classifier(_[^/]+)?", r"cls_head.fc_cls\1"),
+    )
+
+
+_MMACTION2 = r"backbone.transformer_layers.layers.\1"
+
 TORCH_KEYS = {
     "transformers": (
         (r"stem/patch", r"timesformer.embeddings.patch_embeddings.projection"),
@@ -191,13 +224,49 @@ TORCH_KEYS = {
         (r"body/norm", r"timesformer.layernorm"),
         (r"head/classifier(_[^/]+)?", r"classifier\1"),
     ),
+    "authors": (
+        (r"stem/patch", r"model.patch_embed.proj"),
+        (r"body/class_token", r"model.cls_token"),
+        (r"body/positions", r"model.pos_embed"),
+        (r"body/times", r"model.time_embed"),
+        (r"body/block_(\d+)/norm_time", r"model.blocks.\1.temporal_norm1"),
+        (r"body/block_(\d+)/project_time", r"model.blocks.\1.temporal_fc"),
+        *_authors_attention("attention_time", "temporal_attn"),
+        *_authors_attention("attention", "attn"),
+        (r"body/block_(\d+)/(norm[12])", r"model.blocks.\1.\2"),
+        (r"body/block_(\d+)/mlp/(fc[12])", r"model.blocks.\1.mlp.\2"),
+        (r"body/norm", r"model.norm"),
+        (r"head/classifier(_[^/]+)?", r"model.head\1"),
+    ),
+    "mmaction2": _mmaction2(
+        *_mmaction2_attention("attention_time", "attentions.0"),
+        *_mmaction2_attention("attention", "attentions.1"),
+        (r"body/block_(\d+)/norm_time", rf"{_MMACTION2}.attentions.0.norm"),
+        (r"body/block_(\d+)/project_time", rf"{_MMACTION2}.attentions.0.temporal_fc"),
+        (r"body/block_(\d+)/norm1", rf"{_MMACTION2}.attentions.1.norm"),
+        (r"body/block_(\d+)/norm2", rf"{_MMACTION2}.ffns.0.norm"),
+    ),
+    "mmaction2_joint": _mmaction2(
+        *_mmaction2_attention("attention", "attentions.0"),
+        (r"body/block_(\d+)/norm1", rf"{_MMACTION2}.norms.0"),
+        (r"body/block_(\d+)/norm2", rf"{_MMACTION2}.norms.1"),
+    ),
 }
-"""The keys of transformers. A file's keys show which attention it is for."""
+"""The keys of transformers, of TimeSformer's authors and of mmaction2. A file's keys show which attention it is for.
+
+Space-only models of the authors and of mmaction2 are not read: they take the mean over the frames before the last norm,
+and we behind it."""
+
+_PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 FORMATS = {
     "transformers": Format(TORCH_KEYS["transformers"]),
     "transformers_joint": Format(TORCH_KEYS["transformers"], {"attention": "joint"}),
     "transformers_space": Format(TORCH_KEYS["transformers"], {"attention": "space"}),
+    "authors": Format(TORCH_KEYS["authors"]),
+    "authors_joint": Format(TORCH_KEYS["authors"], {"attention": "joint"}),
+    "mmaction2": Format(TORCH_KEYS["mmaction2"], _PIXELS),
+    "mmaction2_joint": Format(TORCH_KEYS["mmaction2_joint"], {**_PIXELS, "attention": "joint"}),
 }
 
 TINY = {

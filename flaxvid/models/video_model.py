@@ -1,6 +1,6 @@
 """`VideoModel`: a stem, a body and a head. Every model of the zoo is one; none inherits from another."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -115,6 +115,12 @@ class VideoModel(nn.Module):
         """The pooled feature before the classifier, (b, feature_dim); arguments as in a call."""
         x = self.body(self.stem(self.normalise(video), train, frame_mask), train, frame_mask)
         return self.head.pool(x, train, frame_mask)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def stage_layers(depths: Sequence[int]) -> tuple[str, ...]:
+    """`VideoModel.layers` of residual stages with so many blocks: the stem, then block by block."""
+    blocks = (rf"body/layer{stage}_{index}/.*" for stage, depth in enumerate(depths, 1) for index in range(depth))
+    return (r"stem/.*", *blocks)
 
 
 def clip_length(video: Any) -> int:

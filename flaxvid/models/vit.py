@@ -22,7 +22,7 @@ from flaxvid.layers.heads import Logits, classify
 from flaxvid.layers.position import fit_positions, sine_cosine, token_keys, token_mask
 from flaxvid.layers.transformer import Block, PatchEmbed, drop_rates
 from flaxvid.models.options import Count, Kind, Positive, Rate, several, whole
-from flaxvid.models.spec import Common, Format, ModelSpec
+from flaxvid.models.spec import Common, Format, KeyTable, ModelSpec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import ClipSpec
 
@@ -188,7 +188,7 @@ def build(
 ALTERED = ((r"body/block_\d+/(attention/project|mlp/fc2)/kernel", -2),)
 
 
-def block_keys(ours: str, theirs: str, *, packed: str) -> tuple[tuple[str, str], ...]:
+def block_keys(ours: str, theirs: str, *, packed: str) -> KeyTable:
     """Renames of a `Block` from our module path to transformers'; `packed` is where queries, keys and values are."""
     return (
         (rf"{ours}/attention/qkv", packed),
@@ -200,28 +200,81 @@ def block_keys(ours: str, theirs: str, *, packed: str) -> tuple[tuple[str, str],
     )
 
 
-_LAYER = r"videomae.encoder.layer.\1"
-_ATTENTION = rf"{_LAYER}.attention.attention"
-
-
-def _videomae_keys(q_bias: str, v_bias: str) -> tuple[tuple[str, str], ...]:
+def _transformers_layer(ours: str, theirs: str, q_bias: str, v_bias: str) -> KeyTable:
+    attention = rf"{theirs}.attention.attention"
     return (
-        (r"stem/patch", r"videomae.embeddings.patch_embeddings.projection"),
-        (r"body/block_(\d+)/attention/q_bias", rf"{_ATTENTION}.{q_bias}"),
-        (r"body/block_(\d+)/attention/v_bias", rf"{_ATTENTION}.{v_bias}"),
-        *block_keys(r"body/block_(\d+)", _LAYER, packed=rf"{_ATTENTION}.{{query,key,value}}"),
-        (r"head/norm", r"fc_norm"),
-        (r"head/classifier(_[^/]+)?", r"classifier\1"),
+        (rf"{ours}/attention/q_bias", rf"{attention}.{q_bias}"),
+        (rf"{ours}/attention/v_bias", rf"{attention}.{v_bias}"),
+        *block_keys(ours, theirs, packed=rf"{attention}.{{query,key,value}}"),
     )
 
 
-TORCH_KEYS = {
-    "transformers": _videomae_keys("query.bias", "value.bias"),
-    "transformers_4": _videomae_keys("q_bias", "v_bias"),
-}
-"""The keys of transformers: today's, and those of the Hub's older files."""
+def _authors_block(ours: str, theirs: str) -> KeyTable:
+    return (
+        (rf"{ours}/attention/(qkv|q_bias|v_bias)", rf"{theirs}.attn.\2"),
+        (rf"{ours}/attention/project", rf"{theirs}.attn.proj"),
+        (rf"{ours}/(norm[12])", rf"{theirs}.\2"),
+        (rf"{ours}/mlp/(fc[12])", rf"{theirs}.mlp.\2"),
+    )
 
-FORMATS = {name: Format(keys) for name, keys in TORCH_KEYS.items()}
+
+def _transformers(q_bias: str, v_bias: str) -> dict[str, KeyTable]:
+    """Of a classifier, and of pre-training."""
+    body = (
+        (r"stem/patch", r"videomae.embeddings.patch_embeddings.projection"),
+        *_transformers_layer(r"body/block_(\d+)", r"videomae.encoder.layer.\1", q_bias, v_bias),
+    )
+    decoder = _transformers_layer(r"decoder/block_(\d+)", r"decoder.decoder_layers.\1", q_bias, v_bias)
+    head = ((r"head/norm", r"fc_norm"), (r"head/classifier(_[^/]+)?", r"classifier\1"))
+    norm = (r"decoder/encoder_norm", r"videomae.layernorm")
+    return {"": (*body, *head), "_pretraining": (*body, norm, *decoder, *_DECODER)}
+
+
+_DECODER = (
+    (r"decoder/mask_token", r"mask_token", "c -> 1 1 c"),
+    (r"decoder/encoder_to_decoder", r"encoder_to_decoder"),
+    (r"decoder/(norm|head)", r"decoder.\1"),
+)
+
+TORCH_KEYS = {
+    **{f"transformers{kind}": keys for kind, keys in _transformers("query.bias", "value.bias").items()},
+    **{f"transformers_4{kind}": keys for kind, keys in _transformers("q_bias", "v_bias").items()},
+    "authors": (
+        (r"stem/patch", r"patch_embed.proj"),
+        *_authors_block(r"body/block_(\d+)", r"blocks.\1"),
+        (r"head/norm", r"fc_norm"),
+        (r"head/classifier(_[^/]+)?", r"head\1"),
+    ),
+    "authors_pretraining": (
+        (r"stem/patch", r"encoder.patch_embed.proj"),
+        (r"decoder/encoder_norm", r"encoder.norm"),
+        *_authors_block(r"body/block_(\d+)", r"encoder.blocks.\1"),
+        *_authors_block(r"decoder/block_(\d+)", r"decoder.blocks.\1"),
+        *_DECODER,
+    ),
+    "mmaction2": (
+        (r"stem/patch", r"backbone.patch_embed.projection"),
+        (r"body/block_(\d+)/mlp/fc1", r"backbone.blocks.\1.mlp.layers.0.0"),
+        (r"body/block_(\d+)/mlp/fc2", r"backbone.blocks.\1.mlp.layers.1"),
+        *_authors_block(r"body/block_(\d+)", r"backbone.blocks.\1"),
+        (r"head/norm", r"backbone.fc_norm"),
+        (r"head/classifier(_[^/]+)?", r"cls_head.fc_cls\1"),
+    ),
+}
+"""The keys of transformers, today's and those of the Hub's older files; of VideoMAE's authors, v2 (arXiv 2303.16727)
+too; and of mmaction2. Pre-training has no classifier, and a decoder."""
+
+_DECODES = (r"(encoder|videomae)\.(norm|layernorm)\..*", r"decoder\..*", r"encoder_to_decoder\..*", r"mask_token")
+
+FORMATS = {
+    name: Format(
+        keys,
+        {} if name.startswith("transformers") else {"norm_epsilon": 1e-6, "head_epsilon": 1e-6},
+        # mmaction2 stores the sines and cosines.
+        _DECODES if name.endswith("pretraining") else (r"pos_embed",) if name == "mmaction2" else (),
+    )
+    for name, keys in TORCH_KEYS.items()
+}
 
 TINY = {
     "depth": 2,

@@ -19,7 +19,7 @@ from flaxvid.layers.heads import ClassToken, TokenHead
 from flaxvid.layers.position import fit_positions, token_keys, token_mask
 from flaxvid.layers.transformer import Block, PatchEmbed, drop_rates, gelu_tanh
 from flaxvid.models.options import Count, Rate, choice
-from flaxvid.models.spec import Common, Format, ModelSpec
+from flaxvid.models.spec import Common, Format, KeyTable, ModelSpec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.models.vit import ALTERED, MakeBlock, TableClip, block_keys, block_layers, table_shape
 from flaxvid.types import ClipSpec
@@ -143,6 +143,31 @@ def build(
     )
 
 
+def _scenic(ours: str, theirs: str, token: str) -> KeyTable:
+    """Of one encoder. Scenic's arrays have flax's axes, and those of attentions an axis of heads."""
+    block, same = rf"{theirs}/encoderblock_\1", "... -> ..."
+    attention, heads = rf"{block}/MultiHeadDotProductAttention_0", "num_heads d"
+    return (
+        (rf"{ours}/class_token", token),
+        (rf"{ours}/positions", rf"{theirs}/posembed_input/pos_embedding"),
+        (rf"{ours}/block_(\d+)/norm1/(scale|bias)", rf"{block}/LayerNorm_0/\2"),
+        (
+            rf"{ours}/block_(\d+)/attention/qkv/kernel",
+            rf"{attention}/{{query,key,value}}/kernel",
+            f"c ({heads}) -> c {heads}",
+        ),
+        (rf"{ours}/block_(\d+)/attention/qkv/bias", rf"{attention}/{{query,key,value}}/bias", f"({heads}) -> {heads}"),
+        (rf"{ours}/block_(\d+)/attention/project/kernel", rf"{attention}/out/kernel", f"({heads}) c -> {heads} c"),
+        (rf"{ours}/block_(\d+)/attention/project/bias", rf"{attention}/out/bias"),
+        (rf"{ours}/block_(\d+)/norm2/(scale|bias)", rf"{block}/LayerNorm_1/\2"),
+        (rf"{ours}/block_(\d+)/mlp/fc1/(kernel|bias)", rf"{block}/MlpBlock_0/Dense_0/\2", same),
+        (rf"{ours}/block_(\d+)/mlp/fc2/(kernel|bias)", rf"{block}/MlpBlock_0/Dense_1/\2", same),
+        (rf"{ours}/norm/(scale|bias)", rf"{theirs}/encoder_norm/\1"),
+        (r"stem/patch/(kernel|bias)", r"embedding/\1", same),
+        (r"head/classifier(_[^/]+)?/(kernel|bias)", r"output_projection\1/\2", same),
+    )
+
+
 TORCH_KEYS = {
     "transformers": (
         (r"stem/patch", r"vivit.embeddings.patch_embeddings.projection"),
@@ -168,8 +193,19 @@ TORCH_KEYS = {
         (r"body/norm", r"vivit.layernorm"),
         (r"head/classifier(_[^/]+)?", r"classifier\1"),
     ),
+    "scenic": _scenic("body", "Transformer", "cls"),
+    "scenic_factorised": (
+        *_scenic("body/spatial", "SpatialTransformer", "cls_SpatialTransformer"),
+        *_scenic("body/temporal", "TemporalTransformer", "cls_TemporalTransformer"),
+    ),
 }
-"""The keys of transformers: today's, and those of the Hub's older files. It has the joint model only."""
+"""The keys of transformers, today's and those of the Hub's older files, which has the joint model only; and of Scenic,
+whose files are flax's (msgpack)."""
+
+FORMATS = {
+    name: Format(keys, {"attention": "factorised"} if name == "scenic_factorised" else {})
+    for name, keys in TORCH_KEYS.items()
+}
 
 TINY = {
     "depth": 2,
@@ -190,7 +226,7 @@ SPECS = {
         ClipSpec(num_frames=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         dropout=0.0,
         classifier_std=0.02,
-        formats={name: Format(keys) for name, keys in TORCH_KEYS.items()},
+        formats=FORMATS,
         tiny=TINY,
     )
 }

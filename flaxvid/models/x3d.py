@@ -25,7 +25,7 @@ from flaxvid.layers.norm import BatchNorm
 from flaxvid.models.options import Count, Depths, Flag
 from flaxvid.models.resnet3d import PYTORCHVIDEO_CLIP, pyslowfast_keys
 from flaxvid.models.spec import Common, Format, ModelSpec
-from flaxvid.models.video_model import VideoModel
+from flaxvid.models.video_model import VideoModel, stage_layers
 
 EXPANSION = 2.25
 """How many times more channels a block has inside, and the head before its pooling, than there are between blocks."""
@@ -183,6 +183,7 @@ def build(
         feature_dim=head_features,
         clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv_a/conv/kernel", -2),),
+        layers=stage_layers(depths),
     )
 
 

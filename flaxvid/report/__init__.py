@@ -1,1 +1,1 @@
-"""Reports of a run, finished or not; they read its folder and nothing else."""
+"""Reports of runs, finished or not. They read only a run's folder."""

@@ -1,6 +1,6 @@
-"""A page that lays runs side by side: accuracy, cost, curves, and the settings in which they differ.
+"""Writes a page that compares runs: accuracy, cost, curves, and the settings in which they differ.
 
-One table holds only accuracies on the same videos; other videos have a section of their own.
+A table holds only accuracies on the same videos. Other videos have a section of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,19 @@ from flaxvid.report.run import Run, read_run
 from flaxvid.report.tables import describe_data, seed_statistics
 
 LONG = 80
-"""Characters of a setting that the table of differences shows."""
+"""Most characters of a setting in the table of differences."""
 
 
 def write_comparison(folders: Sequence[str | Path], path: str | Path) -> Path:
     """Writes one HTML page about several runs and returns its path. It leaves out what a run lacks.
 
     Raises:
-        FileNotFoundError: a folder holds none of a run's files.
-        ValueError: fewer than two folders.
+        FileNotFoundError: A folder has none of a run's files.
+        ValueError: There are fewer than two folders.
     """
     if len(set(map(str, folders))) < 2:
-        raise ValueError(f"expected two runs or more to compare, got {', '.join(map(str, folders)) or 'none'}")
+        got = ", ".join(map(str, folders)) or "none"
+        raise ValueError(f"expected two runs or more to compare, got {got}: name more folders")
     runs = name_runs(folders)
     groups = group_by_data(runs)
     return write_html(
@@ -50,10 +51,10 @@ def name_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
 
 
 def group_by_data(runs: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
-    """Groups records by their videos: each run's own record, and others that several runs have.
+    """Groups records by their videos: each run's own record, and other records that several runs have.
 
-    Equal digests mean equal videos. Older records have none: they belong together if their recipes have the same data
-    set, root, split and number of videos. They join records with a digest if all with such a recipe have the same one.
+    Equal digests mean equal videos. Older records have no digest. They belong together if their recipes have the same
+    data set, root, split and number of videos. They join records with such a recipe if these all have one digest.
     """
     records = [(name, record) for name, run in runs.items() for record in (run, *run.others) if record.any_frame]
     digests: dict[str, set[str]] = {}
@@ -80,12 +81,12 @@ def group_by_data(runs: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
 
 
 def _called(name: str, record: Run, run: Run) -> str:
-    """A run's name, and of a record of other weights than its own the step."""
+    """A run's name, with the step if the record is of other weights than the run's own."""
     return name if record.step in (None, run.step) else f"{name} at step {record.step}"
 
 
 def _described(run: Run) -> str:
-    """Describes the videos of a record by its recipe, or else by the record."""
+    """Describes the videos of a record by its recipe, otherwise by the record."""
     data = run.recipe.get("data")
     if isinstance(data, Mapping):
         rest = ", ".join(
@@ -97,7 +98,7 @@ def _described(run: Run) -> str:
 
 
 def _headlines(groups: Mapping[str, Mapping[str, Run]]) -> list[tuple[str, str]]:
-    """The best accuracy of each run, and its frame count."""
+    """The best accuracy of each run, with its frame count."""
     best = []
     for runs in groups.values():
         for name, run in runs.items():
@@ -108,7 +109,7 @@ def _headlines(groups: Mapping[str, Mapping[str, Run]]) -> list[tuple[str, str]]
 
 
 def _accuracy(data: str, evaluated: Mapping[str, Run]) -> dict[str, Any]:
-    """The section of runs that were evaluated on the same videos."""
+    """The section about runs that were evaluated on the same videos."""
     scores = {name: seed_statistics([run]) for name, run in evaluated.items()}
     frames = sorted({n for by_frames in scores.values() for n in by_frames})
     best = {n: max(by_frames[n][0] for by_frames in scores.values() if n in by_frames) for n in frames}
@@ -122,13 +123,16 @@ def _accuracy(data: str, evaluated: Mapping[str, Run]) -> dict[str, Any]:
     videos = {row["clips"] for run in evaluated.values() for row in run.any_frame}
     note = "* the best at this frame count." * several
     if len(videos) > 1:
-        note += f" Not on the same videos: {' and '.join(f'{n:,}' for n in sorted(videos))} of them."
+        note += f" Not on the same videos: there are {' and '.join(f'{n:,}' for n in sorted(videos))} of them."
     plots = [
         (accuracy_plot({name: [run] for name, run in evaluated.items()}), "Top-1 accuracy against frames"),
         (cost_plot(evaluated, "gflops", "GFLOPs a clip"), "Top-1 accuracy against cost; frame counts at the points"),
     ]
-    timed = {name: evaluation_rows(run) for name, run in evaluated.items() if run.evaluation}
-    timed = {name: run for name, run in timed.items() if any("milliseconds" in row for row in run.any_frame)}
+    timed = {  # only an evaluation measures time
+        name: Run(run.name, any_frame=tuple(run.evaluation["frames"]))
+        for name, run in evaluated.items()
+        if any("milliseconds" in row for row in run.evaluation.get("frames", ()))
+    }
     if timed:
         plots.append(
             (cost_plot(timed, "milliseconds", "milliseconds a clip, batch 1"), "Accuracy against measured time")
@@ -140,11 +144,6 @@ def _accuracy(data: str, evaluated: Mapping[str, Run]) -> dict[str, Any]:
         "note": note,
         "plots": plots,
     }
-
-
-def evaluation_rows(run: Run) -> Run:
-    """The run with the rows of its evaluation as its any-frame rows: these have measured times."""
-    return Run(run.name, any_frame=tuple(run.evaluation["frames"]))
 
 
 def _curves(runs: Mapping[str, Run]) -> list[tuple[Any, str]]:
@@ -160,7 +159,7 @@ def _curves(runs: Mapping[str, Run]) -> list[tuple[Any, str]]:
 
 
 def _settings(runs: Mapping[str, Run]) -> list[tuple[str, ...]]:
-    """The settings that are not the same in all runs."""
+    """The settings in which runs differ."""
     settings = {name: dict(flatten(run.recipe)) for name, run in runs.items()}
     paths = dict.fromkeys(path for values in settings.values() for path in values)
     rows = []

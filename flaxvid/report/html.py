@@ -1,4 +1,4 @@
-"""Makes pages from the templates of this folder. A page is one file without scripts, safe to send around."""
+"""Makes pages from the templates of this folder. A page is one file without scripts, so it is safe to send."""
 
 import base64
 from pathlib import Path
@@ -24,6 +24,7 @@ _TEMPLATES = jinja2.Environment(
 _TEMPLATES.filters |= {
     "svg": lambda figure: _data_uri(to_svg(figure), "svg+xml"),
     "jpeg": lambda data: _data_uri(data, "jpeg"),
+    "png": lambda data: _data_uri(data, "png"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The page of a run, index.html: one file, readable on a phone."""
+"""Writes the page of a run, index.html: one file, readable on a phone."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,22 +10,24 @@ from flaxvid.report.run import Run, read_run
 from flaxvid.report.tables import (
     ANY_FRAME_HEADER,
     EVALUATION_HEADER,
+    RECONSTRUCTION_HEADER,
     any_frame_cells,
     describe_data,
     evaluation_cells,
     evaluation_notes,
     in_percent,
+    reconstruction_cells,
 )
 
 CONFUSED = 10
-"""Pairs of classes that the table of confusions shows."""
+"""Most pairs of classes in the table of confusions."""
 
 
 def write_page(folder: str | Path) -> Path:
     """Writes a run's index.html from what its folder has so far, and returns its path.
 
     Raises:
-        FileNotFoundError: the folder holds none of a run's files.
+        FileNotFoundError: The folder has none of a run's files.
     """
     run = read_run(folder)
     by_target = run.by_target()
@@ -38,6 +40,7 @@ def write_page(folder: str | Path) -> Path:
             target: list(map(any_frame_cells, part.any_frame)) for target, part in by_target.items() if part.any_frame
         },
         any_frame_header=in_percent(ANY_FRAME_HEADER),
+        reconstruction=_reconstruction(run) if run.reconstruction else None,
         on_data=f" On {describe_data(run.data)}." if "digest" in run.data else "",
         accuracy=accuracy_plot({target or run.name: [part] for target, part in by_target.items()})
         if run.any_frame
@@ -58,6 +61,10 @@ def _headlines(run: Run) -> list[tuple[str, str]]:
         (f"{100 * row['top1']:.2f} %", f"{row.get('target', '')} top-1, {row['frames']} frames".lstrip())
         for row in run.any_frame
     ]
+    pairs += [
+        (f"{row['error']:.3f}", f"reconstruction error, {row['frames']} frames")
+        for row in run.reconstruction.get("frames", ())
+    ]
     if run.metrics:
         pairs.append((f"{run.metrics[-1]['step']:,}", "steps"))
     for name, form, label in (
@@ -70,19 +77,37 @@ def _headlines(run: Run) -> list[tuple[str, str]]:
     return pairs
 
 
+def _reconstruction(run: Run) -> dict[str, Any]:
+    """The page's section on a masked pre-training."""
+    record = run.reconstruction
+    pictures = []
+    for picture in record["pictures"]:
+        # Only of the folder's own pictures: reconstruction.json may come from anywhere.
+        path = run.folder / "reconstructions" / Path(picture["picture"]).name
+        data = path.read_bytes() if path.suffix == ".png" and path.is_file() else b""
+        pictures.append({"id": picture["id"], "frames": picture["frames"], "data": data})
+    return {
+        "header": RECONSTRUCTION_HEADER,
+        "rows": list(map(reconstruction_cells, record["frames"])),
+        "masked": f"{100 * record['mask_ratio']:.0f} %",
+        "data": describe_data(record["data"]),
+        "pictures": pictures,
+    }
+
+
 def _of(record: Run, run: Run) -> str:
-    """How an evaluation differs from the run's own: by its videos, or by the step of its weights."""
+    """Says how an evaluation differs from the run's own: by its videos, or by the step of its weights."""
     other = record is not run and record.data.get("digest", record) != run.data.get("digest")
     step = "" if record.step in (None, run.step) else f" at step {record.step}"
     return step + f" on other videos, {describe_data(record.data)}" * other
 
 
 def evaluation_part(run: Run, of: str = "") -> dict[str, Any]:
-    """The page's section on one target of one evaluation.
+    """The page's section about one target of one evaluation.
 
     Args:
-        run: with an evaluation.
-        of: what the headings say of it: which weights, videos, target.
+        run: A run with an evaluation.
+        of: What headings say about weights, videos and target.
     """
     evaluation, longest = run.evaluation, run.evaluation["frames"][-1]["frames"]
     clips = [_clip(run, clip) for clip in evaluation["examples"]]
@@ -112,7 +137,7 @@ def _clip(run: Run, clip: Mapping[str, Any]) -> dict[str, Any]:
     classes, label = run.evaluation["classes"], clip["label"]
     counts = [str(row["frames"]) for row in run.evaluation["frames"]]
     guesses = [(count, *clip["guesses"][count]) for count in counts]
-    # Only of the folder's own strips: evaluation.json may come from anywhere.
+    # Only a strip in the folder itself, because evaluation.json may come from anywhere.
     path = run.folder / "strips" / Path(clip.get("strip", "")).name
     return {
         "id": clip["id"],
@@ -126,7 +151,6 @@ def _clip(run: Run, clip: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _confused(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The pairs of classes that the network confuses most often."""
     classes, confusion = evaluation["classes"], evaluation["frames"][-1]["confusion"]
     totals: dict[int, int] = {}
     for label, _, videos in confusion:

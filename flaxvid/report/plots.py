@@ -1,4 +1,4 @@
-"""Plots of a run and of several methods. Figures are made without pyplot, which keeps global state."""
+"""Plots one run or several methods. It does without pyplot, which keeps global state."""
 
 import io
 import re
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
 
-# Okabe and Ito's colours, which colour-blind readers can distinguish, darkest first.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, darkest first.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#000000")
 MARKERS = "os^Dv<>P"
 INK, GRID = "#333333", "#e6e6e6"
 
 
 def accuracy_plot(methods: Mapping[str, Sequence[Run]], metric: str = "top1") -> "Figure":
-    """Plots accuracy against frames, one line a method with the deviation over its seeds as error bars.
+    """Plots accuracy against frames: a line for each method, with the deviation over its seeds as error bars.
 
     Args:
-        methods: the runs of each method, one a seed.
+        methods: The runs of each method, one for each seed.
         metric: "top1" or "top5".
 
     Raises:
-        ValueError: no method has an any-frame evaluation.
+        ValueError: No method has an any-frame evaluation.
     """
     statistics = {method: seed_statistics(runs, metric) for method, runs in methods.items()}
     ticks = sorted({n for by_frames in statistics.values() for n in by_frames})
@@ -54,10 +54,10 @@ def accuracy_plot(methods: Mapping[str, Sequence[Run]], metric: str = "top1") ->
 
 
 def training_plots(run: Run) -> dict[str, "Figure"]:
-    """Plots every metric of a run against steps: one figure for losses, one for accuracies, one for each other kind.
+    """Plots every metric of a run against steps: a figure for losses, one for accuracies, one for each other kind.
 
     Returns:
-        {title: figure}; losses and accuracies first, those over frame counts together.
+        {title: figure}, losses and accuracies first. A figure has all frame counts of its metrics.
     """
     names = sorted({name for row in run.metrics for name in row if "/" in name}, key=_natural)
     groups: dict[str, list[str]] = {"Loss": [], "Accuracy": []}
@@ -67,12 +67,12 @@ def training_plots(run: Run) -> dict[str, "Figure"]:
 
 
 def curve_plot(run: Run, names: Sequence[str], title: str) -> "Figure":
-    """Plots metrics of a run against steps. A long noisy curve is pale, with its running mean in front.
+    """Plots metrics of a run against steps. A long curve is pale, with its running mean in front.
 
     Args:
-        run: the run.
-        names: keys of its metrics; accuracies are shown in percent.
-        title: of the y axis.
+        run: The run.
+        names: Keys of its metrics.
+        title: Title of the y axis. Accuracies are shown in percent.
     """
     percent = title.lower().endswith("accuracy")
     figure, axes = _figure(xlabel="step", ylabel=f"{title.lower()} (%)" if percent else title.lower())
@@ -90,12 +90,12 @@ def curve_plot(run: Run, names: Sequence[str], title: str) -> "Figure":
 
 
 def metric_plot(runs: Mapping[str, Run], name: str, ylabel: str) -> "Figure":
-    """Plots one metric of several runs against steps; of a long curve, its running mean.
+    """Plots one metric of several runs against steps. A long curve is replaced by its running mean.
 
     Args:
-        runs: by the names that the legend gives them.
-        name: key of the metric; runs without it are left out.
-        ylabel: of the y axis; if it ends in "(%)", values in [0, 1] are shown in percent.
+        runs: Runs by their names in the legend.
+        name: Key of the metric. Runs without it are left out.
+        ylabel: Label of the y axis. If it ends in "(%)", values in [0, 1] are shown in percent.
     """
     figure, axes = _figure(xlabel="step", ylabel=ylabel)
     factor = 100 if ylabel.endswith("(%)") else 1
@@ -109,12 +109,12 @@ def metric_plot(runs: Mapping[str, Run], name: str, ylabel: str) -> "Figure":
 
 
 def cost_plot(runs: Mapping[str, Run], cost: str, xlabel: str) -> "Figure":
-    """Plots top-1 accuracy against the cost of a clip, one line a run. The number at a point is its frame count.
+    """Plots top-1 accuracy against the cost of a clip, a line for each run. Numbers at points are frame counts.
 
     Args:
-        runs: by the names that the legend gives them.
-        cost: key of the any-frame rows, "gflops" or "milliseconds"; rows without it are left out.
-        xlabel: what it is.
+        runs: Runs by their names in the legend.
+        cost: Key of any-frame rows, "gflops" or "milliseconds". Rows without it are left out.
+        xlabel: Label of the x axis.
     """
     figure, axes = _figure(xlabel=xlabel, ylabel="top-1 accuracy (%)")
     for i, (label, run) in enumerate(runs.items()):
@@ -130,12 +130,12 @@ def cost_plot(runs: Mapping[str, Run], cost: str, xlabel: str) -> "Figure":
 
 
 def reliability_plot(evaluation: Mapping[str, Any]) -> "Figure":
-    """Plots accuracy against confidence by bins, one line a frame count. A calibrated network lies on the diagonal.
+    """Plots accuracy against confidence by bins, a line for each frame count. Calibrated networks are on the diagonal.
 
-    A mark's area is its bin's share of the videos: a bin of two videos does not look like one of a thousand.
+    A mark's area is its bin's share of the videos, so a bin of two videos does not look like one of a thousand.
 
     Args:
-        evaluation: of evaluation.json.
+        evaluation: The content of evaluation.json.
     """
     figure, axes = _figure(xlabel="confidence (%)", ylabel="accuracy (%)")
     axes.plot([0, 100], [0, 100], color="#999999", lw=1, ls="--")
@@ -155,12 +155,12 @@ def reliability_plot(evaluation: Mapping[str, Any]) -> "Figure":
 
 
 def confusion_plot(evaluation: Mapping[str, Any]) -> "Figure":
-    """Plots the confusion matrix at the largest frame count, each row divided by its class's videos.
+    """Plots the confusion matrix at the largest frame count. Each row is divided by the videos of its class.
 
-    It shows class names if they are few enough to read.
+    It shows the names of up to 32 classes.
 
     Args:
-        evaluation: of evaluation.json.
+        evaluation: The content of evaluation.json.
     """
     from matplotlib.figure import Figure
 
@@ -191,8 +191,8 @@ def _shortened(name: str, length: int = 24) -> str:
 
 
 def running_mean(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
-    """Averages each value with the `window` values on either side that exist; NaNs stay where they are."""
-    window = min(window, (len(values) - 1) // 2)  # or np.convolve would answer with the kernel's length
+    """Averages each value with up to `window` values on either side. NaNs stay NaN."""
+    window = min(window, (len(values) - 1) // 2)  # otherwise np.convolve gives as many values as the kernel has
     if window < 2:
         return values
     finite = np.isfinite(values)
@@ -202,7 +202,7 @@ def running_mean(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarr
 
 
 def save_figure(figure: "Figure", path: str | Path) -> Path:
-    """Writes a figure to .svg, .png or .pdf, as the name says, and returns the path."""
+    """Writes a figure as .svg, .png or .pdf, by the name, and returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
@@ -210,7 +210,7 @@ def save_figure(figure: "Figure", path: str | Path) -> Path:
 
 
 def to_svg(figure: "Figure") -> bytes:
-    """Draws a figure as SVG, without the date, so that the same figure gives nearly the same file."""
+    """Draws a figure as SVG, without the date, which would change with every call."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
@@ -233,7 +233,7 @@ def _figure(xlabel: str, ylabel: str) -> tuple["Figure", "Axes"]:
 
 def _legend(axes: "Axes") -> "Legend":
     many = len(axes.get_legend_handles_labels()[1]) > 6
-    if many:  # below the axes: inside it would hide the curves
+    if many:  # below the axes, because inside it would hide the curves
         legend = axes.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=8, labelcolor=INK
         )
@@ -253,7 +253,7 @@ def _parts(name: str) -> tuple[str, str, str]:
 
 def _title(name: str) -> str:
     _, base, _ = _parts(name)
-    kind = base.rpartition("_")[-1]  # a target's name may stand in front
+    kind = base.rpartition("_")[-1]  # a target's name may be in front
     if kind in ("loss", "ce", "kl"):
         return "Loss"
     if kind in ("accuracy", "top1"):

@@ -1,4 +1,4 @@
-"""Reads a run's JSON files. A damaged file is an error of one line that names it."""
+"""Reads a run's JSON files. An error of one line names a damaged file."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -24,25 +24,32 @@ EVALUATION = {
     "frames": [SCORES],
     "examples": [{"id": str, "label": int, "guesses": dict}],
 }
-"""The types of the values in any_frame.json and evaluation.json; a list gives the type of its entries."""
+"""Types of the values in evaluation.json; `ROW` has those of any_frame.json. A list gives the type of its entries."""
+RECONSTRUCTION = {
+    "mask_ratio": NUMBER,
+    "data": {"name": str, "videos": int},
+    "frames": [{"frames": int, "error": NUMBER, "clips": int}],
+    "pictures": [{"id": str, "frames": int, "picture": str}],
+}
+"""Types of the values in reconstruction.json."""
 CHECKPOINT = {"name": str, "step": int}
-"""Whose weights were evaluated, in evaluation.json; weights files and older versions do not say."""
+"""Types of "checkpoint", the evaluated weights, which older records and records of weights files do not have."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; {} where there is no file.
+    """Reads a JSON object; {} if there is no file.
 
     Raises:
-        ValueError: it is no UTF-8, no JSON or no object.
+        ValueError: It is no UTF-8, no JSON or no object.
     """
     return read_json(path, dict) if path.exists() else {}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads any_frame.json; [] where there is no file.
+    """Reads any_frame.json; [] if there is no file.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: It is damaged.
     """
     rows = read_json(path, list) if path.exists() else []
     _check(path, rows, [ROW])
@@ -51,10 +58,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """Reads evaluation.json; {} where there is no file.
+    """Reads evaluation.json; {} if there is no file.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: It is damaged.
     """
     record = read_object(path)
     if path.exists():
@@ -69,11 +76,23 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return record
 
 
-def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:
-    """Reads metrics.jsonl; () if there is no file. It skips a last line that a killed process left half written.
+def read_reconstruction(path: Path) -> dict[str, Any]:
+    """Reads reconstruction.json; {} if there is no file.
 
     Raises:
-        ValueError: any other line is no JSON object with a step.
+        ValueError: it is damaged.
+    """
+    record = read_object(path)
+    if path.exists():
+        _check(path, record, RECONSTRUCTION)
+    return record
+
+
+def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:
+    """Reads metrics.jsonl; () if there is no file. It skips half a last line, which a killed process leaves.
+
+    Raises:
+        ValueError: Another line is no JSON object with a step.
     """
     path = Path(path)
     lines = path.read_bytes().split(b"\n") if path.exists() else []
@@ -93,7 +112,7 @@ def read_metrics(path: str | Path) -> tuple[dict[str, Any], ...]:
 
 
 def _rename(entries: list[dict[str, Any]]) -> None:
-    """Targets were called tasks."""
+    """Reads older records, in which targets were called tasks."""
     for entry in entries:
         if "task" in entry:
             entry["target"] = entry.pop("task")
@@ -109,7 +128,7 @@ def _damaged(path: Path, fault: str) -> ValueError:
 
 
 def _faults(value: Any, wanted: Any, where: str) -> Iterator[str]:
-    """Finds what is not as `wanted`: a type, or a list or dict of types."""
+    """Finds what differs from `wanted`: a type, or a list or dict of types."""
     kinds = wanted if isinstance(wanted, tuple) else (type(wanted) if isinstance(wanted, list | dict) else wanted,)
     if type(value) not in kinds:
         names = " or ".join(kind.__name__ for kind in kinds)
@@ -127,7 +146,7 @@ def _faults(value: Any, wanted: Any, where: str) -> Iterator[str]:
 
 
 def _outside(record: Mapping[str, Any]) -> Iterator[str]:
-    """Finds class numbers out of range, and frame counts without a row."""
+    """Finds missing rows, guesses and class names, and class numbers out of range."""
     classes, counts = record["classes"], {str(row["frames"]) for row in record["frames"]}
     if not counts:
         yield "expected a row for each frame count, got none"

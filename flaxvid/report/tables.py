@@ -13,31 +13,43 @@ from rich.text import Text
 from flaxvid.report.run import Run
 
 NAMED = 10
-"""Class names that a note lists."""
-
+"""Most class names that a note lists."""
 
 ANY_FRAME_HEADER = ("frames", "top-1", "top-5", "GFLOPs a clip", "clips")
 EVALUATION_HEADER = ("frames", "top-1", "top-5", "mean class", "calibration error", "GFLOPs a clip", "ms a clip")
+RECONSTRUCTION_HEADER = ("frames", "reconstruction error", "clips")
 PERCENT = ("top-1", "top-5", "mean class", "calibration error")
 
 
 def in_percent(header: Sequence[str]) -> tuple[str, ...]:
-    """The header, with a unit after each column in percent."""
+    """The header, with "(%)" after each column in percent."""
     return tuple(f"{name} (%)" if name in PERCENT else name for name in header)
 
 
 def any_frame_table(run: Run) -> str:
     """Tabulates one set of weights at each frame count: frames, top-1, top-5, GFLOPs a clip, clips.
 
-    With several targets, each has its own rows and its name in the first column. GFLOPs count a multiply-add once, as
-    video papers do. Accuracies are in percent.
+    With several targets each has rows of its own, with its name in the first column. GFLOPs count a multiply-add once,
+    as video papers do. Accuracies are in percent.
 
     Raises:
-        ValueError: a run without any-frame evaluation.
+        ValueError: The run has no any-frame evaluation.
     """
     if not run.any_frame:
         raise ValueError(f"expected any_frame.json in the folder of run {run.name!r}, got none: evaluate it first")
     return render(*_with_targets(ANY_FRAME_HEADER, run.any_frame, any_frame_cells))
+
+
+def results_table(run: Run) -> str:
+    """Tabulates a finished run: `any_frame_table`, or of masked pre-training the reconstruction errors."""
+    if not run.reconstruction:
+        return any_frame_table(run)
+    return render(RECONSTRUCTION_HEADER, list(map(reconstruction_cells, run.reconstruction["frames"])))
+
+
+def reconstruction_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """One row of reconstruction.json as the strings of `results_table`."""
+    return str(row["frames"]), f"{row['error']:.4f}", f"{row['clips']:,}"
 
 
 def any_frame_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -58,7 +70,7 @@ def evaluation_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def evaluation_notes(evaluation: Mapping[str, Any]) -> list[str]:
-    """What a reader needs to compare figures of evaluation.json: videos, classes, views, and how time was measured."""
+    """Says what figures of evaluation.json depend on: videos, classes, views, and how time was measured."""
     data, protocol, checkpoint = evaluation["data"], evaluation["protocol"], evaluation.get("checkpoint")
     size = protocol["size"]
     notes = [
@@ -79,7 +91,7 @@ def evaluation_notes(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def describe_data(data: Mapping[str, Any]) -> str:
-    """Names a record's videos in words; records of older versions have only the data set's name."""
+    """Describes a record's videos. Older records have only the data set's name."""
     place = f" in {data['root']}" if data.get("root") else ""
     split = f", split {data['split']}" if data.get("split") else ""
     digest = f", digest {data['digest']}" if "digest" in data else ""
@@ -87,10 +99,10 @@ def describe_data(data: Mapping[str, Any]) -> str:
 
 
 def _class_notes(evaluation: Mapping[str, Any]) -> list[str]:
-    """Which classes the videos are of, where not of all; and that labels were compared by number, where they were."""
+    """Says if the videos are of some classes only, and if labels were compared by number."""
     notes = []
     if evaluation["data"].get("by_number"):
-        notes.append("Labels: compared by number, for the names of the network's classes are not known.")
+        notes.append("Labels: compared by number, because the names of the network's classes are unknown.")
     for row in {row.get("target", ""): row for row in evaluation["frames"]}.values():
         classes, target = evaluation["classes"], row.get("target", "")
         names = classes[target] if isinstance(classes, Mapping) else classes
@@ -99,23 +111,23 @@ def _class_notes(evaluation: Mapping[str, Any]) -> list[str]:
             some = ", ".join(names[label] for label in there[:NAMED]) + ", ..." * (len(there) > NAMED)
             notes.append(
                 f"Classes{f' of {target}' * bool(target)}: videos of {len(there)} of the network's {len(names)} "
-                f"({some}); an answer may be any of them all."
+                f"({some}); an answer may be any of all classes."
             )
     return notes
 
 
 def seed_table(methods: Mapping[str, Sequence[Run]], metric: str = "top1") -> str:
-    """Tabulates mean and deviation over seeds in percent, one row a method, one column a frame count.
+    """Tabulates mean and deviation over seeds in percent: a row for each method, a column for each frame count.
 
-    The deviation is that of a sample (n - 1). A method of one seed shows its number alone. A dash means that none of
-    its runs was evaluated at that frame count.
+    The deviation is that of a sample (n - 1). A method of one seed has none. A dash means that none of a method's runs
+    was evaluated at that frame count.
 
     Args:
-        methods: the runs of each method, one a seed.
+        methods: The runs of each method, one for each seed.
         metric: "top1" or "top5".
 
     Raises:
-        ValueError: no method has an any-frame evaluation.
+        ValueError: No method has an any-frame evaluation.
     """
     statistics = {method: seed_statistics(runs, metric) for method, runs in methods.items()}
     frames = sorted({n for by_frames in statistics.values() for n in by_frames})
@@ -129,7 +141,7 @@ def seed_statistics(runs: Sequence[Run], metric: str = "top1") -> dict[int, tupl
     """Gives {frames: (mean, sample deviation, seeds)} in percent; the deviation of one seed is 0.
 
     Raises:
-        ValueError: rows of several targets.
+        ValueError: Rows are of several targets.
     """
     targets = sorted({row.get("target", "") for run in runs for row in run.any_frame})
     if len(targets) > 1:

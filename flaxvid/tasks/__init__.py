@@ -1,1 +1,1 @@
-"""Tasks: each owns the forward pass of training and returns a loss."""
+"""Tasks: what training does with a batch, and what a test says of a network."""

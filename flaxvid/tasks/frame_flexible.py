@@ -20,13 +20,13 @@ from flaxvid.types import Batch, Variables, by_target
 
 @dataclasses.dataclass
 class FfnRecipe(LabelledRecipe):
-    """FFN: every video at all frame counts in one step; the longest clip learns the label and teaches the others.
+    """FFN: every video at all frame counts in one step. The longest clip learns the label and teaches the others.
 
     Attributes:
         weight: factor of the distillation terms.
         distil: False gives every frame count the label instead, the paper's ablation.
-        alteration: how the gains of the altered kernels start; see `FrameFlexible`.
-        private_norms: whether each frame count has norms of its own; see `FrameFlexible`.
+        alteration: how the gains of altered kernels start; see `FrameFlexible`.
+        private_norms: whether each frame count has its own norms; see `FrameFlexible`.
     """
 
     name: ClassVar[str] = "ffn"
@@ -37,7 +37,7 @@ class FfnRecipe(LabelledRecipe):
     private_norms: bool = True
 
     def problems(self) -> Iterator[str]:
-        """Finds values that cannot be: a line each, which begins with the field's name."""
+        """Yields a line for each impossible value, which begins with the field's name."""
         yield from super().problems()
         if len(self.frames) < 2:
             yield f"frames: FFN needs two frame counts or more, got {tuple(self.frames)}"
@@ -49,32 +49,21 @@ class FfnRecipe(LabelledRecipe):
             yield str(error)
 
     def make(self, model: VideoModel) -> "FrameFlexibleTask":
-        """The task for a model.
-
-        Raises:
-            ValueError: an option cannot be.
-        """
-        self.check(model)
+        """As `SupervisedRecipe.make`."""
+        self.check_targets(model)
         return FrameFlexibleTask(model, self)
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameFlexibleTask(LabelledTask):
-    """All frame counts of a video in one step.
-
-    The counts are applied one by one; on CPU that is faster than one pass over all frames packed together.
-
-    Attributes:
-        model: the ordinary model.
-        recipe: the options.
-    """
+    """All frame counts of a video in one step, one after the other: on CPU one packed pass is slower."""
 
     model: VideoModel
     recipe: FfnRecipe
 
     @functools.cached_property
     def flexible(self) -> FrameFlexible:
-        """The model with what is private to each frame count."""
+        """The model for all frame counts."""
         return FrameFlexible(self.model, tuple(self.recipe.frames), self.recipe.alteration, self.recipe.private_norms)
 
     @property
@@ -83,12 +72,12 @@ class FrameFlexibleTask(LabelledTask):
         return self.flexible.frames
 
     def init(self, key: Array, plain: Variables | None = None) -> dict[str, Any]:
-        """Random variables, or `plain` specialised: each count's norms start as its copies."""
+        """Random variables, or `plain` specialised."""
         model_key, gain_key = jax.random.split(key)
         return self.flexible.specialise(init_model(self.model, model_key) if plain is None else plain, gain_key)
 
     def divide(self, batch: Batch, key: Array, groups: int = 1) -> list[Share]:
-        """The whole batch, for every video has all counts."""
+        """One share: every video has all counts."""
         return [mix_batch(self.recipe, self.model, batch, key)]
 
     def share_loss(self, variables: Variables, share: Share, key: Array) -> LossOutput:

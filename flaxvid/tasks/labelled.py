@@ -1,7 +1,8 @@
-"""What tasks share that learn from labels: their options, and the parts of `Task` that are the same for all of them."""
+"""What all tasks share that learn from labels: options, and parts of `Task`."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,7 +10,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.data.sources.open import Source
 from flaxvid.evaluate.evaluator import evaluate_videos, score_rows
+from flaxvid.evaluate.record import any_frame_rows, finish_evaluation
 from flaxvid.losses.classification import HardOrMixed, label_weights
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.mixing import mix
@@ -22,14 +26,14 @@ class LabelledRecipe:
     """Options of every task that learns from labels.
 
     Attributes:
-        frames: frame counts of the training clips; () is that of the clip that the network is made for.
+        frames: frame counts of the training clips; () is the network's own.
         label_smoothing: share of each label that is spread evenly over all classes.
-        mixup: blends each clip with its neighbour in the batch: the parameter of the Beta distribution that the share
-            is drawn from (arXiv 1710.09412); 0 is off.
+        mixup: blends each clip with its neighbour in the batch (arXiv 1710.09412): the parameter of the Beta
+            distribution of the share; 0 is off.
         cutmix: pastes a box of its neighbour into each clip (arXiv 1905.04899): the parameter as for mixup; 0 is off.
             With both on, chance chooses one for each clip.
         erasing: probability that noise replaces a box of a clip, the same box in all its frames (arXiv 1708.04896).
-        target_weights: what the loss of each target counts where labels have several, {"actor": 0.5}; 1 for the others.
+        target_weights: weight of each target's loss where labels have several, {"actor": 0.5}; 1 for the others.
     """
 
     frames: tuple[int, ...] = ()
@@ -40,7 +44,7 @@ class LabelledRecipe:
     target_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def problems(self) -> Iterator[str]:
-        """Finds values that cannot be: a line each, which begins with the field's name."""
+        """Yields a line for each impossible value, which begins with the field's name."""
         if min(self.frames, default=1) < 1 or len(set(self.frames)) < len(self.frames):
             yield f"frames must be distinct positive frame counts such as (4, 8, 16), got {tuple(self.frames)}"
         if not 0 <= self.label_smoothing < 1:
@@ -53,14 +57,8 @@ class LabelledRecipe:
         if any(weight < 0 for weight in self.target_weights.values()):
             yield f"target_weights must not be negative, got {self.target_weights}"
 
-    def check(self, model: VideoModel) -> None:
-        """Refuses options that cannot be, or that name targets which the model does not have.
-
-        Raises:
-            ValueError: the first problem.
-        """
-        for problem in self.problems():
-            raise ValueError(problem)
+    def check_targets(self, model: VideoModel) -> None:
+        """Refuses weights of targets that the model does not have."""
         targets = by_target(model.head.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
         if unknown := sorted(set(self.target_weights) - set(targets)):
             known = ", ".join(filter(None, targets)) or "one only, without a name"
@@ -70,11 +68,11 @@ class LabelledRecipe:
 
 
 def mix_batch(recipe: LabelledRecipe, model: VideoModel, batch: Batch, key: Array) -> Share:
-    """Mixes all rows of a batch: "video" by frame count, and "label" with each target's ``(labels, weights)``.
+    """Mixes the rows of a batch: "video" by frame count, and "label" with each target's ``(labels, weights)``.
 
     The weights are `label_weights` of the whole batch; rows that are cut out of it keep them.
     """
-    key = jax.random.fold_in(key, 0)  # 0: no frame count
+    key = jax.random.fold_in(key, 0)  # 0 is no frame count
     video, labels = mix(model, batch, key, mixup=recipe.mixup, cutmix=recipe.cutmix, erasing=recipe.erasing)
     return {"video": video, "label": {target: (own, label_weights(own)) for target, own in labels.items()}}
 
@@ -82,10 +80,9 @@ def mix_batch(recipe: LabelledRecipe, model: VideoModel, batch: Batch, key: Arra
 def accuracy(
     logits: Float[Array, "b k"], labels: HardOrMixed, weights: Float[Array, " b"] | None = None
 ) -> Float[Array, ""]:
-    """Share of right answers among the rows that have a label; of a mixed clip the class with the largest share is
-    right.
+    """Share of right answers among the rows with a label; arguments as in `cross_entropy`.
 
-    Arguments as in `cross_entropy`.
+    The label of a mixed clip is the class with the largest share.
     """
     weights = label_weights(labels) if weights is None else weights
     labels = labels.argmax(-1) if labels.ndim == 2 else labels
@@ -93,10 +90,10 @@ def accuracy(
 
 
 class LabelledTask:
-    """What is the same in all tasks that learn from labels; `divide`, `share_loss` and `select` are each one's own."""
+    """The parts of `Task` that are the same for all labels; `divide`, `share_loss` and `select` are each task's own."""
 
     def loss(self: Task, variables: Variables, batch: Batch, key: Array) -> LossOutput:
-        """The loss of a whole batch, share by share; each share starts from the statistics of the one before."""
+        """The loss of a whole batch, share by share; each share takes the statistics of the one before."""
         updated: dict[str, Any] = {}
         metrics: list[Any] = []
         shares = self.divide(batch, key)
@@ -118,12 +115,32 @@ class LabelledTask:
         frames: tuple[int, ...],
         put: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> Findings:
-        """Top-1 accuracy of each target at each frame count; the score is the mean of all of them.
-
-        The details are what `evaluate_videos` returns.
-        """
+        """Top-1 accuracy of each target at each frame count; the score is their mean, the details are `Evaluations`."""
         plain = {count: self.select(variables, count) for count in frames}
         evaluation = evaluate_videos(self.model, plain, batches, put=put)
         rows = score_rows(evaluation)
         metrics = {f"{row['target'] + '_' if 'target' in row else ''}top1_{row['frames']}": row["top1"] for row in rows}
         return Findings(metrics, float(np.mean([row["top1"] for row in rows])), evaluation)
+
+    def finish(
+        self: Task,
+        findings: Findings,
+        source: Source,
+        clips: ClipConfig,
+        *,
+        origin: Mapping[str, Any],
+        checkpoint: Mapping[str, Any],
+        folder: Path,
+    ) -> list[dict[str, Any]]:
+        """Writes the any-frame table and all that the page says of the test; gives the rows of any_frame.json."""
+        record, _ = finish_evaluation(
+            findings.details,
+            source,
+            self.model,
+            clips,
+            origin=origin,
+            checkpoint=checkpoint,
+            folder=folder,
+            final=True,
+        )
+        return any_frame_rows(record)

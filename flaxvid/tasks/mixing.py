@@ -1,5 +1,7 @@
-"""Mixup, cutmix and random erasing: on the device, on normalised video, one draw for all frames, frame counts and
-cameras of a scene."""
+"""Mixup, cutmix and random erasing, on the device and on normalised video.
+
+All frames, frame counts and cameras of a video get the same draw.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +21,16 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 def mix(
     model: VideoModel, batch: Batch, key: Array, *, mixup: float = 0.0, cutmix: float = 0.0, erasing: float = 0.0
 ) -> tuple[dict[int, Video], dict[str, Labels]]:
-    """The batch's video and the labels of each target: as they are, or normalised, mixed and erased.
+    """Mixes and erases video, and mixes the labels of each target; all stays as it is where nothing is on.
 
-    A video is mixed with its neighbour in the whole batch (rows 0 and 1, 2 and 3, ...; the last of an odd number stays
-    as it is), which on a mesh is on the same device as long as each has an even number of rows. Labels that are mixed
-    are shares of each class. Where one of two mixed videos has no label (-1), the mixture has none: no shares.
+    A video is mixed with its neighbour: rows 0 and 1, 2 and 3, ...; the last of an odd number stays as it is. On a mesh
+    neighbours are on one device if each has an even number of rows. Mixed labels are shares of each class. A mixture
+    has no label, no shares, if one of its two videos has none (-1).
 
     Args:
-        model: normalises, and knows the number of classes.
+        model: normalises the video, and has the number of classes.
         batch: the training batch.
-        key: of this step.
+        key: the step's key.
         mixup, cutmix, erasing: see `LabelledRecipe`.
     """
     video, labels = dict(batch["video"]), by_target(batch["label"])
@@ -50,7 +52,7 @@ def mix(
 
 
 def own_parts(key: Array, b: int, h: int, w: int, *, mixup: float = 0.0, cutmix: float = 0.0) -> Float[Array, "b h w"]:
-    """What part of each pixel stays a video's own: for mixup the same everywhere, for cutmix 0 in a box and else 1."""
+    """The part of each pixel that a video keeps: for mixup the same everywhere, for cutmix 0 in a box and else 1."""
     choice_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 4)
     blended, cut = jnp.ones((b, h, w)), jnp.ones((b, h, w))
     if mixup:
@@ -66,9 +68,9 @@ def own_parts(key: Array, b: int, h: int, w: int, *, mixup: float = 0.0, cutmix:
 
 
 def draw_shares(key: Array, parameter: float, b: int) -> Float[Array, " b"]:
-    """Draws from a Beta distribution with both parameters the same, by its quantiles.
+    """Draws from a symmetric Beta distribution by its quantiles.
 
-    `jax.random.beta` repeats until all draws are accepted, and on a mesh the devices would wait for each other.
+    `jax.random.beta` repeats until it accepts all draws, and on a mesh the devices would wait for each other.
     """
     quantiles = betaincinv(parameter, parameter, (np.arange(4096) + 0.5) / 4096)
     return jnp.asarray(quantiles, jnp.float32)[jax.random.randint(key, (b,), 0, len(quantiles))]
@@ -94,7 +96,7 @@ def inside(
     h: int,
     w: int,
 ) -> Bool[Array, "b h w"]:
-    """Which pixels of (h, w) have their centres in boxes, given in pixels; parts outside the frame are no part."""
+    """Which pixels have their centres in boxes, given in pixels; a box may reach beyond the frame."""
     y, x = jnp.arange(h) + 0.5, jnp.arange(w) + 0.5
     rows = (y >= top[:, None]) & (y < (top + height)[:, None])
     columns = (x >= left[:, None]) & (x < (left + width)[:, None])
@@ -102,7 +104,7 @@ def inside(
 
 
 def _mixed_labels(labels: Int[Array, " b"], classes: int, share: Float[Array, "b 1"]) -> Float[Array, "b k"]:
-    """Each class's share of each row; none at all where either video of a mixture has no label."""
+    """Each class's share of each row; all are 0 where a video of the mixture has no label."""
     missing = (labels < 0).astype(jnp.float32)[:, None]
     known = (missing == 0) & ((_blend(missing, jnp.zeros_like(share)) == 0) | (share == 1))
     return jnp.where(known, _blend(jax.nn.one_hot(labels, classes), share), 0)

@@ -1,4 +1,4 @@
-"""Plain supervised training, at one frame count or at several by the FFN paper's two sampling baselines."""
+"""Supervised training, at one frame count or at several by the FFN paper's two sampling baselines."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ class SupervisedRecipe(LabelledRecipe):
     """Cross-entropy with the labels.
 
     Attributes:
-        sampling: how a batch has clips of several frame counts: "proportional", each part of it runs at its own count,
-            or "mixed", every clip runs at the longest count's length and repeats the frames of its own count. The
-            paper (arXiv 2303.14817, table 1) names both without details; this is our reading of them.
+        sampling: how a batch mixes several frame counts. "proportional": each part of the batch runs at its own count.
+            "mixed": every clip has the longest count's length and repeats the frames of its own count. The paper
+            (arXiv 2303.14817, table 1) names both without details; this is our reading.
         share: part of the clips that are sampled at the longest of several frame counts.
     """
 
@@ -32,7 +32,7 @@ class SupervisedRecipe(LabelledRecipe):
     share: float = 0.5
 
     def problems(self) -> Iterator[str]:
-        """Finds values that cannot be: a line each, which begins with the field's name."""
+        """Yields a line for each impossible value, which begins with the field's name."""
         yield from super().problems()
         if self.sampling not in ("proportional", "mixed"):
             yield f'sampling must be "proportional" or "mixed", got {self.sampling!r}'
@@ -40,17 +40,17 @@ class SupervisedRecipe(LabelledRecipe):
             yield f"share must lie in (0, 1], got {self.share}"
 
     def make(self, model: VideoModel) -> "Supervised":
-        """The task for a model.
+        """The task for a model. It does not look for `problems`; a run does that once, before all work.
 
         Raises:
-            ValueError: an option cannot be.
+            ValueError: `target_weights` names a target that the model does not have.
         """
-        self.check(model)
+        self.check_targets(model)
         return Supervised(model, dataclasses.replace(self, frames=tuple(self.frames) or (model.clip.num_frames,)))
 
 
 def rows_by_count(frames: tuple[int, ...], share: float, rows: int) -> dict[int, slice]:
-    """Which of so many rows `Supervised` runs at each frame count; a count may get none."""
+    """Which of `rows` rows `Supervised` runs at each frame count; a count may get none."""
     *others, longest = frames
     main = min(rows, max(1, round(share * rows))) if others else rows
     edges = [main + (rows - main) * i // max(1, len(others)) for i in range(len(others) + 1)]
@@ -59,12 +59,7 @@ def rows_by_count(frames: tuple[int, ...], share: float, rows: int) -> dict[int,
 
 @dataclasses.dataclass(frozen=True)
 class Supervised(LabelledTask):
-    """One network for one set of variables, whatever the frame count.
-
-    Attributes:
-        model: the network.
-        recipe: the options.
-    """
+    """One set of variables for every frame count."""
 
     model: VideoModel
     recipe: SupervisedRecipe
@@ -79,7 +74,7 @@ class Supervised(LabelledTask):
         return init_model(self.model, key) if plain is None else dict(plain)
 
     def divide(self, batch: Batch, key: Array, groups: int = 1) -> list[Share]:
-        """A share for each frame count, or one of all clips at the longest count's length."""
+        """One share for each frame count; in mixed sampling one of all clips."""
         whole = mix_batch(self.recipe, self.model, batch, key)
         return [
             {
@@ -90,7 +85,7 @@ class Supervised(LabelledTask):
         ]
 
     def parts(self, video: dict[int, Video], groups: int = 1) -> list[tuple[slice, Video]]:
-        """Which rows of the batch, or of each of its `groups`, run as which clips."""
+        """The rows of each group that run together, and their clips."""
         longest = self.frames[-1]
         mixed = self.recipe.sampling == "mixed" and len(self.frames) > 1
         parts = []
@@ -135,5 +130,5 @@ class Supervised(LabelledTask):
 
 
 def _take(x: Array, rows: slice, groups: int) -> Array:
-    """These rows of each group, group after group; on a mesh with a group or more for each device they stay there."""
+    """These rows of each group, group after group; on a mesh with whole groups on each device they stay there."""
     return x.reshape(groups, -1, *x.shape[1:])[:, rows].reshape(-1, *x.shape[1:])

@@ -2,19 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.data.sources.open import Source
 from flaxvid.models.video_model import VideoModel, init_variables
 from flaxvid.types import Batch, Variables
 
 Metrics = dict[str, Float[Array, ""]]
 LossOutput = tuple[Float[Array, ""], tuple[dict[str, Any], Metrics]]
 Share = dict[str, Any]
-"""Rows of a training batch, as a task cut them. Its values have one row for each clip; the keys are the task's own."""
+"""Some rows of a training batch. Its values have one row for each clip; its keys are the task's own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Findings:
 
     Attributes:
         metrics: numbers for the log, by name.
-        score: one number, the higher the better; the checkpoint with the highest is the best one.
-        details: all that the task found out.
+        score: one number; the checkpoint with the highest score is the best one.
+        details: all results, of the task's own type.
     """
 
     metrics: Mapping[str, float]
@@ -33,15 +36,15 @@ class Findings:
 
 
 class Task(Protocol):
-    """What the train loop asks for. A recipe such as `SupervisedRecipe` makes one by `make(model)`.
+    """What the train loop needs. A recipe such as `SupervisedRecipe` makes one by `make(model)`.
 
-    A step that computes its batch at once calls `loss`. A step that computes it in parts calls `divide` for the whole
-    batch, cuts the shares into rows, and adds up each part's `share_loss`.
+    A step that computes its batch at once calls `loss`. A step that computes it in parts calls `divide`, cuts the
+    shares into parts, and adds up their `share_loss`.
     """
 
     @property
     def model(self) -> VideoModel:
-        """The ordinary model, for evaluation."""
+        """The ordinary model."""
         ...
 
     @property
@@ -54,23 +57,22 @@ class Task(Protocol):
         ...
 
     def loss(self, variables: Variables, batch: Batch, key: Array) -> LossOutput:
-        """Gives the loss of a whole batch, and ``(updated collections, metrics)``; one metric is the "loss"."""
+        """The loss of a whole batch, and ``(updated collections, metrics)``; one metric is the "loss"."""
         ...
 
     def divide(self, batch: Batch, key: Array, groups: int = 1) -> list[Share]:
-        """Mixes a whole batch and divides it into shares; the clips of each share have one length.
+        """Mixes a whole batch and divides it into shares; the clips of a share have one length.
 
-        Every row of the batch is in one share. A share has equally many rows of each of `groups` equal blocks of rows,
-        block after block.
+        Every row is in one share. A share has equally many rows of each of `groups` equal blocks, block after block.
         """
         ...
 
     def share_loss(self, variables: Variables, share: Share, key: Array) -> LossOutput:
-        """Gives the loss of some rows of a share, weighted so that the mean over all rows is the batch's loss."""
+        """The loss of some rows of a share, weighted so that the mean over all rows is the batch's loss."""
         ...
 
     def after(self, variables: dict[str, Any], step: Array) -> dict[str, Any]:
-        """Changes variables at the end of a training step, inside the compiled program; most tasks change nothing."""
+        """Changes variables at the end of a compiled step; most tasks change nothing."""
         ...
 
     def evaluate(
@@ -83,13 +85,30 @@ class Task(Protocol):
         """Tests the variables on every video of `batches` at each of `frames`; `put` moves a batch to the devices."""
         ...
 
+    def finish(
+        self,
+        findings: Findings,
+        source: Source,
+        clips: ClipConfig,
+        *,
+        origin: Mapping[str, Any],
+        checkpoint: Mapping[str, Any],
+        folder: Path,
+    ) -> list[dict[str, Any]]:
+        """Ends a training: writes what the test of `source` found, and the page, into the run's folder.
+
+        All processes call it. `clips` says how the clips were cut, `origin` where the videos come from ("root",
+        "split"), `checkpoint` whose weights they are ("name", "step"). It gives the rows of the final table.
+        """
+        ...
+
     def select(self, variables: Variables, num_frames: int) -> Variables:
-        """Gives the ordinary variables of `model` for one frame count."""
+        """The ordinary variables of `model` for one frame count."""
         ...
 
 
 def init_model(model: VideoModel, key: Array) -> dict[str, Any]:
-    """Random variables of a model, at its own clip's size."""
+    """Random variables of a model."""
     size = model.clip.image_size
     return init_variables(model, key, model.for_cameras(jnp.zeros((1, model.clip.num_frames, size, size, 3))))
 

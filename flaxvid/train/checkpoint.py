@@ -1,9 +1,7 @@
-"""Checkpoints of a run: variables, the rest of the training state, the position in the data.
+"""Checkpoints of a run.
 
-The latest stay, the best one and those of every so many steps.
-
-A step's folder holds the items `variables`, `training`, `data`, `extra` (shapes and types) and `metrics` (the score).
-Variables stand apart: evaluation and export read them without the optimizer that made them.
+A step's folder holds `variables`, `training` (the rest of the state), `data` (the position in it), `extra` (shapes and
+types) and `metrics` (the score). Evaluation and export read `variables` alone.
 """
 
 import contextlib
@@ -32,36 +30,33 @@ from flaxvid.writing import written_whole
 State = TypeVar("State")
 _SHOWN = 12
 _OBJECTS = ("metrics", "metadata", "_CHECKPOINT_METADATA")
-"""Files of a step that hold a JSON object."""
+"""Files of a step that hold a JSON object whatever their first byte."""
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "RESOURCE_EXHAUSTED")
 _PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
-"""Errors that keep a file from being read now, and say nothing of what is in it."""
+"""Errors that pass: the file may be whole."""
 
 
 class Checkpoints:
     """Saves and restores a run's training state; a context manager that waits for its last save.
 
-    Saving is asynchronous: `save` returns when device memory was copied and the position in the data taken, so the
-    next step may donate its state. Every process must call every method.
+    Saving goes on in the background: `save` returns when it has copied the state, which the next step may then donate.
+    Every process must call every method.
 
-    The first checkpoint that an object saves is read back whole once it is on disk, at the next `save` or `wait`: that
-    the disk, or the folder's name, loses data must not show only on resume. A checkpoint that was damaged later (a disk
-    that lost power, a copy that was cut short) is put aside as `damaged-<step>`, with a message, and the one before it
-    is the latest; nothing is deleted.
+    The first checkpoint that an object saves is read back at the next `save` or `wait`: a disk that loses data must not
+    show only on resume. A damaged checkpoint is renamed to `damaged-<step>`, with a message, and the one before it is
+    the latest; nothing is deleted.
 
     Args:
-        directory: where the steps' folders go, `<run>/checkpoints`.
-        keep: how many of the latest steps stay, beside the one with the best score; None keeps all.
+        directory: the folder of the steps' folders, `<run>/checkpoints`.
+        keep: see `Recipe.keep`; None keeps all.
         keep_every: steps divisible by this stay for ever.
 
     Raises:
-        ValueError: there are checkpoints, and none of them can be read.
-        OSError: the folder cannot be written, or a checkpoint not be read just now.
+        ValueError: no checkpoint of those there can be read.
+        OSError: the folder cannot be written, or a checkpoint cannot be read now.
     """
 
     def __init__(self, directory: str | Path, keep: int | None = 3, keep_every: int | None = None):
-        if keep is not None and keep < 1:
-            raise ValueError(f"expected keep >= 1 checkpoints or None for all, got keep={keep}")
         self.directory = Path(directory).absolute()
         self._proving, self._unproven = False, None
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -86,20 +81,15 @@ class Checkpoints:
         self.close()
 
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint; None in an empty folder."""
+        """The step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
-
-    def best_step(self) -> int | None:
-        """The step with the highest score; None if none has one."""
-        step = self._manager.best_step()
-        return step if step is not None and self.has_score(step) else None
 
     def has_score(self, step: int) -> bool:
         """Whether a saved step has a score."""
         return _score(self._manager.metrics(step) or {}) > -math.inf
 
     def set_score(self, step: int, score: float) -> None:
-        """Gives a saved step the score of an evaluation, the higher the better: the best step stays."""
+        """Writes the score of a saved step, the higher the better; the best step stays."""
         self.wait()
         if jax.process_index() == 0:
             with written_whole(self.directory / str(step) / "metrics" / "metrics") as path:
@@ -113,14 +103,13 @@ class Checkpoints:
 
         Args:
             step: updates done so far, the name of the folder.
-            state: a dataclass pytree such as TrainState, with `variables` among its fields.
-            data: what knows the position in the training data, to resume in the middle of an epoch: `Prefetch`, or an
-                iterator of Grain's.
+            state: a dataclass pytree such as TrainState, with a field `variables`.
+            data: knows the position in the training data: `Prefetch`, or an iterator of Grain's.
 
         Raises:
-            OSError: the disk is full or cannot be written, or the first checkpoint cannot be read back; the checkpoints
-                before stand. Later calls raise it too, for saving goes on in the background.
-            ValueError: the folder holds a later step, which a resume would prefer to this one.
+            OSError: the disk is full or cannot be written, or the first checkpoint cannot be read back. Earlier
+                checkpoints stay whole. The next calls may raise it, for saving goes on in the background.
+            ValueError: the folder holds a later step, which a resume would take instead of this one.
         """
         latest = self.latest_step()
         if latest == step:
@@ -145,22 +134,19 @@ class Checkpoints:
         if not self._proving:
             self._proving, self._unproven = True, step
 
-    def restore(self, state: State, data: Any = None, step: int | None = None) -> State:
-        """Restores a step onto the devices that `state` names, whatever devices it was saved from.
+    def restore(self, state: State, data: Any = None) -> State:
+        """Restores the latest step onto the devices of `state`, whatever devices it was saved from.
 
         Args:
-            state: what to fill: arrays, or `jax.ShapeDtypeStruct`s whose `sharding` places them (none: the first
-                device).
-            data: made like the saved one; it is moved to the saved position.
-            step: which one; None is the latest.
+            state: arrays, or `jax.ShapeDtypeStruct`s whose `sharding` places them (none: the first device).
+            data: is moved to the saved position.
 
         Raises:
-            FileNotFoundError: there is no such checkpoint, or it holds no position in the data.
-            ValueError: paths, shapes or types differ from the state's; all differences are listed.
+            FileNotFoundError: there is no checkpoint, or it holds no position in the data.
+            ValueError: paths, shapes or types differ from the state's; the message lists the differences.
         """
         self.wait()
-        folder = find_checkpoint(self.directory, "latest" if step is None else step)
-        step = int(folder.name)
+        folder = find_checkpoint(self.directory)
         note = json.loads((folder / "extra" / "metadata").read_text())
         _check_leaves(note["leaves"], _leaves(state), folder)
         variables, training = _split(jax.tree.map(_abstract, state))
@@ -175,11 +161,11 @@ class Checkpoints:
                     f"without it to begin a new pass"
                 )
             items["data"] = CheckpointRestore(data)
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        restored = self._manager.restore(int(folder.name), args=ocp.args.Composite(**items))
         return dataclasses.replace(state, variables=restored.variables, **restored.training)  # pyright: ignore
 
     def wait(self) -> None:
-        """Returns when every started save is on disk; raises what went wrong in the background."""
+        """Waits until every save is on disk; raises what went wrong in the background."""
         with self._disk():
             self._manager.wait_until_finished()
         step, self._unproven = self._unproven, None
@@ -190,12 +176,12 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Waits and frees the background threads."""
+        """Waits, then ends the background threads."""
         with self._name, self._disk():
             self._manager.close()
 
     def _check_writable(self) -> None:
-        """Raises at once what Orbax would wait five minutes for."""
+        """Raises at once; Orbax would try for five minutes."""
         if jax.process_index() > 0:
             return
         try:
@@ -206,17 +192,17 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
-        """Says in a line what keeps a checkpoint from the disk, whichever library met it."""
+        """Says in one line why a checkpoint is not on disk, whichever library raised it."""
         try:
             yield
         except Exception as error:
             full = any(sign.lower() in f"{error} {error.__cause__}".lower() for sign in _FULL)
-            if not full and jax.process_count() > 1:  # it may be another process that is lost
+            if not full and jax.process_count() > 1:  # another process may be lost
                 raise
             if not full:
                 raise OSError(
-                    f"the checkpoint was not saved in {self.directory} ({_first_line(error)}): mend that and give the "
-                    "same command again"
+                    f"the checkpoint was not saved in {self.directory} ({_first_line(error)}): correct that and give "
+                    "the same command again"
                 ) from error
             steps = _steps(self.directory)
             raise OSError(
@@ -227,11 +213,11 @@ class Checkpoints:
 
 
 def find_checkpoint(path: str | Path, checkpoint: str | int = "latest") -> Path:
-    """The folder of one of a run's checkpoints; its name is the step.
+    """Finds the folder of one of a run's checkpoints; its name is the step.
 
     Args:
-        path: a run's folder, its `checkpoints`, or one step's folder, which is the answer itself.
-        checkpoint: "latest", "best" (the one with the highest score of the evaluations during training), or a step.
+        path: a run's folder, its `checkpoints`, or one step's folder, which is the answer then.
+        checkpoint: "latest", "best" (the highest score of the evaluations during training), or a step.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -262,17 +248,10 @@ def find_checkpoint(path: str | Path, checkpoint: str | int = "latest") -> Path:
 
 
 def restore_variables(path: str | Path, checkpoint: str | int = "latest") -> dict[str, Any]:
-    """Reads a checkpoint's variables as nested dictionaries of numpy arrays, without model, optimizer or devices.
-
-    Args:
-        path, checkpoint: which one, as `find_checkpoint` finds it.
-
-    Returns:
-        Variables such as {"params": ..., "params_4f": ..., "batch_stats_4f": ...}.
+    """Reads a checkpoint's variables as NumPy arrays; arguments and errors as in `find_checkpoint`.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: it is damaged, or `checkpoint` is none of its words.
+        ValueError: the checkpoint is damaged.
     """
     folder = find_checkpoint(path, checkpoint)
     try:
@@ -298,7 +277,7 @@ def _saved_score(folder: Path) -> float:
 
 
 def _put_damaged_aside(directory: Path) -> None:
-    """Reads checkpoints from the newest to one that is whole; of those before it, only what Orbax will read at once."""
+    """Reads checkpoints from the newest back to a whole one; of earlier ones only the part that Orbax reads at once."""
     damaged, whole = {}, None
     for step in reversed(_steps(directory)):
         folder = directory / str(step)
@@ -309,8 +288,8 @@ def _put_damaged_aside(directory: Path) -> None:
     if damaged and not whole:
         step, problem = damaged.popitem()
         raise ValueError(
-            f"no checkpoint in {directory} can be read (the first, of step {step}: {problem}): they were left as they "
-            "are; give --workdir another folder to begin again"
+            f"no checkpoint in {directory} can be read (the first, of step {step}: {problem}): give --workdir another "
+            "folder to begin again; nothing was changed in this one"
         )
     for step, problem in damaged.items():
         aside = directory / f"damaged-{step}"
@@ -321,7 +300,7 @@ def _put_damaged_aside(directory: Path) -> None:
 
 
 def _damage(folder: Path) -> str:
-    """What keeps the files of a checkpoint, or of a part of it, from being read; "" if nothing. Reads all of them."""
+    """Why a checkpoint, or a part of it, cannot be read; "" if it can. Reads all of its files."""
     try:
         for file in (path for path in folder.rglob("*") if path.is_file()):
             with file.open("rb") as content:
@@ -332,13 +311,13 @@ def _damage(folder: Path) -> str:
         for item in ("variables", "training"):
             if (folder / item).exists():
                 _read_numpy(folder / item)
-    except Exception as error:  # what libraries raise on broken files is no promise of theirs
+    except Exception as error:  # libraries raise anything on broken files
         return _fault(error)
     return ""
 
 
 def _fault(error: Exception) -> str:
-    """What a reading error says of the file, in a line; one that says nothing of it is raised again."""
+    """What a reading error says of the file, in one line; raises an error that passes."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING):
         raise error
     return f"{type(error).__name__}: {_first_line(error)}"
@@ -367,7 +346,7 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _leaves(state: Any) -> dict[str, str]:
-    """Describes every leaf, {"variables/params/...": "float32[3, 3]"}: what two trees must share to be the same."""
+    """Describes every leaf: {"variables/params/...": "float32[3, 3]"}."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(_split(state))
     roots = ("variables", "training")
     return {

@@ -1,4 +1,4 @@
-"""The fields of a recipe: their paths, their types, their values, and what their dataclass's docstring says of them."""
+"""The fields of a recipe: path, type, value, and meaning as the docstring says it."""
 
 import dataclasses
 import inspect
@@ -16,8 +16,8 @@ class Field:
     """One option.
 
     Attributes:
-        path: where it is, as flags name it: "data.clips.interval".
-        owner: the dataclass object that holds it.
+        path: as in flags: "data.clips.interval".
+        owner: the dataclass object that has the field.
         name: its name there.
         hint: its type.
     """
@@ -29,12 +29,12 @@ class Field:
 
     @property
     def value(self) -> Any:
-        """What it is now."""
+        """Its value."""
         return getattr(self.owner, self.name)
 
 
 def walk(owner: Any, prefix: str = "") -> Iterator[Field]:
-    """The fields of a dataclass object, those of its parts in their places."""
+    """The fields of a dataclass object, with those of its parts."""
     hints = typing.get_type_hints(type(owner))
     for field in dataclasses.fields(owner):
         value, path = getattr(owner, field.name), prefix + field.name
@@ -45,12 +45,12 @@ def walk(owner: Any, prefix: str = "") -> Iterator[Field]:
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
-    """The types that a type is one of: itself, or the members of a union."""
+    """The members of a union; another type is its only member."""
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
 def misfit(value: Any, hint: Any) -> str:
-    """What a value should be instead; "" where it is of the type. Numbers must be finite."""
+    """What a value should be instead; "" if it is of the type. Numbers must be finite."""
     parts, origin = typing.get_args(hint), typing.get_origin(hint)
     if isinstance(hint, types.UnionType):
         wrong = [misfit(value, one) for one in parts]
@@ -81,21 +81,21 @@ def misfit(value: Any, hint: Any) -> str:
 
 
 def either(values: tuple[Any, ...]) -> str:
-    """Values as a choice: `"a", "b" or "c"`."""
+    """Values as text: `"a", "b" or "c"`."""
     quoted = [f'"{value}"' for value in values]
     return " or ".join(filter(None, (", ".join(quoted[:-1]), quoted[-1])))
 
 
 def meanings(described: Any, section: str = "Attributes") -> dict[str, str]:
-    """What a docstring says of each name in one of its sections, each as one line.
+    """The meaning of each name in a section of a docstring, as one line.
 
     Args:
-        described: a dataclass, whose bases describe fields too, or a function.
-        section: its heading.
+        described: a dataclass, with its bases, or a function.
+        section: the heading.
     """
     found: dict[str, str] = {}
     for owner in reversed(described.__mro__) if isinstance(described, type) else (described,):
-        # From Python 3.13 on docstrings have lost their indentation already.
+        # Python 3.13 removes the indentation itself.
         _, _, text = inspect.cleandoc(owner.__doc__ or "").partition(f"\n{section}:\n")
         block = re.split(r"\n\s*\n|\n\w+:\n", text)[0]
         indent = block[: len(block) - len(block.lstrip())]

@@ -1,4 +1,4 @@
-"""Flags that change a recipe: read by the types of its fields, each given once, wrong ones answered in one line."""
+"""Flags that change a recipe: values by the types of its fields, and one line for a wrong flag."""
 
 import ast
 import dataclasses
@@ -51,10 +51,10 @@ def register_types() -> None:
 
 
 def last_of_each(argv: Sequence[str]) -> list[str]:
-    """The command line without flags of fields that are given again later; ml_collections would join tuples.
+    """The command line with the last of each field's flags; ml_collections would join tuples.
 
     Raises:
-        ValueError: a flag has a name of before, and the message says the new one; or it is no field but a part.
+        ValueError: a flag has an old name, and the message says the new one; or it names a part and not a field.
     """
     kept: dict[Any, list[str]] = {}
     paths = [field.path for field in walk(Recipe())]
@@ -83,7 +83,7 @@ def last_of_each(argv: Sequence[str]) -> list[str]:
 
 
 def explain(error: Exception, argv: Sequence[str]) -> str:
-    """What is wrong with a command line, in one line that says what would be right."""
+    """What is wrong with a command line, and how to correct it, in one line."""
     text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
     if isinstance(error, flags.UnrecognizedFlagError):
         name = error.flagname
@@ -112,9 +112,9 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
 
 
 def describe(recipe: Recipe) -> Iterator[str]:
-    """A line for every field: its flag and its value, and what it means.
+    """A line for every field: flag, value and meaning.
 
-    Below a dict of options come those that it may hold: what it has as flags, the others as they stand in a dict.
+    The options that a dict may hold come below it: flags for those that it has, dict entries for the others.
     """
     shared = meanings(Common)
     for field in walk(recipe):
@@ -130,7 +130,7 @@ def describe(recipe: Recipe) -> Iterator[str]:
 
 
 def _entries(recipe: Recipe, path: str) -> dict[str, tuple[Any, str]]:
-    """Defaults and meanings of what a dict among the fields may hold, as far as they are known."""
+    """Defaults and meanings of the options that a dict may hold, if they are known."""
     if path == "model.options" and recipe.model.name in SPECS:
         spec = SPECS[recipe.model.name]
         known = meanings(Common) | meanings(spec.build, "Args")

@@ -16,7 +16,7 @@ kernel ten times as fast.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from flaxvid import trees
@@ -92,6 +92,31 @@ def group_factors(
     pairs = {path: factors(path) for path in kinds}
     rates, decays = ({path: pair[i] for path, pair in pairs.items()} for i in (0, 1))
     return trees.unflatten(rates), trees.unflatten(decays)
+
+
+def layer_factors(params: Any, layers: Sequence[str], decay: float) -> dict[str, Any]:
+    """Learning-rate factors of every parameter by its depth: ``decay ** (layers above its own)``.
+
+    So a pretrained network's early layers move little (layer-wise rate decay, arXiv 2106.08254, section 3.2). The
+    last layer, with the head in it, has the factor 1. What `FrameFlexible` keeps for each frame count has the factor of
+    the layer that it stands in.
+
+    Args:
+        params: the ``params*`` collections, or their shapes.
+        layers: the network's, `VideoModel.layers`.
+        decay: 1 for none.
+
+    Raises:
+        ValueError: there is a decay, and the network names no layers.
+    """
+    if decay != 1 and not layers:
+        raise ValueError(
+            f"optimizer.layer_decay={decay} needs a network that names its layers, got none in VideoModel.layers: name "
+            "them, or set it to 1"
+        )
+    rates = [(pattern, decay ** (len(layers) - index)) for index, pattern in enumerate(layers)]
+    paths = trees.flatten(params)
+    return trees.unflatten({path: trees.first_match(rates, path.partition("/")[2], 1.0) for path in paths})
 
 
 def check_rules(params: Any, rules: Rules) -> None:

@@ -1,4 +1,4 @@
-"""Several processes, on one machine or many: how they find each other, and what happens when one is lost."""
+"""Runs of several processes: how they meet, and what happens when one is lost."""
 
 import contextlib
 import sys
@@ -10,23 +10,23 @@ import jax
 from flaxvid.train.interrupt import end
 
 PATIENCE = 10
-"""Seconds that a process may be silent before the others end; a lost connection ends them sooner."""
+"""Seconds after which the others end if a process is silent; a lost connection ends them sooner."""
 
 LOST_PEER = 75
-"""Exit status of a process that ends because another one was lost: trying again may help."""
+"""Exit status of a process that ends because another one is lost."""
 
 
 def connect(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
     """Joins this process to the others, before JAX is used for anything else.
 
     Args:
-        coordinator: `host:port` of process 0, a free port there. Empty: the cluster says (SLURM, Open MPI, Kubernetes
-            and TPU pods do), as do JAX's own variables JAX_COORDINATOR_ADDRESS, ...
-        num_processes: how many there are; with `coordinator` only.
-        process_id: which one this is, from 0; with `coordinator` only.
+        coordinator: `host:port` of process 0, with a free port; "" asks the cluster (SLURM, Open MPI, Kubernetes, TPU)
+            or JAX's own variables JAX_COORDINATOR_ADDRESS, ...
+        num_processes: number of processes; with `coordinator` only.
+        process_id: number of this process, from 0; with `coordinator` only.
 
     Raises:
-        ValueError: some of the three are missing or do not fit, or no cluster is found.
+        ValueError: one of the three is missing or does not fit, or no cluster is found.
         ConnectionError: the others did not come in time.
     """
     given = {"coordinator": bool(coordinator), "num_processes": num_processes > 0, "process_id": process_id >= 0}
@@ -47,7 +47,7 @@ def connect(coordinator: str = "", num_processes: int = 0, process_id: int = -1)
             num_processes or None,
             process_id if process_id >= 0 else None,
             initialization_timeout=120,
-            heartbeat_timeout_seconds=PATIENCE,  # at the end they wait longer: one of them writes the report
+            heartbeat_timeout_seconds=PATIENCE,  # the shutdown waits longer: one of them writes the report
         )
     except ValueError as error:
         raise ValueError(f"no cluster was found ({error}): give coordinator, num_processes and process_id") from error
@@ -56,7 +56,7 @@ def connect(coordinator: str = "", num_processes: int = 0, process_id: int = -1)
 
 
 def leave(message: str, code: int) -> NoReturn:
-    """Ends this process with a last line; with its peers where it has any, for they take one that is gone for lost."""
+    """Ends this process with a last line. One of several exits in order, or its peers would take it for lost."""
     if jax.process_count() == 1:
         end(message, code)
     print(message, file=sys.stderr, flush=True)
@@ -65,10 +65,10 @@ def leave(message: str, code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def end_with_peers() -> Iterator[None]:
-    """Ends this process, in words, when a computation fails because another process is gone.
+    """Ends this process with a message when a computation fails because another process is gone.
 
-    Such a process cannot clean up, for that waits for its peers. Where a computation hangs instead of failing (as on
-    GPUs), JAX ends the process after `PATIENCE` seconds, with a message of its own.
+    It does not clean up, for that would wait for its peers. On GPUs a computation may hang instead of failing: JAX then
+    ends the process after `PATIENCE` seconds, with a message of its own.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""Being told to stop: by a scheduler (SIGTERM) or by hand (Ctrl-C).
+"""What happens on SIGTERM, from a scheduler, and on Ctrl-C.
 
-While a run holds something that is not saved, `StopRequest` notes the signal and the run saves first. At any other time
-`end_when_told` ends a script at once, in one line. Importing this module is quick: scripts call it before the rest.
+While a run holds something unsaved, `StopRequest` notes the signal and the run saves first. At any other time
+`end_when_told` ends a script at once, with one line. This module imports quickly, for scripts import it first.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_CLEAR, _CURSOR = "\r\x1b[K", "\x1b[?25h"  # erases the line; shows the cursor, which a progress bar hides
+_CLEAR, _CURSOR = "\r\x1b[K", "\x1b[?25h"  # erase the line; show the cursor, which a progress bar hides
 
 
 class Interrupted(Exception):
-    """A run that was told to stop, saved its state and can go on.
+    """A run stopped on a signal; it saved its state and can go on.
 
     Attributes:
-        code: exit status that shells and schedulers expect of a process that a signal ended: 128 and its number.
+        code: the exit status, 128 and the number of the signal, as shells and schedulers expect.
     """
 
     def __init__(self, message: str, number: int | None):
@@ -30,11 +30,10 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Answers SIGTERM and the first Ctrl-C, from `hold` to `release`, instead of dying of them.
+    """Notes SIGTERM and the first Ctrl-C from `hold` to `release`; a second Ctrl-C ends the process at once.
 
-    Outside of that, signals do what they did before. A second Ctrl-C ends at once. With several processes it is enough
-    that one of them gets SIGTERM: JAX tells the others and agrees with them on a step. Signals belong to the main
-    thread; in others nothing is noted.
+    Of several processes one must get SIGTERM: JAX tells the others and agrees with them on a step. Python handles
+    signals in the main thread only; in another thread this does nothing.
     """
 
     def __init__(self):
@@ -51,7 +50,7 @@ class StopRequest:
         self._before = {}
 
     def hold(self) -> None:
-        """From here on there is something to save."""
+        """From here on there is something unsaved."""
         import jax
 
         # With several processes SIGTERM is JAX's own: a handler here would hide it from the coordination service.
@@ -65,7 +64,7 @@ class StopRequest:
         self.answer()
 
     def answer(self) -> None:
-        """Says once, from whichever thread comes first, that the signal was heard and what happens now."""
+        """Says once what happens now, from the first thread that comes."""
         if self._unanswered.acquire(blocking=False):
             say("stopping after this step, then saving; Ctrl-C once more stops at once, without saving")
 
@@ -79,10 +78,10 @@ class StopRequest:
         return self.signal is not None
 
     def release(self, saved: str) -> None:
-        """Everything is saved, as `saved` says.
+        """From here on all is saved; `saved` says what and where.
 
         Raises:
-            Interrupted: the run was told to stop meanwhile.
+            Interrupted: a signal came meanwhile.
         """
         self.__exit__()
         if self.signal is not None:
@@ -90,11 +89,10 @@ class StopRequest:
 
 
 def end_when_told(advice: str) -> None:
-    """SIGTERM and Ctrl-C end this script at once from here on, in one line, unless a `StopRequest` holds them back.
+    """Makes SIGTERM and Ctrl-C end this script at once, with one line, unless a `StopRequest` holds them back.
 
-    A thread of its own waits for them: Python's handlers wait for the main thread, which may compile for minutes, and
-    what they raise is lost in a call-back. Worker processes hear neither signal, even while they start; they end with
-    this process.
+    A thread waits for the signals: Python's handlers wait for the main thread, which may compile for minutes, and what
+    they raise is lost in a call-back. Worker processes hear neither signal; they end with this process.
 
     Args:
         advice: what to do next, the end of the line.
@@ -104,14 +102,14 @@ def end_when_told(advice: str) -> None:
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(BlockingIOError):  # heard already, unless an event loop took the wake-up for itself
+        with contextlib.suppress(BlockingIOError):  # the pipe is full, so the signal was heard
             os.write(tell, bytes([number]))
 
     for number in SIGNALS:
         signal.signal(number, leave)
-    # Every thread and process that starts from here on inherits that both are blocked; only the thread below is not.
+    # Threads and processes that start from here on inherit the block; only the thread below lifts it.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    # The process that tidies up after a sudden end would say so, in several lines.
+    # After a sudden end Python's resource tracker would print several lines.
     sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
     threading.Thread(target=_listen, args=(heard, leave, advice), daemon=True).start()
 
@@ -129,19 +127,19 @@ def _listen(heard: int, leave: object, advice: str) -> None:
             end(f"stopped {how} ({signal.Signals(number).name}): {advice}", 128 + number)
         told = True
         request = getattr(handler, "__self__", None)
-        if isinstance(request, StopRequest):  # its own handler waits for the main thread, which may compute for long
+        if isinstance(request, StopRequest):  # its handler waits for the main thread
             request.answer()
 
 
 def say(message: str) -> None:
-    """Writes a line to stderr at once; on a terminal in the place of a progress bar, which is drawn anew below it."""
+    """Writes a line to stderr at once; on a terminal it takes the place of a progress bar, which comes back below."""
     os.write(2, f"{_CLEAR * os.isatty(2)}{message}\n".encode(errors="backslashreplace"))
 
 
 def end(message: str, code: int) -> NoReturn:
-    """Ends this process now, with a last line: no thread, no half-dead library gets another word in."""
+    """Ends this process at once, with a last line; no thread and no library can print after it."""
     flush = threading.Thread(target=sys.stdout.flush, daemon=True)
     flush.start()
-    flush.join(1)  # whoever reads the output may have stopped to
+    flush.join(1)  # the reader of the output may have stopped
     say(_CURSOR * os.isatty(2) + message)
     os._exit(code)

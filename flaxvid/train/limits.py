@@ -1,6 +1,6 @@
-"""What a recipe's values may be: each one of a wrong type, out of range, or at odds with another, in a line of its own.
+"""Checks a recipe: a line for each value of a wrong type, out of range, or at odds with another.
 
-Parts of a recipe that other rooms own (clips, augmentation, tasks) say their problems themselves.
+Clips, augmentation and tasks check their own fields.
 """
 
 import copy
@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 
+from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 from flaxvid.train.fields import choices, misfit
 from flaxvid.train.recipe import FILLED, Recipe
-from flaxvid.train.setup import complete
+from flaxvid.train.setup import complete, make_model
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
@@ -38,15 +39,16 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ),
     ("lie in [0, 1)", lambda value: 0 <= value < 1, ("optimizer.momentum", "optimizer.ema", "model.dropout")),
     ("lie in [0, 1]", lambda value: 0 <= value <= 1, ("data.max_broken",)),
+    ("lie in (0, 1]", lambda value: 0 < value <= 1, ("optimizer.layer_decay",)),
 )
-"""What must hold of numbers; None is always allowed where the type allows it."""
+"""Ranges of numbers. None is allowed where the type allows it."""
 
 
 def check(recipe: Recipe) -> None:
-    """Finds every value that cannot be, before any work is done.
+    """Refuses a recipe that cannot run, before any work.
 
     Raises:
-        ValueError: every problem, a line each; or the network cannot be made.
+        ValueError: a line for each problem; or the network cannot be made.
     """
     problems, mended = _misfits(recipe)
     problems += [
@@ -61,6 +63,7 @@ def check(recipe: Recipe) -> None:
     if not any(problem.startswith("model.") for problem in problems):
         try:
             mended = complete(mended)
+            problems += _patches(mended)
         except ValueError as error:
             network = error
     problems += _clips(mended)
@@ -71,11 +74,11 @@ def check(recipe: Recipe) -> None:
 
 
 def _clips(recipe: Recipe) -> Iterator[str]:
-    """How clips are cut, and of how many frames."""
+    """Clips and frame counts."""
     clips = copy.copy(recipe.data.clips)
     for path, owner in FILLED.items():
         if value := operator.attrgetter(path)(recipe):
-            yield f"{path} is for {owner} to say, got {value}: leave it empty"
+            yield f"{path} follows {owner}, got {value}: leave it empty"
     clips.frames, clips.image_size = (), max(0, recipe.model.image_size or 0)
     yield from (f"data.clips.{problem}" for problem in clips.problems())
     yield from (f"data.clips.augmentation.{problem}" for problem in clips.augmentation.problems())
@@ -83,15 +86,25 @@ def _clips(recipe: Recipe) -> Iterator[str]:
         yield f"eval_frames must be distinct positive frame counts such as (4, 8, 16), got {recipe.eval_frames}"
 
 
+def _patches(recipe: Recipe) -> Iterator[str]:
+    """Frame counts that the network's patches do not divide."""
+    multiple, *_ = make_model(recipe, 1).multiple_of
+    for name, counts in (("task.frames", recipe.task.frames), ("eval_frames", recipe.eval_frames)):
+        if wrong := [count for count in counts if count > 0 and count % multiple]:
+            yield f"{name} must be multiples of {multiple}, the frames of a patch of {recipe.model.name}, got {wrong}"
+
+
 def _batches(recipe: Recipe) -> Iterator[str]:
-    """Batches, and what of them each part and each frame count gets."""
+    """The batch, its parts, and the rows of each frame count."""
     task, repeats, size = recipe.task, recipe.data.clips.repeats, recipe.batch_size
     for name, parts in (("data.clips.repeats", repeats), ("optimizer.accumulate", recipe.optimizer.accumulate)):
-        if size % max(1, parts) or (parts < 1 and name != "data.clips.repeats"):  # clips have that rule themselves
+        if size % max(1, parts) or (parts < 1 and name != "data.clips.repeats"):  # `ClipConfig` checks repeats < 1
             yield f"{name}={parts} must divide batch_size={size}"
     rows = size // max(1, recipe.optimizer.accumulate)
     if rows % max(1, recipe.norm_groups):
         yield f"norm_groups={recipe.norm_groups} must divide the {rows} clips that are computed at once"
+    if not isinstance(task, LabelledRecipe):
+        return
     videos = size // max(1, repeats) // jax.process_count()
     if max(task.mixup, task.cutmix) > 0 and videos < 2 <= size:
         yield (
@@ -112,7 +125,7 @@ def _batches(recipe: Recipe) -> Iterator[str]:
 
 
 def _schedules(recipe: Recipe) -> Iterator[str]:
-    """The learning rate over the epochs, and momentum."""
+    """Learning rate and momentum."""
     optimizer, epochs = recipe.optimizer, recipe.epochs
     if epochs > 0 and optimizer.warmup_epochs > epochs:
         yield f"optimizer.warmup_epochs={optimizer.warmup_epochs} is longer than the run, epochs={epochs}: shorten it"
@@ -134,7 +147,7 @@ def _schedules(recipe: Recipe) -> Iterator[str]:
 
 
 def _groups(recipe: Recipe) -> Iterator[str]:
-    """Patterns of parameters, whose matches are known once the network is; and the network's own options."""
+    """Starting weights, patterns of parameters, and the backbone's options. The network shows later what they match."""
     if recipe.model.inflate and not recipe.model.weights:
         yield f"model.inflate={recipe.model.inflate!r} needs model.weights of a 2-D network: name them, or set it to ''"
     for rule in recipe.optimizer.rules:
@@ -151,11 +164,11 @@ def _groups(recipe: Recipe) -> Iterator[str]:
     if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
         yield f"model.options.backbone_options.dropout must lie in [0, 1), got {dropout!r}"
     if isinstance(backbone, Mapping) and "dtype" in backbone:
-        yield f"model.options.backbone_options.dtype is model.dtype's to say, got {backbone['dtype']!r}: leave it out"
+        yield f"model.options.backbone_options.dtype follows model.dtype, got {backbone['dtype']!r}: leave it out"
 
 
 def _misfits(recipe: Recipe) -> tuple[list[str], Recipe]:
-    """Values that are of another type than their field, or NaN or infinite; and the recipe with defaults for them."""
+    """Values of a wrong type, NaN or infinite; and the recipe with defaults in their place."""
     problems, mended = [], copy.deepcopy(recipe)
 
     def mend(owner: Any, prefix: str) -> None:

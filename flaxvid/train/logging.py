@@ -25,17 +25,16 @@ from flaxvid.writing import named_in_errors, written_whole
 class RunLogger:
     """Writes a run's metrics to its folder and its progress to the console; a context manager.
 
-    A terminal gets a progress bar, anything else (a file, a cluster's log) a plain line every `interval` seconds and
-    for every evaluation. Only process 0 writes; the others may call everything.
+    A terminal gets a progress bar; a file or a cluster's log gets a line every `interval` seconds and for every
+    evaluation. Only process 0 writes; the others may call everything.
 
     Args:
         workdir: the run's folder, for metrics.jsonl and tensorboard/.
-        total_steps: of the whole run.
-        step: the step that training resumes from. Lines beyond it, of updates that are done again, are dropped from
-            metrics.jsonl; step 0 begins the file anew.
-        evaluated: whether the evaluation of `step` in training stands, if there was any; if not, its line is dropped.
+        total_steps: the steps of the whole run.
+        step: the step that training resumes from. Lines of later steps leave metrics.jsonl; step 0 begins it anew.
+        evaluated: whether `step` has its score. If not, the line of its evaluation leaves metrics.jsonl, too.
         interval: seconds between plain lines.
-        console: where to print; None is stdout.
+        console: prints; None is stdout.
     """
 
     def __init__(
@@ -47,8 +46,6 @@ class RunLogger:
         interval: float = 10.0,
         console: Console | None = None,
     ):
-        if not 0 <= step <= total_steps:
-            raise ValueError(f"expected a step in [0, {total_steps}], got step={step}: is total_steps of another run?")
         self.workdir, self.total_steps = Path(workdir), total_steps
         self._first_step = self._step = step
         self._evaluated = evaluated
@@ -66,7 +63,7 @@ class RunLogger:
             _drop_after(self._path, self._first_step, self._evaluated)
             self._file = self._path.open("a")
             folder.mkdir(exist_ok=True)
-            # No SummaryWriter: when a disk is full its thread dies, and the run waits for it for ever.
+            # Not a SummaryWriter: on a full disk its thread dies, and the run waits for it for ever.
             self._tensorboard = EventsWriter(str(folder / "events"))
             purge = SessionLog(status=SessionLog.START)  # hides what an earlier process logged from this step on
             self._tensorboard.write_event(Event(step=self._first_step + 1, wall_time=time.time(), session_log=purge))
@@ -82,13 +79,13 @@ class RunLogger:
             self._bar.stop()
         if self._writes:
             for file in (self._file, self._tensorboard):
-                # Of a full disk, the first error names the file.
+                # On a full disk the first error has named the file already.
                 with contextlib.suppress(OSError) if any(error) else named_in_errors(self.workdir):
                     file.close()
 
     def update(self, step: int, clips: int) -> None:
-        """Notes that `step` updates are done, the last with `clips` clips (of all processes); waits for no device."""
-        if self._step == self._first_step:  # the first update compiles, and no clips/s should be made of that
+        """Notes that `step` updates are done, the last with `clips` clips of all processes; waits for no device."""
+        if self._step == self._first_step:  # the first update compiles; its time must not count in clips/s
             self._started = self._mark = time.monotonic()
         else:
             self._clips += clips
@@ -96,24 +93,21 @@ class RunLogger:
         if self._bar:
             self._bar.update(self._task, completed=step)
 
-    def write(self, step: int, metrics: Mapping[str, Any], epoch: float | None = None) -> dict[str, float]:
+    def write(self, step: int, metrics: Mapping[str, Any], epoch: float | None = None) -> None:
         """Writes metrics of a step to every place; waits for those still on the device.
 
-        Adds `train/clips_per_second` when updates were made since the last call, so write training metrics before an
-        evaluation and the evaluation's after it, and its time is not counted.
+        Adds `train/clips_per_second` if there were updates since the last call. Write training metrics before an
+        evaluation, so that its time does not count.
 
         Args:
             step: updates done.
-            metrics: scalars such as "train/loss", "eval/top1_4"; what is not finite becomes null in the file.
+            metrics: scalars such as "train/loss", "eval/top1_4"; a number that is not finite is null in the file.
             epoch: passes over the data done.
 
-        Returns:
-            The metrics as floats.
-
         Raises:
-            ValueError: a metric is no scalar.
+            ValueError: a metric is not a scalar.
         """
-        fetched = jax.device_get(list(metrics.values()))  # a list, for a dictionary would come back sorted
+        fetched = jax.device_get(list(metrics.values()))  # a dictionary would come back sorted
         values = {name: _scalar(name, value) for name, value in zip(metrics, fetched, strict=True)}
         now = time.monotonic()
         if self._clips:
@@ -122,12 +116,11 @@ class RunLogger:
         if self._writes:
             self._record(step, values, epoch)
             self._show(step, values, epoch, now)
-        return values
 
     def print(self, message: str | Table) -> None:
-        """Prints a sentence or a table, above the progress bar if there is one."""
+        """Prints a sentence or a table above the progress bar."""
         if self._writes:
-            # Soft wrap: outside a terminal rich would break a log's lines at 80 columns.
+            # Without soft wrap rich would break a log's lines at 80 columns.
             self._console.print(message, markup=False, highlight=False, soft_wrap=isinstance(message, str))
 
     def _record(self, step: int, values: Mapping[str, float], epoch: float | None) -> None:
@@ -144,7 +137,7 @@ class RunLogger:
 
     def _show(self, step: int, values: Mapping[str, float], epoch: float | None, now: float) -> None:
         evaluation = not any(name.startswith("train/") for name in values)
-        ordered = sorted(values, key=lambda name: name != "train/loss")  # first the loss
+        ordered = sorted(values, key=lambda name: name != "train/loss")  # the loss first
         short = {name.removeprefix("train/").replace("clips_per_second", "clips/s"): name for name in ordered}
         parts = [f"{label} {values[name]:.4g}" for label, name in short.items()]
         if self._bar and not evaluation:
@@ -155,7 +148,7 @@ class RunLogger:
             self.print("  ".join([where, *parts, *self._remaining(step, now)]))
 
     def _remaining(self, step: int, now: float) -> list[str]:
-        """The time left at the pace so far, evaluations included; empty before the second update."""
+        """The time left at the pace so far, with evaluations; empty before the second update."""
         done = self._step - self._first_step - 1
         if done < 1 or step >= self.total_steps:
             return []
@@ -164,10 +157,7 @@ class RunLogger:
 
 
 def parameter_table(variables: Variables) -> Table:
-    """Tabulates variables by collection, with totals; arrays or shapes.
-
-    The row of `params_4f` next to that of `params` shows what a frame-flexible model keeps for itself.
-    """
+    """A table of variables, or their shapes, by collection."""
     table = Table("variables", "arrays", "numbers", "MB")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -185,7 +175,7 @@ def _sizes(tree: Any) -> tuple[str, str, str]:
 
 
 def _progress(console: Console) -> Progress:
-    def still(width: int) -> Column:  # long metrics would else push it out
+    def still(width: int) -> Column:  # long metrics would push it out
         return Column(min_width=width, no_wrap=True)
 
     return Progress(
@@ -205,9 +195,9 @@ def _scalar(name: str, value: Any) -> float:
 
 
 def _drop_after(path: Path, step: int, evaluated: bool) -> None:
-    """Drops what lies beyond `step` and a half-written last line, in one step that cannot itself be cut short."""
+    """Drops the lines after `step` and a half-written last line; writes the whole file or nothing."""
     kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
-    stand = ("train/", "eval/") if evaluated else ("train/",)  # a resume that gets that far makes the last test anew
+    stand = ("train/", "eval/") if evaluated else ("train/",)  # a resume makes the last test anew
     kept = [row for row in kept if row["step"] < step or any(name.startswith(stand) for name in row)]
     with written_whole(path) as replacement:
         replacement.write_text("".join(json.dumps(row) + "\n" for row in kept))

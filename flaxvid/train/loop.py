@@ -1,6 +1,7 @@
-"""The train loop: one function for every task, from a recipe to a trained network and its any-frame table."""
+"""The train loop: from a recipe to a trained network and its any-frame table, for every task."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,8 @@ from flaxvid.adapt.freezing import check_frozen
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import steps_per_epoch
 from flaxvid.data.sources.open import Source
-from flaxvid.evaluate.record import any_frame_rows, finish_evaluation
 from flaxvid.report.run import read_run
-from flaxvid.report.tables import any_frame_table
+from flaxvid.report.tables import results_table
 from flaxvid.tasks.task import Findings, Task
 from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.groups import check_rules
@@ -38,8 +38,8 @@ from flaxvid.train.setup import (
 from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.start import fit_start, load_start
 from flaxvid.train.state import create_state, trainable
-from flaxvid.train.step import compile_step, enable_compilation_cache, make_train_step
-from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, lock_workdir
+from flaxvid.train.step import compile_step, enable_compilation_cache, jit_step, train_step
+from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, is_finished, lock_workdir
 from flaxvid.trees import norm_modules
 from flaxvid.types import Variables
 
@@ -47,35 +47,36 @@ Rows = list[dict[str, float]]
 
 
 def run(recipe: Recipe, workdir: str | Path) -> Rows:
-    """Trains what a recipe says, or goes on where the same recipe stopped; a finished run only gives its results.
+    """Trains a recipe, or goes on where the same recipe stopped; a finished run only gives its results.
 
     Args:
-        recipe: model, data, task, optimizer.
-        workdir: gets recipe.json, metrics.jsonl, checkpoints/, any_frame.json and index.html.
+        recipe: the run.
+        workdir: gets recipe.json, metrics.jsonl, checkpoints/, index.html, and the results: any_frame.json, or for
+            masked pre-training reconstruction.json.
 
     Returns:
-        The rows of the final table, those of any_frame.json.
+        The rows of the final table.
 
     Raises:
-        ValueError: recipe, data or weights do not fit, or another run is at work in `workdir`; raised before anything
-            is trained.
-        FloatingPointError: a loss or a gradient is not finite; nothing of it was saved.
-        Interrupted: the run was told to stop (SIGTERM, Ctrl-C), and saved.
+        ValueError: recipe, data or weights do not fit, or another run is at work in `workdir`. This shows before the
+            training.
+        FloatingPointError: a loss or a gradient is not finite; it was not saved.
+        Interrupted: the run got SIGTERM or Ctrl-C, and saved its state.
     """
     check(recipe)
     check_name(Path(workdir))
     recipe = complete(recipe)
-    shapes = find_shapes(recipe)  # a slip shows now, and not after the data set was made
+    shapes = find_shapes(recipe)  # before the data set is made: a slip shows at once
     check_frozen(shapes, recipe.freeze)
     check_rules(trainable(shapes), recipe.optimizer.rules)
     enable_compilation_cache()
     workdir, mesh = Path(workdir), make_mesh()
     check_batch_size(recipe.batch_size, mesh, accumulate=recipe.optimizer.accumulate)
-    check_norm_groups(recipe.batch_size // recipe.optimizer.accumulate, recipe.norm_groups, mesh)
+    check_norm_groups(recipe.norm_groups, mesh)
     check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
     splits = open_splits(recipe)
     source = splits.train
-    count_steps(recipe, source)  # too few videos for a batch show now
+    epoch_steps = count_steps(recipe, source)  # raises if there are too few videos for a batch
     trained = load_start(recipe, count_classes(source.classes))
     recipe = with_implied(recipe, trained)
     model = make_model(recipe, count_classes(source.classes))
@@ -84,26 +85,24 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         claim_workdir(recipe, workdir)
         claim_classes(source.classes, workdir)
         claim_videos(source, workdir)
-        if (workdir / "any_frame.json").exists():
+        if is_finished(workdir):
             finished = read_run(workdir)
-            print(f"{workdir} is finished:\n{any_frame_table(finished)}")
-            return [dict(row) for row in finished.any_frame]
+            print(f"{workdir} is finished:\n{results_table(finished)}")
+            return [dict(row) for row in finished.rows]
         with end_with_peers(), contextlib.ExitStack() as opened:
-            evaluation = train(recipe, workdir, task, plain, splits, mesh, check_there, opened).details
+            findings = train(recipe, workdir, task, plain, splits, mesh, check_there, opened)
         check_there()
-        record, _ = finish_evaluation(
-            evaluation,
+        rows = task.finish(
+            findings,
             splits.test,
-            model,
             clip_config(recipe, recipe.eval_frames),
             origin=data_origin(recipe.data),
-            checkpoint={"name": "latest", "step": recipe.epochs * count_steps(recipe, source)},
+            checkpoint={"name": "latest", "step": recipe.epochs * epoch_steps},
             folder=workdir,
-            final=True,
         )
         if jax.process_index() == 0:
-            print(f"{any_frame_table(read_run(workdir))}\nall about this run: {workdir / 'index.html'}")
-    return any_frame_rows(record)
+            print(f"{results_table(read_run(workdir))}\nall about this run: {workdir / 'index.html'}")
+    return rows
 
 
 def train(
@@ -116,30 +115,30 @@ def train(
     check_there: Callable[[], None],
     opened: contextlib.ExitStack,
 ) -> Findings:
-    """Trains from the newest whole checkpoint of `workdir`, else from `plain`, else from scratch; tests at the end.
+    """Trains from the newest whole checkpoint of `workdir`, else from `plain`, else from scratch; then tests.
 
-    What it opens, `opened` closes.
+    `opened` closes what this opens.
     """
     epoch_steps, same = count_steps(recipe, splits.train), replicated(mesh)
     schedule = make_schedule(recipe.optimizer, recipe.epochs, epoch_steps)
-    rate_at = jax.jit(schedule, out_shardings=same)  # apart from the step, which is the same for all rates
+    rate_at = jax.jit(schedule, out_shardings=same)  # outside the step, whose program is the same for all rates
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
     variables = task.init(init_key, plain)
-    optimizer = make_optimizer(recipe.optimizer, norm_modules(variables))
+    optimizer = make_optimizer(recipe.optimizer, norm_modules(variables), task.model.layers)
     state = create_state(variables, optimizer, ema=recipe.optimizer.ema > 0, freeze=recipe.freeze)
     state = jax.device_put(state, same)
     step_key = jax.jit(lambda key: key, out_shardings=same)(step_key)  # device_put takes no keys to other hosts
-    jitted = make_train_step(
-        task,
-        optimizer,
-        mesh,
+    one_step = functools.partial(
+        train_step,
+        task=task,
+        optimizer=optimizer,
         accumulate=recipe.optimizer.accumulate,
         ema=recipe.optimizer.ema,
         norm_groups=recipe.norm_groups,
         freeze=recipe.freeze,
     )
     batches = Prefetch(make_batches(recipe, splits.train), lambda clips: put_batch(clips, mesh))
-    total, train_step = recipe.epochs * epoch_steps, None
+    total = recipe.epochs * epoch_steps
     keep_every = recipe.keep_every * epoch_steps or None
     checkpoints = opened.enter_context(Checkpoints(workdir / "checkpoints", recipe.keep, keep_every))
     if checkpoints.latest_step() is not None:
@@ -165,14 +164,15 @@ def train(
     )
     log.print(parameter_table(state.variables))
     log.print(describe_run(recipe, splits, mesh, epoch_steps, start))
-    opened.enter_context(jax.transfer_guard("disallow"))  # what moves between host and device says so
+    opened.enter_context(jax.transfer_guard("disallow"))  # every transfer is explicit from here on
     session.evaluate_if_due(start, state)
+    compiled = None
     for step in range(start + 1, total + 1):
         batch, clips = session.next_batch(step, state)
         rate = rate_at(state.step)
-        train_step = train_step or compile_step(jitted, (state, batch, step_key, rate), log.print)
+        compiled = compiled or compile_step(jit_step(one_step, mesh), (state, batch, step_key, rate), log.print)
         stop.hold()
-        state, metrics = train_step(state, batch, step_key, rate)
+        state, metrics = compiled(state, batch, step_key, rate)
         session.log_if_due(step, metrics, clips)
         session.save_if_due(step, state)
         session.evaluate_if_due(step, state)
@@ -180,7 +180,7 @@ def train(
 
 
 def describe_run(recipe: Recipe, splits: Splits, mesh: Mesh, epoch_steps: int, start: int) -> str:
-    """The run in a sentence."""
+    """The run in one sentence."""
     videos = [f"{len(splits.train)} training", f"{len(splits.test)} test"]
     if splits.validation is not None:
         videos.insert(1, f"{len(splits.validation)} validation")
@@ -192,6 +192,6 @@ def describe_run(recipe: Recipe, splits: Splits, mesh: Mesh, epoch_steps: int, s
 
 
 def count_steps(recipe: Recipe, source: Source) -> int:
-    """Steps of one pass over the training videos."""
+    """The number of steps in one pass over the training videos."""
     hosts = jax.process_count()
     return steps_per_epoch(source, recipe.batch_size // hosts // recipe.data.clips.repeats, hosts)

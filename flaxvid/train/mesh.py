@@ -1,4 +1,4 @@
-"""The mesh: all devices on one axis, "data"; parameters replicated, batches divided."""
+"""The mesh: all devices on one axis. Parameters are replicated, batches are divided."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def divided(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, name: str = "batch_size", accumulate: int = 1) -> None:
-    """Raises if a batch, in its parts, cannot be divided evenly."""
+    """Refuses a batch that cannot be divided evenly over devices and parts."""
     parts = mesh.size * accumulate
     if batch_size % parts:
         raise ValueError(
@@ -32,17 +32,16 @@ def check_batch_size(batch_size: int, mesh: Mesh, name: str = "batch_size", accu
         )
 
 
-def check_norm_groups(rows: int, norm_groups: int, mesh: Mesh) -> None:
-    """Raises if groups of rows would lie across devices in part; `train.recipe.check` has seen that they are alike."""
+def check_norm_groups(norm_groups: int, mesh: Mesh) -> None:
+    """Refuses groups of rows that would lie on two devices."""
     if norm_groups > 1 and norm_groups % mesh.size:
         raise ValueError(
-            f"norm_groups={norm_groups} must be 1 (statistics of the whole batch) or a multiple of the {mesh.size} "
-            f"devices that divides the {rows} clips which are computed at once: use 1 or {mesh.size}"
+            f"expected norm_groups=1 or a multiple of the {mesh.size} devices, got {norm_groups}: use 1 or {mesh.size}"
         )
 
 
 @jax.transfer_guard("allow")
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """A batch of this process's NumPy arrays as global arrays divided over the mesh."""
+    """Puts this process's NumPy arrays on its devices, as its part of global arrays that are divided over the mesh."""
     sharding = divided(mesh)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)

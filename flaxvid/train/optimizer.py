@@ -1,13 +1,13 @@
 """Optimizer and learning-rate schedule out of a recipe, from optax's parts."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from flaxvid.train.groups import group_factors
+from flaxvid.train.groups import group_factors, layer_factors
 from flaxvid.train.recipe import OptimizerRecipe
 
 
@@ -35,7 +35,9 @@ def make_schedule(recipe: OptimizerRecipe, epochs: int, steps_per_epoch: int) ->
     return lambda step: jnp.asarray(main(step), jnp.float32)
 
 
-def make_optimizer(recipe: OptimizerRecipe, norms: Collection[str] | None = None) -> optax.GradientTransformation:
+def make_optimizer(
+    recipe: OptimizerRecipe, norms: Collection[str] | None = None, layers: Sequence[str] = ()
+) -> optax.GradientTransformation:
     """The optimizer over ``{"params": ..., "params_4f": ...}``, at a learning rate of 1.
 
     `train_step` multiplies the updates by the rate, so the compiled step is the same for all rates and schedules. That
@@ -46,6 +48,7 @@ def make_optimizer(recipe: OptimizerRecipe, norms: Collection[str] | None = None
         recipe: which optimizer.
         norms: the network's, by `trees.norm_modules`; None finds them in the parameters that are trained, which is not
             enough where a norm is frozen in part.
+        layers: the network's, `VideoModel.layers`, for `recipe.layer_decay`.
     """
 
     def decay(updates, params):
@@ -54,7 +57,8 @@ def make_optimizer(recipe: OptimizerRecipe, norms: Collection[str] | None = None
 
     def scale(updates, params):
         rates, _ = group_factors(params, recipe.rules, norms)
-        return jax.tree.map(lambda u, factor: factor * u, updates, rates)
+        depths = layer_factors(params, layers, recipe.layer_decay)
+        return jax.tree.map(lambda u, factor, depth: factor * depth * u, updates, rates, depths)
 
     clip = optax.clip_by_global_norm(recipe.clip_norm) if recipe.clip_norm else optax.identity()
     if recipe.name == "sgd":

@@ -1,4 +1,4 @@
-"""What the weights that a run starts from imply for its network, before that is made."""
+"""Options of the network that its starting weights imply."""
 
 import dataclasses
 import json
@@ -12,15 +12,14 @@ _OWN = {
     "num_classes", "num_frames", "image_size", "dropout", "classifier_std", "dtype", "remat", "cameras",
     "camera_dropout",
 }  # fmt: skip
-"""Options that a run chooses for itself, whatever it starts from."""
+"""Options that a run chooses for itself."""
 
 
 def with_implied(recipe: Recipe, trained: Trained | None) -> Recipe:
-    """The recipe with the options that its starting weights imply, but for those that the recipe names itself.
+    """Adds the options that the starting weights imply and the recipe does not name; prints them.
 
-    A network that starts from weights has to compute what their origin computes, or it starts from something else. Says
-    what it added, and what the recipe has otherwise. The weights of a network of several cameras may be its backbone's.
-    Weights of another network, such as a 2-D one that is inflated, add nothing.
+    The network must compute what the weights' origin computes. Weights of its backbone imply options of the backbone;
+    weights of another network, such as a 2-D one that is inflated, imply nothing.
 
     Args:
         recipe: the run's.
@@ -39,7 +38,7 @@ def with_implied(recipe: Recipe, trained: Trained | None) -> Recipe:
 
 
 def _find_missing(recipe: Recipe, trained: Trained, given: dict[str, Any]) -> dict[str, Any]:
-    """What the weights imply and `given` does not say; what is implied is printed."""
+    """The implied options that `given` does not have; prints what the weights imply."""
     weights, name, missing = recipe.model.weights, trained.recipe.model.name, {}
     for option, value in trained.recipe.model.options.items():
         if option in _OWN:

@@ -1,9 +1,8 @@
-"""Training batches that are on the devices before the step that takes them."""
+"""Puts training batches on the devices before the step that needs them."""
 
 import collections
 import json
 from collections.abc import Callable
-from typing import NamedTuple
 
 import grain
 import jax
@@ -15,28 +14,11 @@ from flaxvid.train.setup import clip_config
 from flaxvid.types import Batch
 
 AHEAD = 2
-"""Batches that are on the devices beside the one of the step that runs."""
-
-
-class Fetched(NamedTuple):
-    """A batch.
-
-    Attributes:
-        batch: on the devices.
-        account: "index" and "broken" of its clips, on the host.
-        position: of the iterator after it.
-    """
-
-    batch: Batch
-    account: Batch
-    position: str
+"""Batches that wait on the devices."""
 
 
 class Prefetch:
-    """Fetches batches ahead; its position is that after the last batch that was taken.
-
-    A checkpoint therefore holds the position of the step that it was saved at, and a resume fetches again what was on
-    its way.
+    """Fetches batches ahead. Its position is the one after the last batch taken, so a resume misses no batch.
 
     Args:
         data: the iterator of `train_batches`.
@@ -45,25 +27,24 @@ class Prefetch:
 
     def __init__(self, data: grain.DatasetIterator, put: Callable[[Batch], Batch]):
         self._data, self._put = data, put
-        self._queue: collections.deque[Fetched] = collections.deque()
-        self._position = json.dumps(data.get_state(), indent=4)
+        self._queue: collections.deque[tuple[Batch, Batch, str]] = collections.deque()  # with the position after each
+        self._position = json.dumps(data.get_state())
 
-    def take(self) -> Fetched:
-        """The next batch.
+    def take(self) -> tuple[Batch, Batch]:
+        """The next batch on the devices, and "index" and "broken" of its clips on the host.
 
         Raises:
-            WorkerKilled: a worker process was killed while a batch was fetched; the position stays.
+            WorkerKilled: a worker process was killed; the position stays.
         """
         while len(self._queue) < AHEAD:
             clips = next_batch(self._data)
             account = {name: clips[name] for name in ("index", "broken")}
-            self._queue.append(Fetched(self._put(clips), account, json.dumps(self._data.get_state(), indent=4)))
-        taken = self._queue.popleft()
-        self._position = taken.position
-        return taken
+            self._queue.append((self._put(clips), account, json.dumps(self._data.get_state())))
+        batch, account, self._position = self._queue.popleft()
+        return batch, account
 
     def get_state(self) -> bytes:
-        """The position, as Grain's checkpoints ask for it."""
+        """The position; Grain's checkpoints call this."""
         return self._position.encode()
 
     def set_state(self, state: bytes) -> None:
@@ -73,7 +54,7 @@ class Prefetch:
         self._data.set_state(json.loads(self._position))
 
     def start_prefetch(self) -> None:
-        """Grain calls this after `set_state`; the first `take` starts to fetch."""
+        """Does nothing. Grain calls it after `set_state`; the first `take` fetches."""
 
     def close(self) -> None:
         """Ends the worker processes."""

@@ -1,8 +1,8 @@
-"""The data sets' recipes for TSM, as its authors and FFN's publish them; the files in configs/ start from these."""
+"""Recipes for TSM on each data set, as the authors of TSM and FFN publish them; the configs start from these."""
 
 import dataclasses
 
-from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.data.clips.cut import Augmentation, ClipConfig
 from flaxvid.data.motion.build import MotionConfig
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.groups import FFN_RULES, NORM_RULES
@@ -21,7 +21,7 @@ def _flipped() -> ClipConfig:
 
 
 def _something(version: str) -> Recipe:
-    """arXiv 2303.14817, section 4.1, and the authors' code: no flip, for labels say left and right."""
+    """arXiv 2303.14817, section 4.1, and its code; no flip, for labels say left and right."""
     return Recipe(
         model=_imagenet(16),
         data=DataRecipe(f"ssv{version}", eval_split="validation", clips=ClipConfig(short="repeat"), num_workers=8),
@@ -42,7 +42,7 @@ def ssv2() -> Recipe:
 
 
 def kinetics400() -> Recipe:
-    """Kinetics-400: as Something-Something, with less decay, and flipped."""
+    """Kinetics-400: as Something-Something, with less decay and with flips."""
     recipe = _something("2")
     recipe.data = DataRecipe("kinetics400", eval_split="validation", clips=_flipped(), num_workers=8)
     recipe.optimizer.weight_decay = 1e-4
@@ -57,8 +57,7 @@ def hmdb51() -> Recipe:
 
 
 def ucf101() -> Recipe:
-    """UCF-101, split 1, TSM's fine-tuning (arXiv 1811.08383, section 5.1): 25 epochs, dropout 0.8, norms frozen but
-    the first.
+    """UCF-101, split 1: TSM's fine-tuning (arXiv 1811.08383, section 5.1), with all norms frozen but the first.
 
     The authors start from Kinetics-400; give such a file as ``--config.model.weights=FILE``.
     """
@@ -72,7 +71,7 @@ def ucf101() -> Recipe:
 
 
 def ucf101_small() -> Recipe:
-    """A hundred or so real videos in UCF-101's layout, from scratch and small enough for a laptop's CPU."""
+    """About a hundred real videos in UCF-101's layout, from scratch, on a laptop's CPU."""
     return Recipe(
         model=ModelRecipe(
             "tsm_resnet18",
@@ -91,7 +90,7 @@ def ucf101_small() -> Recipe:
 
 
 def folder() -> Recipe:
-    """Your own videos in class folders, ``--config.data.root=FOLDER``: ImageNet start, half the rate, cosine."""
+    """Your own videos in class folders, ``--config.data.root=FOLDER``."""
     return Recipe(
         model=_imagenet(16),
         data=DataRecipe("folder", clips=_flipped()),
@@ -140,6 +139,39 @@ def pyslowfast(learning_rate: float, weight_decay: float, warmup_epochs: float) 
         clip_norm=0.0,
         rules=NORM_RULES,
     )
+
+
+def small_transformer(recipe: Recipe, name: str, attention: str) -> Recipe:
+    """The recipe of a small data set, "motion" or "ucf101_small", for a transformer from scratch on a CPU."""
+    options = {"width": 96, "depth": 4, "num_heads": 4, "patch_size": 8, "attention": attention}
+    recipe.model = dataclasses.replace(recipe.model, name=name, options=options)
+    recipe.optimizer = dataclasses.replace(recipe.optimizer, learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0)
+    return recipe
+
+
+def fine_tuned(recipe: Recipe) -> Recipe:
+    """The recipe of a data set for a trained transformer, as VideoMAE's authors and others fine-tune theirs.
+
+    Layer-wise rate decay, drop-path, label smoothing, mixup and cutmix, RandAugment and repeated augmentation (arXiv
+    2203.12602). The rate is for a batch of 64.
+    """
+    vary = Augmentation("resized", randaugment=4, magnitude=7.0, deviation=0.5)
+    recipe.model.options |= {"drop_path": 0.1}
+    recipe.task = SupervisedRecipe(label_smoothing=0.1, mixup=0.8, cutmix=1.0)
+    recipe.data.clips = dataclasses.replace(recipe.data.clips, augmentation=vary, repeats=2)
+    recipe.optimizer = OptimizerRecipe(
+        "adamw", 2.5e-4, weight_decay=0.05, schedule="cosine", warmup_epochs=5, clip_norm=0.0, layer_decay=0.75
+    )
+    recipe.freeze, recipe.batch_size, recipe.epochs = (), 64, 50
+    return recipe
+
+
+def probed(recipe: Recipe) -> Recipe:
+    """The recipe of a data set for an attentive head on a trained network that stays as it is (arXiv 2404.08471)."""
+    recipe.model.options |= {"head": "attention"}
+    recipe.optimizer = OptimizerRecipe("adamw", 1e-3, weight_decay=0.01, schedule="cosine", clip_norm=0.0)
+    recipe.freeze, recipe.batch_size, recipe.epochs = ("stem", "body"), 64, 20
+    return recipe
 
 
 PRESETS = {

@@ -1,4 +1,4 @@
-"""Recipes: typed dataclasses, the whole of what a run is made from."""
+"""Recipes: typed dataclasses that say all of a run."""
 
 import dataclasses
 import json
@@ -7,13 +7,14 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.masked import MaskedRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.fields import choices
 from flaxvid.train.groups import DECAY_RULES, Rules, renew
 from flaxvid.writing import read_json
 
-TASKS = {kind.name: kind for kind in (SupervisedRecipe, FfnRecipe)}
-"""The recipes of tasks by their names."""
+TASKS = {kind.name: kind for kind in (SupervisedRecipe, FfnRecipe, MaskedRecipe)}
+"""The recipes of tasks, by name."""
 
 
 @dataclasses.dataclass
@@ -22,14 +23,13 @@ class ModelRecipe:
 
     Attributes:
         name: one of `flaxvid.list_models`.
-        weights: start from these: a run's folder, a .safetensors file, a torch file, or a known name such as
-            "torchvision/resnet50-imagenet1k-v1"; for a network of several cameras its own or its backbone's; "" trains
-            from scratch.
+        weights: what training starts from: a run's folder, a .safetensors file, a torch file, or a known name such as
+            "torchvision/resnet50-imagenet1k-v1". They are the network's own or its backbone's. "" trains from scratch.
         num_frames, image_size, dropout: see `models.spec.Common`; None is the network's own value.
         dtype, remat: see `models.spec.Common`.
         options: the network's other options, by name.
-        inflate: `weights` are those of a 2-D network, a ResNet's run or file: "mean" or "centre" says how its kernels
-            get a time axis, see `adapt.surgery.inflate`; "" for weights of the network itself.
+        inflate: how the kernels of a 2-D ResNet's `weights` get a time axis: "mean" or "centre", see
+            `adapt.surgery.inflate`; "" where `weights` are not of a 2-D network.
     """
 
     name: str = "tsm_resnet50"
@@ -50,23 +50,24 @@ class DataRecipe:
     Attributes:
         name: "motion", "folder", "list", "ucf101", ...
         root: the data set's folder; "" is the cache folder for "motion", which is built there on first use.
-        cameras: their names, for a network of several cameras; `root` has a folder for each of them, of the same
-            kind and with the same file names, and "motion" is drawn from the front, left and right. () is one video.
-        train_split: the split of the data set that is learnt from.
-        eval_split: the split that is tested on.
-        validation_split: the split that is evaluated during training, which chooses the best checkpoint; "" is
-            "validation", where the data has one. With that of `eval_split` the best is chosen on the videos of the
-            final table.
+        cameras: names of the cameras, for a network of several. `root` has a folder for each camera, with the same
+            file names in all; "motion" has front, left and right. () is one video.
+        train_split: the split that training takes.
+        eval_split: the split that the final test takes.
+        validation_split: the split that is evaluated during training and chooses the best checkpoint; "" is
+            "validation", where the data has one. The split of `eval_split` would choose on the videos of the final
+            table.
         clips: how clips are cut from the videos.
-        missing: what listed videos that are not there mean: "error" before the start, or "keep", they count as broken.
-        max_broken: the share of training videos that may turn out broken; they are replaced and named, more of them
+        missing: what happens if listed videos are not there: "error" stops before the start, "keep" counts them as
+            broken.
+        max_broken: the share of training videos that may be broken. Broken videos are replaced and named; more of them
             stop the run.
-        num_threads: threads that decode, in each process that does.
-        num_workers: processes that decode; 0 decodes in the main one. Batches hold other videos with another number.
-        fold: which of the official splits ("ucf101", "hmdb51"), from 1; 0 for data sets that have no such splits.
+        num_threads: threads that decode, in each decoding process.
+        num_workers: processes that decode; 0 decodes in the main process. Another number gives other batches.
+        fold: the official split ("ucf101", "hmdb51"), from 1; 0 for data sets without such splits.
         lists: folder of the list files, where it is not found by itself.
         group: keeps the videos of one scene on the same side of a hold-out ("folder", "list"): a regular expression
-            with one group that finds the scene in their paths, or a column of the list; "" holds out single videos.
+            whose one group finds the scene in a path, or a column of the list; "" holds out single videos.
         motion: fields of `MotionConfig`, for "motion".
     """
 
@@ -89,24 +90,26 @@ class DataRecipe:
 
 @dataclasses.dataclass
 class OptimizerRecipe:
-    """How it is learnt.
+    """How the network learns.
 
     Attributes:
-        name: "sgd" (with momentum, torch's order of decay and momentum) or "adamw".
+        name: "sgd" (torch's order of decay and momentum) or "adamw".
         learning_rate: the peak of the schedule, at the recipe's batch size.
         momentum: momentum of SGD.
-        weight_decay: factor of the parameters that is added to the gradient (SGD) or to the step (AdamW).
-        schedule: how the learning rate goes on after the warm-up: "step", "cosine" or "constant".
+        weight_decay: this times the parameters is added to the gradient (SGD) or to the step (AdamW).
+        schedule: the learning rate after the warm-up: "step", "cosine" or "constant".
         milestones: epochs at which "step" multiplies the rate by 0.1.
         warmup_epochs: epochs of linear warm-up; parts of an epoch are allowed.
-        warmup_start: the rate that warm-up begins with.
-        cosine_from_start: the cosine begins at epoch 0, and warm-up rises to where it is by then, as in PySlowFast;
-            else it begins after the warm-up, at the peak.
+        warmup_start: the rate at the beginning of the warm-up.
+        cosine_from_start: the cosine begins at epoch 0 and the warm-up rises to meet it, as in PySlowFast; else the
+            cosine begins after the warm-up, at the peak.
         nesterov: SGD's momentum looks ahead, as torch's `nesterov=True`.
         clip_norm: the largest global gradient norm; 0 clips nothing.
-        accumulate: parts that a batch is computed in, one after the other, to save memory.
-        ema: decay of the moving average that is evaluated, after a warm-up; 0 keeps none.
+        accumulate: parts of a batch that are computed one after the other, to save memory. The gradient is the whole
+            batch's, but norms see one part at a time.
+        ema: decay of the moving average that is evaluated, see `train.step.warmed_decay`; 0 keeps none.
         rules: parameter groups, `(group, learning-rate factor, weight-decay factor)`; see `train.groups`.
+        layer_decay: factor of the learning rate from each layer to the one below it, beside that of `rules`; 1 is off.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -123,6 +126,7 @@ class OptimizerRecipe:
     accumulate: int = 1
     ema: float = 0.0
     rules: Rules = DECAY_RULES
+    layer_decay: float = 1.0
 
 
 @dataclasses.dataclass
@@ -133,28 +137,28 @@ class Recipe:
         model: which network.
         data: which videos.
         task: what is learnt.
-        optimizer: how it is learnt.
+        optimizer: how the network learns.
         batch_size: training clips in a step, over all devices and hosts.
         epochs: passes over the training videos.
-        freeze: parts that stay as they are, parameters and statistics, as patterns of their paths: ("stem", "body")
-            trains the head alone; see `adapt.freezing`.
-        norm_groups: groups of a batch that are normalised by their own statistics; 1 is the whole batch, over all
-            devices, and as many as there are devices spare the communication.
-        seed: what initialisation, sampling and dropout are drawn from.
+        freeze: parts whose parameters and statistics stay as they are, to the last bit, as patterns of their paths:
+            ("stem", "body") trains the head alone; see `adapt.freezing`.
+        norm_groups: parts of a batch that norms see one by one; running statistics are the mean over the parts. 1 is
+            the whole batch, over all devices. As many as devices spare the communication.
+        seed: the seed of initialisation, sampling and dropout.
         eval_batch_size: videos in a step of evaluation.
-        eval_frames: frame counts of the any-frame table at the end; () is those of the task.
-        eval_every: epochs between evaluations on the validation split, one view of each video at the task's frame
-            counts; 0 evaluates on the test split at the end only.
-        checkpoint_every: epochs between checkpoints; the last epoch always has one, and so has every evaluation.
-        keep: the latest checkpoints that stay, beside the best one that was evaluated.
-        keep_every: epochs whose checkpoints stay for ever; 0 keeps none of them.
-        log_every: steps between entries in the log, each the mean of the steps since the one before.
-        published: what the paper reports for this recipe, as text for the run's page.
+        eval_frames: frame counts of the any-frame table at the end; () is the task's.
+        eval_every: epochs between evaluations on the validation split, with one view of each video at the task's frame
+            counts; 0 tests at the end only.
+        checkpoint_every: epochs between checkpoints; the last epoch and every evaluation have one in any case.
+        keep: how many of the latest checkpoints stay, beside the best one.
+        keep_every: epochs between checkpoints that stay for ever; 0 keeps none of them.
+        log_every: steps between entries in the log; an entry is the mean of the steps since the last one.
+        published: what the paper reports for this recipe, a text for the run's page.
     """
 
     model: ModelRecipe = dataclasses.field(default_factory=ModelRecipe)
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
-    task: SupervisedRecipe | FfnRecipe = dataclasses.field(default_factory=FfnRecipe)
+    task: SupervisedRecipe | FfnRecipe | MaskedRecipe = dataclasses.field(default_factory=FfnRecipe)
     optimizer: OptimizerRecipe = dataclasses.field(default_factory=OptimizerRecipe)
     batch_size: int = 32
     epochs: int = 50
@@ -172,7 +176,7 @@ class Recipe:
 
 
 FILLED = {"data.clips.frames": "task.frames and eval_frames", "data.clips.image_size": "model.image_size"}
-"""Fields that are empty in a recipe, and the fields that say them."""
+"""Fields that stay empty in a recipe, and the fields that say them instead."""
 
 OLD_NAMES = {
     "data.views": "data.cameras",
@@ -190,20 +194,20 @@ OLD_NAMES = {
     "model.options.view_dropout": "model.options.camera_dropout",
     "model.options.freeze_norms": "freeze",
 }
-"""What fields were called before, and what they are called now."""
+"""The old names of fields, and the new ones."""
 
 
 def to_json(recipe: Recipe) -> str:
-    """A recipe as text."""
+    """A recipe as JSON."""
     fields = dataclasses.asdict(recipe)
     return json.dumps(fields | {"task": {"name": recipe.task.name, **fields["task"]}}, indent=2)
 
 
 def read_recipe(workdir: Path) -> Recipe:
-    """The recipe of a run's folder; fields that are younger than it have their defaults.
+    """Reads the recipe of a run's folder; fields that it does not have yet get their defaults.
 
     Raises:
-        ValueError: recipe.json is damaged, or has fields or values that no recipe of this version has.
+        ValueError: recipe.json is damaged, or has fields or values that this version does not know.
     """
     file = workdir / "recipe.json"
     saved = read_json(file, dict)
@@ -213,7 +217,7 @@ def read_recipe(workdir: Path) -> Recipe:
 
 
 def _renamed(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved recipe under the names of today."""
+    """A saved recipe with the new names."""
     for old, new in OLD_NAMES.items():
         (*folders, name), (*places, new_name) = old.split("."), new.split(".")
         holder: Any = saved
@@ -239,12 +243,14 @@ def _from_json(kind: Any, saved: Any, where: str) -> Any:
     values = {}
     for name, value in saved.items():
         if name not in hints:
-            raise ValueError(f"{where}: {kind.__name__} has no field {name!r}: was it written by a newer version?")
+            raise ValueError(
+                f"{where}: {kind.__name__} has no field {name!r}: if a newer version wrote it, update flaxvid"
+            )
         own = choices(hints[name])
         nested = [one for one in own if dataclasses.is_dataclass(one)]
         expected: Any = dict if nested else get_origin(own[0]) or own[0]
         expected = str if expected is Literal else expected
-        # JSON has no tuples, and its numbers and truths stand for each other in configs.
+        # JSON has no tuples, and in configs numbers and booleans stand for each other.
         fits = {dict: dict, tuple: list, str: str}.get(expected, (int, float))
         if not isinstance(value, fits) and (nested or value is not None):
             raise ValueError(
@@ -258,7 +264,7 @@ def _from_json(kind: Any, saved: Any, where: str) -> Any:
 
 
 def _task(saved: dict[str, Any], where: str) -> tuple[dict[str, Any], list[Any]]:
-    """The fields of a saved task, and its recipe; recipes of before had the fields of all tasks in one."""
+    """The fields of a saved task, and its class. Old recipes have the fields of all tasks in one."""
     if saved.get("name") not in TASKS:
         raise ValueError(f"{where}: expected the name of task as one of {', '.join(TASKS)}, got {saved.get('name')!r}")
     kind = TASKS[saved["name"]]

@@ -1,4 +1,4 @@
-"""What a run does beside its steps: it logs, saves, evaluates and stops, each when it is due."""
+"""What a run does between its steps: it logs, saves, evaluates and stops."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,20 +27,20 @@ from flaxvid.train.waiting import WaitingShare
 from flaxvid.types import Batch
 
 Recent = list[tuple[int, Metrics, np.ndarray]]
-"""Steps that are not logged yet: each one's number, metrics, and positions of its clips in the source."""
+"""Steps that are not logged yet: their numbers, their metrics, and the positions of their clips in the source."""
 
 
 @dataclasses.dataclass
 class Session:
-    """A run at work, from the step that it begins or resumes at.
+    """A run at work.
 
     Attributes:
-        recipe, task, splits, mesh: of the run.
-        batches: what it trains on.
-        checkpoints, log, stop, tally: open.
-        check_there: raises where the run's folder is gone.
-        epoch_steps: steps of one pass over the training videos.
-        start: the step that this process goes on after.
+        recipe, task, splits, mesh: the run's.
+        batches: of training.
+        checkpoints, log, stop, tally: open; whoever opened them closes them.
+        check_there: raises if the run's folder is gone.
+        epoch_steps: steps in one pass over the training videos.
+        start: the last step before this process.
     """
 
     recipe: Recipe
@@ -58,32 +58,27 @@ class Session:
     recent: Recent = dataclasses.field(default_factory=list)
     waiting: WaitingShare = dataclasses.field(default_factory=WaitingShare)
 
-    @property
-    def total(self) -> int:
-        """Steps of the whole run."""
-        return self.recipe.epochs * self.epoch_steps
-
     def next_batch(self, step: int, state: TrainState) -> tuple[Batch, np.ndarray]:
-        """The batch of a step, and positions of its clips in the source.
+        """The batch of a step, and the positions of its clips in the source.
 
         Raises:
-            WorkerKilled: a worker process was killed; the state before the step is saved first.
+            WorkerKilled: a worker process was killed; the state before the step is saved.
         """
         try:
-            batch, account, _ = self.batches.take()
+            batch, account = self.batches.take()
         except WorkerKilled as error:
-            if step - 1 == self.start or jax.process_count() > 1:  # alone, a process can save nothing
+            if step - 1 == self.start or jax.process_count() > 1:  # one of several processes cannot save alone
                 raise
             self._save(step - 1, state)
             self._settle(step - 1)
-            raise WorkerKilled(f"{error} (step {step - 1} of {self.total} is saved)") from error
+            raise WorkerKilled(f"{error} (step {step - 1} of {self.log.total_steps} is saved)") from error
         for reason in self.tally.add(account):
             self.log.print(f"replaced by another video: {reason}")
         self.waiting.arrived()
         return batch, account["index"]
 
     def log_if_due(self, step: int, metrics: Metrics, clips: np.ndarray) -> None:
-        """Notes that a step was sent; every so many steps, writes their mean.
+        """Notes a step; writes the mean of the steps if it is due.
 
         Raises:
             FloatingPointError: a loss or gradient is not finite.
@@ -95,16 +90,16 @@ class Session:
             self._write_means(step)
 
     def save_if_due(self, step: int, state: TrainState) -> None:
-        """Saves every so many epochs, before each evaluation, at the end, and if the run was told to stop.
+        """Saves if it is due: by `checkpoint_every`, before an evaluation, at the end, and on SIGTERM or Ctrl-C.
 
-        A state is on disk before it is evaluated: a checkpoint without a score tells a resume that the evaluation was
-        cut short.
+        A state is on disk before it is evaluated: a resume then knows by the missing score that the evaluation was cut
+        short.
 
         Raises:
             Interrupted: the run was told to stop, and the state is saved.
             OSError: the checkpoint cannot be written, or the run's folder is gone.
         """
-        settled = self.stop.reached(step) or step == self.total or self._is_evaluated(step)
+        settled = self.stop.reached(step) or step == self.log.total_steps or self._is_evaluated(step)
         if settled or self._is_due(step, self.recipe.checkpoint_every):
             self._save(step, state)
         if settled:
@@ -112,7 +107,7 @@ class Session:
 
     @jax.transfer_guard("allow")
     def evaluate_if_due(self, step: int, state: TrainState) -> None:
-        """Every so many epochs, evaluates a saved state on one view of each validation video, unless it has a score.
+        """Evaluates a saved state on one view of each validation video if it is due and the state has no score yet.
 
         The score decides which checkpoint is the best.
         """
@@ -125,8 +120,8 @@ class Session:
 
     @jax.transfer_guard("allow")
     def test(self, state: TrainState) -> Findings:
-        """Evaluates the last state on the test videos, as the recipe says; no more batches can be taken after it."""
-        self.batches.close()  # its processes are not needed
+        """Evaluates the last state on the test videos; ends the worker processes of training first."""
+        self.batches.close()
         if self.tally.broken:
             self.log.print(
                 f"{len(self.tally.broken)} broken videos were replaced, of {len(self.tally.seen)} in training"
@@ -134,7 +129,7 @@ class Session:
         frames = ", ".join(map(str, self.recipe.eval_frames))
         self.log.print(f"testing on {len(self.splits.test)} videos at {frames} frames")
         findings = self._evaluate(self.splits.test, state, self.recipe.eval_frames)
-        self._write(self.total, "test", findings)
+        self._write(self.log.total_steps, "test", findings)
         return findings
 
     def _evaluate(self, source: Any, state: TrainState, frames: tuple[int, ...], **views: int) -> Findings:
@@ -173,22 +168,23 @@ class Session:
         self.checkpoints.save(step, state, self.batches)
 
     def _settle(self, step: int) -> None:
-        """Waits until a step is on disk; from there on the run may be stopped at any time."""
+        """Waits until a step is on disk. After that the run may end at any time."""
         self.checkpoints.wait()
-        self.stop.release(f"after step {step} of {self.total}, which is saved in {self.checkpoints.directory}")
+        saved = f"after step {step} of {self.log.total_steps}, which is saved in {self.checkpoints.directory}"
+        self.stop.release(saved)
 
 
 def mean_metrics(recent: Recent, source: Source, folder: Path, saved: int | None) -> dict[str, np.floating]:
     """Means over steps.
 
     Raises:
-        FloatingPointError: a step's loss or gradient is not finite; the message names step and clips.
+        FloatingPointError: a loss or gradient is not finite; the message names step and clips.
     """
     steps = jax.device_get([metrics for _, metrics, _ in recent])
     for (step, _, clips), values in zip(recent, steps, strict=True):
         wrong = [name for name in ("loss", "gradient_norm") if not np.isfinite(values[name])]
         if wrong:
-            where = f"the checkpoint of step {saved} is from before" if saved else "nothing was saved yet"
+            where = f"the last checkpoint is of step {saved}" if saved else "nothing was saved yet"
             raise FloatingPointError(
                 f"the {wrong[0].replace('_', ' ')} is {values[wrong[0]]} at step {step}, of the clips "
                 f"{', '.join(str(source[i]['id']) for i in np.asarray(clips))}: lower the learning rate or clip the "

@@ -1,4 +1,4 @@
-"""From a recipe's words to the things that they name."""
+"""Makes the data, the network and the clips that a recipe names."""
 
 import dataclasses
 import functools
@@ -13,12 +13,13 @@ from flaxvid.data.sources.cameras import open_scenes
 from flaxvid.data.sources.open import Source, open_source
 from flaxvid.models.registry import create_model, list_options
 from flaxvid.models.video_model import VideoModel
+from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.train.recipe import DataRecipe, Recipe
 from flaxvid.types import Classes, Variables
 
 
 def open_data(recipe: DataRecipe, split: str) -> Source:
-    """One split of the recipe's data set, of a single video or of several cameras."""
+    """Opens one split of the recipe's data set."""
     from flaxvid.data.motion.build import MotionConfig  # tensorflow-datasets takes half a second to import
 
     known = [field.name for field in dataclasses.fields(MotionConfig)]
@@ -41,22 +42,22 @@ def open_data(recipe: DataRecipe, split: str) -> Source:
 
 
 def data_origin(recipe: DataRecipe) -> dict[str, Any]:
-    """Where the test videos come from, for the record of an evaluation."""
+    """Folder and split of the test videos, for the record of an evaluation."""
     root = str(Path(recipe.root).expanduser().resolve()) if recipe.root else ""
     return {"root": root, "split": recipe.eval_split}
 
 
 def count_classes(classes: Classes) -> int | dict[str, int]:
-    """How many there are; of several targets, ``{"action": 9, "actor": 4}``."""
+    """The number of classes; of several targets, ``{"action": 9, "actor": 4}``."""
     return {target: len(names) for target, names in classes.items()} if isinstance(classes, Mapping) else len(classes)
 
 
 def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoModel:
-    """The recipe's network; one of several cameras takes those of the data.
+    """Makes the recipe's network; a network of several cameras takes the data's.
 
     Raises:
-        ValueError: an option that the network does not have, or several cameras for a network of one video, or none for
-            one of several.
+        ValueError: the network does not have an option, or the data has several cameras and the network takes one
+            video, or the other way round.
     """
     model, cameras = recipe.model, tuple(recipe.data.cameras)
     own = {"dtype": model.dtype, "remat": model.remat}
@@ -64,8 +65,8 @@ def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoMod
     repeated = sorted(model.options.keys() & {"num_classes", *own, *sizes})
     if repeated:
         raise ValueError(
-            f"model.options repeats {', '.join(repeated)}: these are fields of model itself, and num_classes is "
-            "the data's"
+            f"model.options repeats {', '.join(repeated)}: leave it out; it is a field of model, or num_classes, which "
+            "the data says"
         )
     fuses = "cameras" in list_options(model.name)
     if fuses != bool(cameras):
@@ -82,13 +83,13 @@ def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoMod
 
 
 def complete(recipe: Recipe) -> Recipe:
-    """The same recipe with what it leaves to the network: dropout, the size of clips, and their frame counts.
+    """Fills in what the recipe leaves to the network: dropout, frame counts and the size of clips.
 
     Raises:
         ValueError: the network cannot be made.
     """
     made: Any = make_model(recipe, 1)
-    clip, head = made.clip, getattr(made.head, "head", made.head)  # a mean over cameras has one inside
+    clip, head = made.clip, getattr(made.head, "head", made.head)  # a mean over cameras has the head inside
     model = dataclasses.replace(
         recipe.model, num_frames=clip.num_frames, image_size=clip.image_size, dropout=head.dropout
     )
@@ -97,22 +98,23 @@ def complete(recipe: Recipe) -> Recipe:
 
 
 def clip_config(recipe: Recipe, frames: tuple[int, ...]) -> ClipConfig:
-    """How clips of these frame counts are cut from the recipe's videos, at the size of its network."""
+    """The recipe's rules for clips of these frame counts."""
     return dataclasses.replace(recipe.data.clips, frames=tuple(frames), image_size=recipe.model.image_size or 0)
 
 
 def find_shapes(recipe: Recipe) -> Variables:
-    """The shapes of the recipe's variables; of the data's targets only those with weights are known yet.
+    """The shapes of the recipe's variables. Before the data is open only targets with a weight are known.
 
     Raises:
         ValueError: its network cannot be made.
     """
-    task = recipe.task.make(make_model(recipe, dict.fromkeys(recipe.task.target_weights, 1) or 1))
+    targets = recipe.task.target_weights if isinstance(recipe.task, LabelledRecipe) else {}
+    task = recipe.task.make(make_model(recipe, dict.fromkeys(targets, 1) or 1))
     try:
         return jax.eval_shape(task.init, jax.random.key(0))
     except ValueError:
         raise
-    except Exception as error:  # of whatever kind options that do not go together make it
+    except Exception as error:  # options that do not go together raise anything
         model, reason = recipe.model, next(iter(str(error).splitlines()), "")
         raise ValueError(
             f"{model.name} cannot be made with model.options={model.options} "

@@ -1,4 +1,4 @@
-"""The videos of a run: to learn from, to choose by, and to test on."""
+"""The videos of a run: training, validation, test."""
 
 from typing import NamedTuple
 
@@ -8,17 +8,18 @@ from flaxvid.data.sources.account import check_labels, describe_splits
 from flaxvid.data.sources.class_names import relabel
 from flaxvid.data.sources.open import Source
 from flaxvid.data.sources.splits import NoSplitError
+from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.setup import open_data
 
 
 class Splits(NamedTuple):
-    """The sources of a run; their labels count the classes of the first.
+    """The sources of a run; a class has the same number in all.
 
     Attributes:
-        train: what the network learns from.
-        validation: what it is evaluated on during training, which chooses the best checkpoint; None for no evaluation.
-        test: what the final table is of.
+        train: the network learns from these.
+        validation: these choose the best checkpoint; None for no evaluation during training.
+        test: the final table is of these.
     """
 
     train: Source
@@ -27,13 +28,10 @@ class Splits(NamedTuple):
 
 
 def open_splits(recipe: Recipe) -> Splits:
-    """Opens the recipe's splits and prints what they hold.
-
-    Without `validation_split` the validation videos are the split of that name, where the data has one. Test videos are
-    never taken in its place: the best checkpoint would be chosen on the videos of the final table.
+    """Opens the recipe's splits and prints what they hold; see `DataRecipe` for which they are.
 
     Raises:
-        ValueError: the data has no such split, or labels that do not fit those of the training videos.
+        ValueError: the data has no such split, or its labels do not fit those of the training videos.
     """
     data, note = recipe.data, ""
     sources = {split: open_data(data, split) for split in (data.train_split, data.eval_split)}
@@ -49,10 +47,11 @@ def open_splits(recipe: Recipe) -> Splits:
                 f'as data.validation_split ("{data.eval_split}" chooses the best checkpoint on the test videos)'
             )
     first, advice = sources[data.train_split], "give it training videos, or correct its labels"
-    check_labels(first, fewest=2)
+    labelled = isinstance(recipe.task, LabelledRecipe)
+    check_labels(first, fewest=2 if labelled else 0)
     for split in [split for split in sources if split != data.train_split]:
         sources[split] = relabel(sources[split], first.classes, first.name, advice)
-        check_labels(sources[split], fewest=1)
+        check_labels(sources[split], fewest=1 if labelled else 0)
     if jax.process_index() == 0:
         shown = dict.fromkeys((data.train_split, chosen, data.eval_split))
         account = describe_splits({split: sources[split] for split in shown if split in sources})

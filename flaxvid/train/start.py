@@ -1,4 +1,4 @@
-"""The weights that a training starts from, fitted to its network: the time axis, the cameras, the head."""
+"""Starting weights, fitted to the network of the run: its time axis, its cameras, its head."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,8 +7,9 @@ from typing import Any
 import jax
 
 from flaxvid import trees
-from flaxvid.adapt.surgery import CLASSIFIER, FLAT_SIBLINGS, adopt, arrange_head, inflate, spread
-from flaxvid.data.sources.class_names import are_numbers, find_classes, list_names
+from flaxvid.adapt.surgery import CLASSIFIER, FLAT_SIBLINGS, adopt, arrange_head, has_same_head, inflate, spread
+from flaxvid.data.sources.class_names import are_numbers, find_classes
+from flaxvid.data.sources.names import list_names
 from flaxvid.models.registry import backbone_of, get_spec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.task import init_model
@@ -19,17 +20,17 @@ from flaxvid.types import Classes, Variables, by_target
 
 
 def load_start(recipe: Recipe, num_classes: int | Mapping[str, int]) -> Trained | None:
-    """What lies at `recipe.model.weights`, which is whatever `load` reads; None from scratch.
+    """Loads `recipe.model.weights`; None from scratch.
 
     A torch file is of the recipe's network, of its backbone, or with `recipe.model.inflate` of its 2-D sibling.
 
     Args:
-        recipe: says which weights.
-        num_classes: of the network that starts from them.
+        recipe: the run's.
+        num_classes: of the run's network.
 
     Raises:
         ValueError: the file cannot be read, or two origins may have written it.
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
     """
     if not recipe.model.weights:
         return None
@@ -42,17 +43,16 @@ def fit_start(
 ) -> dict[str, Any] | None:
     """Ordinary variables to start from; None from scratch.
 
-    Of frame-flexible weights it takes those of the longest frame count. With `recipe.model.inflate` they are a 2-D
-    network's. A network on a backbone takes its own or its backbone's; what the backbone lacks, a fusion or recurrent
-    layers, starts anew, and that is said.
+    Frame-flexible weights give those of their longest frame count. A network on a backbone takes its own weights or its
+    backbone's; what the backbone lacks starts anew, and this is printed.
 
-    The head is kept if its classes have the same names, its columns in the order of `classes`. Otherwise it starts
-    anew, even if their number is equal, and the reason is said. Where the weights have no names, as torch's, or
-    `classes` is None, an equal number has to do.
+    The head is kept if its classes have the same names; its columns are put into the order of `classes`. Otherwise it
+    starts anew, even with the same number of classes, and the reason is printed. If the weights have no names, as
+    torch's, or `classes` is None, the same number is enough.
 
     Args:
         recipe: the run's.
-        model: the network that starts from the weights.
+        model: the run's network.
         trained: the weights, by `load_start`.
         classes: the names of the network's classes, in the order of its logits.
 
@@ -74,7 +74,7 @@ def fit_start(
 
 
 def _load_either(recipe: Recipe, backbone: Recipe, number: int | Mapping[str, int]) -> Trained:
-    """What lies at `recipe.model.weights`, where a torch file may be of the network or of its backbone."""
+    """Loads `recipe.model.weights`, where a torch file may be of the network or of its backbone."""
     if not get_spec(recipe.model.name).formats:
         return _load(backbone, number)
     try:
@@ -88,32 +88,29 @@ def _load_either(recipe: Recipe, backbone: Recipe, number: int | Mapping[str, in
 
 
 def _load(recipe: Recipe, number: int | Mapping[str, int] | None) -> Trained:
-    """What lies at `recipe.model.weights`; a torch file is of the recipe's network, or of the one that it inflates.
-
-    Args:
-        recipe: names the network of a torch file.
-        number: classes that its head is to have; None takes the file's.
-    """
+    """Loads `recipe.model.weights`; the head of a torch file gets `number` classes, or for None the file's."""
     wanted, options = recipe.model, recipe.model.options
     if not wanted.inflate:
         sizes = {"num_frames": wanted.num_frames, "image_size": wanted.image_size}
         given = {name: value for name, value in sizes.items() if value is not None} | options
-        return load(wanted.weights, model=wanted.name, overrides=given, num_classes=number)
+        given.pop("head", None)  # a torch file has the network's own, and another starts anew
+        return load(wanted.weights, model=wanted.name, overrides=given, num_classes=number, headless=True)
     if wanted.name not in FLAT_SIBLINGS:
         raise ValueError(
-            f"model.inflate: 2-D files are for {', '.join(FLAT_SIBLINGS)}, got {wanted.name}: leave it empty"
+            f"model.inflate: expected one of {', '.join(FLAT_SIBLINGS)}, got {wanted.name}: leave it empty"
         )
     shape = {name: value for name, value in options.items() if name in ("width", "depths")}
     return load(wanted.weights, model=FLAT_SIBLINGS[wanted.name], overrides=shape)
 
 
 def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes | None) -> dict[str, Any]:
-    """The variables of a network made from those of a trained one; says what becomes of the head."""
+    """Makes a network's variables from trained ones; prints what becomes of the head."""
     weights, rule = recipe.model.weights, recipe.model.inflate
     variables, named = trained.select(max(trained.frames)), trained.named and bool(classes)
-    if named:
-        variables = _fit_head(weights, variables, trained.classes, classes or ())
     template = init_model(model, jax.random.key(recipe.seed))
+    same = has_same_head(template, variables)
+    if named and same:
+        variables = _fit_head(weights, variables, trained.classes, classes or ())
     if rule:
         adopted, account = inflate(template, variables, rule)
         fates = {fate: [path for path in account if account[path] == fate] for fate in ("inflated", "taken", "fresh")}
@@ -123,8 +120,13 @@ def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes |
             f"{len(fresh)} start anew ({', '.join(fresh)})"
         )
     else:
-        adopted, fresh = adopt(template, _without(variables, trained.fresh))
-        if fresh and not named and not trained.fresh:  # of those import_torch has told
+        known = {path: leaf for path, leaf in trees.flatten(variables).items() if path not in trained.fresh}
+        adopted, fresh = adopt(template, trees.unflatten(known))
+        if trained.headless:
+            print(f"{weights}: pre-trained without labels; stem and body are taken, the head starts anew")
+        elif not same:
+            print(f"{weights}: the head is of another kind and starts anew")
+        elif fresh and not named and not trained.fresh:  # `import_torch` has said it of its own
             print(f"{weights}: the head has another number of classes and starts anew ({', '.join(fresh)})")
     if classes and not trained.named and not any(map(CLASSIFIER.fullmatch, fresh)):
         print(f"{weights}: does not name its classes; the head is kept, since their number is the data's")
@@ -132,7 +134,7 @@ def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes |
 
 
 def _fit_head(weights: str, variables: Variables, names: Classes, classes: Classes) -> dict[str, Any]:
-    """Trained variables with the columns of the head in the order of the data's classes, without those of others."""
+    """Puts the columns of the head into the order of the data's classes; leaves out the heads of other classes."""
     old, columns = by_target(names), {}
     for target, wanted in by_target(classes).items():
         head = f"the head{f' of {target}' if target else ''}"
@@ -155,16 +157,14 @@ def _fit_head(weights: str, variables: Variables, names: Classes, classes: Class
     return arrange_head(variables, columns)
 
 
-def _without(variables: Variables, paths: tuple[str, ...]) -> Variables:
-    flat = trees.flatten(variables)
-    return trees.unflatten({path: leaf for path, leaf in flat.items() if path not in paths}) if paths else variables
-
-
 def of_backbone(recipe: Recipe) -> Recipe | None:
-    """The recipe of the network that the recipe's is built on; None for one that is built on none."""
+    """The recipe of the network's backbone; None if it has none."""
     options = recipe.model.options
     name = backbone_of(recipe.model.name, options)
     if not name:
         return None
-    model = dataclasses.replace(recipe.model, name=name, options=dict(options.get("backbone_options") or {}))
+    own = {option: options[option] for option in ("head",) if option in options} | (
+        options.get("backbone_options") or {}
+    )
+    model = dataclasses.replace(recipe.model, name=name, options=own)
     return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, cameras=()))

@@ -1,6 +1,5 @@
-"""One training step: jit over a mesh, state donated."""
+"""One training step, compiled over a mesh."""
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -34,21 +33,16 @@ def train_step(
     norm_groups: int = 1,
     freeze: Sequence[str] = (),
 ) -> tuple[TrainState, Metrics]:
-    """Loss, gradient, update.
+    """Computes loss and gradient, and updates the state.
 
     Args:
-        state: is returned moved by one step.
-        batch: of the global batch size.
-        key: the run's; the step number is folded in.
-        rate: the learning rate of an optimizer from `make_optimizer`; it multiplies any optimizer's updates.
+        state: the state before the step.
+        batch: a batch of all processes.
+        key: the run's key; the step number is folded in.
+        rate: the learning rate; it multiplies the optimizer's updates.
         task: gives the loss.
-        optimizer: moves the ``params*`` collections.
-        accumulate: parts that the batch is computed in; statistics move from part to part. The gradient is that of the
-            whole batch, but for the norms, which see a part.
-        ema: decay of the ``ema_*`` collections, at its end; see `warmed_decay`. 0 if there are none.
-        norm_groups: groups of rows that are normalised by their own statistics; the running ones are the groups' means.
-            With as many groups as devices the forward pass does without communication, but for the count of labels.
-        freeze: patterns of what stays as it is, bit for bit; see `adapt.freezing`.
+        optimizer: updates the ``params*`` collections.
+        accumulate, ema, norm_groups, freeze: see `Recipe` and `OptimizerRecipe`.
 
     Returns:
         The new state and the batch's mean metrics, with the gradient's norm before clipping.
@@ -79,7 +73,7 @@ def train_step(
         averages = {name: variables[f"ema_{name}"] for name in current}
         moved: Any = optax.incremental_update(current, averages, 1 - warmed_decay(ema, state.step))
         variables = {**variables, **{f"ema_{name}": tree for name, tree in moved.items()}}
-    variables = trees.merge(variables, frozen)  # means, of groups or over time, are not exact to the last bit
+    variables = trees.merge(variables, frozen)  # a mean over groups or over time may change the last bit
     metrics = {**metrics, "gradient_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, variables, opt_state), metrics
 
@@ -95,8 +89,10 @@ def gradient_in_parts(
     norm_groups: int,
     freeze: Sequence[str],
 ) -> tuple[Any, tuple[dict[str, Any], Metrics]]:
-    """Gradient, updated collections and metrics of a batch that is mixed and divided as a whole, then computed part
-    by part, each part of at most ``batch / accumulate`` rows. Arguments as in `train_step`."""
+    """Gradient, updated collections and metrics of a batch that is computed in parts; arguments as in `train_step`.
+
+    The batch is mixed and divided as a whole. A part has at most ``batch / accumulate`` rows.
+    """
     limit = count_rows(batch) // accumulate
 
     def loss(params, moved, part, key):
@@ -115,7 +111,7 @@ def gradient_in_parts(
         return (optax.tree.add(total, grads), {**moved, **updated}), metrics
 
     moved = {name: tree for name, tree in fixed.items() if mover(name) == "forward pass"}
-    grads, metrics, number = optax.tree.zeros_like(params), [], 1  # 0: the key of mixing
+    grads, metrics, number = optax.tree.zeros_like(params), [], 1  # mixing takes key 0
     for share in task.divide(batch, key, norm_groups):
         for parts in cut(share, limit, norm_groups):
             count, rows = jax.tree.leaves(parts)[0].shape[:2]
@@ -128,10 +124,10 @@ def gradient_in_parts(
 
 
 def cut(share: Any, limit: int, groups: int) -> Iterator[Any]:
-    """Rows in as few parts of at most `limit` rows as can be, alike but for one row of each group.
+    """Cuts rows into the fewest parts of at most `limit` rows; sizes differ by at most one row of each group.
 
-    Gives parts of one size on a new first axis, then those of the other size, if any. Each of the `groups` blocks of
-    rows has equally many in each part. Of n parts, each takes every n-th row: so each device of a mesh keeps its own.
+    Yields the parts of one size on a new first axis, then those of the other size. Each part has equally many rows of
+    each of the `groups` blocks. Of n parts each takes every n-th row, so each device of a mesh keeps its own rows.
     """
     own = count_rows(share) // groups
     count = -(-own * groups // limit)
@@ -147,43 +143,23 @@ def cut(share: Any, limit: int, groups: int) -> Iterator[Any]:
 
 
 def warmed_decay(decay: float, step: jax.Array) -> jax.Array:
-    """The moving average's decay after so many steps, ``min(decay, (1 + step) / (10 + step))``.
+    """The decay of the moving average after `step` steps, ``min(decay, (1 + step) / (10 + step))``.
 
-    It begins short, so that the random start is soon forgotten: the rule of `tf.train.ExponentialMovingAverage` with
-    `num_updates`.
+    A small decay at the beginning soon forgets the random start, as `tf.train.ExponentialMovingAverage` with
+    `num_updates` does.
     """
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
-def make_train_step(
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    *,
-    accumulate: int = 1,
-    ema: float = 0.0,
-    norm_groups: int = 1,
-    freeze: Sequence[str] = (),
-) -> Any:
-    """`train_step` jitted over `mesh`, of state, batch, key and rate: the state replicated and donated, the batch
-    divided."""
-
-    step = functools.partial(
-        train_step,
-        task=task,
-        optimizer=optimizer,
-        accumulate=accumulate,
-        ema=ema,
-        norm_groups=norm_groups,
-        freeze=freeze,
-    )
+def jit_step(step: TrainStep, mesh: Mesh) -> Any:
+    """Jits a step over `mesh`: the state is replicated and donated, the batch is divided."""
     same = replicated(mesh)
     return jax.jit(step, in_shardings=(same, divided(mesh), same, same), out_shardings=same, donate_argnums=0)
 
 
 @jax.transfer_guard("allow")
 def compile_step(jitted: Any, arguments: tuple[Any, ...], say: Callable[[str], None]) -> TrainStep:
-    """Compiles the step ahead of its first use and says how long that took; a warm cache makes it short."""
+    """Compiles the step before its first use, and says how long that took."""
     begin = time.perf_counter()
     compiled = jitted.lower(*arguments).compile()
     seconds = time.perf_counter() - begin
@@ -194,5 +170,4 @@ def compile_step(jitted: Any, arguments: tuple[Any, ...], say: Callable[[str], N
 def enable_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR or the program itself chose a place."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        default = cache_folder() / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(default))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

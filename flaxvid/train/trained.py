@@ -1,6 +1,6 @@
-"""A trained network, out of a run, one of its checkpoints, a weights file of ours, or a torch file: the one reader.
+"""Reads a trained network: from a run, one of its checkpoints, a file of flaxvid, or a torch file.
 
-Evaluation, prediction and the weights that a training starts from all come in here.
+Evaluation, prediction and starting weights all come in here.
 """
 
 import dataclasses
@@ -13,9 +13,7 @@ from typing import Any
 from flaxvid import trees
 from flaxvid.adapt.surgery import CLASSIFIER
 from flaxvid.data.clips.cut import ClipConfig
-from flaxvid.data.sources.account import check_labels
-from flaxvid.data.sources.class_names import are_numbers, as_classes, list_names, relabel
-from flaxvid.data.sources.open import Source
+from flaxvid.data.sources.class_names import as_classes
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model, get_spec
 from flaxvid.models.video_model import VideoModel
@@ -34,18 +32,18 @@ from flaxvid.weights.torch import import_torch
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A network, its weights, and what is known of how it was made.
+    """A network, its weights, and how it was made.
 
     Attributes:
         model: the ordinary model.
         variables: the model's, or those of `FrameFlexible`.
         frames: the frame counts that it was trained at, ascending.
         classes: class names in the order of the logits; of several targets those of each.
-        recipe: the run's. The recipe of a file says what the file does; its data set has no name.
+        recipe: the run's; of a file what the file says, with a data set without a name.
         folder: the run's; None for a file.
-        named: False where nobody knows the names of the classes, and `classes` numbers them.
-        checkpoint: which weights of a run these are: the "name" that was asked for, and the "step"; None for a file.
-        fresh: paths of the variables that a torch file does not have: a head for other classes, at random.
+        named: False if the names of the classes are unknown; `classes` then numbers them.
+        checkpoint: "name" and "step" of a run's checkpoint; None for a file.
+        fresh: paths of random variables, which the torch file does not have: a head for other classes.
     """
 
     model: VideoModel
@@ -58,8 +56,13 @@ class Trained:
     checkpoint: Mapping[str, Any] | None = None
     fresh: tuple[str, ...] = ()
 
+    @property
+    def headless(self) -> bool:
+        """Whether the network was pre-trained without labels, so that it has no head."""
+        return "head" not in self.variables["params"]
+
     def select(self, num_frames: int) -> Variables:
-        """The ordinary variables of `model` for a frame count; any count will do."""
+        """The ordinary variables of `model` for any frame count."""
         if counts := _private_counts(self.variables):
             flexible = FrameFlexible(self.model, counts, private_norms="batch_stats" not in self.variables)
             return flexible.select(self.variables, num_frames)
@@ -74,27 +77,34 @@ def load(
     model: str = "",
     overrides: Mapping[str, Any] | None = None,
     num_classes: int | Mapping[str, int] | None = None,
+    headless: bool = False,
 ) -> Trained:
-    """Loads a run's weights (their moving averages where it keeps them), or those of a file.
+    """Loads the weights of a run (their moving averages, if it keeps them) or of a file.
 
     Args:
-        path: a run's folder, a folder of one of its checkpoints, a .safetensors file that flaxvid wrote, or a torch
-            file or its known name, such as "torchvision/resnet50-imagenet1k-v1".
+        path: a run's folder, the folder of one of its checkpoints, a .safetensors file that flaxvid wrote, a torch
+            file, or a known name such as "torchvision/resnet50-imagenet1k-v1".
         checkpoint: of a run: "latest", "best" or a step; see `find_checkpoint`.
-        classes: class names in the order of the logits; None takes those that the run or the file knows.
-        model: name of the model that a torch file, or a folder with checkpoints alone, is of. Runs and files of flaxvid
-            know theirs.
-        overrides: options of `create_model` for it; what a torch file's origin implies need not be named.
-        num_classes: for a torch file; another number than the file's gives a fresh head. None takes the file's.
+        classes: class names in the order of the logits; None takes those of the run or the file.
+        model: name of the model, for a torch file or a folder of checkpoints alone. Others say it themselves.
+        overrides: the model's options; what a torch file's origin implies is added.
+        num_classes: of a torch file; another number than the file's gives a fresh head, None takes the file's.
+        headless: whether a run of masked pre-training will do, whose variables have no head.
 
     Raises:
         FileNotFoundError: there is no such run, file or checkpoint.
-        ValueError: a torch file without `model`; a checkpoint of a file; names of another number of classes than the
-            network has; or a file that is damaged, or not of the model.
+        ValueError: `model` is missing, `checkpoint` is given for a file, the number of `classes` is not the network's,
+            or the file is damaged or of another model.
     """
     path = Path(path)
     if path.is_dir():
-        return _from_folder(path, checkpoint, classes, model, overrides)
+        trained = _from_folder(path, checkpoint, classes, model, overrides)
+        if trained.headless and not headless:
+            raise ValueError(
+                f"{path} is a masked pre-training, whose network has no classifier: fine-tune it first, with "
+                f"--config.model.weights={path}"
+            )
+        return trained
     try:
         file = resolve_weights(path)
     except FileNotFoundError as error:
@@ -116,7 +126,7 @@ def load(
 
 
 def name_classes(trained: Trained) -> Trained:
-    """The same network with class names: a run of an older version has none and takes those of its data set.
+    """Adds class names to a run of an older version, which has none: those of its data set.
 
     Raises:
         FileNotFoundError: the data set is not there.
@@ -139,40 +149,6 @@ def name_classes(trained: Trained) -> Trained:
     return dataclasses.replace(trained, classes=_checked(classes, trained.variables, trained.folder), named=True)
 
 
-def open_test(trained: Trained, data: DataRecipe, renames: Mapping[str, Mapping[str, str]]) -> Source:
-    """The videos of `data.eval_split`, their labels counting the network's classes: by name, or where it has none by
-    number.
-
-    Args:
-        trained: the network.
-        data: the videos.
-        renames: see `relabel`.
-
-    Raises:
-        ValueError: the network does not know the classes of some videos, or has no names for `renames`.
-    """
-    source = open_data(data, data.eval_split)
-    if trained.named:
-        advice = (
-            "leave out videos of classes that it never saw, and for classes of another name give --rename MAP.json, "
-            '{"the data\'s name": "the network\'s", ...}'
-        )
-        if all(map(are_numbers, by_target(trained.classes).values())):
-            advice += ", or the network's names by --classes FILE"
-        source = relabel(source, trained.classes, "the network", advice, renames)
-    elif renames:
-        raise ValueError("expected --rename with the network's class names, got none of them: give --classes, too")
-    elif count_classes(trained.classes) != count_classes(source.classes):
-        names = [name for own in by_target(source.classes).values() for name in own]
-        raise ValueError(
-            f"expected videos of the network's {count_classes(trained.classes)} classes (their names are not known), "
-            f"got {count_classes(source.classes)} classes in {source.name} ({list_names(names)}): give their names, "
-            "in the order of the logits, by --classes FILE"
-        )
-    check_labels(source, fewest=1)
-    return source
-
-
 def _from_folder(
     path: Path, checkpoint: str | int, classes: Classes | None, name: str, overrides: Mapping[str, Any] | None
 ) -> Trained:
@@ -188,11 +164,16 @@ def _from_folder(
         return _of_file(path, name, model, variables, _private_counts(variables) or None, classes)
     recipe = read_recipe(folder)
     known = classes or read_classes(folder)
+    headless = "head" not in variables["params"]
+    if headless:
+        number, names = count_classes(known or ("none",)), as_classes(known or ("none",))
+    else:
+        number, names = _num_classes(variables), _checked(known or _numbered(variables), variables, path)
     return Trained(
-        make_model(recipe, _num_classes(variables)),
+        make_model(recipe, number),
         variables,
         tuple(sorted(recipe.task.frames)),
-        _checked(known or _numbered(variables), variables, path),
+        names,
         recipe,
         folder,
         named=bool(known),
@@ -218,7 +199,7 @@ def _of_file(
     classes: Classes | None,
     options: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """The network of a file; `frames` are the counts with variables of their own, `options` what its origin has."""
+    """The network of a file; `frames` are the counts with private variables, `options` what its origin implies."""
     counts = tuple(frames or (model.clip.num_frames,))
     recipe = Recipe(
         ModelRecipe(name, str(path), model.clip.num_frames, model.clip.image_size, options=dict(options or {})),
@@ -231,7 +212,7 @@ def _of_file(
 
 
 def _private_counts(variables: Variables) -> tuple[int, ...]:
-    """The frame counts that have variables of their own, ascending."""
+    """The frame counts with private variables, ascending."""
     return tuple(sorted(int(name[len("params_") : -1]) for name in variables if re.fullmatch(r"params_\d+f", name)))
 
 
@@ -249,12 +230,12 @@ def _numbered(variables: Variables) -> Classes:
 
 
 def _checked(classes: Any, variables: Variables, path: Path) -> Classes:
-    """Class names as tuples, as many as the network has."""
+    """Class names as tuples; refuses another number than the network's."""
     classes = as_classes(classes)
     if count_classes(classes) != _num_classes(variables):
         some = [name for names in by_target(classes).values() for name in names][:3]
         raise ValueError(
             f"expected names of the {_num_classes(variables)} classes of the network in {path}, got "
-            f"{count_classes(classes)} ({', '.join(some)}, ...): is this the data set that it was trained on?"
+            f"{count_classes(classes)} ({', '.join(some)}, ...): give those of the data that it was trained on"
         )
     return classes

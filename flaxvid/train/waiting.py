@@ -1,4 +1,4 @@
-"""How much of its time the accelerator waits for data."""
+"""Measures how much of its time the accelerator waits for data."""
 
 import time
 from collections.abc import Callable
@@ -9,10 +9,10 @@ import jax
 
 
 class WaitingShare:
-    """Measures the share of time in which the devices had finished a step and the next batch was not there yet.
+    """Measures the share of time in which the devices had no step to do because the next batch was missing.
 
-    Steps are sent ahead of the devices, so the time that the host spends on a batch says little: a thread notes when
-    each step's outputs are ready.
+    The host sends steps ahead of the devices, so its own times say little: a thread notes when each step's outputs are
+    ready.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):

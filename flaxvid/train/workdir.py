@@ -18,16 +18,24 @@ from flaxvid.types import Classes
 from flaxvid.writing import locked, read_json, written_whole
 
 CLASSES_FILE = "classes.json"
-"""In a run's folder: the class names in the order of the logits."""
+"""The file of a run's folder with its class names, in the order of the logits."""
+
+RESULTS = ("any_frame.json", "reconstruction.json")
+"""In a run's folder: the rows of the last test. Whichever is there says that the run is finished."""
 
 
 def run_folder(path: Path) -> Path | None:
-    """The folder of the run that a path is, or that it is a checkpoint of; None where it is neither."""
+    """The folder of a run, given that folder or one of its checkpoints; None for another path."""
     return next((place for place in (path, *path.absolute().parents[:2]) if (place / "recipe.json").exists()), None)
 
 
+def is_finished(workdir: Path) -> bool:
+    """Whether the folder holds the results of a run."""
+    return any((workdir / name).exists() for name in RESULTS)
+
+
 def read_classes(workdir: Path) -> Classes | None:
-    """The class names of a run's folder; None where an older version wrote none.
+    """The class names of a run's folder; None if an older version wrote none.
 
     Raises:
         ValueError: the file is damaged.
@@ -35,7 +43,7 @@ def read_classes(workdir: Path) -> Classes | None:
     file = workdir / CLASSES_FILE
     try:
         return as_classes(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
-    except (ValueError, RecursionError) as error:  # no UTF-8 and no JSON are the first, too
+    except (ValueError, RecursionError) as error:  # ValueError is wrong UTF-8 or JSON, too
         raise ValueError(
             f"expected class names in {file}, got a damaged file ({error}): restore it, a list in the order of the "
             "logits"
@@ -44,10 +52,10 @@ def read_classes(workdir: Path) -> Classes | None:
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[Callable[[], None]]:
-    """Keeps other runs out of a work folder, which is made if need be; the system frees it however this one ends.
+    """Makes a work folder and keeps other runs out of it, until this process ends.
 
-    Gives a function that makes sure that the folder is still there: it raises FileNotFoundError once it was deleted or
-    moved, where writing on would leave half a folder.
+    Yields a function that raises FileNotFoundError once the folder was deleted or moved: writing on would leave half a
+    folder.
 
     Raises:
         ValueError: a run is at work there; the message names its process.
@@ -78,11 +86,7 @@ def lock_workdir(workdir: Path) -> Iterator[Callable[[], None]]:
 
 
 def check_name(workdir: Path) -> None:
-    """Refuses a work folder that is an address, or whose name cannot be written down.
-
-    Raises:
-        ValueError: it is one.
-    """
+    """Refuses a work folder that is an address, or whose name is not UTF-8."""
     if re.match(r"\w+:/", str(workdir)):
         raise ValueError(
             f"expected a work folder on a disk, got the address {workdir}: mount it, and give --workdir that folder"
@@ -96,11 +100,10 @@ def check_name(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def plainly_named(folder: Path) -> Iterator[Path]:
-    """The same folder by a name that Orbax and TensorStore take as it is.
+    """The same folder by a name that Orbax and TensorStore do not misread.
 
-    Orbax takes `[x]`, `*` and `?` for a pattern, and `gs:/` or a disk that is mounted as `/s3` for an address;
-    TensorStore takes a backslash for a slash, and knows no names but UTF-8. Without a word they would write elsewhere,
-    or nothing that can be read.
+    Orbax takes `[x]`, `*` and `?` for a pattern, and `gs:/` or a mount `/s3` for an address. TensorStore takes a
+    backslash for a slash, and only UTF-8. They would write elsewhere, or nothing readable, without a word.
     """
     folder = folder.resolve()
     name = str(folder)
@@ -125,19 +128,18 @@ MAY_CHANGE = frozenset(
         *("checkpoint_every", "keep", "keep_every", "log_every", "eval_every", "eval_batch_size", "published"),
     }
 )
-"""Fields that change no result: a run goes on with other values of them. That folders hold the same videos is checked
-apart, see `claim_videos`."""
+"""Fields that change no result: a run goes on with other values. `claim_videos` checks that the videos are the same."""
 
 TESTS = frozenset({"data.eval_split", "data.clips.test_size", "data.clips.clips", "data.clips.crops", "eval_frames"})
-"""Fields that change the test alone: a run goes on with other values of them, a finished one is tested again."""
+"""Fields that change the test alone: a run goes on with other values, a finished run is tested again."""
 
 
 def claim_workdir(recipe: Recipe, workdir: Path) -> None:
     """Writes recipe.json into a new work folder, or checks that an old one holds the same run.
 
-    Runs are the same that compute the same numbers; what else may change is written anew and said. More epochs go on
-    where the schedule is the same for the epochs before. A folder without a checkpoint or results counts as new: a run
-    that stopped at its first batch can be mended and started again.
+    The same run computes the same numbers; other changes are printed and written. A run can get more epochs if its
+    schedule stays the same for the epochs before. A folder without checkpoints and results is new: a run that stopped
+    at its first batch can be corrected.
 
     Raises:
         ValueError: the folder belongs to another run; the message names the fields that differ.
@@ -151,15 +153,15 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
         if refused := [line for path, line in changes.items() if path not in free]:
             if "epochs" in changes and "epochs" not in free:
                 refused.append(
-                    "a run is not cut short"
+                    "a run cannot be shortened"
                     if recipe.epochs < theirs["epochs"]
-                    else "a cosine ends with its epochs: to learn on, begin a new run with "
+                    else "a cosine ends with its epochs: to train longer, begin a new run with "
                     f"--config.model.weights={workdir}"
                 )
             listed = "\n  ".join(refused)
             raise ValueError(f"{workdir} holds a run of another recipe:\n  {listed}\ngive --workdir another folder")
         options = read_json(file, dict).get("model", {}).get("options", {})
-        if options.get("freeze_norms") and not (workdir / "any_frame.json").exists():
+        if options.get("freeze_norms") and not is_finished(workdir):
             raise ValueError(
                 f"{workdir} was begun by an older version with model.options.freeze_norms, whose checkpoints hold more "
                 f"than those of --config.freeze: begin a new run with --config.model.weights={workdir}"
@@ -168,20 +170,20 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
             return
         print(f"{workdir} goes on with changes:\n  " + "\n  ".join(changes.values()))
         if changes.keys() & (TESTS | {"epochs"}):
-            (workdir / "any_frame.json").unlink(missing_ok=True)  # of other epochs or another test
+            for name in RESULTS:
+                (workdir / name).unlink(missing_ok=True)  # of other epochs or another test
     workdir.mkdir(parents=True, exist_ok=True)
     with written_whole(file) as path:
         path.write_text(to_json(recipe))
 
 
 def claim_videos(source: Source, workdir: Path) -> None:
-    """Writes data.json into a new work folder, or checks that an old one was trained on the same videos.
+    """Writes data.json into a new work folder, or checks that an old run was trained on the same videos.
 
-    Names, labels and order are compared, in whatever folder they lie: the batches that are still to come follow from
-    them.
+    It compares names, labels and order, for the next batches follow from them; the videos may lie in another folder.
 
     Raises:
-        ValueError: the data's training videos are others now.
+        ValueError: the training videos are others now.
     """
     lines = []
     for position in range(len(source)):
@@ -193,24 +195,24 @@ def claim_videos(source: Source, workdir: Path) -> None:
     mine = {"videos": len(lines), "digest": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]}
     file = workdir / "data.json"
     if not _has_results(workdir):
-        file.write_text(json.dumps(mine))  # by every host, the same
+        file.write_text(json.dumps(mine))  # every host writes the same
     elif file.exists() and (theirs := read_json(file, dict)) != mine:
         raise ValueError(
             f"expected the {theirs.get('videos')} training videos that the run in {workdir} learnt from, got "
-            f"{len(lines)}, of which names, labels or order differ: give them back, or give --workdir another folder"
+            f"{len(lines)} with other names, labels or order: give them back, or give --workdir another folder"
         )
 
 
 def claim_classes(classes: Classes, workdir: Path) -> None:
-    """Writes classes.json into a new work folder, or checks that an old one was trained on the same classes.
+    """Writes classes.json into a new work folder, or checks that an old run was trained on the same classes.
 
-    Its network answers by number: after class folders were renamed, added or removed, the same number is another class.
+    A network answers by number: after class folders were renamed, added or removed, a number means another class.
 
     Raises:
-        ValueError: the data's classes are others now, or in another order; the message names them.
+        ValueError: the classes are others now, or in another order; the message names them.
     """
     if not _has_results(workdir):
-        (workdir / CLASSES_FILE).write_text(json.dumps(classes))  # by every host, the same
+        (workdir / CLASSES_FILE).write_text(json.dumps(classes))  # every host writes the same
     elif (saved := read_classes(workdir)) is None:
         print(f"{workdir} has no {CLASSES_FILE}: its classes are taken to be those that the data has now")
     elif lines := differences(saved, classes):
@@ -222,11 +224,11 @@ def claim_classes(classes: Classes, workdir: Path) -> None:
 
 def _has_results(workdir: Path) -> bool:
     saved = any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
-    return saved or (workdir / "any_frame.json").exists()
+    return saved or is_finished(workdir)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Fields of nested dicts that differ: where, and both values."""
+    """The fields in which nested dicts differ: path and both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))

@@ -140,9 +140,9 @@ def _read_info(text: str, tensors: int) -> WeightsInfo:
         raise Unreadable(f"must have lists of class names, got {str(facts['classes'])[:80]}")
     try:
         overrides = _by_new_names(facts["overrides"])
-        create_model(facts["model"], **overrides)
-        if (blocks := _count_blocks(overrides)) > tensors:  # tracing these would take forever
+        if (blocks := _count_blocks(overrides)) > tensors:  # to make these would take all memory
             raise ValueError(f"it has {tensors} tensors for {blocks} blocks")
+        create_model(facts["model"], **overrides)
     except Exception as error:  # a wrong option may raise anything
         raise Unreadable(f"is of a model that flaxvid cannot make: {error}") from error
     classes = {target: tuple(names) for target, names in classes.items()}
@@ -160,9 +160,10 @@ def _by_new_names(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _count_blocks(overrides: Mapping[str, Any]) -> int:
-    """Blocks and recurrent layers of the model and of its backbone."""
-    return (
-        sum(overrides.get("depths") or ())
-        + (overrides.get("num_layers") or 0)
-        + (_count_blocks(overrides["backbone_options"]) if overrides.get("backbone_options") else 0)
-    )
+    """Blocks and recurrent layers of the model and of its backbone; what is no whole number is for `create_model`."""
+    backbone = overrides.get("backbone_options")
+    given = [overrides.get(name) for name in ("depth", "temporal_depth", "num_layers")]
+    depths = overrides.get("depths")
+    counts = [*given, *(depths if isinstance(depths, list | tuple) else ())]
+    own = sum(count for count in counts if isinstance(count, int))
+    return own + (_count_blocks(backbone) if isinstance(backbone, Mapping) else 0)

@@ -19,9 +19,9 @@ _PLAIN = re.compile(
     r"|torch\.(cuda\.|sparse\.|cuda\.sparse\.|storage\.)?[A-Za-z]\w*(Storage|Tensor)|torch\.(Tensor|Size|device)"
     r"|torch\.(b?float|u?int|q?u?int|complex|bits|bool|half|double|long|short|per_)\w*"
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2|torch\.serialization\._get_layout"
-    r"|torch\.nn\.parameter\.(Parameter|Buffer)"
+    r"|torch\.nn\.parameter\.(Parameter|Buffer)|argparse\.Namespace"
 )
-"""What a file of tensors may name: containers, and torch's tensors and their parts."""
+"""What a file of tensors may name: containers, torch's tensors and their parts, and the arguments of a run."""
 
 _VALUES = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
@@ -133,7 +133,8 @@ def read_pickle(file: io.BytesIO) -> tuple[Any, list[Outside]]:
             stack[-2:] = [made]
         elif name == "BUILD":  # attributes, such as a state_dict's versions of its modules
             stack.pop()
-            _of(dict, stack[-1])
+            if not (isinstance(stack[-1], Call) and stack[-1].name == "argparse.Namespace"):
+                _of(dict, stack[-1])
         elif name == "BINPERSID":
             outside.append(Outside(stack.pop()))
             stack.append(outside[-1])

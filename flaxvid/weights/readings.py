@@ -15,14 +15,16 @@ import numpy as np
 
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
-from flaxvid.models.registry import create_model, get_spec
+from flaxvid.models.registry import create_model, get_spec, list_options
 from flaxvid.models.spec import Format
 from flaxvid.models.video_model import VideoModel, blank_video
 from flaxvid.types import Variables
-from flaxvid.weights.keys import source_key, to_torch_layout, torch_key
+from flaxvid.weights.keys import source_keys, to_tensors, torch_keys
 from flaxvid.weights.tensors import unwrapped, without_prefix
 
+HEAD = "params/head/"
 CLASSIFIER = "params/head/classifier"
+_NONE = "the format has none: num_classes makes a new head"
 _ANY_COUNT = 54321
 _MOST_COUNTS = 32
 
@@ -46,7 +48,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A checkpoint read in one format: the model that it then is of, and the tensor that each variable comes from.
+    """A checkpoint read in one format: the model that it then is of, and the tensors that each variable comes from.
 
     Attributes:
         format: its name.
@@ -54,9 +56,9 @@ class Reading:
         model: made with these and the caller's.
         frames: frame counts with variables of their own; () where the checkpoint has none, None for a plain format.
         alteration: of the `FrameFlexible` with these; "" for a plain format.
-        shapes: path of each variable to its shape in torch.
-        keys: path of each variable, without a fresh head's, to its unwrapped key.
+        keys: path of each variable, without a fresh head's, to its unwrapped keys.
         fresh: paths of a head that starts anew.
+        left_out: the checkpoint's keys that the format calls unused.
         faults: what does not fit.
         exact: the checkpoint wraps exactly the modules that the format wraps, such as in TSM's ".net".
     """
@@ -66,9 +68,9 @@ class Reading:
     model: VideoModel
     frames: tuple[int, ...] | None
     alteration: str
-    shapes: Mapping[str, tuple[int, ...]]
-    keys: Mapping[str, str]
+    keys: Mapping[str, tuple[str, ...]]
     fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
     faults: Mapping[str, Sequence[str]]
     exact: bool
 
@@ -101,7 +103,7 @@ def describe(tensors: Mapping[str, Any], label: str, argument: str) -> Source:
 
 def count_classes(source: Source, formats: Mapping[str, Format]) -> int | None:
     """Classes of the checkpoint's classifier; None where it has none."""
-    keys = [source_key(f"{CLASSIFIER}/kernel", format.keys) for format in formats.values()]
+    keys = [key for format in formats.values() for key in source_keys(f"{CLASSIFIER}/bias", format.keys)]
     return next((source.shapes[key][0] for key in keys if math.prod(source.shapes.get(key) or (0,))), None)
 
 
@@ -127,8 +129,8 @@ def choose(
         ValueError: several formats fit and imply different models.
     """
     readings = list(_readings(name, source, formats, overrides, num_classes, frames))
-    fewest = min(_count(reading) for reading in readings)
-    best = [reading for reading in readings if _count(reading) == fewest]
+    fewest = min(_count(reading.faults) for reading in readings)
+    best = [reading for reading in readings if _count(reading.faults) == fewest]
     if any(reading.implied != best[0].implied for reading in best):
         best = [reading for reading in best if reading.exact] or best
         said = [reading for reading in best if formats[reading.format].overrides and not reading.implied]
@@ -152,15 +154,33 @@ def as_options(overrides: Mapping[str, Any]) -> str:
     return ", ".join(f"{option}={value!r}" for option, value in overrides.items())
 
 
-def check_fit(name: str, source: Source, reading: Reading, format: Format) -> None:
+def read_tree(
+    name: str, source: Source, formats: Mapping[str, Format], shapes: Variables, overrides: Mapping[str, Any]
+) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """The format that fits variables of any tree best, and the unwrapped keys of each.
+
+    Raises:
+        ValueError: no format fits, with every fault of the best in it.
+    """
+    flat, options, readings = trees.flatten(shapes), {**list_options(name), **overrides}, {}
+    for fmt, format in formats.items():
+        wanted = {path: _shapes(path, leaf, format, options) for path, leaf in flat.items()}
+        readings[fmt] = wanted, _find_faults(source, source.shapes, wanted)
+    best = min(readings, key=lambda fmt: _count(readings[fmt][1]))
+    wanted, faults = readings[best]
+    check_fit(name, source, best, formats[best], faults)
+    return best, {path: tuple(tensors) for path, tensors in wanted.items()}
+
+
+def check_fit(name: str, source: Source, fmt: str, format: Format, faults: Mapping[str, Sequence[str]]) -> None:
     """Raises ValueError, with every fault in it, unless the checkpoint fits."""
-    lines = [f"  {len(items)} {fault}: {some(items)}" for fault, items in reading.faults.items() if items]
+    lines = [f"  {len(items)} {fault}: {some(items)}" for fault, items in faults.items() if items]
     if lines:
         implied = f", which implies {as_options(format.overrides)}" if format.overrides else ""
         raise ValueError(
             "\n".join(
                 [
-                    f"{source.label} does not fit {name} (read as {reading.format!r}{implied}):",
+                    f"{source.label} does not fit {name} (read as {fmt!r}{implied}):",
                     *lines,
                     "Pass the name of the model that the weights belong to (flaxvid.list_models()), or its overrides.",
                 ]
@@ -174,8 +194,8 @@ def some(items: Sequence[str], shown: int = 10) -> str:
     return ", ".join(items[:shown]) + more
 
 
-def _count(reading: Reading) -> int:
-    return sum(map(len, reading.faults.values()))
+def _count(faults: Mapping[str, Sequence[str]]) -> int:
+    return sum(map(len, faults.values()))
 
 
 def _readings(
@@ -196,38 +216,60 @@ def _readings(
             model = create_model(name, **{**implied, **asked})
             made.append((implied, model, jax.eval_shape(model.init, jax.random.key(0), blank_video(model))))
         _, model, plain = next(known for known in made if known[0] == implied)
+        options = {**list_options(name), **implied, **asked}
         for tree, counts, alteration in _trees(model, plain, source, format, frames):
-            shapes = {
-                path: to_torch_layout(path, np.broadcast_to(np.float32(0), leaf.shape)).shape
-                for path, leaf in trees.flatten(tree).items()
-            }
-            keys = {path: source_key(path, format.keys) for path in shapes}
-            found, fresh = source.shapes, ()
+            shapes = {path: _shapes(path, leaf, format, options) for path, leaf in trees.flatten(tree).items()}
+            unused = [short for short in source.shapes if any(re.fullmatch(key, short) for key in format.unused)]
+            found = {short: shape for short, shape in source.shapes.items() if short not in unused}
+            fresh = ()
             if num_classes is not None and num_classes != in_file:
                 head = [path for path in shapes if path.startswith(CLASSIFIER)]
-                fresh = tuple(sorted(path for path in head if found.get(keys[path]) != shapes[path]))
-                old = {source_key(f"{CLASSIFIER}/{leaf}", format.keys) for leaf in ("kernel", "bias")}
-                found = {short: shape for short, shape in found.items() if short not in old}
-            keys = {path: short for path, short in keys.items() if path not in fresh}
-            wrapped = {without_prefix(torch_key(path, format.keys) or "") for path in keys}
-            exact = all(without_prefix(source.names[short]) in wrapped for short in found)
-            faults = _find_faults(source, found, shapes, keys)
-            yield Reading(fmt, implied, model, counts, alteration, shapes, keys, fresh, faults, exact)
+                head += [path for path in shapes if path.startswith(HEAD) and not shapes[path]]
+                fresh = {path for path in head if not shapes[path] or not shapes[path].items() <= found.items()}
+                for leaf in ("kernel", "bias"):
+                    for short in source_keys(f"{CLASSIFIER}/{leaf}", format.keys):
+                        found.pop(short, None)
+            wanted = {path: shape for path, shape in shapes.items() if path not in fresh}
+            wrapped = {without_prefix(key) for path in wanted for key in torch_keys(path, format.keys)}
+            yield Reading(
+                fmt,
+                implied,
+                model,
+                counts,
+                alteration,
+                keys={path: tuple(shape) for path, shape in wanted.items()},
+                fresh=tuple(sorted(fresh)),
+                left_out=tuple(source.names[short] for short in unused),
+                faults=_find_faults(source, found, wanted),
+                exact=all(without_prefix(source.names[short]) in wrapped for short in found),
+            )
+
+
+def _shapes(path: str, leaf: Any, format: Format, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The unwrapped keys of a variable's tensors, and their shapes; {} if the format has no place for it."""
+    if not torch_keys(path, format.keys):
+        return {}
+    tensors = to_tensors(path, np.broadcast_to(np.float32(0), leaf.shape), format.keys, options)
+    return {unwrapped(key): tensor.shape for key, tensor in tensors.items()}
 
 
 def _trees(
     model: VideoModel, plain: Variables, source: Source, format: Format, frames: Sequence[int] | None
 ) -> Iterator[tuple[Variables, tuple[int, ...] | None, str]]:
     """The trees of variables that a checkpoint may hold: the model's, or frame-flexible ones if the format is."""
-    if all(torch_key(path, format.keys) for path in trees.flatten(plain)):
+    if all(torch_keys(path, format.keys) for path in trees.flatten(plain) if not path.startswith(HEAD)):
         yield plain, None, ""
         return
 
     def flexible(counts: tuple[int, ...], alteration: str) -> Variables:
         return jax.eval_shape(FrameFlexible(model, counts, alteration).specialise, plain)
 
-    private = next(path for path in trees.flatten(flexible((_ANY_COUNT,), "none")) if str(_ANY_COUNT) in path)
-    pattern = re.escape(source_key(private, format.keys)).replace(str(_ANY_COUNT), r"(\d{1,5})")
+    private = [path for path in trees.flatten(flexible((_ANY_COUNT,), "none")) if str(_ANY_COUNT) in path]
+    keys = [key for path in private for key in source_keys(path, format.keys)]
+    if not keys:  # a plain format, of another model than the caller wants
+        yield plain, None, ""
+        return
+    pattern = re.escape(keys[0]).replace(str(_ANY_COUNT), r"(\d{1,5})")
     counts = sorted(int(match[1]) for match in (re.fullmatch(pattern, short) for short in source.shapes) if match)
     if len(counts) > _MOST_COUNTS:
         raise ValueError(
@@ -238,20 +280,20 @@ def _trees(
 
 
 def _find_faults(
-    source: Source,
-    found: Mapping[str, tuple[int, ...]],
-    shapes: Mapping[str, tuple[int, ...]],
-    keys: Mapping[str, str],
+    source: Source, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Mapping[str, tuple[int, ...]]]
 ) -> dict[str, list[str]]:
-    used = set(keys.values())
+    used = {short for shapes in wanted.values() for short in shapes}
     return {
         "tensors have no place in the model": [source.names[short] for short in found if short not in used],
         "variables of the model have no tensor": [
-            f"{path} ({short})" for path, short in keys.items() if short not in found
+            f"{path} ({', '.join(missing) or _NONE})"
+            for path, shapes in wanted.items()
+            if (missing := [short for short in shapes if short not in found]) or not shapes
         ],
         "tensors have the wrong shape": [
-            f"{source.names[short]} (expected {shapes[path]}, got {found[short]})"
-            for path, short in keys.items()
-            if short in found and found[short] != shapes[path]
+            f"{source.names[short]} (expected {shape}, got {found[short]})"
+            for shapes in wanted.values()
+            for short, shape in shapes.items()
+            if short in found and found[short] != shape
         ],
     }

@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from flaxvid.weights.flax_file import looks_like_msgpack, read_flax_file
 from flaxvid.weights.pickled import Call, OddKey, Unreadable
 from flaxvid.weights.safetensors_file import is_name, looks_like_safetensors, read_safetensors
 from flaxvid.weights.torch_file import read_torch_file
 
-_CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model")
+_CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "module")
 _DEEPEST = 8
 _WRAPPERS = {"module", "_orig_mod", "model", "backbone", "base_model", "net"}
-_COUNTER = "num_batches_tracked"
+_INDICES = ("num_batches_tracked", "relative_position_index", "position_ids")
+"""Whole numbers that some modules of torch save beside their parameters: counters and places, which follow from
+shapes."""
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 _OTHERS = {
     b"version https://git-lfs": "is a Git LFS pointer, and not the file that it stands for: run git lfs pull",
@@ -31,14 +34,15 @@ _OTHERS = {
 
 
 def read_tensors(source: str | Path | Mapping[str, Any], *, allow_nonfinite: bool = False) -> dict[str, np.ndarray]:
-    """The tensors of a file or mapping by their own keys, without the batch counters that only torch's norms keep.
+    """The tensors of a file or mapping by their own keys, without torch's counters and indices.
 
     The content tells what a file is, not its name. Memory is bounded before it is taken: four times the file's size,
     and eight times where half precision becomes float32.
 
     Args:
-        source: a .pth, .pt, .pth.tar (needs torch) or .safetensors file, or a mapping of torch tensors or arrays; both
-            may hold the tensors under "state_dict", "model_state_dict", "model_state" or "model".
+        source: a .pth, .pt, .pth.tar (needs torch), .safetensors or flax msgpack file, or a mapping of torch tensors or
+            arrays. A torch file and a mapping may hold the tensors under "state_dict", "model_state_dict",
+            "model_state", "model" or "module".
         allow_nonfinite: takes NaN and infinite numbers.
 
     Returns:
@@ -60,9 +64,11 @@ def read_tensors(source: str | Path | Mapping[str, Any], *, allow_nonfinite: boo
         safetensors = looks_like_safetensors(head)
         if not safetensors and (other := _other(head, path)):
             raise Unreadable(other)
+        if not safetensors and looks_like_msgpack(head):
+            return _checked(_weights(read_flax_file(file)), allow_nonfinite)
         known = head[:2] in (b"PK", b"\x80\x02")
         if safetensors or (path.suffix == ".safetensors" and not known):
-            tensors = _weights(read_safetensors(path, lambda key: not key.endswith(_COUNTER))[1])
+            tensors = _weights(read_safetensors(path, lambda key: not key.endswith(_INDICES))[1])
         else:
             try:
                 tensors = read_torch_file(file, _weights)
@@ -163,7 +169,7 @@ def _checked(tensors: Mapping[str, Any], allow_nonfinite: bool) -> dict[str, np.
 
 
 def _weights(content: Any) -> dict[str, Any]:
-    """The tensors of what a file or caller holds, however nested, without the counters."""
+    """The tensors of what a file or caller holds, however nested, without counters and indices."""
     if not isinstance(content, Mapping):
         kind = "Tensor" if isinstance(content, Call) and "_rebuild_" in content.name else type(content).__name__
         raise Unreadable(f"must hold a mapping of tensors, got {kind}: save model.state_dict()")
@@ -189,7 +195,7 @@ def _weights(content: Any) -> dict[str, Any]:
         )
     if odd := [key for key in mapping if not is_name(key)]:
         raise Unreadable(f"must have names of tensors for keys, got {_shown(odd[0])}: pass the state_dict")
-    return {key: item for key, item in mapping.items() if not key.endswith(_COUNTER)}
+    return {key: item for key, item in mapping.items() if not key.endswith(_INDICES)}
 
 
 def _is_tensor(item: Any) -> bool:

@@ -2,8 +2,8 @@
 
 A table takes module paths of ours to the reference's, ``(r"body/layer(\\d+)_(\\d+)/conv1", r"layer\\1.\\2.conv1")``;
 what is private to a frame count stands under its count (``16f/stem/norm1``). Import looks up, for each variable of the
-model, the tensor that the table names; export writes it there. So one direction of one table serves both, and they
-cannot disagree.
+model, the tensors that the table names, and joins several; export splits them and writes them there. So one direction
+of one table serves both, and they cannot disagree.
 
 What an origin computes is more than names: some take another epsilon in their norms, some shift in every second block.
 No tensor shows that. `load_model` makes the model so. `load_torch` gives variables alone, and refuses a file that needs
@@ -24,10 +24,12 @@ from jaxtyping import Array
 
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
+from flaxvid.models.registry import list_options
+from flaxvid.models.spec import Format
 from flaxvid.models.video_model import VideoModel, blank_video
 from flaxvid.types import Variables
 from flaxvid.weights.download import resolve_weights
-from flaxvid.weights.keys import from_torch_layout, to_torch_layout, torch_key
+from flaxvid.weights.keys import from_tensors, to_tensors, torch_keys
 from flaxvid.weights.readings import (
     as_options,
     check_fit,
@@ -35,6 +37,7 @@ from flaxvid.weights.readings import (
     count_classes,
     describe,
     known_formats,
+    read_tree,
     some,
 )
 from flaxvid.weights.tensors import read_tensors
@@ -51,8 +54,9 @@ class Imported:
         implied: the options of `model` that the format implies and the caller did not give.
         frames: the frame counts with variables of their own; None for a plain model.
         num_classes: of the model's head; None where neither the checkpoint nor the caller says.
-        keys: variable path to source key, for all that came from the source.
+        keys: variable path to source keys, for all that came from the source.
         fresh: paths of the variables that were initialised instead.
+        left_out: source keys that are no part of the model, such as those of a decoder that pre-training alone needs.
     """
 
     model: VideoModel | FrameFlexible
@@ -61,8 +65,9 @@ class Imported:
     implied: Mapping[str, Any]
     frames: tuple[int, ...] | None
     num_classes: int | Mapping[str, int] | None
-    keys: dict[str, str]
+    keys: dict[str, tuple[str, ...]]
     fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 def load_model(
@@ -80,9 +85,10 @@ def load_model(
 
     Args:
         name: one of `flaxvid.list_models`.
-        source: a .pth, .pt (these need torch) or .safetensors file, a known name such as
+        source: a .pth, .pt (these need torch), .safetensors or flax msgpack file, a known name such as
             "torchvision/resnet50-imagenet1k-v1", or a state_dict of torch tensors or arrays.
-        num_classes: None takes the file's. Another number than the file's gives a fresh head and a warning.
+        num_classes: None takes the file's. Another number than the file's gives a fresh head and a warning, which also
+            says what is left out of a file of pre-training.
         frames: gives a `FrameFlexible` and its variables: a plain file is copied into each count's set. A
             frame-flexible file gives one for its own counts with or without this.
         format: the reference that wrote the file, a key of the model's formats; None detects it.
@@ -161,6 +167,47 @@ def load_torch(
     return imported.variables
 
 
+def load_pretraining(
+    name: str,
+    source: str | Path | Mapping[str, Any],
+    shapes: Variables,
+    *,
+    format: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    allow_nonfinite: bool = False,
+) -> dict[str, Any]:
+    """All variables of a pre-training checkpoint, the decoder's (`params_decoder`) too; `to_torch` writes them.
+
+    `load_model` makes a classifier of the same file, and leaves the decoder out.
+
+    Args:
+        name: of the model whose stem and body are pre-trained.
+        source, format, allow_nonfinite: see `load_model`.
+        shapes: a tree of the variables that are wanted, or of their shapes, as `jax.eval_shape` gives it.
+        overrides: the options with which the caller makes the model.
+
+    Returns:
+        Variables in float32.
+
+    Raises:
+        ValueError: as `load_torch`.
+        FileNotFoundError: no such file.
+        ImportError: a torch file, and torch is not installed.
+    """
+    formats, overrides = known_formats(name, format), overrides or {}
+    tensors, label = _read(source, allow_nonfinite), _names_of(source)[0]
+    checkpoint = describe(tensors, *_names_of(source))
+    fmt, shorts = read_tree(name, checkpoint, formats, shapes, overrides)
+    implied = {option: value for option, value in formats[fmt].overrides.items() if option not in overrides}
+    if implied:
+        raise ValueError(
+            f"{label} is of {fmt!r}, whose {name} has {as_options(implied)}: make the model so and say it here: "
+            f"overrides={implied!r}"
+        )
+    keys = {path: tuple(checkpoint.names[short] for short in found) for path, found in shorts.items()}
+    return trees.unflatten(_take(tensors, keys, formats[fmt]))
+
+
 def import_torch(
     name: str,
     source: str | Path | Mapping[str, Any],
@@ -182,17 +229,16 @@ def import_torch(
             f"{checkpoint.label} has variables for frames={reading.frames}, got frames={tuple(frames)}: leave frames "
             "out"
         )
-    check_fit(name, checkpoint, reading, formats[reading.format])
+    check_fit(name, checkpoint, reading.format, formats[reading.format], reading.faults)
 
-    flat = {
-        path: jnp.asarray(from_torch_layout(path, tensors[checkpoint.names[short]]))
-        for path, short in reading.keys.items()
-    }
+    keys = {path: tuple(checkpoint.names[short] for short in shorts) for path, shorts in reading.keys.items()}
+    flat = _take(tensors, keys, formats[reading.format])
     classes = count_classes(checkpoint, formats)
     if reading.fresh:
+        left = f"; {len(reading.left_out)} tensors are left out: {some(reading.left_out)}" if reading.left_out else ""
         warnings.warn(
             f"{checkpoint.label} has a classifier of {classes or 'no'} classes, {name} needs {num_classes}: "
-            "its head is freshly initialised and needs training",
+            f"its head is freshly initialised and needs training{left}",
             stacklevel=3,
         )
         initial = _initial_head(reading.model, jax.random.PRNGKey(0) if key is None else key)
@@ -210,8 +256,9 @@ def import_torch(
         reading.implied,
         counts,
         classes if num_classes is None else num_classes,
-        {path: checkpoint.names[short] for path, short in reading.keys.items()},
+        keys,
         reading.fresh,
+        reading.left_out,
     )
 
 
@@ -242,7 +289,7 @@ def to_torch(
     """
     formats, overrides = known_formats(name, format), overrides or {}
     flat = trees.flatten(variables)
-    homeless = {fmt: [path for path in flat if torch_key(path, known.keys) is None] for fmt, known in formats.items()}
+    homeless = {fmt: [path for path in flat if not torch_keys(path, known.keys)] for fmt, known in formats.items()}
     fitting = [fmt for fmt in formats if not homeless[fmt]]
     if not fitting:
         reasons = "; ".join(f"{fmt!r} has no place for {some(paths, 3)}" for fmt, paths in homeless.items())
@@ -259,17 +306,26 @@ def to_torch(
             stacklevel=2,
         )
     state_dict = {}
+    options = {**list_options(name), **overrides}
     for path, leaf in flat.items():
-        key = torch_key(path, formats[chosen].keys) or ""
-        state_dict[key] = np.array(to_torch_layout(path, np.asarray(leaf)), np.float32, order="C")
-        if key.endswith(".running_mean"):
-            state_dict[key.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
+        for key, tensor in to_tensors(path, np.asarray(leaf), formats[chosen].keys, options).items():
+            state_dict[key] = np.array(tensor, np.float32, order="C")
+            if key.endswith(".running_mean"):
+                state_dict[key.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
     return state_dict
 
 
 def _read(source: str | Path | Mapping[str, Any], allow_nonfinite: bool) -> dict[str, np.ndarray]:
     file = source if isinstance(source, Mapping) else resolve_weights(source)
     return read_tensors(file, allow_nonfinite=allow_nonfinite)
+
+
+def _take(tensors: Mapping[str, np.ndarray], keys: Mapping[str, Sequence[str]], format: Format) -> dict[str, jax.Array]:
+    """Variables by their paths, each out of the tensors of its keys."""
+    return {
+        path: jnp.asarray(from_tensors(path, [tensors[key] for key in names], format.keys))
+        for path, names in keys.items()
+    }
 
 
 def _names_of(source: str | Path | Mapping[str, Any]) -> tuple[str, str]:

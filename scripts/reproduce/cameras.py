@@ -60,7 +60,7 @@ def test_choices(run: Path) -> dict[str, float]:
             source = open_data(dataclasses.replace(recipe.data, cameras=choice), recipe.data.eval_split)
             batches = eval_batches(source, clip_config(recipe, (count,)), recipe.eval_batch_size)
             evaluation = evaluate_videos(trained.model, {count: trained.select(count)}, batches)[""]
-            scores[" ".join(choice)] = evaluation.scores()[count]["top1"]
+            scores[" ".join(choice)] = evaluation.frames[count].scores["top1"]
     with written_whole(file) as path:
         path.write_text(json.dumps(scores, indent=1))
     return scores

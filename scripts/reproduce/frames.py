@@ -93,18 +93,19 @@ def train(
     settings = [f"--config.{setting}" for setting in (*own, *overrides, f"seed={seed}")]
     command = [sys.executable, str(ROOT / "scripts/train.py"), "--config", str(ROOT / f"configs/{config}.py:motion")]
     core = cores.get()
-    pin = (lambda: os.sched_setaffinity(0, core)) if hasattr(os, "sched_setaffinity") else None
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with (workdir / "log.txt").open("a") as log:
-            done = subprocess.run(
-                [*command, *settings, "--workdir", str(workdir)], stdout=log, stderr=log, preexec_fn=pin, check=False
-            )
+            process = subprocess.Popen([*command, *settings, "--workdir", str(workdir)], stdout=log, stderr=log)
+            # Not by preexec_fn: between fork and exec, a lock of another thread would hold it for ever.
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(process.pid, core)
+            process.wait()
     finally:
         cores.put(core)
-    state = "finished" if done.returncode == 0 else "FAILED"
+    state = "finished" if process.returncode == 0 else "FAILED"
     print(f"{state}: {name} seed {seed} ({workdir / 'log.txt'})", flush=True)
-    return "" if done.returncode == 0 else f"{name} seed {seed}: see {workdir / 'log.txt'}"
+    return "" if process.returncode == 0 else f"{name} seed {seed}: see {workdir / 'log.txt'}"
 
 
 def retest(folder: Path, seed: int) -> None:
@@ -137,9 +138,9 @@ def retest(folder: Path, seed: int) -> None:
     old = {row["frames"]: row for row in json.loads((run / "any_frame.json").read_text())}
     for name, (plain, clips) in tests.items():
         videos = eval_batches(test_source, clips, recipe.eval_batch_size)
-        results = evaluate_videos(model, plain, videos)[""].scores()
+        results = evaluate_videos(model, plain, videos)[""].frames
         targets[name].parent.mkdir(parents=True, exist_ok=True)
-        targets[name].write_text(json.dumps([{**old[n], **results[n]} for n in frames], indent=1))
+        targets[name].write_text(json.dumps([{**old[n], **results[n].scores} for n in frames], indent=1))
 
 
 def main() -> None:

@@ -120,7 +120,9 @@ def test_patterns_are_of_whole_names():
 
 def test_slips_are_told(start):
     _, variables = start("2-D")
-    with pytest.raises(ValueError, match=r"freeze='stme' matches no part of the network; they are .*stem") as error:
+    with pytest.raises(
+        ValueError, match=r"freeze='stme' matches no part of the network: its parts are .*stem"
+    ) as error:
         check_frozen(variables, ("stem", "stme"))
     assert "body/layer1_0" in str(error.value)
     with pytest.raises(ValueError, match=r"freeze=\('\.\*',\) leaves nothing to train"):

@@ -92,7 +92,7 @@ def test_with_one_batch_evaluation_equals_training(model, variables, clip):
 
 
 def test_no_clips_and_no_statistics_say_so(model, variables):
-    with pytest.raises(ValueError, match="no clips to re-estimate"):
+    with pytest.raises(ValueError, match="expected clips to re-estimate"):
         reestimate_statistics(model, variables, [])
-    with pytest.raises(ValueError, match="no batch statistics to re-estimate"):
+    with pytest.raises(ValueError, match="expected a model with batch statistics, got one without"):
         reestimate_statistics(model, {"params": variables["params"]}, [np.zeros((1, 4, 32, 32, 3), np.uint8)])

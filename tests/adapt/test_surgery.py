@@ -44,6 +44,21 @@ def test_a_head_of_another_number_of_classes_starts_anew(make):
     chex.assert_trees_all_equal(variables["batch_stats"], trained["batch_stats"])
 
 
+@pytest.mark.parametrize("heads", [("own", "attention"), ("attention", "own")])
+@pytest.mark.parametrize(
+    "name", ["tsm_resnet18", "x3d_xs"]
+)  # a bare classifier, and a head with convolutions and norms
+def test_of_a_head_of_another_kind_nothing_is_taken(random_variables, name, heads):
+    """Nor is its classifier, though it may have the same shape: it classifies another feature."""
+    template, trained = (random_variables(create_tiny(name, head=head), seed) for seed, head in enumerate(heads))
+    variables, fresh = adopt(template, trained)
+    flat = trees.flatten(variables)
+    assert set(fresh) == {path for path in flat if "/head/" in path}
+    for path, leaf in flat.items():
+        source = template if "/head/" in path else trained
+        np.testing.assert_array_equal(leaf, trees.flatten(source)[path])
+
+
 def test_other_classifiers_than_the_checkpoints(make):
     variables, fresh = adopt(make(0, num_classes={"action": 5, "actor": 2}), make(1))
     assert len(fresh) == 4
@@ -176,7 +191,7 @@ def test_a_recipe_starts_from_2_d_weights(images, tmp_path, capsys, kind):
 def test_2_d_files_are_for_networks_with_a_2_d_sibling(images, tmp_path):
     save_file(to_torch("tsn_resnet50", images()), tmp_path / "w.safetensors")
     recipe = Recipe(ModelRecipe("r2plus1d_r18", str(tmp_path / "w.safetensors"), inflate="mean"))
-    with pytest.raises(ValueError, match=r"2-D files are for slow_r50, .*, got r2plus1d_r18"):
+    with pytest.raises(ValueError, match=r"model.inflate: expected one of slow_r50, .*, got r2plus1d_r18"):
         load_start(recipe, 7)
 
 
@@ -221,7 +236,7 @@ def test_several_cameras_start_from_their_backbone(images, random_variables, tmp
 
 def test_what_is_not_of_the_backbone_is_said(make):
     template = {"params": {"body": {"fusion": {"a": np.zeros(2)}, "layer1_0": {"a": np.zeros(2)}}}}
-    with pytest.raises(ValueError, match=r"not of the backbone: 1 parameters .* params/body/layer1_0/a"):
+    with pytest.raises(ValueError, match=r"weights of the backbone, got 1 parameters .* params/body/layer1_0/a"):
         spread(template, {"params": {"body": {"layer1_0": {"a": np.zeros(3)}}}}, ("front",))
 
 
@@ -231,5 +246,5 @@ def test_a_camera_may_have_the_name_of_a_module():
         spread(template, {"params": {"body": {"front": {"a": np.ones(2)}}}}, ("front",)),
         {"params": {"body": {"front": {"a": np.ones(2)}}}},
     )
-    with pytest.raises(ValueError, match=r"1 parameters do not fit, such as params/body/layer9/a"):
+    with pytest.raises(ValueError, match=r"1 parameters that do not fit, such as params/body/layer9/a"):
         spread(template, {"params": {"body": {"a": np.ones(2), "layer9": {"a": np.ones(2)}}}}, ("front",))

@@ -55,6 +55,12 @@ def streams():
 
 
 @pytest.fixture(scope="session")
+def write_texture(streams):
+    """Writes a texture on its way across the picture: `write_texture(path, encoder, **options)`."""
+    return streams.write_texture
+
+
+@pytest.fixture(scope="session")
 def ask(streams):
     """Frames of a video that are chosen when its length is known: `ask(path, lambda count: [count - 1])`."""
     return streams.ask

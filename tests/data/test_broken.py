@@ -122,7 +122,7 @@ def test_the_share_of_a_large_set_is_judged_early():
 
 
 def test_a_fault_that_is_gone(source):
-    assert why_broken(source, 0, CLIPS).endswith("0.mp4: could be read this time: is the disk or the network at fault?")
+    assert why_broken(source, 0, CLIPS).endswith("0.mp4: could be read this time: check the disk or the network")
 
 
 class DamagedRecords:

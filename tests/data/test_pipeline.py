@@ -216,7 +216,7 @@ def test_even_sampling_is_the_same_in_training_and_test(source, frame_numbers):
     [
         Augmentation(crop="resized", area=(0.3, 1.0)),
         Augmentation(colour_jitter=(0.4, 0.4, 0.4, 0.1)),
-        Augmentation(randaugment=2, magnitude=8.0),
+        Augmentation(randaugment=2, magnitude=8.0, deviation=0.5),
     ],
 )
 def test_augmentations_change_clips_and_resume(source, augmentation):

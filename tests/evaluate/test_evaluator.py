@@ -37,7 +37,7 @@ def test_it_takes_what_a_mesh_holds(evaluation, network, batches):
     model, variables = network
     mesh = make_mesh()
     evaluated = evaluate_videos(model, {4: variables}, batches, put=lambda batch: put_batch(batch, mesh))
-    assert evaluated[""].scores() == {4: pytest.approx(evaluation.frames[4].scores)}
+    assert evaluated[""].frames[4].scores == pytest.approx(evaluation.frames[4].scores)
 
 
 def test_what_cannot_be_evaluated_says_why(network, batches):

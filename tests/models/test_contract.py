@@ -12,11 +12,20 @@ from flax import linen as nn
 
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
-from flaxvid.models.registry import create_tiny, list_models
+from flaxvid.models import registry
+from flaxvid.models.registry import list_models
+
+
+def create_tiny(name, **overrides):
+    """The tiny sibling; "<name> attention" is that with the attentive head."""
+    name, _, head = name.partition(" ")
+    return registry.create_tiny(name, head=head or "own", **overrides)
+
 
 # Names whose tiny siblings are the same network (all depths of a family) are tested once, under the shortest of them.
 _SHORTEST_LAST = sorted(list_models(), key=lambda name: (len(name), name), reverse=True)
 DISTINCT = sorted({repr(create_tiny(name)): name for name in _SHORTEST_LAST}.values())
+DISTINCT += [f"{name} attention" for name in ("slowfast_r50", "vivit_base", "x3d_m")]
 NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm, nn.WeightNorm, nn.SpectralNorm)
 
 # MViT classifies the class token, which has no place. So no logit depends on what the last block does with the places of
@@ -195,11 +204,12 @@ def test_every_layer_names_parameters_in_order_and_none_twice(name):
     paths = list(trees.flatten(shapes(model, (1, 4, 32, 32))[0]["params"]))
     layers = [[path for path in paths if re.fullmatch(pattern, path)] for pattern in model.layers]
     named = [path for layer in layers for path in layer]
+    assert len(layers) > 1
     assert all(layers)
     assert len(named) == len(set(named))
-    if layers:
-        assert {path for path in paths if path.startswith("stem/")} <= set(layers[0])
-        assert {path for path in paths if path.startswith("head/")}.isdisjoint(named)
+    assert {path for path in paths if path.startswith("stem/")} <= set(layers[0])
+    # The norm behind the last of a body's blocks belongs to the head.
+    assert {path for path in paths if not re.match(r"head/|body/(temporal/)?norm/", path)} == set(named)
 
 
 @pytest.mark.parametrize("name", DISTINCT)

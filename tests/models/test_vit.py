@@ -187,15 +187,6 @@ def test_an_odd_number_of_frames_is_an_error(videomae, clip):
         videomae.model.init(jax.random.key(0), clip(1, 5, 32, 32))
 
 
-@pytest.mark.parametrize("name", ["videomae_base", "vivit_base", "timesformer_base"])
-def test_every_variable_has_one_key_in_every_table(name, random_variables):
-    paths = list(trees.flatten(random_variables(create_tiny(name))))
-    for known in get_spec(name).formats.values():
-        keys = [torch_key(path, known.keys) for path in paths]
-        assert None not in keys
-        assert len(set(keys)) == len(keys)
-
-
 def test_keys_of_a_block():
     def keys(name, table):
         return [torch_key(f"params/body/block_3/{path}", get_spec(name).formats[table].keys) for path in PATHS[name]]

@@ -1,14 +1,12 @@
 """VideoMAE, ViViT and TimeSformer against transformers, with the imported weights; and back without a change."""
 
-import re
+import warnings
 
 import jax
 import numpy as np
 import pytest
 
-from flaxvid import trees
-from flaxvid.models.registry import create_model, get_spec
-from flaxvid.weights.keys import from_torch_layout, torch_key
+import flaxvid
 
 torch = pytest.importorskip("torch")
 
@@ -22,7 +20,7 @@ SIZES = {
     "num_frames": 6,
     "qkv_bias": True,
 }
-OURS = {"num_classes": 13, "width": 48, "depth": 3, "num_heads": 4, "image_size": 48, "num_frames": 6}
+OURS = {"width": 48, "depth": 3, "num_heads": 4, "image_size": 48, "num_frames": 6}
 CASES = {
     "videomae_base": ("VideoMAE", {}, {}),
     "vivit_base": ("Vivit", {}, {}),
@@ -40,29 +38,14 @@ def pair(request, torchvision_models, randomised):
     name = request.param.partition(",")[0]
     config = getattr(transformers, f"{family}Config")(**SIZES, **theirs)
     net = randomised(getattr(transformers, f"{family}ForVideoClassification")(config))
-    model = create_model(name, **OURS, **ours)
-    return model, imported(name, model, net.state_dict()), net
-
-
-def imported(name, model, state_dict):
-    """The state_dict as our variables; nothing may be left over."""
-    size = model.clip.image_size
-    video = jax.ShapeDtypeStruct((1, model.clip.num_frames, size, size, 3), np.float32)
-    shapes = trees.flatten(jax.eval_shape(model.init, jax.random.key(0), video))
-    table, left, found = get_spec(name).formats["transformers"].keys, dict(state_dict), {}
-    for path, shape in shapes.items():
-        key = torch_key(path, table)
-        several = re.fullmatch(r"(.*)\{(.*)\}(.*)", key)
-        keys = [several[1] + part + several[3] for part in several[2].split(",")] if several else [key]
-        array = np.concatenate([left.pop(key).numpy() for key in keys])
-        found[path] = from_torch_layout(path, array)
-        assert found[path].shape == shape.shape, path
-    assert left == {}
-    return trees.unflatten(found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, variables = flaxvid.load_model(name, net.state_dict(), **OURS, **ours)
+    return model, variables, net, name, ours
 
 
 def test_logits(pair, relative_error):
-    model, variables, net = pair
+    model, variables, net, *_ = pair
     video = np.random.default_rng(0).standard_normal((2, 6, 48, 48, 3)).astype(np.float32)
     with torch.no_grad():
         reference = net(torch.from_numpy(video).permute(0, 1, 4, 2, 3)).logits
@@ -71,3 +54,29 @@ def test_logits(pair, relative_error):
     error = relative_error(jax.jit(model.apply)(variables, video), reference)
     print(f"{type(net).__name__}: relative error {error:.1e}")
     assert error < 1e-4
+
+
+def test_export_is_what_came_in(pair):
+    _, variables, net, name, ours = pair
+    reference = net.state_dict()
+    exported = flaxvid.to_torch(name, variables, overrides={**OURS, **ours})
+    assert exported.keys() == reference.keys()
+    for key, tensor in reference.items():
+        np.testing.assert_array_equal(exported[key], tensor.numpy())
+
+
+def test_the_hubs_older_names_give_the_same_variables(pair):
+    """A reader that does not know `q_bias` leaves the biases at zero."""
+    _, variables, net, name, ours = pair
+    older = {"query.bias": "q_bias", "value.bias": "v_bias"} if name.startswith("videomae") else {}
+    if name.startswith("vivit"):
+        attention = {f"{part[0]}_proj": f"attention.{part}" for part in ("query", "key", "value")}
+        older = {"layers": "encoder.layer", **attention, "o_proj": "output.dense"}
+        older |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+    state_dict = {}
+    for key, tensor in net.state_dict().items():
+        for new, old in older.items():
+            key = key.replace(f".{new}", f".{old}")
+        state_dict[key] = tensor
+    _, loaded = flaxvid.load_model(name, state_dict, **OURS, **ours)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)

@@ -23,7 +23,7 @@ def refused(folder, name):
 
 @pytest.mark.parametrize("name", ["recipe.json", "any_frame.json", "evaluation.json"])
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe{}", b"{", b"", b'"text"', b"3", b"null", b"[" * 100_000, b'{"frames": \xe9}']
+    "content", [b"\xff\xfe{}", b"{", b"", b'"text"', b"3", b"null", b'["x"]', b"[" * 100_000, b'{"frames": \xe9}']
 )
 def test_what_is_no_utf_8_no_json_or_of_another_kind(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -84,14 +84,17 @@ def test_rows_with_something_wrong_inside(tmp_path, row):
     assert "[1]" in refused(tmp_path, "any_frame.json")
 
 
-@pytest.mark.parametrize("line", [b"\xff\xfe", b"[]", b"3", b'{"epoch": 1}', b'{"step": "1"}', b'{"step": 1'])
+LINES = [b"\xff\xfe", b"[]", b"null", b"3", b'{"epoch": 1}', b'{"step": "1"}', b'{"step": 1', b"", b"[" * 99999]
+
+
+@pytest.mark.parametrize("line", LINES)
 def test_metrics_with_something_wrong_inside(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    for text in (line + b'\n{"step": 2}\n', b'{"step": 2}\n' + line + b"\n"):
+    for number, text in ((1, line + b'\n{"step": 2}\n'), (2, b'{"step": 2}\n' + line + b"\n")):
         path.write_bytes(text)
-        number = 1 if text.startswith(line) else 2
-        assert f"line {number} of {path}" in refused(tmp_path, "metrics.jsonl")
-    path.write_bytes(b'{"step": 2}\n{"step": 3, "tr\xc3')  # a killed process was writing
+        wanted = f"expected a JSON object with its step in line {number} of {path}"
+        assert wanted in refused(tmp_path, "metrics.jsonl")
+    path.write_bytes(b'{"step": 2}\n' + line)  # a killed process may leave half a last line
     assert read_metrics(path) == ({"step": 2},)
 
 
@@ -171,5 +174,5 @@ def test_notes_say_which_videos_and_classes(evaluation):
         row["confusion"] = [[1, 0, 4]]
     notes = evaluation_notes(evaluation)
     assert "Data: ucf101 test1 in /videos, split all, 12 videos, digest 12ab." in notes
-    assert "Labels: compared by number, for the names of the network's classes are not known." in notes
-    assert "Classes: videos of 1 of the network's 3 ($run$); an answer may be any of them all." in notes
+    assert "Labels: compared by number, because the names of the network's classes are unknown." in notes
+    assert "Classes: videos of 1 of the network's 3 ($run$); an answer may be any of all classes." in notes

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 
+import chex
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -196,6 +197,34 @@ def test_a_head_is_kept_for_the_same_names_only(weights, colour_recipe, capsys, 
         assert told in capsys.readouterr().out
     assert start(colour_recipe, file, {"hue": NAMES, "side": ("0", "1")}) == {"hue": [[]] * 3, "side": [[]] * 2}
     assert "the head of hue starts anew: the targets there are one only, without a name" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "named", "plain", "torch"])
+def test_an_attentive_probe_takes_stem_and_body(weights, colour_recipe, capsys, kind):
+    """And a new head, though the trained classifier has the shape of the new one."""
+    options = colour_recipe.model.options | {"head": "attention"}
+    model = dataclasses.replace(colour_recipe.model, weights=str(weights[kind]), options=options)
+    recipe = dataclasses.replace(colour_recipe, model=model, freeze=("stem", "body"))
+    variables = fit_start(recipe, make_model(recipe, 3), load_start(recipe, 3), NAMES)
+    trained = load(weights["run"]).select(2)
+    for part in ("stem", "body"):
+        chex.assert_trees_all_close(variables["params"][part], trained["params"][part], rtol=1e-6)
+        chex.assert_trees_all_close(variables["batch_stats"][part], trained["batch_stats"][part], rtol=1e-6)
+    assert set(variables["params"]["head"]) == {"attention_0", "classifier"}
+    assert not np.allclose(variables["params"]["head"]["classifier"]["kernel"], TRAINED["kernel"])
+    assert "the head is of another kind and starts anew" in capsys.readouterr().out
+
+
+def test_an_attentive_probe_learns_and_leaves_the_rest_as_it_is(colour_recipe, colour_run, tmp_path):
+    options = colour_recipe.model.options | {"head": "attention"}
+    model = dataclasses.replace(colour_recipe.model, weights=str(colour_run), options=options)
+    recipe = dataclasses.replace(colour_recipe, model=model, freeze=("stem", "body"))
+    (row,) = flaxvid.run(recipe, tmp_path / "probe")
+    assert row["top1"] == 1
+    variables, trained = (load(folder).select(2) for folder in (tmp_path / "probe", colour_run))
+    for part in ("stem", "body"):
+        chex.assert_trees_all_equal(variables["params"][part], trained["params"][part])
+        chex.assert_trees_all_equal(variables["batch_stats"][part], trained["batch_stats"][part])
 
 
 @pytest.mark.parametrize("kind", ["plain", "torch"])

@@ -41,7 +41,7 @@ def test_other_videos_are_matched_by_name_whole_and_filed_apart(run, make_videos
     out = capsys.readouterr().out
     assert out.splitlines()[2].split("|")[2].strip() == "100.00"
     assert "6 of 6 of folder all evaluated" in out
-    assert "videos of 2 of the network's 3 (green, red); an answer may be any of them all" in out
+    assert "videos of 2 of the network's 3 (green, red); an answer may be any of all classes" in out
     assert (run / "evaluation.json").read_bytes() == own
     assert sorted(path.name for path in (run / "strips").iterdir()) == strips
     (record,) = read_run(run).others
@@ -114,7 +114,7 @@ def test_names_are_translated_by_a_file(run, make_videos, evaluate, capsys, tmp_
 def test_a_list_of_numbers_needs_names_and_with_them_any_order(run, make_videos, evaluate, capsys, tmp_path):
     make_videos(tmp_path, {"a": "red", "b": "blue"}, 2, 4)
     (tmp_path / "test.txt").write_text("a/0.mp4 0\na/1.mp4 0\nb/0.mp4 1\nb/1.mp4 1\n")
-    with pytest.raises(SystemExit, match=r"numbers are no names, and a list has its names in classes\.txt"):
+    with pytest.raises(SystemExit, match=r"numbers are no names: put the names into classes\.txt"):
         evaluate(run, "--data", "list", "--root", tmp_path)
     (tmp_path / "classes.txt").write_text("red\nblue\n")
     evaluate(run, "--data", "list", "--root", tmp_path)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 PROGRAM = """
-import json, re
+import functools, json, re
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flaxvid.models.registry import create_tiny
@@ -19,7 +19,7 @@ from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicate
 from flaxvid.train.optimizer import make_optimizer
 from flaxvid.train.recipe import OptimizerRecipe
 from flaxvid.train.state import create_state
-from flaxvid.train.step import make_train_step
+from flaxvid.train.step import jit_step, train_step
 
 model = create_tiny("tsm_resnet18", depths=(1,), dropout=0.2)
 task = FfnRecipe((2, 4)).make(model)
@@ -41,7 +41,8 @@ missing = [{**batch, "label": np.where(np.arange(16) % 5, batch["label"], -1)} f
 def train(mesh, norm_groups=1, task=task, batches=batches, **arguments):
     state = jax.device_put(create_state(task.init(key), optimizer), replicated(mesh))
     first = put_batch(batches[0], mesh)
-    step = make_train_step(task, optimizer, mesh, norm_groups=norm_groups, **arguments)
+    options = {"task": task, "optimizer": optimizer, "norm_groups": norm_groups, **arguments}
+    step = jit_step(functools.partial(train_step, **options), mesh)
     step = step.lower(state, first, key, rate).compile()
     losses = []
     for batch in batches:

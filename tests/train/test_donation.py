@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 PROGRAM = """
-import tempfile
+import functools, tempfile
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
@@ -16,7 +16,7 @@ from flaxvid.tasks.task import init_model
 from flaxvid.train.setup import make_model
 from flaxvid.train.start import fit_start, load_start
 from flaxvid.train.state import create_state
-from flaxvid.train.step import make_train_step
+from flaxvid.train.step import jit_step, train_step
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.weights.native import WeightsInfo, save_variables
 from flaxvid.weights.torch import to_torch
@@ -33,7 +33,7 @@ class Sum:
 def step_twice(task, variables, batch, optimizer=optax.sgd(0.1), ema=0.0):
     state = create_state(variables, optimizer, ema=ema > 0)
     state = jax.device_put(state, replicated(mesh))
-    step = make_train_step(task, optimizer, mesh, ema=ema)
+    step = jit_step(functools.partial(train_step, task=task, optimizer=optimizer, ema=ema), mesh)
     for _ in range(2):
         state, metrics = step(state, put_batch(batch, mesh), jax.random.key(0), 1.0)
     assert np.isfinite(jax.device_get(metrics["loss"]))

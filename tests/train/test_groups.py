@@ -8,7 +8,15 @@ import pytest
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_tiny, list_models
-from flaxvid.train.groups import DECAY_RULES, FFN_RULES, NORM_RULES, check_rules, group_factors, renew
+from flaxvid.train.groups import (
+    DECAY_RULES,
+    FFN_RULES,
+    NORM_RULES,
+    check_rules,
+    group_factors,
+    layer_factors,
+    renew,
+)
 from flaxvid.train.state import trainable
 
 FORMER = {
@@ -65,8 +73,17 @@ def test_the_groups_of_the_ffn_recipe(path, expected):
 
 
 @pytest.mark.parametrize("name", list_models())
+def test_nothing_but_kernels_and_gains_decays(name):
+    shapes = shapes_of(name)
+    for rules in (DECAY_RULES, FFN_RULES):
+        check_rules(shapes, rules)
+        decayed = {path for path, (_, decay) in factors(shapes, rules).items() if decay}
+        assert decayed == {path for path in trees.flatten(shapes) if path.endswith(("/kernel", "/gain"))}
+
+
+@pytest.mark.parametrize("name", [name for name in list_models() if max(create_tiny(name).multiple_of) == 1])
 def test_kinds_say_what_the_former_patterns_said(name):
-    """The same factors for every parameter of every model; nothing but kernels and gains decays by two of the three."""
+    """The same factors for every parameter; transformers, which cut patches, are younger than the kinds."""
     shapes = shapes_of(name)
     paths = set(trees.flatten(shapes))
     for rules, former in FORMER.items():
@@ -74,9 +91,6 @@ def test_kinds_say_what_the_former_patterns_said(name):
         by_pattern = [(pattern, (rate, decay)) for pattern, rate, decay in former]
         expected = {path: trees.first_match(by_pattern, path, (1.0, 1.0)) for path in paths}
         assert factors(shapes, rules) == factors(shapes, former) == expected
-        decayed = {path for path, (_, decay) in expected.items() if decay}
-        if rules != NORM_RULES:
-            assert decayed == {path for path in paths if path.endswith(("/kernel", "/gain"))}
         assert renew(former) == rules
 
 
@@ -122,3 +136,40 @@ def test_rules_of_nothing_are_one_error_that_shows_what_there_is():
         "path; there are the kinds norm, classifier, classifier.kernel, classifier.bias, kernel, bias, and paths such "
     )
     assert re.search(r"such as params/\S+, params", message)
+
+
+def depths(params, layers, decay):
+    return trees.flatten(layer_factors(params, layers, decay))
+
+
+def test_the_layers_of_a_vision_transformer_as_beit_numbers_them():
+    """Stem, class token and positions are layer 0 and lowest, blocks 1 to n, the last norm and the head n + 1."""
+    model = create_tiny("vivit_base", depth=2)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 32, 32, 3)))
+    for path, factor in depths({"params": shapes["params"]}, model.layers, 0.5).items():
+        lowest = ("params/stem/", "params/body/class_token", "params/body/positions")
+        if path.startswith(lowest):
+            assert factor == 0.125, path
+        elif "/block_" in path:
+            assert factor == (0.25 if "/block_0/" in path else 0.5), path
+        else:
+            assert path.startswith(("params/body/norm/", "params/head/"))
+            assert factor == 1, path
+
+
+def test_the_layers_of_a_resnet_and_of_its_frame_counts():
+    model = create_tiny("tsm_resnet18", depths=(2, 1))
+    shapes = shapes_of("tsm_resnet18", depths=(2, 1))
+    expected = {"stem": 0.75**4, "layer1_0": 0.75**3, "layer1_1": 0.75**2, "layer2_0": 0.75, "head": 1.0}
+    found = depths(shapes, model.layers, 0.75)
+    assert {path.partition("/")[0] for path in found} == {"params", "params_2f", "params_4f"}
+    for path, factor in found.items():
+        (layer,) = expected.keys() & set(path.split("/"))
+        assert factor == pytest.approx(expected[layer]), path
+
+
+def test_no_layer_decay_is_a_factor_of_one_and_a_decay_needs_layers():
+    params = {"params": {"body": {"conv": {"kernel": np.ones(3)}}}}
+    assert depths(params, (), 1.0) == {"params/body/conv/kernel": 1.0}
+    with pytest.raises(ValueError, match=r"optimizer.layer_decay=0.5 needs a network that names its layers"):
+        layer_factors(params, (), 0.5)

@@ -52,9 +52,8 @@ def test_metrics_reach_file_tensorboard_and_console(tmp_path):
     console = plain()
     with RunLogger(tmp_path / "run", 2, console=console) as log:
         log.update(1, clips=8)
-        values = log.write(1, {"train/loss": jnp.float32(0.5), "train/accuracy": 1}, epoch=0.25)
+        log.write(1, {"train/loss": jnp.float32(0.5), "train/accuracy": 1}, epoch=0.25)
         log.write(2, {"eval/top1_4": jnp.array([0.75])})
-    assert values == {"train/loss": 0.5, "train/accuracy": 1.0}
     first, second = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert first.pop("time") > 1e9
     assert first == {"step": 1, "epoch": 0.25, "train/loss": 0.5, "train/accuracy": 1.0}
@@ -122,13 +121,14 @@ def test_rates_leave_out_compilation_and_evaluation(tmp_path, clock):
         for step in (1, 2, 3):
             log.update(step, clips=8)
             clock.now += 2
-        rate = log.write(3, {"train/loss": 1.0})["train/clips_per_second"]
+        log.write(3, {"train/loss": 1.0})
         clock.now += 100  # evaluating
-        assert "train/clips_per_second" not in log.write(3, {"eval/top1_4": 0.5})
+        log.write(3, {"eval/top1_4": 0.5})
         log.update(4, clips=8)
         clock.now += 4
-        assert log.write(4, {"train/loss": 1.0})["train/clips_per_second"] == 8 / 4
-    assert rate == 16 / 6
+        log.write(4, {"train/loss": 1.0})
+    rates = [row.get("train/clips_per_second") for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert rates == [16 / 6, None, 8 / 4]
     assert "clips/s 2.667  ETA 0:00:24" in console.file.getvalue()
 
 
@@ -157,8 +157,7 @@ def test_a_terminal_gets_a_bar_with_evaluations_above_it(tmp_path):
 def test_what_is_not_finite_is_null_in_the_file_and_nan_on_the_console(tmp_path):
     console = plain()
     with RunLogger(tmp_path, 2, console=console) as log:
-        values = log.write(1, {"train/loss": jnp.nan, "train/norm": math.inf})
-    assert math.isnan(values["train/loss"])
+        log.write(1, {"train/loss": jnp.nan, "train/norm": math.inf})
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert (row["train/loss"], row["train/norm"]) == (None, None)
     assert "loss nan  norm inf" in console.file.getvalue()
@@ -169,15 +168,13 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     console = plain()
     with RunLogger(tmp_path / "run", 2, console=console) as log:
         log.update(1, clips=8)
-        assert log.write(1, {"train/loss": 1}) == {"train/loss": 1.0}
+        log.write(1, {"train/loss": 1})
         log.print("hello")
     assert not (tmp_path / "run").exists()
     assert console.file.getvalue() == ""
 
 
-def test_wrong_arguments_are_errors(tmp_path):
-    with pytest.raises(ValueError, match="step=11"):
-        RunLogger(tmp_path, 10, step=11)
+def test_a_metric_must_be_a_scalar(tmp_path):
     with (
         RunLogger(tmp_path, 10, console=plain()) as log,
         pytest.raises(ValueError, match=r"'train/loss', got shape \(2,\)"),

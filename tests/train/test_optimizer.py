@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import chex
@@ -145,3 +146,19 @@ def test_the_schedule_is_applied_step_by_step():
     got = run(recipe, steps=3, schedule=make_schedule(recipe, epochs=2, steps_per_epoch=2))
     expected = jax.tree.map(lambda p, a, b, c: p - a - b - 0.1 * c, PARAMS, *(gradients(step) for step in range(3)))
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_layer_decay_multiplies_with_the_rules(name):
+    """The whole step of a parameter, weight decay included; the same with and without, but for the factor."""
+    recipe = OptimizerRecipe(name, 1.0, 0.9, 0.05, "constant", clip_norm=1.0, rules=FFN_RULES)
+    moves = {}
+    for decay in (1.0, 0.5):
+        layered = dataclasses.replace(recipe, layer_decay=decay)
+        optimizer = make_optimizer(layered, layers=(r"body/conv1/.*", r"body/norm1/.*"))
+        updates, _ = jax.jit(optimizer.update)(gradients(0), optimizer.init(PARAMS), PARAMS)
+        moves[decay] = trees.flatten(updates)
+    for path, update in moves[1.0].items():
+        factor = 0.25 if "conv1" in path else 0.5 if "norm1" in path else 1.0
+        np.testing.assert_allclose(moves[0.5][path], factor * update, rtol=1e-6, err_msg=path)
+        assert np.any(update)

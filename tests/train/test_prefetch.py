@@ -28,7 +28,7 @@ def make(data):
 def test_batches_come_in_order_and_are_on_the_devices():
     plain, batches = make_data(), make(make_data())
     for _ in range(7):
-        expected, (batch, account, _) = next(plain), batches.take()
+        expected, (batch, account) = next(plain), batches.take()
         assert all(isinstance(leaf, jax.Array) for leaf in batch.values())
         np.testing.assert_array_equal(batch["noise"], expected["noise"])
         np.testing.assert_array_equal(account["index"], expected["index"])
@@ -51,14 +51,14 @@ def test_a_checkpoint_has_the_position_of_the_batch_taken_and_not_of_those_fetch
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, state, batches)
         checkpoints.wait()
-        following = [batches.take().batch for _ in range(4)]
+        following = [batches.take()[0] for _ in range(4)]
         resumed = make(make_data())
         resumed.take()
         checkpoints.restore(state, resumed)
         plain = make_data()
         checkpoints.restore(state, plain)  # the file is as without anything ahead
     for expected in following:
-        jax.tree.map(np.testing.assert_array_equal, resumed.take().batch, expected)
+        jax.tree.map(np.testing.assert_array_equal, resumed.take()[0], expected)
         jax.tree.map(np.testing.assert_array_equal, next(plain), expected)
 
 

@@ -101,6 +101,7 @@ REFUSED = {
     "data__clips__augmentation__colour_jitter": ((0.1,), (0, 0, 0, 0.9), (-0.1, 0, 0, 0)),
     "data__clips__augmentation__randaugment": (-1,),
     "data__clips__augmentation__magnitude": (-1.0, 11.0, NAN),
+    "data__clips__augmentation__deviation": (-0.5, NAN),
     "data__clips__sampling": ("dence",),
     "data__clips__short": ("repaet",),
     "data__missing": ("kept", ""),
@@ -122,6 +123,7 @@ REFUSED = {
     "optimizer__accumulate": (0, -2, 3),
     "optimizer__ema": (-0.1, 1.0, NAN),
     "optimizer__cosine_from_start": (True,),
+    "optimizer__layer_decay": (-0.5, 0.0, 1.1, NAN),
     "optimizer__rules": (
         ((".*norm.*", -1.0, 0.0),),
         ((".*norm.*", 1.0, -1.0),),
@@ -147,7 +149,7 @@ def test_values_that_invert_or_void_training_are_refused(name, value):
     ("name", "part", "kind"),
     [
         ("model", 5, "ModelRecipe"),
-        ("task", "ffn", "SupervisedRecipe or a FfnRecipe"),
+        ("task", "ffn", "SupervisedRecipe or a FfnRecipe or a MaskedRecipe"),
         ("optimizer", None, "OptimizerRecipe"),
         ("data", Recipe(), "DataRecipe"),
         ("data__clips", (4, 8), "ClipConfig"),
@@ -297,7 +299,7 @@ def test_options_do_not_repeat_fields(options):
         (b"[" * 100_000, "got a damaged file"),
         (b"[]", r"expected a JSON object in .*, got '\[\]'"),
         (b"null", "got 'None'"),
-        (b'{"epoch": 5}', "Recipe has no field 'epoch': was it written by a newer version"),
+        (b'{"epoch": 5}', "Recipe has no field 'epoch': if a newer version wrote it, update flaxvid"),
         (b'{"model": {"nam": "x"}}', "ModelRecipe has no field 'nam'"),
         (b'{"model": []}', r"expected model of Recipe to be like dict, got \[\]"),
         (b'{"model": null}', "expected model of Recipe to be like dict, got None"),
@@ -305,7 +307,7 @@ def test_options_do_not_repeat_fields(options):
         (b'{"freeze": "stem"}', "expected freeze of Recipe to be like tuple, got 'stem'"),
         (b'{"data": {"root": 3}}', "expected root of DataRecipe to be like str, got 3"),
         (b'{"data": {"clips": {"short": 3}}}', "expected short of ClipConfig to be like str, got 3"),
-        (b'{"task": {"frames": [4]}}', "expected the name of task as one of supervised, ffn, got None"),
+        (b'{"task": {"frames": [4]}}', "expected the name of task as one of supervised, ffn, masked, got None"),
     ],
 )
 def test_a_damaged_recipe_names_its_file_in_one_line(tmp_path, content, message):

@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import numpy as np
@@ -12,7 +14,7 @@ from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch, replicate
 from flaxvid.train.optimizer import make_optimizer, make_schedule
 from flaxvid.train.recipe import OptimizerRecipe
 from flaxvid.train.state import averaged, create_state, mover, trainable
-from flaxvid.train.step import make_train_step, train_step, warmed_decay
+from flaxvid.train.step import jit_step, train_step, warmed_decay
 
 KEY = jax.random.key(0)
 RATE = 0.01
@@ -83,7 +85,7 @@ def test_the_jitted_step_donates_its_state_and_compiles_once(make, optimizer, ba
         model, frames, init, select, after = task.model, task.frames, task.init, task.select, task.after
         loss = staticmethod(chex.assert_max_traces(task.loss, n=1))
 
-    step = make_train_step(Counted(), optimizer, mesh)
+    step = jit_step(functools.partial(train_step, task=Counted(), optimizer=optimizer), mesh)
     for _ in range(3):
         old = state
         state, metrics = step(state, put_batch(batch, mesh), KEY, RATE)
@@ -101,7 +103,7 @@ def test_the_program_is_the_same_for_all_rates_schedules_and_lengths(make, batch
     def program(epochs, steps, **options):
         recipe = OptimizerRecipe(**options)
         rate = jax.jit(make_schedule(recipe, epochs, steps))(state.step)
-        step = make_train_step(task, make_optimizer(recipe), mesh)
+        step = jit_step(functools.partial(train_step, task=task, optimizer=make_optimizer(recipe)), mesh)
         return step.lower(state, put_batch(batch, mesh), KEY, rate).as_text()
 
     first = program(5, 10, learning_rate=0.1, schedule="cosine", warmup_epochs=0.5, warmup_start=0.01)

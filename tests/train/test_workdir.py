@@ -64,7 +64,7 @@ def test_what_changes_no_number_may_change(tmp_path, capsys):
         ("step", 70, None),
         ("constant", 70, None),
         ("cosine", 70, "epochs: 50 there, 70 here\n  a cosine ends with its epochs: .* --config.model.weights="),
-        ("step", 30, "epochs: 50 there, 30 here\n  a run is not cut short"),
+        ("step", 30, "epochs: 50 there, 30 here\n  a run cannot be shortened"),
     ],
 )
 def test_a_finished_run_is_extended_where_its_schedule_allows_it(tmp_path, schedule, epochs, message):
@@ -102,7 +102,7 @@ def test_a_run_goes_on_with_the_same_videos_wherever_they_lie(tmp_path):
     claim_videos(sources["two"], run)
     for folder, count in (("three", 3), ("four", 2)):
         with pytest.raises(
-            ValueError, match=f"expected the 2 training videos that the run in .* got {count}, of which"
+            ValueError, match=f"expected the 2 training videos that the run in .* got {count} with other names"
         ):
             claim_videos(sources[folder], run)
 

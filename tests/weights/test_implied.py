@@ -45,6 +45,9 @@ CASES = [
 ]
 
 
+PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
 def test_what_the_formats_of_each_name_imply():
     implied = {
         f"{name}: {fmt}": dict(known.overrides)
@@ -63,6 +66,16 @@ def test_what_the_formats_of_each_name_imply():
         **{f"x3d_{size}: pyslowfast": {"shortcut_norm": True} for size in ("xs", "s", "m", "l")},
         "r2plus1d_r34: ig65m": {"norm_epsilon": 1e-3},
         "r2plus1d_r34: torchvision": {"shared_midplanes": True},
+        **{f"timesformer_base: transformers_{attention}": {"attention": attention} for attention in ("joint", "space")},
+        "timesformer_base: authors_joint": {"attention": "joint"},
+        "timesformer_base: mmaction2": PIXELS,
+        "timesformer_base: mmaction2_joint": {**PIXELS, "attention": "joint"},
+        "vivit_base: scenic_factorised": {"attention": "factorised"},
+        **{
+            f"videomae_{size}: {fmt}": {"norm_epsilon": 1e-6, "head_epsilon": 1e-6}
+            for size in ("small", "base", "large")
+            for fmt in ("authors", "authors_pretraining", "mmaction2")
+        },
     }
 
 

@@ -1,11 +1,12 @@
 """Proves by the bits of a video which of its packets need not be decoded.
 
-A container's times and flags may be wrong. MP4 without a list of key frames calls every packet one; cuts and repairs
-leave times in no order. The headers of the pictures cannot be wrong, because every decoder obeys them. They must show
-one ordinary picture a packet, all with one set of parameters, none lost, each with its place in the presentation.
-Everything else is strange. Then nothing is proven, and the whole stream is decoded.
+A container's times and flags may be wrong: MP4 without a list of key frames calls every packet one, and cuts and
+repairs leave times in no order. The headers of the pictures cannot be wrong, because every decoder obeys them. A plain
+stream has one ordinary picture in each packet, one set of parameters, no lost picture, and an order in which pictures
+are shown. Everything else is strange. Then nothing is proven, and the whole stream is decoded.
 """
 
+import abc
 import heapq
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ class Picture(NamedTuple):
     """The one picture of a packet.
 
     Attributes:
-        is_start: Neither this picture nor a later one, in either order, needs an earlier one.
+        is_start: Neither this picture nor a later one needs an earlier one, both in order of decoding and as shown.
         is_needed: Other pictures may be predicted from it.
         order: Sorts the pictures as they are shown.
     """
@@ -31,7 +32,7 @@ class Picture(NamedTuple):
 
 
 class Bits:
-    """Reads bits one after the other. Reading beyond the end is strange."""
+    """Reads bits one after the other. An end that comes too early is strange."""
 
     def __init__(self, content: bytes):
         self.text, self.position = bin(int.from_bytes(b"\1" + content))[3:], 0
@@ -58,20 +59,38 @@ class Bits:
                 raise StrangeError
 
 
-class MPEG4:
-    """MPEG-4 part 2 (Xvid, DivX) without B-frames: pictures are shown in the order of their packets.
+class InOrder:
+    """A stream that shows pictures in the order of its packets."""
+
+    is_needed = True
+
+    def __init__(self, codec: Any):
+        self.number, self.extradata = 0, codec.extradata or b""
+
+    def add(self, packet: Packet) -> Picture:
+        """Reads the next packet in the order of decoding. A strange one voids all answers before it."""
+        is_start = self._is_start(bytes(packet))
+        if not (self.number or is_start):  # predicted from nothing
+            raise StrangeError
+        self.number += 1
+        return Picture(is_start, self.is_needed, (0, self.number))
+
+    @abc.abstractmethod
+    def _is_start(self, content: bytes) -> bool:
+        """Whether decoding can begin at a packet."""
+
+
+class MPEG4(InOrder):
+    """MPEG-4 part 2 (Xvid, DivX) without B-frames.
 
     These are strange: packed bitstreams (several pictures in a packet, then an empty one), B-pictures, sprites,
     pictures that are "not coded", and parameters that come again with another value.
     """
 
-    def __init__(self, codec: Any):
-        self.number, self.first, self.bits = 0, b"", 0
-        self.extradata = codec.extradata or b""
+    first, bits = b"", 0
 
-    def add(self, packet: Packet) -> Picture:
-        """Reads the next packet in the order of decoding. A strange one voids all answers before it."""
-        head, _, body = bytes(packet).partition(b"\0\0\1\xb6")
+    def _is_start(self, content: bytes) -> bool:
+        head, _, body = content.partition(b"\0\0\1\xb6")
         parameters, _, group = head.partition(b"\0\0\1\xb3")  # a group's header only says a time
         if b"\0\0\1" in body or b"\0\0\1" in group or len(body) < 4:
             raise StrangeError
@@ -86,10 +105,9 @@ class MPEG4:
         bits.expect(1)
         bits.take(self.bits)
         bits.expect(1, 1)  # a marker, and "coded"
-        if kind > 1 or (kind and not self.number):  # B or sprite, or predicted from nothing
+        if kind > 1:  # B or sprite
             raise StrangeError
-        self.number += 1
-        return Picture(kind == 0, True, (0, self.number))
+        return kind == 0
 
 
 def _time_bits(header: bytes) -> int:
@@ -125,9 +143,9 @@ _RECOVERY = 6
 class H264:
     """H.264 with its parameters in the container, in whole frames (no fields), with nothing lost.
 
-    The standard says: frame_num tells whether a needed frame was lost; an IDR picture starts anew; no other picture
-    needs one with nal_ref_idc 0; the picture order count sorts pictures. The last holds as long as FFmpeg's decoder
-    holds back as many pictures as the stream reorders.
+    By the standard, frame_num shows whether a needed frame was lost, an IDR picture starts anew, no other picture needs
+    one with nal_ref_idc 0, and the picture order count sorts pictures. FFmpeg's decoder obeys that order if it holds
+    back as many pictures as the stream reorders.
     """
 
     def __init__(self, codec: Any):
@@ -205,8 +223,8 @@ class H264:
         return Picture(is_start, is_needed, (self.period, order))
 
     def _sort(self, picture: Picture, is_recovery: bool) -> None:
-        """Checks that the decoder shows pictures in their order, though it holds back no more than `depth`."""
-        if is_recovery and not picture.is_start:  # FFmpeg shows all those before it first
+        """Checks that a decoder that holds back `depth` pictures shows them in their order."""
+        if is_recovery and not picture.is_start:  # FFmpeg shows all pictures before it first
             self.floor = self.largest
         if picture.order <= max(self.floor, self.shown) or (is_recovery and not picture.is_needed):
             raise StrangeError

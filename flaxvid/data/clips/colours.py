@@ -14,7 +14,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 # Luma and two colour differences. A rotation in the plane of the differences changes the hue.
 YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 FILL = 128
-"""Grey level of what comes in from outside the picture."""
+"""Grey level of places outside the picture."""
 
 
 def colour_matrix(
@@ -40,7 +40,7 @@ def jitter_colours(video: Video, strengths: tuple[float, float, float, float], r
 
     Args:
         video: RGB.
-        strengths: Largest changes. The factors lie between 1 - s and 1 + s, the turn of hue between -s and s.
+        strengths: Largest changes s. Factors lie between 1 - s and 1 + s, the turn of hue between -s and s.
         rng: Draws them.
     """
     brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4) * strengths
@@ -48,17 +48,21 @@ def jitter_colours(video: Video, strengths: tuple[float, float, float, float], r
     return _to_uint8(video.astype(np.float32) @ matrix.T.astype(np.float32) + offset.astype(np.float32))
 
 
-def randaugment(video: Video, count: int, magnitude: float, rng: np.random.Generator) -> Video:
+def randaugment(video: Video, count: int, magnitude: float, rng: np.random.Generator, deviation: float = 0.0) -> Video:
     """Applies operations drawn from `OPERATIONS` one after the other (RandAugment, arXiv 1909.13719).
 
     Args:
         video: RGB.
-        count: How many operations; one may come twice.
-        magnitude: Their strength, from 0 to 10. Chance chooses the direction where there are two.
+        count: How many operations. The same one may come twice.
+        magnitude: Their strength, from 0 to 10. Operations with two directions draw one.
         rng: Draws them.
+        deviation: Of each operation's strength, drawn from a normal distribution around the magnitude and cut off at 0
+            and 10, as recipes of transformers have it; 0 for none.
     """
     for name in rng.choice(list(OPERATIONS), count) if count else ():
-        video = OPERATIONS[name](video, rng.choice((-1, 1)) * magnitude / 10)
+        direction = rng.choice((-1, 1))
+        strength = float(np.clip(rng.normal(magnitude, deviation), 0, 10)) if deviation else magnitude
+        video = OPERATIONS[name](video, direction * strength / 10)
     return video
 
 
@@ -67,7 +71,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def _look_up(video: Video, table: np.ndarray) -> Video:
-    """Replaces every value by its entry in one table, (256,), or in one table a channel, (3, 256)."""
+    """Replaces every value by its entry in a table, (256,), or in the table of its channel, (3, 256)."""
     if table.ndim == 1:
         return table[video]
     return np.stack([table[channel][video[..., channel]] for channel in range(3)], axis=-1)
@@ -88,7 +92,7 @@ def _saturation(video: Video, factor: float) -> Video:
 
 
 def _sharpness(video: Video, factor: float) -> Video:
-    """Moves away from a smoothed picture, or towards it. Edge pixels stay."""
+    """Moves the picture away from its smoothed copy, or towards it. Pixels at the edge stay."""
     height, width = video.shape[1:3]
     inner, total = video[:, 1:-1, 1:-1], np.zeros((1,), np.float32)
     for down in range(3):
@@ -126,10 +130,10 @@ def _posterize(video: Video, bits: int) -> Video:
 
 
 def _warp(video: Video, rows: tuple[float, float, float], columns: tuple[float, float, float]) -> Video:
-    """Takes each pixel from the nearest at (rows, columns) · (y, x, 1). y and x count from the centre, 1 is a side."""
+    """Takes each pixel from the nearest one at (rows, columns) · (y, x, 1). y and x count from the centre."""
     height, width = video.shape[1:3]
     y, x = np.mgrid[:height, :width] - np.array([height - 1, width - 1])[:, None, None] / 2
-    # floor(v + 1/2), because rounding halves to even would take every other column twice.
+    # floor(v + 1/2), because np.rint rounds halves to even and would take every other column twice.
     top = np.floor(rows[0] * y + rows[1] * x + rows[2] * height + height / 2).astype(int)
     left = np.floor(columns[0] * y + columns[1] * x + columns[2] * width + width / 2).astype(int)
     outside = (top < 0) | (top >= height) | (left < 0) | (left >= width)

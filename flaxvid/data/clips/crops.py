@@ -1,4 +1,4 @@
-"""Crops: one draw serves all frames of a video, and all its frame counts."""
+"""Draws crops. One crop serves all frames of a video and all its frame counts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,9 +15,9 @@ CROP_OFFSETS = (
 
 
 class Crop(NamedTuple):
-    """A square out of a resized frame: resize to height x width, then cut at (top, left), in pixels.
+    """A square of a resized frame: resize to height x width, then cut at (top, left), in pixels.
 
-    Resizing comes first, because the decoder does it along with the colour conversion at almost no cost.
+    Resizing comes first, because it costs the decoder almost nothing beside the conversion of colours.
     """
 
     height: int
@@ -26,7 +26,7 @@ class Crop(NamedTuple):
     left: int
 
     def cut(self, video: UInt8[np.ndarray, "t h w 3"], image_size: int) -> UInt8[np.ndarray, "t s s 3"]:
-        """Cuts the square out of every frame; no copy."""
+        """Cuts the square out of every frame, without a copy."""
         return video[:, self.top : self.top + image_size, self.left : self.left + image_size]
 
 
@@ -56,16 +56,15 @@ def resized_crop(
     aspect: tuple[float, float],
     rng: np.random.Generator,
 ) -> Crop:
-    """Draws a part of the frame, by area and aspect, that becomes the square (arXiv 1409.4842, section 6).
+    """Draws a part of the frame by area and aspect, which becomes the square (arXiv 1409.4842, section 6).
 
     Args:
         height: Of the video, pixels.
         width: Of the video, pixels.
         image_size: Side of the square.
-        area: Least and largest part of the frame's area. Small parts are costly: the whole frame is enlarged before
-            the cut.
-        aspect: Least and largest width over height of the part; the logarithm is drawn evenly.
-        rng: Draws them. After ten parts that do not fit into the frame, it takes the middle square.
+        area: Least and largest share of the frame's area. Small ones are slow, because the whole frame is enlarged.
+        aspect: Least and largest width over height; its logarithm is drawn evenly.
+        rng: Draws parts until one fits into the frame. After ten it is the middle square.
     """
     short = min(height, width)
     part_height, part_width, top, left = short, short, (height - short) // 2, (width - short) // 2

@@ -1,4 +1,4 @@
-"""How one video becomes a training clip, or what a test sees of it: sampling, crop and augmentation, in one decode."""
+"""Cuts a training clip, or the views of a test, from one video: sampling, crop and augmentation in one decode."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -16,11 +16,11 @@ from flaxvid.data.clips.sampling import dense_indices, even_indices, segment_ind
 from flaxvid.data.mirror import FlipLabels, Label, mirror, mirrored_names
 
 UNREADABLE = (VideoError, FileNotFoundError)
-"""What a source, or reading what it gives, raises for a video that cannot be had."""
+"""Errors of a video that its source or the decoder cannot read."""
 
 Clips = dict[int, Any]
-"""uint8 (n, h, w, 3) for each frame count n; a test adds an axis of views in front. Of several cameras {camera: such}
-for each frame count."""
+"""uint8 (n, h, w, 3) for each frame count n. A test adds an axis of views in front. Several cameras have such an array
+each, ``{n: {camera: ...}}``."""
 
 
 @dataclass
@@ -31,9 +31,10 @@ class Augmentation:
         crop: "multiscale" is TSN's, by `ClipConfig.scales`; "resized" takes any part of the frame, by area and aspect.
         area: Least and largest part of the frame that a resized crop takes.
         aspect: Least and largest width over height of a resized crop.
-        colour_jitter: Largest changes of brightness, contrast, saturation (parts) and hue (turns); zeros for none.
-        randaugment: Operations of RandAugment on each clip; 0 for none.
+        colour_jitter: Largest changes of brightness, contrast, saturation (shares) and hue (turns); zeros for none.
+        randaugment: How many operations of RandAugment change each clip; 0 for none.
         magnitude: Strength of RandAugment's operations, from 0 to 10.
+        deviation: Of the strength, from one operation to the next; 0 for none.
     """
 
     crop: Literal["multiscale", "resized"] = "multiscale"
@@ -42,9 +43,10 @@ class Augmentation:
     colour_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     randaugment: int = 0
     magnitude: float = 9.0
+    deviation: float = 0.0
 
     def problems(self) -> Iterator[str]:
-        """Finds values that cannot be: a line each, which begins with the field's name."""
+        """Finds wrong values: a line each, which begins with the field's name."""
         if self.crop not in ("multiscale", "resized"):
             yield f'crop: expected crop="multiscale" or "resized", got {self.crop!r}'
         if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
@@ -61,6 +63,8 @@ class Augmentation:
             yield f"randaugment: expected 0 operations or more, got {self.randaugment}"
         if not 0 <= self.magnitude <= 10:
             yield f"magnitude: expected 0 to 10, got {self.magnitude}"
+        if self.deviation < 0:
+            yield f"deviation: expected 0 or more, got {self.deviation}"
 
     def __post_init__(self):
         refuse(self.problems())
@@ -70,24 +74,24 @@ class Augmentation:
 class ClipConfig:
     """How clips are cut from videos.
 
-    A recipe leaves `frames` and `image_size` empty: its task and its network say them.
+    A recipe leaves `frames` and `image_size` empty, because its task and its network set them.
 
     Attributes:
         frames: Frame counts; every video yields one clip of each, drawn independently.
         image_size: Side of the square clips, pixels.
         test_size: Short side of a test video before its crop, pixels; None is `image_size * 256 / 224`.
-        scales: Sides of the training crops, as parts of the short side.
+        scales: Sides of the training crops, as shares of the short side.
         flip: Whether to mirror half of the training videos, as far as the source's `flip_labels` allow it.
         short: What to do with a video that has fewer frames than asked for: "error" counts it as broken, "repeat"
             repeats frames.
-        sampling: Which frames: "segment" takes one from each of as many equal parts of the video; "dense" takes frames
-            `interval` apart; "even" takes always the same ones, from the first to the last.
-        interval: Frames from one to the next in dense sampling.
+        sampling: Which frames: "segment" divides the video into equal parts and takes one from each; "dense" takes
+            frames `interval` apart; "even" takes always the same ones, from the first to the last.
+        interval: Distance of frames in dense sampling, in frames.
         clips: Clips of a test video.
-        crops: Crops of each clip of a test video: 1, 3, 5 or 10; see `view_crops`. The last five of ten are mirrored.
+        crops: Crops of each clip of a test video: 1, 3, 5 or 10, of which five are mirrored; see `view_crops`.
         augmentation: How training clips vary.
         repeats: Clips of each video in a training batch, drawn independently (repeated augmentation, arXiv 1901.09335).
-        shuffle_frames: Whether every clip's frames come in random order. It shows what a model owes to their order.
+        shuffle_frames: Whether each clip's frames come in random order, to show how much their order matters.
     """
 
     frames: tuple[int, ...] = ()
@@ -110,7 +114,7 @@ class ClipConfig:
         return self.clips * self.crops
 
     def problems(self) -> Iterator[str]:
-        """Finds values that cannot be: a line each, which begins with the field's name."""
+        """Finds wrong values: a line each, which begins with the field's name."""
         if min(self.frames, default=1) < 1 or len(set(self.frames)) < len(self.frames):
             yield f"frames: expected distinct frame counts such as (4, 8, 16), got frames={self.frames}"
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
@@ -148,7 +152,7 @@ def refuse(problems: Iterator[str]) -> None:
 
 
 class Drawn(NamedTuple):
-    """What was cut from one video, and what the cameras of one scene must agree in: length, height and width."""
+    """What was cut from one video. The cameras of a scene must have the same `facts`: length, height and width."""
 
     clips: Clips
     facts: tuple[int, int, int]
@@ -159,13 +163,13 @@ class Drawn(NamedTuple):
 def draw_clips(
     item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np.random.Generator
 ) -> tuple[Clips, Label]:
-    """Draws one clip of each frame count from a video, with one crop and one mirroring for all, and the clips' label.
+    """Draws one clip of each frame count from a video, all with one crop and one mirroring, and gives their label.
 
-    All cameras of a scene get the same frames, crop, mirroring and colours. In a mirror the left camera is the right
-    one. If a camera's name says a side and there is none at the other side, nothing is mirrored.
+    All cameras of a scene get the same frames, crop, mirroring and colours. In a mirror the left camera becomes the
+    right one. A scene that has only one of the two is not mirrored.
 
     Args:
-        item: Of a source: "video", "label", "id".
+        item: An item of a source: "video", "label", "id".
         clips: How clips are cut.
         mirrored: The source's `flip_labels`.
         rng: All draws come from it.
@@ -188,10 +192,10 @@ def draw_clips(
 
 
 def cut_views(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> Clips:
-    """What a test sees of a video at each frame count: the crops of the first clip, then those of the next.
+    """Cuts the views of a test from a video, at each frame count: the crops of the first clip, then of the next.
 
     Args:
-        item: Of a source: "video", "id".
+        item: An item of a source: "video", "id".
         clips: How clips are cut.
         rng: For `shuffle_frames` only.
 
@@ -205,7 +209,7 @@ def cut_views(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator)
 
 
 def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:
-    """Says what keeps clips from being cut from a video, by decoding the whole of it; None if nothing does."""
+    """Decodes a whole video and says why no clips can be cut from it; None if they can."""
     try:
         for one in _cameras(item).values() if isinstance(item["video"], Mapping) else [item]:
             with open_video(one["video"], _name(one)) as video:
@@ -221,11 +225,11 @@ def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:
 def frame_indices(
     video: OpenVideo, length: int, clips: ClipConfig, rng: np.random.Generator | None
 ) -> Int[np.ndarray, " t"]:
-    """Positions of the frames of all counts, one count after the other; for a test those of all its clips.
+    """Positions of the frames, one frame count after the other. A test has those of all its clips.
 
     Args:
-        video: What errors name.
-        length: Frames to choose from, those of the video or of a window of it.
+        video: The video that errors name.
+        length: How many frames there are to choose from, in the video or in a window of it.
         clips: How clips are cut.
         rng: Draws the frames; None takes the test's.
 
@@ -236,7 +240,7 @@ def frame_indices(
     if not (clips.frames and clips.image_size):
         raise ValueError(
             f"expected frame counts and a size of clips, got frames={clips.frames}, image_size={clips.image_size}: "
-            "these fields are empty in recipes only"
+            "set both fields"
         )
     count = clips.clips if rng is None else 1
     try:
@@ -253,7 +257,7 @@ def frame_indices(
 
 
 def crops_of(shape: tuple[int, int], clips: ClipConfig, crops: int) -> list[Crop]:
-    """The crops that a test sees of frames of this height and width."""
+    """The crops of a test, in frames of this height and width."""
     short_side = clips.test_size or round(clips.image_size * 256 / 224)
     return view_crops(*shape, clips.image_size, short_side, crops)
 
@@ -275,7 +279,7 @@ def _draw(item: dict[str, Any], clips: ClipConfig, mirrored: FlipLabels, rng: np
         pictures, label, flipped = pictures[:, :, ::-1], mirror_label, True
     if any(vary.colour_jitter):
         pictures = jitter_colours(pictures, vary.colour_jitter, rng)
-    pictures = randaugment(pictures, vary.randaugment, vary.magnitude, rng)
+    pictures = randaugment(pictures, vary.randaugment, vary.magnitude, rng, vary.deviation)
     parts = np.split(pictures, np.cumsum(clips.frames)[:-1])
     shuffle = rng.permutation if clips.shuffle_frames else lambda part: part
     made = {n: shuffle(part) for n, part in zip(clips.frames, parts, strict=True)}
@@ -300,9 +304,9 @@ def _cut(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator) -> D
 
 
 def _choose(video: OpenVideo, clips: ClipConfig, rng: np.random.Generator | None) -> tuple[int, Chosen]:
-    """The length of a video, and the frames of its clips. If it is decoded to count it, that serves both."""
+    """The length of a video, and the frames of its clips. A video that is decoded to count it is decoded once."""
     if video.guess:
-        with suppress(VideoError):  # which a wrong guess can cause
+        with suppress(VideoError):  # the guess may be wrong
             video.keep(frame_indices(video, video.guess, clips, deepcopy(rng)))
     return len(video), video.choose(frame_indices(video, len(video), clips, rng))
 
@@ -310,7 +314,7 @@ def _choose(video: OpenVideo, clips: ClipConfig, rng: np.random.Generator | None
 def _by_camera(
     item: dict[str, Any], rng: np.random.Generator, cut: Callable[[dict[str, Any], np.random.Generator], Drawn]
 ) -> dict[str, Drawn]:
-    """What was cut from each camera's video, all with the same draws."""
+    """Cuts each camera's video, with the same draws for all."""
     seed = rng.integers(2**63)
     drawn = {camera: cut(one, np.random.default_rng(seed)) for camera, one in _cameras(item).items()}
     if len({own.facts for own in drawn.values()}) > 1:

@@ -1,10 +1,10 @@
-"""Asks a video how long it is, then for frames: `len(video)`, `video.frames(indices)`.
+"""Asks a video for its length, then for frames: `len(video)`, `video.frames(indices)`.
 
-`video.choose(indices)` also tells their shape before their pictures, and still decodes them only once.
+`video.choose(indices)` gives the shape of frames before their pictures, and decodes them once.
 
-The full decode in the order of presentation is the truth. Where the bits of a stream prove that some frames do not need
-the others, only the needed ones are decoded (`seek`). Every other video is decoded from its beginning. Only the frames
-that were asked for are resized and converted.
+The full decode, in the order in which frames are shown, is the truth. Where the bits of a stream prove which frames the
+wanted ones need, only these are decoded (`seek`). Every other video is decoded from its beginning. Only wanted frames
+are resized and converted.
 """
 
 import abc
@@ -33,7 +33,7 @@ from flaxvid.data.clips.video_file import Video, VideoError, open_stream, printa
 __all__ = ("Chosen", "OpenVideo", "Video", "VideoError", "count_frames", "decode", "open_video")
 
 KEPT = 2**26
-"""Most pixels of decoded frames that are kept, mostly 100 MB. What is not kept is decoded again."""
+"""Most pixels of decoded frames to keep, mostly 100 MB. Other frames are decoded again."""
 
 Indices = Sequence[int] | Int[np.ndarray, " t"]
 
@@ -47,7 +47,7 @@ def open_video(video: Video, name: str | None = None) -> "Iterator[OpenVideo]":
         name: What errors call it; by default its path.
 
     Raises:
-        VideoError: It is missing, empty or corrupt, or has no video stream. The questions raise it, too.
+        VideoError: It is missing, empty or corrupt, or has no video stream. Asking for frames raises it, too.
     """
     name = name or video_name(video)
     if not isinstance(video, bytes) and os.path.isdir(video):
@@ -66,13 +66,13 @@ def decode(
 
 
 def count_frames(video: Video, *, name: str | None = None) -> int:
-    """The number of frames of a video, by its bits where they prove it, otherwise by decoding it."""
+    """Counts the frames of a video, by its bits where they prove the number, otherwise by decoding it."""
     with open_video(video, name) as opened:
         return len(opened)
 
 
 class OpenVideo(abc.ABC):
-    """A video to be asked for its length, `len(video)`, and then for frames. Frames are upright RGB pictures.
+    """An open video: ask for its length, `len(video)`, then for frames, which are upright RGB pictures.
 
     Positions count frames in the order in which they are shown.
     """
@@ -82,15 +82,15 @@ class OpenVideo(abc.ABC):
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """The number of frames. What proves nothing about itself is decoded whole for it."""
+        """The number of frames. A video that does not prove it is decoded whole."""
 
     @property
     def guess(self) -> int | None:
-        """The likely number of frames where `len` must decode the whole video; None where it knows the number."""
+        """The likely number of frames if `len` must decode the whole video, otherwise None."""
         return None
 
     def keep(self, indices: Indices) -> None:
-        """Says which frames will likely be chosen. If `len` decodes the video, it keeps them for then."""
+        """Says which frames will likely be chosen. If `len` decodes the video, it keeps them."""
         self._likely = frozenset(np.asarray(indices).tolist())
 
     @cached_property
@@ -103,8 +103,8 @@ class OpenVideo(abc.ABC):
     def times(self) -> Float[np.ndarray, " t1"]:
         """When the frames are shown, in seconds from the first: one time more than there are frames.
 
-        Frame i is shown from the i-th time to the next one. The last time is the last frame's end: by its own duration,
-        or else by the median of the others.
+        Frame i is shown from the i-th time to the next one. The last time is the last frame's end, by its own duration
+        or by the median of the others.
 
         Raises:
             VideoError: The file has no times. A folder of images and a bare stream have none.
@@ -113,7 +113,7 @@ class OpenVideo(abc.ABC):
     @property
     @abc.abstractmethod
     def packets(self) -> tuple[int, int]:
-        """How many packets the header or index promises, 0 where it promises none; and how many there are."""
+        """How many packets the header or index promises (0 if it says nothing), and how many there are."""
 
     def frames(self, indices: Indices, *, size: Size = None) -> UInt8[np.ndarray, "t h w 3"]:
         """The frames at some positions.
@@ -129,7 +129,7 @@ class OpenVideo(abc.ABC):
         return self.choose(indices).pictures(size)
 
     def choose(self, indices: Indices) -> "Chosen":
-        """As `frames`, for a caller that must know the frames' shape before it can say a size."""
+        """Like `frames`, for a caller that needs the frames' shape to choose a size."""
         chosen = np.asarray(indices, np.int64)
         if not chosen.size or chosen.min() < 0:
             raise self._outside(chosen, len(self))
@@ -137,14 +137,14 @@ class OpenVideo(abc.ABC):
         return Chosen(self.name, unique, inverse, self._chosen(unique))
 
     def stream(self, indices: Indices | None = None, *, size: Size = None) -> Generator[UInt8[np.ndarray, "h w 3"]]:
-        """The frames at some positions one after the other: memory holds one of them, however many there are.
+        """Yields the frames at some positions. Memory holds one of them at a time.
 
         Args:
             indices: Ascending and distinct positions; None is all of them.
             size: As of `frames`.
 
         Raises:
-            VideoError: While iterating, to the very end, which shows whether there are as many frames as was said.
+            VideoError: While iterating, up to the very end, where frames may turn out to be missing.
         """
         painter = Painter(size, self.name)
         wanted = itertools.count() if indices is None else iter(indices)
@@ -156,7 +156,8 @@ class OpenVideo(abc.ABC):
                 following = next(wanted, None)
         if not total or (indices is not None and total != len(self)):
             raise VideoError(
-                f"{self.name}: expected {len(self)} frames, got {total}: it is damaged, or was changed meanwhile"
+                f"{self.name}: expected {len(self)} frames, got {total}: fetch the file again, and do not change it "
+                "while it is read"
             )
 
     @abc.abstractmethod
@@ -164,7 +165,7 @@ class OpenVideo(abc.ABC):
         """All frames of the full decode."""
 
     def _chosen(self, wanted: Int[np.ndarray, " t"]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Pairs of a position and its frame, ascending. If they begin again with the first, those before are void."""
+        """Pairs of a position and its frame, ascending. If they start again with the first, forget those before."""
         count, chosen = 0, set(wanted.tolist())
         for count, frame in enumerate(itertools.islice(self._all(), int(wanted[-1]) + 1), 1):
             if count - 1 in chosen:
@@ -180,7 +181,7 @@ class OpenVideo(abc.ABC):
 
 
 class Chosen:
-    """Frames that were asked for: their shape, then, once, their pictures. `shape` decodes up to the first of them."""
+    """Chosen frames: first their shape, which decodes the first of them, then, once, their pictures."""
 
     def __init__(
         self,
@@ -189,7 +190,6 @@ class Chosen:
         inverse: Int[np.ndarray, " t"],
         frames: Iterator[tuple[int, av.VideoFrame]],
     ):
-        """Takes the video's name, ascending positions, which of them each picture shows, and positions and frames."""
         self._name, self._wanted, self._inverse, self._frames = name, wanted, inverse, frames
 
     @cached_property
@@ -210,7 +210,7 @@ class Chosen:
             picture = painter.picture(frame)
             pictures = pictures if slot else np.empty((len(slots), *picture.shape), np.uint8)
             pictures[slot] = picture
-            del frame  # a damaged one shows what its memory held before, which must be free when a full decode frees it
+            del frame  # a damaged frame shows old memory: free it when a full decode would, to get the same pixels
         return pictures if np.array_equal(self._inverse, np.arange(len(slots))) else pictures[self._inverse]
 
 
@@ -301,7 +301,7 @@ class _Stream(OpenVideo):
 
     @cached_property
     def _decoded(self) -> list[tuple[int | None, int | None]]:
-        """When each frame of the full decode begins, and how long it is shown."""
+        """Start and duration of each frame of the full decode."""
         times, pixels = [], 0
         for position, frame in enumerate(self._all()):
             times.append((frame.pts, frame.duration))
@@ -339,10 +339,10 @@ class _Stream(OpenVideo):
 
     @contextmanager
     def _unread(self, *, again: bool = False) -> Iterator[tuple[VideoStream, Iterable[Packet]]]:
-        """A stream and its packets; nothing was decoded of it yet, or only whole runs of packets, `again`.
+        """Gives a stream and its packets to decode: the opened stream if it is unused, otherwise a fresh one.
 
-        The opened one serves if its packets were kept. Rewound, it would lack what comes only once, such as a palette.
-        One that is read, or was left half way, does not serve.
+        A rewound stream would lack what comes only once, such as a palette. With `again` the opened stream may be used
+        repeatedly, because each run of packets starts anew, but not after a run was left half way.
         """
         packets, self._packets = self._packets, None
         if packets is not None and (again or not self._used):
@@ -361,7 +361,7 @@ def _no_times(name: str) -> VideoError:
 
 
 def _read(stream: VideoStream, packets: Iterable[Packet], name: str) -> Iterator[av.VideoFrame]:
-    """All frames of a stream of which nothing was decoded yet."""
+    """All frames of an unused stream."""
     count = 0
     try:
         for packet in itertools.chain(packets, (None,)):

@@ -11,7 +11,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def list_images(folder: str | Path, name: str = "") -> list[Path]:
-    """The images of a folder in the order of their numbers, 2 before 10. Hidden files such as `._1.jpg` do not count.
+    """The images of a folder in the order of their numbers, 2 before 10, without hidden files such as `._1.jpg`.
 
     Args:
         folder: The folder.
@@ -25,10 +25,10 @@ def list_images(folder: str | Path, name: str = "") -> list[Path]:
         with os.scandir(folder) as entries:
             files = sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
     except OSError as error:
-        raise VideoError(f"{name}: expected a folder of images, got one that cannot be read ({error})") from error
+        raise VideoError(f"{name}: expected a folder of images, got an unreadable one ({error}): check it") from error
     images = [(*os.path.splitext(file), file) for file in files]
     images = [(stem, file) for stem, suffix, file in images if suffix.lower() in IMAGE_SUFFIXES]
-    # Seconds such as 0.04, 0.12, 0.2 have no fixed width after the point, and may have zeros there.
+    # Names such as 0.04, 0.12, 0.2 are seconds: digits after the point vary in number and may begin with 0.
     ends = [end for stem, _ in images for end in re.findall(r"\d\.(\d+)$", stem)]
     decimal = len(set(map(len, ends))) > 1 and any(re.match(r"0\d", end) for end in ends)
     for stem, file in images:
@@ -37,14 +37,15 @@ def list_images(folder: str | Path, name: str = "") -> list[Path]:
                 f"{name}: expected one image of each number, got {printable(other)} and {printable(file)}: remove one"
             )
     if not found:
-        raise VideoError(f"{name}: expected a video or a folder of {'/'.join(IMAGE_SUFFIXES)} frames, got neither")
+        kinds = "/".join(IMAGE_SUFFIXES)
+        raise VideoError(f"{name}: expected a video or a folder of {kinds} frames, got neither: name another path")
     return [Path(folder, found[key]) for key in sorted(found)]
 
 
 def number_key(text: str, *, decimal: bool = False) -> tuple[str | Decimal, ...]:
-    """A key that sorts names by the numbers in them, `a2` before `a10`. Texts and numbers take turns in it.
+    """A key that sorts names by the numbers in them, `a2` before `a10`. Texts and numbers alternate in it.
 
-    Capitals and spaces before a number do not count. A name that is only a number may have a sign.
+    Capitals, and spaces before a number, make no difference. A name that is only a number may have a sign.
 
     Args:
         text: The name.

@@ -1,36 +1,25 @@
 """Proves by the bits of VP9, AV1 and Motion JPEG that each packet shows one picture, and where decoding can begin.
 
-See `bitstream`. These streams show pictures in the order of their packets, and a key frame resets the decoder.
+See `bitstream`. A key frame of these streams resets the decoder.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
-from av.packet import Packet
-
-from flaxvid.data.clips.bitstream import Bits, Picture, StrangeError
+from flaxvid.data.clips.bitstream import Bits, InOrder, StrangeError
 
 
-class VP9:
+class VP9(InOrder):
     """VP9: a hidden picture shares its packet with a shown one. A packet that shows none or several is strange."""
 
-    def __init__(self, _codec: Any):
-        self.number = 0
-
-    def add(self, packet: Packet) -> Picture:
-        """Reads the next packet in the order of decoding. A strange one voids all answers before it."""
-        content = bytes(packet)
+    def _is_start(self, content: bytes) -> bool:
         heads = [_vp9_head(frame) for frame in _vp9_frames(content)]
         if [is_shown for _, is_shown in heads] != [False] * (len(heads) - 1) + [True]:
             raise StrangeError
-        is_start = heads[0][0] and len(heads) == 1
-        if not self.number and not is_start:
-            raise StrangeError
-        self.number += 1
-        return Picture(is_start, True, (0, self.number))
+        return heads[0][0] and len(heads) == 1
 
 
 def _vp9_frames(content: bytes) -> list[bytes]:
-    """The frames of a packet. An index at its end tells their sizes."""
+    """The frames of a packet, by the index of sizes at its end."""
     mark = content[-1]
     if mark & 0xE0 != 0xC0:
         return [content]
@@ -65,15 +54,13 @@ def _vp9_head(frame: bytes) -> tuple[bool, bool]:
 _SEQUENCE, _HEADER, _FRAME = 1, 3, 6
 
 
-class AV1:
+class AV1(InOrder):
     """AV1 with one sequence header and no layers. A packet that shows no picture or several is strange."""
 
-    def __init__(self, _codec: Any):
-        self.number, self.sequence = 0, b""
+    sequence = b""
 
-    def add(self, packet: Packet) -> Picture:
-        """Reads the next packet in the order of decoding. A strange one voids all answers before it."""
-        content, position, heads, has_sequence = bytes(packet), 0, [], False
+    def _is_start(self, content: bytes) -> bool:
+        position, heads, has_sequence = 0, [], False
         while position < len(content):
             head = content[position]
             if head & 0x87 != 2:  # an extension names a layer; units without a size cannot be told apart
@@ -91,11 +78,9 @@ class AV1:
                 bits = Bits(unit[:2])
                 is_old = bits.take(1)
                 heads.append((False, True) if is_old else (bits.take(2) == 0, bool(bits.take(1))))
-        is_start = has_sequence and heads[:1] == [(True, True)]
-        if [is_shown for _, is_shown in heads].count(True) != 1 or not (self.number or is_start):
+        if [is_shown for _, is_shown in heads].count(True) != 1:
             raise StrangeError
-        self.number += 1
-        return Picture(is_start, True, (0, self.number))
+        return has_sequence and heads[0] == (True, True)
 
 
 def _leb128(content: bytes, position: int) -> tuple[int, int]:
@@ -110,19 +95,18 @@ def _leb128(content: bytes, position: int) -> tuple[int, int]:
     raise StrangeError
 
 
-class MJPEG:
+class MJPEG(InOrder):
     """Motion JPEG whose pictures have one size and need no tables of other pictures.
 
     These are strange: two fields in a packet, several scans, and comments or application data that differ, because the
     decoder remembers some of them.
     """
 
-    def __init__(self, _codec: Any):
-        self.number, self.rest = 0, {}
+    is_needed = False
+    rest: Mapping[int, bytes] = {}
 
-    def add(self, packet: Packet) -> Picture:
-        """Reads the next packet in the order of decoding. A strange one voids all answers before it."""
-        content, position = bytes(packet), 2
+    def _is_start(self, content: bytes) -> bool:
+        position = 2
         tables, quantisers, needed, rest, kind = set(), set(), set(), {}, 0
         if content[:2] != b"\xff\xd8":
             raise StrangeError
@@ -161,5 +145,4 @@ class MJPEG:
         self.rest = self.rest or rest
         if rest != self.rest:
             raise StrangeError
-        self.number += 1
-        return Picture(True, False, (0, self.number))
+        return True

@@ -1,6 +1,6 @@
-"""From a decoded frame to a picture: turned upright, resized, as RGB.
+"""Turns a decoded frame into a picture: upright, resized, RGB.
 
-FFmpeg makes a display matrix of EXIF orientations, too.
+FFmpeg also turns EXIF orientations into display matrices.
 """
 
 import struct
@@ -17,19 +17,19 @@ from numpy import ndarray
 from flaxvid.data.clips.video_file import VideoError
 
 MAX_BYTES = 2**32
-"""Bytes of a decoded clip, 4 GiB. More is an error before it is made."""
+"""Most bytes of a decoded clip, 4 GiB. More is an error before any memory is taken."""
 MAX_SIDE = 2**14
-"""Pixels of a side of a resized picture: a short side of 2 pixels can make the other one any length."""
+"""Most pixels of a side of a resized picture. A short side of 2 pixels could give the other one any length."""
 
 Size = int | tuple[int, int] | None
-"""What pictures are resized to: their short side, or (height, width), in pixels; None keeps their size."""
+"""What to resize pictures to, in pixels: their short side, or (height, width); None keeps their size."""
 
 _EXIF = 31
-"""FFmpeg's number of a kind of side data that PyAV does not know. It then gives no side data at all."""
+"""FFmpeg's number of a kind of side data that PyAV does not know. Where it occurs, PyAV gives no side data at all."""
 
 
 class Orientation(NamedTuple):
-    """One of the eight orientations: what to do to a stored picture, in this order."""
+    """One of the eight orientations: what makes a stored picture upright, in this order."""
 
     transpose: bool = False
     mirror: bool = False
@@ -45,7 +45,7 @@ class Orientation(NamedTuple):
 
 
 def orientation(frame: av.VideoFrame, reformatter: VideoReformatter) -> Orientation:
-    """How to turn a frame: the nearest of eight orientations. Players turn odd angles; we do not.
+    """The nearest of the eight orientations. Players also turn frames by other angles; this does not.
 
     Args:
         frame: Its side data is read from a tiny copy. PyAV would keep the frame itself until the next collection.
@@ -77,13 +77,12 @@ def _without_exif(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 class Painter:
-    """Makes pictures of frames, all of one size. The first frame decides the size.
+    """Makes `count` pictures of frames, all of one size, which the first frame decides. Errors name the video.
 
     Resizing is bilinear, area-weighted when shrinking. It is part of the colour conversion, hence nearly free.
     """
 
     def __init__(self, size: Size, name: str, count: int = 1):
-        """Takes the size, the video's name for errors, and how many pictures there will be."""
         self._size, self._name, self._count = size, name, count
         self._scaler, self._painter, self._tiny = VideoReformatter(), VideoReformatter(), VideoReformatter()
         self._shape: tuple[int, int] | None = None
@@ -103,8 +102,8 @@ class Painter:
         if self._shape is None:
             self._shape = self._resized(*self.shape(frame))
         height, width = reversed(self._shape) if upright.transpose else self._shape
-        # One thread: clips are read in parallel, and for small frames more threads cost more than they save. Scaling
-        # first and then converting takes FFmpeg a third of the time of both at once.
+        # One thread, because clips are read in parallel and frames are small. FFmpeg scales first and converts then in
+        # a third of the time that both at once take.
         if frame.format.name.startswith("yuv4") and (frame.height, frame.width) != (height, width):
             frame = self._scaler.reformat(frame, width, height, "yuv422p", interpolation="BILINEAR", threads=1)
         picture = self._painter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)

@@ -1,7 +1,7 @@
-"""Decodes chosen frames without all those before them, where the bits prove that this changes nothing.
+"""Decodes from the start before each wanted frame and skips the rest, where the bits prove that this changes nothing.
 
-It decodes the first packet, because it may hold what no other repeats. For each wanted frame it decodes from the start
-before it, and skips pictures that no other needs. `bitstream` says which pictures are which.
+It also decodes the first packet, which may hold what no other repeats, and skips pictures that no other needs.
+`bitstream` says which pictures are starts, and which are needed.
 """
 
 from bisect import bisect_right
@@ -36,19 +36,19 @@ PROVERS: dict[tuple[str, str], Any] = {
     ("mjpeg", "matroska"): MJPEG,
     ("mjpeg", "avi"): MJPEG,
 }
-"""The prover of a stream, by its codec and its container. About all others nothing is proven."""
+"""The prover of a stream, by its codec and its container. Other streams are decoded whole."""
 
 
 class InexactError(Exception):
-    """Other frames came than were expected: decode the whole video."""
+    """The decoder gave other frames than expected: decode the whole video."""
 
 
 class Survey(NamedTuple):
     """What is known of a video before anything of it is decoded.
 
     Attributes:
-        packets: All packets, if they are few.
-        pictures: The one picture of each packet, if that is proven. All of them are shown then.
+        packets: All packets, if they are small enough to keep.
+        pictures: The picture of each packet, if it is proven that each packet shows one.
         times: When each packet is shown (in AVI: decoded) and how long, in the stream's time base.
     """
 
@@ -78,7 +78,7 @@ def survey(stream: VideoStream) -> Survey:
                 pictures.append(reader.add(packet))
             except StrangeError:
                 reader = None
-    except (FFmpegError, OSError):  # reported once a frame beyond is wanted
+    except (FFmpegError, OSError):  # whoever wants a frame beyond will get the error
         reader, kept = None, KEPT + 1
     proven = reader is not None and len({picture.order for picture in pictures}) == len(times) > 0
     return Survey(packets if kept <= KEPT else None, pictures if proven else None, times)
@@ -99,7 +99,7 @@ def presentation(pictures: Sequence[Picture]) -> list[int]:
 
 
 def plan_runs(pictures: Sequence[Picture], wanted: Iterable[int]) -> list[list[int]]:
-    """Which packets to decode for the wanted ones, as runs. No run needs anything of the run before."""
+    """The packets to decode for the wanted ones, in runs. No run needs an earlier one."""
     starts = [number for number, picture in enumerate(pictures) if picture.is_start]
     chosen = {0, *wanted}
     stops: dict[int, int] = {}
@@ -114,13 +114,13 @@ def plan_runs(pictures: Sequence[Picture], wanted: Iterable[int]) -> list[list[i
 def read_runs(
     stream: VideoStream, packets: Iterable[Packet], pictures: Sequence[Picture], runs: Sequence[Sequence[int]]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decodes runs of packets: pairs of a packet's number and its frame.
+    """Decodes runs of packets. It yields pairs of a packet's number and its frame.
 
     Raises:
-        InexactError: While iterating, up to the very end. The frames before it cannot be trusted either.
+        InexactError: While iterating, up to the very end. Then the frames before it cannot be trusted either.
     """
     decoder, numbered = stream.codec_context, iter(enumerate(packets))
-    # Damaged packets may show an older picture, which another run decoded.
+    # Otherwise a damaged packet may show an older picture, of another run.
     decoder.options = {**decoder.options, "err_detect": "explode"}
     for run in runs:
         inside, came = set(run), []

@@ -1,6 +1,6 @@
-"""Opens an encoded video as a file, with the demuxers listed here, and picks its best stream.
+"""Opens an encoded video with the demuxers listed here, and picks its best stream.
 
-A file is not trusted: no text in it opens another file, and no size in it allocates memory.
+It does not trust the file: no text in it opens another file, and no size in it allocates memory.
 """
 
 import io
@@ -20,10 +20,10 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 Video = bytes | str | Path
-"""An encoded file's bytes, its path, or the path of a folder of numbered images; a stream's URL as str."""
+"""The bytes or path of an encoded file, the path of a folder of numbered images, or a stream's URL as str."""
 
 MAX_PIXELS = 2**26
-"""Pixels of a frame, 8192 x 8192, twice those of 8K video. A header of a few bytes may claim any size."""
+"""Most pixels of a frame, 8192 x 8192, twice as many as 8K video has. A header of a few bytes may claim any size."""
 
 _FORMATS = (
     *("apng", "asf", "av1", "avi", "dirac", "dv", "flic", "flv", "gif", "gxf", "h261", "h263", "h264", "hevc", "ivf"),
@@ -32,18 +32,18 @@ _FORMATS = (
     *("bmp_pipe", "jpeg_pipe", "jpegxl_pipe", "png_pipe", "ppm_pipe", "tiff_pipe", "webp_pipe"),
     *("aac", "flac", "mp3", "wav"),  # only to say that they are audio
 )
-"""Demuxers that read nothing but the file. Playlists and descriptions (concat, hls, dash, sdp) are not among them."""
+"""Demuxers that read only the file itself. Those of playlists (concat, hls, dash, sdp) open others."""
 _COMPRESSED = re.compile(rb"cmov.{4}dcom", re.DOTALL)
 """How a compressed header of QuickTime begins."""
 _URL = re.compile(r"(https?|rtsps?|rtmps?|rtp|udp|srt|tcp)://", re.IGNORECASE)
 _URL_FORMATS = (*_FORMATS, "hls", "mpjpeg", "rtp", "rtsp", "sdp")
 _URL_PROTOCOLS = "http,https,httpproxy,tcp,tls,crypto,rtp,srtp,udp,rtmp,rtmps,rtmpt,ffrtmphttp,srt"
 _WAIT = (30.0, 60.0)
-"""Seconds until a URL must open, and answer."""
+"""Seconds within which a URL must open, and answer."""
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
-"""Streams that are covers or previews of another."""
+"""Marks of streams that are covers or previews."""
 _PICTURE_CODECS = {"bmp", "gif", "mjpeg", "png", "tiff", "webp"}
-"""Codecs of covers, which not every file marks as covers. Real videos use them, too."""
+"""Codecs of covers, which files may leave unmarked. Real videos use them, too."""
 _READING: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 """Accepts titles that are not UTF-8. PyAV 19 does so by itself."""
 
@@ -58,7 +58,7 @@ def video_name(video: Video) -> str:
 
 
 def printable(path: str | Path) -> str:
-    """A path as text that any terminal and file takes, whatever bytes are in it."""
+    """A path as text that can be printed and written, whatever bytes are in it."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
@@ -73,7 +73,7 @@ def open_container(video: Video, name: str = "") -> Iterator[InputContainer]:
         name: What errors call it.
 
     Raises:
-        VideoError: Whatever is wrong with the file.
+        VideoError: The file is missing, empty, damaged, or of a format that is not read.
     """
     name = name or video_name(video)
     with _open_bytes(video, name) as source:
@@ -101,7 +101,7 @@ def open_container(video: Video, name: str = "") -> Iterator[InputContainer]:
 
 @contextmanager
 def _open_bytes(video: Video, name: str) -> Iterator[Any]:
-    """What PyAV reads: an open file, so that no colon in its name means anything, or a URL."""
+    """Gives PyAV an open file, so that a colon in its name means nothing, or a URL."""
     if isinstance(video, str) and _URL.match(video):
         yield video
         return
@@ -123,9 +123,9 @@ def _open_bytes(video: Video, name: str) -> Iterator[Any]:
 
 
 class _Nameless:
-    """A file without its name, from which FFmpeg would guess a format. A seek to an impossible place is no crash.
+    """A file without a name, from which FFmpeg would guess a format. A seek to an impossible place does not crash it.
 
-    It refuses QuickTime's compressed headers: FFmpeg would unpack a megabyte of them to a gigabyte.
+    It refuses QuickTime's compressed headers, because FFmpeg would unpack a megabyte of them to a gigabyte.
     """
 
     def __init__(self, file: io.RawIOBase | io.BytesIO):
@@ -149,13 +149,13 @@ class _Nameless:
 
 @contextmanager
 def open_stream(video: Video, name: str = "") -> Iterator[VideoStream]:
-    """Opens the stream of an encoded file that players would show, never a cover.
+    """Opens the stream of an encoded file that players show, never a cover.
 
-    A single picture beside other streams is a cover, whatever the file calls it. Real video is preferred to a stream of
+    A single picture beside other streams is a cover, whatever the file calls it. Real video goes before a stream of
     pictures, unless only the pictures are marked as the default. The decoder is set up but not opened.
 
     Raises:
-        VideoError: As of `open_container`, or there is no such stream, or no decoder for it.
+        VideoError: The file cannot be opened, or has no such stream, or there is no decoder for it.
     """
     with open_container(video, name) as container:
         stream = _best_stream(container, name)
@@ -169,7 +169,7 @@ def _is_pictures(stream: Any) -> bool:
 
 
 def _lone_pictures(video: Video, name: str) -> set[int]:
-    """Which streams have only one picture. It opens the file once more, because packets cannot be read twice."""
+    """The streams that have only one picture. It opens the file again, because packets can be read only once."""
     with open_container(video, name) as container:
         streams: Any = [s for s in container.streams.video if s.codec_context is not None and _is_pictures(s)]
         lone, seen = {stream.index for stream in streams}, set()
@@ -218,12 +218,12 @@ def read_packets(stream: VideoStream) -> Iterator[Packet]:
     """The packets of a stream in the order of decoding, without empty ones.
 
     Raises:
-        OSError: While iterating, where packets cannot be read or are encrypted.
+        OSError: While iterating, if packets cannot be read or are encrypted.
     """
     container: Any = stream.container
     packets = container.demux(stream)
-    # PyAV's generators leak if they are left half way, unless closed. If a stream began midway, PyAV raises IndexError
-    # after the last packet.
+    # PyAV's generators leak if they are left half way and not closed. After the last packet of a stream that began
+    # midway PyAV raises IndexError.
     is_png = stream.codec_context.codec.canonical_name in ("apng", "png")
     with closing(packets), suppress(IndexError):
         for packet in packets:

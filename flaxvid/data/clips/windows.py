@@ -14,34 +14,34 @@ from flaxvid.data.clips.cut import ClipConfig, crops_of, cut_views, frame_indice
 from flaxvid.data.clips.decode import OpenVideo, Video, open_video
 
 SHORTEST = 0.001
-"""Least seconds of a window. Many files know no shorter times."""
+"""Least seconds of a window. Many files store no shorter times."""
 _EDGE = 1e-6  # seconds by which a time may miss a multiple of the window, as 3 * 0.1 misses 0.3
-_END = 2e-3  # seconds by which a file's end may be late: Matroska rounds the last frame's time and its duration
+_END = 2e-3  # seconds by which a file may end late, because Matroska rounds the last frame's time and duration
 
 
 def cut_windows(
     video: bytes | str | Path, seconds: float, clips: ClipConfig
 ) -> Iterator[tuple[float, float, UInt8[np.ndarray, "n s s 3"]]]:
-    """Goes through a video window by window; memory holds the clip of one.
+    """Goes through a video window by window. Memory holds the clip of one window.
 
-    Windows begin at 0, `seconds`, 2 * `seconds`, ... after the first frame; the last ends with the video. A window's
-    frames are those whose times lie in it. Where none does, as in a pause of a screen recording, it is the frame shown
-    at that time. A window with fewer frames than the clip repeats them or is an error, as `clips.short` says.
+    Windows begin at 0, `seconds`, 2 * `seconds`, ... after the first frame; the last ends with the video. A window has
+    the frames whose times lie in it. Without any, as in a pause of a screen recording, it has the frame shown at that
+    time. If a window has fewer frames than the clip, `clips.short` says what happens.
 
     Args:
         video: An encoded file's bytes or path.
         seconds: Length of a window.
-        clips: How each window is seen, as a video of its own with one view and one frame count.
+        clips: How to cut a clip from a window, with one frame count. Each window gives one view.
 
     Yields:
-        Where the window begins and ends, in seconds, and its clip. While the frames stay the same, so does the array.
+        The window's begin and end, in seconds, and its clip, which is the same array while the frames stay the same.
 
     Raises:
         VideoError: The video cannot be read, its frames have no times, or a window has too few frames.
         ValueError: `seconds` is below `SHORTEST`.
     """
     if not seconds >= SHORTEST:
-        raise ValueError(f"expected a window of more than 0 seconds, {SHORTEST} at least, got {seconds}")
+        raise ValueError(f"expected a window of at least {SHORTEST} seconds, got {seconds}: make it longer")
     clips = replace(clips, clips=1)
     with open_video(video) as opened:
         wanted = np.zeros(len(opened.times) - 1, bool)
@@ -63,17 +63,17 @@ def cut_windows(
 def cut_stretches(
     video: Video | Mapping[str, Video], clips: ClipConfig, window: float | None = None
 ) -> Iterator[tuple[float | None, float | None, Any]]:
-    """Gives what a network sees of a whole video, or of one window of it after the other.
+    """Yields the views of a whole video, or of one window of it after the other.
 
     Args:
-        video: An encoded file's bytes or path, or the path of a folder of numbered images; of a scene a dict of its
-            cameras'.
-        clips: How it is cut, at one frame count.
+        video: An encoded file's bytes or path, or the path of a folder of numbered images. A scene is a dict of those
+            of its cameras.
+        clips: How to cut it, with one frame count.
         window: Seconds of a window; see `cut_windows`. None takes the video whole, with all views of `clips`.
 
     Yields:
-        Where the stretch begins and ends, in seconds, None for a whole video; and its views, of a scene those of each
-        camera. While the frames stay the same, so do the views.
+        The begin and end in seconds, None for a whole video, and the views. A scene has views of each camera. They are
+        the same array while the frames stay the same.
 
     Raises:
         VideoError: The video cannot be read, or has no times to tell windows by.
@@ -83,7 +83,7 @@ def cut_stretches(
         yield None, None, cut_views({"video": video, "id": "video"}, clips, np.random.default_rng(0))[clips.frames[0]]
         return
     if isinstance(video, Mapping):
-        raise ValueError("expected one video to go through by a window, got several cameras: take the scene whole")
+        raise ValueError("expected one video to cut into windows, got several cameras: take the scene whole")
     before, views = None, None
     for start, end, clip in cut_windows(video, window, clips):
         if clip is not before:
@@ -94,7 +94,7 @@ def cut_stretches(
 def _windows(
     video: OpenVideo, seconds: float, clips: ClipConfig
 ) -> Iterator[tuple[float, float, Int[np.ndarray, " n"]]]:
-    """Begin, end and positions of each window. While the positions stay the same, so does the array."""
+    """Begin, end and positions of each window. The array is the same while the positions stay the same."""
     times, total = video.times[:-1], float(video.times[-1])
     seconds = min(seconds, total)
     count = max(1, ceil((total - _END) / seconds))

@@ -1,4 +1,4 @@
-"""The embedded data set `motion`: short h264 clips. Only the order and the pace of frames tell their labels."""
+"""Builds the embedded data set `motion`: short h264 clips whose labels only the order and pace of frames tell."""
 
 import contextlib
 import functools
@@ -24,7 +24,7 @@ from flaxvid.data.motion.draw import (
     render_camera,
     render_clip,
 )
-from flaxvid.data.sources.splits import SPLITS
+from flaxvid.data.sources.splits import SPLITS, check_split
 from flaxvid.data.sources.tfds import TfdsSource, shard_path, shard_writer, tfds_source, write_info
 from flaxvid.data.workers import processes
 from flaxvid.writing import cache_folder, locked
@@ -35,7 +35,7 @@ _SHARD = 4096  # clips of one file
 
 @dataclass(frozen=True)
 class MotionConfig:
-    """What to draw. Every set of options has its own folder.
+    """What to draw. Each choice of options has a folder of its own.
 
     Attributes:
         size: Height and width in pixels, even and at least 16.
@@ -43,9 +43,9 @@ class MotionConfig:
         train: Clips of the training split.
         validation: Clips of the validation split, where settings are chosen.
         test: Clips of the test split.
-        seed: It determines every clip, together with the split's name and the clip's position.
-        camera: "" is a flat world seen from the front. One of the three `CAMERAS` sees a scene in depth, whose classes
-            are `HEADINGS`; all cameras see the same scene at the same position.
+        seed: Determines every clip, together with the split's name and the clip's position.
+        camera: "" draws a flat world seen from the front. One of the three `CAMERAS` sees a scene in depth, whose
+            classes are `HEADINGS`. At one position all cameras see the same scene.
     """
 
     size: int = 64
@@ -58,17 +58,19 @@ class MotionConfig:
 
     def __post_init__(self):
         if self.camera not in ("", *CAMERAS):
-            raise ValueError(f"motion: expected camera to be {', '.join(CAMERAS)} or empty, got {self.camera!r}")
+            raise ValueError(
+                f"motion: expected camera to be {', '.join(CAMERAS)} or empty, got {self.camera!r}: choose one"
+            )
         if self.size < 16 or self.size % 2:
             raise ValueError(f"motion: expected an even size of at least 16, got {self.size}: try 64")
         if self.num_frames < 4:
             raise ValueError(f"motion: expected num_frames of at least 4, got {self.num_frames}: try 32")
         if self.seed < 0 or min(self.train, self.validation, self.test) < 1:
-            raise ValueError(f"motion: expected a seed of at least 0 and a clip or more in every split, got {self}")
+            raise ValueError(f"motion: expected a seed of at least 0 and a clip in every split, got {self}: raise them")
 
     @property
     def folder(self) -> str:
-        """The folder of this set; its name has every option."""
+        """The folder of these options, which are all in its name."""
         options = f"{self.size}px-{self.num_frames}f-{self.train}-{self.validation}-{self.test}-seed{self.seed}"
         return f"{options}{f'-{self.camera}' * bool(self.camera)}/{VERSION}"
 
@@ -79,7 +81,7 @@ class MotionConfig:
 
 
 def make_clip(config: MotionConfig, split: str, index: int) -> bytes:
-    """The h264 file of one clip, a function of its arguments alone."""
+    """The h264 file of one clip. It depends on nothing but the arguments."""
     source = (config.seed, SPLITS.index(split), index)
     rng, label = np.random.default_rng(source), index % len(config.classes)
     if not config.camera:
@@ -91,17 +93,17 @@ def make_clip(config: MotionConfig, split: str, index: int) -> bytes:
 def build_motion(
     root: str | Path | None = None, config: MotionConfig | None = None, workers: int | None = None
 ) -> Path:
-    """The folder of the data set. If it is not there, it is drawn first (a minute for the default on two cores).
+    """Draws the data set if it is not there (the default takes a minute on two cores), and gives its folder.
 
-    The set is written beside its place and moved there when it is complete, so an interrupted build leaves nothing that
-    looks finished. Of two processes that start at once, the second waits for the first.
+    It writes the set beside its place and moves it there when it is complete, so an interrupted build leaves nothing
+    that looks finished. If two processes start at once, the second one waits for the first.
 
     Args:
-        root: Folder of data sets; by default `$FLAXVID_DATA`, or else `cache_folder()`.
+        root: Folder of data sets; by default `$FLAXVID_DATA`, otherwise `cache_folder()`.
         config: What to draw; by default `MotionConfig()`.
-        workers: Processes that draw; by default one a core. Their number never changes the clips; 1 draws in this
-            process. A script that asks for more runs its own work under `if __name__ == "__main__"`, as
-            `multiprocessing` demands.
+        workers: Processes that draw; by default one a core. Their number never changes the clips. 1 draws in this
+            process. With more, `multiprocessing` demands that a script does its work under
+            `if __name__ == "__main__"`.
 
     Returns:
         A TFDS folder of ArrayRecord files (`tfds.builder_from_directory` opens it).
@@ -126,7 +128,7 @@ def build_motion(
 
 
 def _write(folder: Path, config: MotionConfig, workers: int) -> None:
-    """Draws and stores all clips in the order of their index, under a progress bar."""
+    """Draws and stores all clips in order, under a progress bar."""
     write, lengths = shard_writer(config.classes), {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns) as progress, _mapper(workers) as mapper:
@@ -150,7 +152,7 @@ def _write(folder: Path, config: MotionConfig, workers: int) -> None:
 
 @contextlib.contextmanager
 def _mapper(workers: int) -> Iterator[Any]:
-    """`map` over `range(n)` in order: here, or in spawned processes (encoding holds the interpreter lock)."""
+    """`map` over `range(n)` in order: here, or in processes, because encoding holds the interpreter lock."""
     if workers == 1:
         yield lambda make, count: map(make, range(count))
         return
@@ -162,20 +164,19 @@ def motion_source(path: str | Path, split: str = "train") -> TfdsSource:
     """One split of a built set, as a source of encoded clips.
 
     Raises:
-        ValueError: There is no such split.
+        NoSplitError: There is no such split.
         FileNotFoundError: There is no data set in the folder.
     """
-    if split not in SPLITS:
-        raise ValueError(f"motion: expected a split of {SPLITS}, got {split!r}")
+    check_split("motion", split, SPLITS)
     if not (Path(path) / "dataset_info.json").exists():
-        raise FileNotFoundError(f"motion: expected a data set in {path}, got none: give the path of build_motion")
+        raise FileNotFoundError(f"motion: expected a data set in {path}, got none: build it by build_motion")
     return replace(tfds_source(Path(path), split), name="motion")
 
 
 def fingerprint(path: str | Path) -> str:
-    """SHA-256 over every id, label and encoded clip of a built set, in order.
+    """SHA-256 of all ids, labels and encoded clips of a built set, in order.
 
-    Equal hashes mean equal data. Another x264 may encode the same drawing otherwise, and give another hash.
+    Equal hashes mean equal data. Another x264 may encode the same drawing differently and give another hash.
     """
     digest = hashlib.sha256()
     for split in SPLITS:

@@ -1,6 +1,6 @@
 """Draws and encodes one clip of the `motion` data set. All classes have the same ingredients; only time differs.
 
-It is a flat world before one camera, or a scene in depth before three cameras, each of which misses something.
+One camera sees a flat world. Three cameras see a scene in depth, and each of them misses something.
 """
 
 import io
@@ -33,16 +33,16 @@ HEADINGS: tuple[str, ...] = (
     "goes left",
     "goes away to the left",
 )
-"""The classes of a scene: where the ball goes as the front camera sees it, in eighths of a turn to the right."""
+"""The classes of a scene: the ball's way as the front camera sees it, in eighths of a turn to the right."""
 
 
 def _travel(
     rng: np.random.Generator, progress: Float[np.ndarray, " t"], way: int, turns: float = 1.0, *, back: bool = False
 ) -> Float[np.ndarray, "t 1 1"]:
-    """The place on a circle of length 1 while `progress` goes from 0 to 1, about `turns` rounds in a clip.
+    """The place on a circle of length 1 while `progress` goes from 0 to 1: about `turns` rounds in a clip.
 
-    `way` is +1 or -1. With `back` the second half runs backward, over the same places at the same speed. Only the order
-    of the frames tells the two apart.
+    `way` is +1 or -1. With `back` the second half runs backward, over the same places at the same speed, so only the
+    order of the frames tells the two apart.
     """
     if back:
         progress = np.where(progress < 0.5, progress, 1.5 - progress)
@@ -55,7 +55,7 @@ def _steady(frames: int) -> Float[np.ndarray, " t"]:
 
 
 def _progress(rng: np.random.Generator, frames: int, pace: int) -> Float[np.ndarray, " t"]:
-    """Goes from 0 to 1: from rest to run (0), from run to rest (1), or both in either order (2)."""
+    """Goes from 0 to 1. It speeds up (pace 0), slows down (1), or does both in either order (2)."""
     time = _steady(frames)
     ramp = 1 - np.abs(2 * time - 1) if pace == 2 else time
     if pace == 1 or (pace == 2 and rng.integers(2)):
@@ -65,7 +65,7 @@ def _progress(rng: np.random.Generator, frames: int, pace: int) -> Float[np.ndar
 
 
 def _ball(label: int, frames: int, rng: np.random.Generator) -> tuple[Float[np.ndarray, "t 1 1"], ...]:
-    """The ball of a class: x, y and the phase of its nearness, each on a circle of length 1."""
+    """The ball of a class: x, y and nearness, each on a circle of length 1."""
     lines = len(WAYS) * len(PACES)
     way, pace = divmod(label, len(PACES)) if label < lines else (None, int(rng.integers(len(PACES))))
     progress = _progress(rng, frames, pace)
@@ -101,17 +101,17 @@ def render_clip(
 ) -> tuple[UInt8[np.ndarray, "t h w"], UInt8[np.ndarray, "t 2 h2 w2"]]:
     """Luma and (half-resolution) chroma planes of a clip of class `label`.
 
-    A bright ball, of one of four shapes, and a darker pillar move over a textured ground past which the camera drifts;
-    one passes behind the other. The world is a torus: what leaves on the right enters on the left. The ball's x, y and
-    size go there and back at a pace that rises, falls, or does both, except in the one respect that makes the class:
-    one of them goes on, or x and y go round. The pillar goes there and back in all classes. Every place, size and speed
-    occurs in every class alike, so that a single frame, or all of them in another order, say next to nothing.
+    A bright ball, of one of four shapes, and a darker pillar move over a textured ground while the camera drifts. One
+    passes behind the other. The world is a torus: what leaves on the right enters on the left. The ball's x, y and size
+    go there and back at a pace that rises, falls, or does both. One difference makes the class: one of them goes on, or
+    x and y go round. The pillar goes there and back in all classes. All places, sizes and speeds are equally frequent
+    in all classes, so a single frame, or all frames in another order, say almost nothing.
 
     Args:
-      label: position in `MOTION_CLASSES`.
-      size: height and width in pixels, even.
-      frames: number of frames.
-      rng: source of every nuisance, which makes the clip a function of its seed.
+        label: Position in `MOTION_CLASSES`.
+        size: Height and width in pixels, even.
+        frames: Number of frames.
+        rng: Draws everything that the label leaves open.
     """
     x, y, nearness = _ball(label, frames, rng)
     pillar_x = _travel(rng, _steady(frames), int(rng.choice((-1, 1))), 0.8, back=True)
@@ -129,19 +129,19 @@ def render_camera(
 ) -> tuple[UInt8[np.ndarray, "t h w"], UInt8[np.ndarray, "t 2 h2 w2"]]:
     """Luma and (half-resolution) chroma planes of what one camera sees of a scene of class `label`.
 
-    A ball goes over the ground in a straight line, in one of eight directions and at any of a range of speeds, and up
-    and down as it likes; its place, seen from above, is what counts. Each camera sees the part of the way that lies
-    across its line of sight. The lenses are so long that nearness does not show, so what goes towards a camera looks as
-    what goes away from it, a slow way across as a faster one aslant: no camera can tell the class alone, and any two
-    can. Each has a pillar of its own, behind which the ball may be when it matters, and a ground of its own.
+    A ball goes over the ground in a straight line, in one of eight directions and at one of many speeds. It also goes
+    up and down, which means nothing. Each camera sees the part of the way across its line of sight. Nearness does not
+    show, so a ball that comes nearer looks like one that goes away, and a slow one across like a faster one aslant. No
+    camera can tell the class alone; any two can. Each camera has a ground and a pillar of its own, which may hide the
+    ball.
 
     Args:
-      label: position in `HEADINGS`.
-      size: height and width in pixels, even.
-      frames: number of frames.
-      camera: one of `CAMERAS`.
-      scene: source of what all cameras share; the same state for each of them.
-      own: source of what only this one sees.
+        label: Position in `HEADINGS`.
+        size: Height and width in pixels, even.
+        frames: Number of frames.
+        camera: One of `CAMERAS`.
+        scene: Draws what all cameras share. It has the same state for each of them.
+        own: Draws what only this camera sees.
     """
     heading = 2 * np.pi * label / len(HEADINGS) + scene.uniform(-0.15, 0.15)
     way = 0.3 * 4 ** scene.uniform() * _progress(scene, frames, int(scene.integers(3)))
@@ -168,7 +168,7 @@ def _ball_mask(
 
 
 def _paints(rng: np.random.Generator) -> Paints:
-    """How bright ball and pillar are, and the chroma of ground, ball and pillar."""
+    """Luma of ball and pillar, and the chroma of ground, ball and pillar."""
     bright, dark = np.float32(rng.uniform(205, 230)), np.float32(rng.uniform(145, 160))
     hues = rng.uniform(0, 2 * np.pi), rng.uniform(-0.4, 0.4), np.pi + rng.uniform(-0.4, 0.4)  # ground, ball, pillar
     return bright, dark, (np.array((6, 50, 50)) * np.stack((np.cos(hues), np.sin(hues)))).astype(np.float32)
@@ -181,7 +181,7 @@ def _compose(
     paints: Paints,
     order: Sequence[int] | Int[np.ndarray, " 2"],
 ) -> tuple[UInt8[np.ndarray, "t h w"], UInt8[np.ndarray, "t 2 h2 w2"]]:
-    """Ball (0) and pillar (1) over the ground in some order: the first passes behind the second."""
+    """Paints ball (0) and pillar (1) over the ground in some order. The first passes behind the second."""
     (frames, size, _), (bright, dark, colours) = luma.shape, paints
     chroma = np.broadcast_to(colours[:, :1, None], (frames, 2, size // 2, size // 2)).copy()
     layers = ((ball, bright, ball[:, None, ::2, ::2]), (pillar, dark, pillar[:, None, :, ::2]))
@@ -193,7 +193,7 @@ def _compose(
 
 
 def _ground(rng: np.random.Generator, frames: int, size: int) -> Float[np.ndarray, "t h w"]:
-    """A faint periodic texture of a few waves, seen through a camera that drifts steadily, in whole pixels."""
+    """A faint periodic texture of a few waves, seen by a camera that drifts steadily, in whole pixels."""
     waves = rng.choice([(1, 0), (0, 1), (1, 1), (1, -1), (2, 1), (1, 2), (2, -1), (1, -2), (3, 0), (0, 3)], 4, False)
     grid = 2 * np.pi * (np.arange(size) + 0.5) / size
     phase = waves[:, :1, None] * grid + waves[:, 1:, None] * grid[:, None] + rng.uniform(0, 2 * np.pi, (4, 1, 1))
@@ -206,7 +206,7 @@ def _ground(rng: np.random.Generator, frames: int, size: int) -> Float[np.ndarra
 def encode(luma: UInt8[np.ndarray, "t h w"], chroma: UInt8[np.ndarray, "t 2 h2 w2"]) -> bytes:
     """An h264 file in memory (mp4, yuv420p, 16 frames a second).
 
-    One thread and no rate control by time, so that the same planes give the same bytes however busy the machine is.
+    One thread and a constant rate factor give the same bytes for the same planes, however busy the machine is.
     """
     import av
 

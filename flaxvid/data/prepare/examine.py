@@ -1,4 +1,4 @@
-"""Examines one video of a data set: whether all of it decodes, what is in it, and what to store."""
+"""Examines one video of a data set: decodes all of it, describes it, and gives the bytes to store."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,7 @@ from flaxvid.data.clips.video_file import open_stream
 from flaxvid.data.prepare.report import Finding
 
 _SIDE, _PICTURES = 8, 4  # of a signature
-_WHOLE = 0.9  # of the frames that the header promises: healthy files may lack a few
+_WHOLE = 0.9  # least share of the frames that the header promises, because healthy files may lack a few
 _FOLDER_RATE = 12  # frames a second of data sets that are published as folders of frames
 
 
@@ -27,8 +27,8 @@ class Encoding:
     """How videos are encoded anew, as h264.
 
     Attributes:
-        short_side: Pixels of the shorter side, even. Smaller videos keep their size, to a pixel or two.
-        key_frames: Distance of key frames. A small one makes jumps within a video cheap, and files larger.
+        short_side: Pixels of the shorter side, even. Smaller videos keep their size, but sides become even.
+        key_frames: Distance of key frames. A small one makes jumps within a video fast, and files larger.
         crf: x264's constant rate factor. 18 looks like the original, 23 is usual, more is smaller and worse.
     """
 
@@ -38,7 +38,9 @@ class Encoding:
 
     def __post_init__(self):
         if self.short_side < 2 or self.short_side % 2 or self.key_frames < 1 or not 0 <= self.crf <= 51:
-            raise ValueError(f"expected an even short_side, key_frames of at least 1 and crf from 0 to 51, got {self}")
+            raise ValueError(
+                f"expected an even short_side, key_frames of at least 1 and crf from 0 to 51, got {self}: correct it"
+            )
 
 
 def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None) -> tuple[Finding, bytes]:
@@ -50,7 +52,7 @@ def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None)
         encoding: How to encode it anew; None keeps its bytes.
 
     Returns:
-        The finding, and the bytes to store, which are empty if the video is not good.
+        The finding, and the bytes to store, which are empty for a bad video.
     """
     video = item["video"]
     finding = Finding(item["id"], item["label"], stamp=stamp(video))
@@ -72,7 +74,7 @@ def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None)
             reason = f"{count} frames, fewer than {min_frames}"
             return dataclasses.replace(finding, problem="short", reason=reason), b""
         if not isinstance(video, bytes) and os.path.isdir(video) and not encoding and count_frames(content) != count:
-            raise VideoError("expected images that make a video, got some of several pictures each: encode them anew")
+            raise VideoError("expected images of one picture each, got some of several: encode them anew")
         if encoding:
             content = encode(video, encoding, item["id"])
     except Exception as error:  # a broken file is a finding, whatever the decoder raises
@@ -83,7 +85,7 @@ def examine(item: Mapping[str, Any], min_frames: int, encoding: Encoding | None)
 
 
 def stamp(video: bytes | str | Path) -> str:
-    """Size and time of a file, which tell whether it changed. Bytes and missing files have an empty one."""
+    """Size and time of a file, to find out whether it changed. Bytes and missing files have an empty stamp."""
     if isinstance(video, bytes) or not os.path.exists(video):
         return ""
     status = os.stat(video)
@@ -113,7 +115,7 @@ def _rate(video: bytes | str | Path) -> Any:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """The bytes of a file, or of a folder's frames one after the other, which FFmpeg reads as a video."""
+    """The bytes of a file, or those of a folder's frames one after the other, which FFmpeg reads as a video."""
     if not path.is_dir():
         return path.read_bytes()
     images = {path: path.read_bytes() for path in list_images(path)}

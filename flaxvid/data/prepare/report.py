@@ -16,7 +16,6 @@ from rich.table import Table
 NEAR = 3.0
 """Largest difference of two signatures (root mean square, in grey levels) of the same pictures."""
 
-
 SAME_FILE, TWO_LABELS, SAME_PICTURES = "same file", "same file, two labels", "same pictures"
 """Kinds of duplicates."""
 
@@ -27,7 +26,7 @@ class Finding:
 
     Attributes:
         id: The video.
-        label: Its label; of several targets, one of each.
+        label: Its label. Several targets have one each.
         frames: How many frames decode.
         digest: SHA-256 of the file, or of all files of a folder of frames; empty if there is none.
         signature: Grey levels of a few small pictures as hexadecimal digits, or empty; see `near_pairs`.
@@ -48,7 +47,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split: how many videos it has, how many are good, their lengths in frames, and the bad ones by name."""
+    """One split: its videos, the good ones, their lengths in frames, and the bad ones by name."""
 
     videos: int
     good: int
@@ -62,7 +61,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """One video twice, in two splits or with two labels. `difference` is in grey levels, 0 for the same file."""
+    """A video that is in two splits, or has two labels. `difference` is in grey levels, 0 for the same file."""
 
     splits: tuple[str, str]
     ids: tuple[str, str]
@@ -113,7 +112,7 @@ def summarise(findings: Mapping[str, Sequence[Finding]]) -> Report:
 
 
 def find_contradictions(split: str, rows: Sequence[Finding]) -> list[Duplicate]:
-    """The same files in one split under two labels. Each comes once, with the first file that has another label."""
+    """Files that are in one split with two labels. Each comes once, with the first one of another label."""
     first: dict[str, list[Finding]] = {}
     found = []
     for row in rows:
@@ -126,7 +125,7 @@ def find_contradictions(split: str, rows: Sequence[Finding]) -> list[Duplicate]:
 
 
 def _contradict(a: int | Mapping[str, int], b: int | Mapping[str, int]) -> bool:
-    """Whether two labels differ; of several targets, in a target that both have."""
+    """Whether two labels differ. With several targets only those that both have count."""
     if not isinstance(a, Mapping) or not isinstance(b, Mapping):
         return a != b
     return any(a[target] != b[target] and a[target] >= 0 and b[target] >= 0 for target in a)
@@ -135,9 +134,9 @@ def _contradict(a: int | Mapping[str, int], b: int | Mapping[str, int]) -> bool:
 def find_duplicates(
     splits: tuple[str, str], first: Sequence[Finding], second: Sequence[Finding]
 ) -> tuple[Duplicate, ...]:
-    """Videos of one split that are also in another: the same file, or the same pictures encoded anew.
+    """Videos of one split that are also in another: the same file, or the same pictures in another encoding.
 
-    It does not find videos that were cut to another length, mirrored or recoloured.
+    It does not find videos with another length, or mirrored or recoloured ones.
     """
     first, second = ([row for row in rows if row.signature] for rows in (first, second))
     if not first or not second:
@@ -162,12 +161,10 @@ def near_pairs(
 ) -> list[tuple[int, int, float]]:
     """Pairs (row of a, row of b, difference) whose root mean square difference is at most `limit`.
 
-    One product of matrices compares a block of rows: 200,000 videos against 20,000 take a minute on a core or two.
+    A product of matrices compares a block of rows: 200,000 videos against 20,000 take a minute on a core or two.
     """
     pairs, dims = [], a.shape[1]
-    centre = b.mean(
-        axis=0, dtype=np.float32
-    )  # small numbers, so that float32 is exact enough for differences of squares
+    centre = b.mean(axis=0, dtype=np.float32)  # float32 is exact enough for differences of squares of small numbers
     right: Float[np.ndarray, "m d"] = b - centre
     for start in range(0, len(a), 1024):
         left = a[start : start + 1024] - centre
@@ -180,7 +177,7 @@ def near_pairs(
 
 
 def show(report: Report, limit: int = 10) -> Group:
-    """The report as tables for a terminal, with the first few findings of each kind."""
+    """The report as tables for a terminal, with the first findings of each kind."""
     overview = Table(title="Videos")
     for heading in ("split", "videos", "good", "missing", "unreadable", "too short", "frames (min, median, max)"):
         overview.add_column(heading, justify="left" if heading == "split" else "right")

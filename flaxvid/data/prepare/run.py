@@ -1,7 +1,7 @@
 """Checks every video of a data set and stores the good ones in ArrayRecord shards, in processes. It can resume.
 
-It works shard by shard. A complete shard has its file and, written last, its findings in `parts/`. So a run that was
-killed goes on after the last of them, and no half-written file is taken for a whole one.
+It works shard by shard, and writes the findings of a shard in `parts/` after the shard's file. So a killed run goes on
+after its last findings, and never takes half a file for a whole one.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from flaxvid.types import by_target
 from flaxvid.writing import locked, read_json, written_whole
 
 IN_FLIGHT = 2**29
-"""Bytes of videos in this process's memory at a time, if no single one has more. Workers have their own."""
+"""Most bytes of videos in this process's memory, except for a single larger one. Workers have more of their own."""
 
 VERSION = "1.0.0"  # raise it when the same videos would be stored or reported otherwise
 
@@ -45,7 +45,7 @@ class Preparation:
         store: Whether to write the data set, or only check the videos.
         encoding: How to encode videos anew; None stores the files as they are.
         min_frames: Videos with fewer frames are too short and are left out.
-        shard_size: Videos of one shard; a kill can cost the work on one.
+        shard_size: Videos of one shard. A killed run loses at most the work on one shard.
     """
 
     name: str = "prepared"
@@ -56,11 +56,9 @@ class Preparation:
 
     def __post_init__(self):
         if self.min_frames < 1 or self.shard_size < 1:
-            raise ValueError(f"expected min_frames and shard_size of at least 1, got {self}")
+            raise ValueError(f"expected min_frames and shard_size of at least 1, got {self}: raise them")
         if self.encoding and not self.store:
-            raise ValueError(
-                "expected an encoding only with a data set to store, got one for a mere check: leave it out"
-            )
+            raise ValueError("expected an encoding only with a data set to store, got one for a check: leave it out")
 
 
 def prepare(
@@ -68,19 +66,19 @@ def prepare(
 ) -> Report:
     """Checks all videos, stores the good ones, and reports the others.
 
-    It decodes every frame. `open_source("tfds", output, split)` and TFDS read the result; `report.json` lies beside it.
-    Called again after an interruption, it goes on. After its end it returns the same report.
+    It decodes every frame. `open_source("tfds", output, split)` and TFDS read the result. `report.json` lies beside it.
+    Call it again after an interruption to go on. After its end it returns the same report.
 
     Args:
         splits: The sources, by the split's name.
-        output: The folder to write: new, or of the same preparation.
+        output: The folder to write: a new one, or one of the same preparation.
         preparation: What to do.
-        workers: Processes; by default one a core. A script that calls this runs its own work under
-            `if __name__ == "__main__"`, as `multiprocessing` demands.
+        workers: Processes; by default one a core. `multiprocessing` demands that a script does its work under
+            `if __name__ == "__main__"`.
 
     Raises:
-        ValueError: The folder holds something else, or lies among class folders, where it would be a class; the splits
-            have different classes; or a split has no good video.
+        ValueError: The folder holds something else, or lies among class folders; the splits have different classes; or
+            a split has no good video.
         OSError: Another process works in the folder, or it cannot be written.
     """
     output = Path(output).expanduser().absolute()
@@ -88,15 +86,13 @@ def prepare(
         root = getattr(source, "root", None)
         if root and source.name.startswith("folder ") and output.resolve().is_relative_to(Path(root).resolve()):
             raise ValueError(
-                f"expected an output folder outside of the videos' folder {root}, got {output}: there it "
-                "would be taken for a class"
+                f"expected an output folder outside of the videos' folder {root}, got {output}: there it would be a "
+                "class; choose another folder"
             )
     names = [name for source in splits.values() for own in by_target(source.classes).values() for name in own]
     wrong = [name for name in names if len(name.splitlines()) != 1 or re.search("[\ud800-\udfff]", name)]
     if wrong and preparation.store:
-        raise ValueError(
-            f"expected class names of one line in UTF-8, which can be written down, got {wrong[0]!r}: rename the class"
-        )
+        raise ValueError(f"expected class names of one line in UTF-8, got {wrong[0]!r}: rename the class")
     different = {repr(source.classes) for source in splits.values()}
     if len(different) != 1:
         raise ValueError(
@@ -111,8 +107,8 @@ def prepare(
             empty = [split for split, split_report in report.splits.items() if not split_report.good]
             if empty:
                 raise ValueError(
-                    f"expected a good video in every split, got none in {', '.join(empty)}: {output / 'report.json'} "
-                    "says why"
+                    f"expected a good video in every split, got none in {', '.join(empty)}: read why in "
+                    f"{output / 'report.json'}"
                 )
             lengths = {split: [sum(not row.problem for row in part) for part in some] for split, some in parts.items()}
             description = f"Videos prepared by flaxvid: {json.dumps(asdict(preparation))}"
@@ -121,7 +117,7 @@ def prepare(
 
 
 def _work(splits: Mapping[str, Source], output: Path, preparation: Preparation, workers: int) -> None:
-    """Does all shards that are not complete yet, under a progress bar."""
+    """Does all incomplete shards, under a progress bar."""
     jobs, total = [], sum(len(source) for source in splits.values())
     for split, source in splits.items():
         for number, start in enumerate(range(0, len(source), preparation.shard_size)):
@@ -143,7 +139,7 @@ def _work(splits: Mapping[str, Source], output: Path, preparation: Preparation, 
         bad = 0
 
         def good(group: Iterable[Any], rows: list[Finding]) -> Iterator[dict[str, Any]]:
-            """The good videos one by one, because a shard is too large for memory. All findings go into `rows`."""
+            """Yields the good videos, because a shard is too large for memory. All findings go into `rows`."""
             nonlocal bad
             for _, (finding, content) in group:
                 rows.append(finding)
@@ -164,7 +160,7 @@ def _work(splits: Mapping[str, Source], output: Path, preparation: Preparation, 
 
 
 def _is_done(part: Path, source: Source, indices: range) -> bool:
-    """Whether a shard is complete, and none of its bad files has changed since."""
+    """Whether a shard is complete and its bad files have not changed since."""
     if not part.exists():
         return False
     bad = [(index, row) for index, row in zip(indices, _read(part), strict=True) if row.problem]
@@ -174,9 +170,9 @@ def _is_done(part: Path, source: Source, indices: range) -> bool:
 def _in_order(
     submit: Callable[[Any], Future], items: Iterable[Any], ahead: int, size: Callable[[Any], int]
 ) -> Iterator[Any]:
-    """Results in the order of the items. At most `ahead` items and `IN_FLIGHT` bytes are under way, or a single item.
+    """Yields results in the order of the items. It bounds those that wait, because results are whole videos.
 
-    Results are whole videos, and wait here for those before them.
+    At most `ahead` items and `IN_FLIGHT` bytes are under way, or a single larger item.
     """
     pending: deque[tuple[int, Future]] = deque()
     total = 0
@@ -194,7 +190,7 @@ def _in_order(
 
 
 def _size(item: Mapping[str, Any]) -> int:
-    """Bytes that a video takes in memory; 0 if it is not there."""
+    """Bytes that a video takes in memory; 0 if it is missing."""
     video = item["video"]
     if isinstance(video, bytes):
         return len(video)
@@ -217,13 +213,13 @@ def _read(path: Path) -> list[Finding]:
         return [Finding(**row) for row in read_json(path, list)]
     except TypeError as error:  # a row of something else
         raise ValueError(
-            f"expected findings in {path}, got others ({error}): remove it and the shard of its number"
+            f"expected findings in {path}, got something else ({error}): remove it and the shard of its number"
         ) from error
 
 
 @contextlib.contextmanager
 def _claimed(output: Path, splits: Mapping[str, Source], preparation: Preparation) -> Iterator[None]:
-    """Holds the folder for this process, and checks that it is new or of the same preparation."""
+    """Locks the folder for this process, and checks that it is new or of the same preparation."""
     marks = {"version": VERSION, **asdict(preparation)}
     for split, source in splits.items():
         described = (
@@ -237,8 +233,8 @@ def _claimed(output: Path, splits: Mapping[str, Source], preparation: Preparatio
     with locked(output / "parts" / ".lock") as is_ours:
         if not is_ours:
             raise OSError(
-                f"expected a folder for this process alone, got {output}, where another one works: wait for it, or "
-                "choose another folder"
+                f"expected a folder for this process alone, got {output}, where another one works: wait, or choose "
+                "another folder"
             )
         if record.exists():
             before = read_json(record, dict)

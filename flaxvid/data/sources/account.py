@@ -7,17 +7,17 @@ from typing import Any
 from unicodedata import normalize
 
 from flaxvid.data.mirror import NO_LABEL
+from flaxvid.data.sources.names import list_names
 from flaxvid.types import by_target
 
 SHOWN = 20
-"""Classes that are listed one by one. Of more classes only the odd ones are."""
+"""Most classes that the table lists one by one. Of more classes it lists only the odd ones."""
 
 
 def describe_splits(splits: Mapping[str, Any]) -> str:
     """Describes sources in a block of text: a table of classes and splits, and a line for each thing to know.
 
-    It is for whoever starts a run or prepares a data set; the library does not print it. Sources whose labels are not
-    in memory, as those of TFDS, are not counted by class.
+    It counts the classes only of sources that have their labels in memory. Those of TFDS have not.
 
     Args:
         splits: Sources by the names of their splits.
@@ -79,11 +79,11 @@ def _table(target: str, classes: Sequence[str], counts: Mapping[str, Counter[int
         lines.append(f"{'... and ' if shown else ''}{len(rows) - len(shown)} classes of {', '.join(spans)}")
     for at, split in enumerate(counts):
         if empty := [name for name, row in rows[: len(classes)] if not row[at]]:
-            lines.append(f"classes without {split} videos{f' of {target}' * bool(target)}: {_some(empty)}")
+            lines.append(f"classes without {split} videos{f' of {target}' * bool(target)}: {list_names(empty)}")
     if "train" in counts and len(counts) > 1:
         single = [name for name, row in rows[: len(classes)] if sum(row) == 1]
         if single:
-            lines.append(f"classes of one video, which cannot be tested: {_some(single)}")
+            lines.append(f"classes of one video, which cannot be tested: {list_names(single)}")
     return lines
 
 
@@ -91,10 +91,4 @@ def _alike(classes: Sequence[str]) -> list[str]:
     known: dict[str, list[str]] = {}
     for name in classes:
         known.setdefault(re.sub(r"[\W_]+", "", normalize("NFC", name)).casefold(), []).append(name)
-    return [
-        f"classes whose names are nearly the same: {', '.join(names)}" for names in known.values() if len(names) > 1
-    ]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)})" if len(names) > SHOWN else "")
+    return [f"classes with nearly the same name: {', '.join(names)}" for names in known.values() if len(names) > 1]

@@ -1,4 +1,4 @@
-"""Scenes that several cameras saw at once. Each camera has a data set of any kind; they are read side by side."""
+"""Scenes that several cameras saw at once. Each camera has a data set of its own, of any kind."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,13 +25,11 @@ class Scenes:
     def __post_init__(self):
         lengths = {camera: len(source) for camera, source in self.sources.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(
-                f"expected the same scenes in every camera, got as many videos as {lengths}: complete them"
-            )
+            raise ValueError(f"expected the same scenes in every camera, got {lengths} videos: add the missing ones")
         if any(source.classes != self._first.classes for source in self.sources.values()):
             raise ValueError(
                 f"expected the same classes in every camera, got others in one of {', '.join(self.sources)}: "
-                "the folders of all classes must be there for each"
+                "give every camera a folder for each class"
             )
 
     @property
@@ -45,7 +43,7 @@ class Scenes:
 
     @property
     def name(self) -> str:
-        """The first camera's name, and the names of all cameras."""
+        """The name of the first camera's source, and the names of all cameras."""
         return f"{self._first.name} from {', '.join(self.sources)}"
 
     @property
@@ -85,27 +83,27 @@ def open_scenes(
 ) -> Scenes:
     """Opens one split of a data set that has several cameras of each scene.
 
-    `<root>/<camera>` is for each camera a data set of its own, as `open_source` reads it, in which the files of a scene
-    have the same name: `videos/front/jump/a.mp4` and `videos/left/jump/a.mp4`. `motion` is drawn for each camera.
+    `<root>/<camera>` is a data set of its own, as `open_source` reads it. The files of one scene have the same name in
+    each: `videos/front/jump/a.mp4` and `videos/left/jump/a.mp4`. `motion` is drawn for each camera.
 
     Args:
         name, split, fold, lists, missing, group: As in `open_source`. A scene that one camera did not see is missing.
-        root: The folder of the cameras' folders.
-        cameras: Names of the cameras; of `motion` they are "front", "left" and "right".
-        motion: What `motion` is to look like, whatever its camera.
+        root: The folder that has a folder for each camera.
+        cameras: Names of the cameras. Those of `motion` are "front", "left" and "right".
+        motion: What to draw; the cameras replace its `camera`.
 
     Raises:
-        ValueError: There are no cameras, or one comes twice; or what `open_source` and `Scenes` find wrong.
+        ValueError: There are no cameras, or one comes twice. `open_source` and `Scenes` raise it, too.
         FileNotFoundError: A camera's folder, or its files, are not there.
     """
     if not cameras or len(set(cameras)) < len(cameras):
-        raise ValueError(f"expected cameras as distinct names, got {tuple(cameras)}")
+        raise ValueError(f"expected cameras of different names, got {tuple(cameras)}: name each one once")
     if name == "motion":
         config = motion or MotionConfig()
         configs = {camera: dataclasses.replace(config, camera=camera) for camera in cameras}
         return Scenes({camera: open_source(name, root, split, motion=own) for camera, own in configs.items()})
     if root is None:
-        raise ValueError(f"{name}: expected the folder of the cameras' folders {', '.join(cameras)} as root, got None")
+        raise ValueError(f"{name}: expected as root the folder of {', '.join(cameras)}, got None: name it")
     unknown = [camera for camera in cameras if not (Path(root).expanduser() / camera).is_dir()]
     if unknown:
         raise FileNotFoundError(

@@ -9,11 +9,9 @@ from typing import Any
 
 from flaxvid.data.mirror import NO_LABEL, FlipLabels, flip_labels
 from flaxvid.data.sources.files import FileSource
+from flaxvid.data.sources.names import list_names
 from flaxvid.data.sources.open import Source
 from flaxvid.types import Classes, by_target
-
-SHOWN = 20
-"""Most class names that a message lists."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +19,8 @@ class Relabelled:
     """A source whose labels count the classes of a network instead of its own.
 
     Attributes:
-        source: The source with its own labels. Targets that the network does not have are left out.
-        classes: What the labels count here.
+        source: The source with its own labels.
+        classes: The network's classes. Targets that it does not have are left out.
         numbers: For each target, the number in `classes` of each of the source's classes.
     """
 
@@ -61,16 +59,16 @@ def relabel(
     advice: str,
     renames: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Source:
-    """Makes the labels of a source count `classes`, matched by name. A source that does so already stays as it is.
+    """Makes the labels of a source count `classes`. It matches classes by name.
 
-    The source may lack some classes, order them otherwise, and name further ones that no video has. Names that differ
-    in case, spaces or underscores are different names: nothing is guessed.
+    The source may lack some classes, have them in another order, and name further ones that no video has. Names that
+    differ in case, spaces or underscores are different names: nothing is guessed.
 
     Args:
         source: The videos.
         classes: The network's classes; of several targets those of each.
         owner: Whose classes they are, for messages: "the network".
-        advice: What to do about other names, for messages.
+        advice: What the message says to do about other names.
         renames: For each target ("" if there is only one), names of the source and what `classes` calls them. Two names
             may become one.
 
@@ -80,11 +78,11 @@ def relabel(
     known, own, renames = by_target(classes), by_target(source.classes), renames or {}
     if isinstance(classes, Mapping) != isinstance(source.classes, Mapping) or known.keys() - own.keys():
         raise ValueError(
-            f"expected labels of {owner}'s {_targets(known)}, got {_targets(own)} in {source.name}: targets are "
-            "matched by name, a list has a column for each"
+            f"expected labels of {owner}'s {_targets(known)}, got {_targets(own)} in {source.name}: write a "
+            "list with a column of that name for each target"
         )
     if strange := sorted(renames.keys() - known.keys()):
-        raise ValueError(f"expected names to change of {_targets(known)}, got {_targets(dict.fromkeys(strange))}")
+        raise ValueError(f"expected renames of {_targets(known)}, got {_targets(dict.fromkeys(strange))}: drop them")
     wrong, numbers = [], {}
     for target, names in known.items():
         renamed = _rename(own[target], renames.get(target, {}), source.name)
@@ -111,7 +109,10 @@ def relabel(
 
 
 def find_classes(names: Sequence[str], known: Sequence[str]) -> tuple[int | None, ...]:
-    """The number in `known` of each of `names`; None where `known` lacks it, or has it twice and the lists differ."""
+    """The number in `known` of each of `names`; None where `known` lacks it or has it twice.
+
+    Equal lists match name by name, even if a name comes twice.
+    """
     if tuple(names) == tuple(known):
         return tuple(range(len(known)))
     times = Counter(map(_text, known))
@@ -120,7 +121,7 @@ def find_classes(names: Sequence[str], known: Sequence[str]) -> tuple[int | None
 
 
 def differences(old: Classes, new: Classes) -> list[str]:
-    """Says what became of class names, a line each: which are gone, which are new, or that the order changed."""
+    """Says how class names changed, a line for each target: the gone and the new ones, or another order."""
     lines = []
     if isinstance(old, Mapping) != isinstance(new, Mapping) or by_target(old).keys() != by_target(new).keys():
         lines.append(f"{_targets(by_target(old))} there, {_targets(by_target(new))} here")
@@ -140,11 +141,6 @@ def are_numbers(names: Sequence[str]) -> bool:
     return all(name.isdecimal() for name in names)
 
 
-def list_names(names: Sequence[str]) -> str:
-    """Names for a message, the first ones of many."""
-    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
-
-
 def as_classes(value: Any) -> Classes:
     """Turns class names that were read from JSON into tuples.
 
@@ -158,7 +154,7 @@ def as_classes(value: Any) -> Classes:
 
 
 def _renumber(label: int, numbers: Sequence[int]) -> int:
-    return numbers[label] if label >= 0 else label  # below 0 the label is missing
+    return numbers[label] if label >= 0 else label  # a negative label is missing
 
 
 def _difference(
@@ -174,8 +170,8 @@ def _difference(
     if meant:
         return f"{text}; did you mean {list_names(meant)}? Names are not guessed"
     if are_numbers(known) != are_numbers(names):
-        numbered = "a list has its names in classes.txt" if are_numbers(names) else f"{owner} has only those"
-        return f"{text}; numbers are no names, and {numbered}"
+        fix = ": put the names into classes.txt" if are_numbers(names) else f", and {owner} has only numbers"
+        return f"{text}; numbers are no names{fix}"
     return text
 
 

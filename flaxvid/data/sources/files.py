@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxvid.data.mirror import NO_LABEL, FlipLabels, flip_labels
+from flaxvid.data.sources.names import list_names
 from flaxvid.data.sources.search import VIDEO_SUFFIXES, is_junk
 from flaxvid.types import Classes, by_target
 
@@ -19,12 +20,12 @@ class FileSource:
 
     Attributes:
         name: The data set and split, for messages.
-        root: What the paths are relative to.
-        paths: One a video, which is also its id.
-        labels: One a video. Several targets have such a tuple each, with `NO_LABEL` where one is missing.
+        root: The folder that paths are relative to.
+        paths: The path of each video, which is also its id.
+        labels: The label of each video. Several targets have such a tuple each, with `NO_LABEL` for a missing label.
         classes: Class names, by label. Several targets have such a tuple each.
         layout: What the data set looks like on disk, for messages.
-        notes: What was left out or looks odd, a sentence each, for whoever starts a run.
+        notes: What was left out or looks odd, a sentence each. `describe_splits` shows them.
 
     Raises:
         ValueError: There are no videos, or a label is outside the classes.
@@ -68,17 +69,18 @@ class FileSource:
         return {"video": os.path.join(self.root, path), "label": label, "id": path}
 
     def located(self, *, some: bool = False) -> "FileSource":
-        """The same source with the paths that its videos have on disk.
+        """Gives the same source with the paths that its videos have on disk.
 
         A list may say `a.avi` where `a.mp4` lies, or a folder of frames `a`. Names may also differ in case and in how
-        accents are written. Such a video is taken if only one fits, and a note counts them. Each folder is listed once,
-        which is far faster on network disks than asking for every file.
+        accents are written. If only one such video is there, it is taken, and a note counts them. Each folder is listed
+        once, because asking for every file is slow on network disks.
 
         Args:
             some: Whether some videos may be missing. They stay in the source.
 
         Raises:
-            FileNotFoundError: Videos are missing. The message has their number, the first few and the layout.
+            FileNotFoundError: Videos are missing. The message counts them and names the first ones.
+            ValueError: Two names of the list fit only one video.
         """
         disk = Disk(self.root)
         wanted = set(self.paths)
@@ -95,8 +97,8 @@ class FileSource:
         if len(missing) == len(paths) or (missing and not some):
             raise FileNotFoundError(
                 f"{self.name}: expected {len(self.paths)} videos under {self.root}, {len(missing)} are missing "
-                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): check the root, fetch them, "
-                f"drop them from the list, or go without them by data.missing=keep; the layout is {self.layout}"
+                f"({list_names(missing, 3)}): check the root, fetch them, drop them from the list, or go without them "
+                f"by data.missing=keep; the layout is {self.layout}"
             )
         if not other:
             return self
@@ -109,7 +111,7 @@ class FileSource:
 
 
 class Disk:
-    """Knows which videos lie under a root. It lists every folder once, when it is asked for."""
+    """Knows which videos lie under a root. It lists a folder once, on the first question about it."""
 
     def __init__(self, root: str):
         self._root = root
@@ -117,7 +119,7 @@ class Disk:
         self._stems: dict[str, dict[str, list[str]]] = {}
 
     def has(self, path: str) -> bool:
-        """Whether there is such a file or folder."""
+        """Whether the file or folder exists."""
         folder, name = os.path.split(path)
         if (names := self._names.get(folder)) is None:
             full = os.path.join(self._root, folder)
@@ -125,7 +127,7 @@ class Disk:
         return name in names
 
     def alike(self, path: str) -> str | None:
-        """The only video in the folder whose name differs just in suffix, case or accents."""
+        """The video whose name differs only in suffix, case or accents; None if there is none, or several."""
         folder, name = os.path.split(path)
         if folder not in self._stems:
             stems = self._stems[folder] = {}
@@ -140,7 +142,7 @@ class Disk:
 
 
 def video_stem(name: str) -> str:
-    """A video's name without suffix and capitals, with accents in one form: all its spellings have the same."""
+    """A video's name without suffix, in lower case, with accents in one form. All spellings have the same stem."""
     stem, suffix = os.path.splitext(name)
     return unicodedata.normalize("NFC", stem if suffix.lower() in VIDEO_SUFFIXES else name).casefold()
 

@@ -1,12 +1,14 @@
-"""Class folders of videos: which folders are splits, which are classes, and what could be meant in two ways."""
+"""Reads class folders of videos: which folders are splits and which are classes. In doubt it asks."""
 
 import collections
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from unicodedata import normalize
 
 from flaxvid.data.sources.files import FileSource, file_source
+from flaxvid.data.sources.names import list_names
 from flaxvid.data.sources.search import Found, folders_in, search, videos_in
 from flaxvid.data.sources.splits import (
     NoSplitError,
@@ -19,25 +21,26 @@ from flaxvid.data.sources.splits import (
 )
 
 _SHOWN = 5
+_some = partial(list_names, most=_SHOWN)
 
 
 def folder_source(root: Path, split: str, group: str | None = None) -> FileSource:
     """Class folders of videos: `<root>/<split>/<class>/*.mp4`, or `<root>/<class>/*.mp4` with a hold-out.
 
-    Split folders are found in any case and spelling (`Train`, `training`, `val`, `testing`); where there is none for
-    the test, the validation split is it. Without split folders a fifth of each class, chosen by a hash of the file
-    names, is "test" and the rest "train", so that a new video moves at most one other. Classes are the folders' names,
-    sorted; with split folders those of `train`. Videos may lie at any depth of a class folder.
+    Split folders may have any case and spelling (`Train`, `training`, `val`, `testing`). Without a test folder the
+    validation folder is the test. Without split folders a fifth of each class is "test" and the rest "train". A hash of
+    the file names chooses it, so a new video moves at most one other. Classes are the folders' names, sorted; with
+    split folders those of `train`. Videos may lie at any depth below a class folder.
 
     Args:
         root: The folder.
         split: "train", "test", or "validation"; "all" is every video.
-        group: A regular expression with one group that finds the scene in a video's path below the root: the hold-out
+        group: A regular expression with one group that finds the scene in a video's path below the root. The hold-out
             keeps the videos of a scene together.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: The folders could be meant in two ways, there are fewer than two classes, or no videos.
+        ValueError: The folders have two readings, fewer than two classes, or no videos.
     """
     layout = f"{root}/<class>/<video>.mp4, or {root}/train/<class>/<video>.mp4 and {root}/test/<class>/..."
     if not root.is_dir():
@@ -70,11 +73,11 @@ def _from_splits(
     layout: str,
     group: str | None,
 ) -> FileSource:
-    """One split of split folders; `splits` has the folder of each."""
+    """One split of split folders. `splits` has the folder of each split."""
     if split_of(asked) == "test" and [*splits] == ["train"]:
         raise ValueError(
             f"folder {root}: expected split train, got {asked!r}: there is none; make {root}/test, or set the root to "
-            f"{root / splits['train']}, of which a fifth is then held out"
+            f"{root / splits['train']}, and a fifth of it is held out"
         )
     split, notes = ("all", ()) if asked == "all" else choose_split(asked, splits, f"folder {root}")
     taken = [*splits.values()] if split == "all" else [splits[split]]
@@ -87,7 +90,7 @@ def _from_splits(
         _check_classes(root / folder, found[folder], layout, fewest=fewest)
         notes += _notes(root / folder, found[folder])
     classes, rows = [*found[first]], []
-    label_of = {normalize("NFC", name): label for label, name in enumerate(classes)}  # a Mac writes accents otherwise
+    label_of = {normalize("NFC", name): label for label, name in enumerate(classes)}  # Macs write accents otherwise
     if len(label_of) < len(classes):
         label_of = {name: label for label, name in enumerate(classes)}
     for folder in taken:
@@ -95,18 +98,18 @@ def _from_splits(
         if strange := sorted(name for name in part if part[name] is None and found[folder][name].videos):
             raise ValueError(
                 f"folder: expected in {root / folder} the classes of {root / first}, got also {strange[:_SHOWN]} "
-                f"(those are {_some(map(repr, classes))}): give them training videos, rename them, or take them away"
+                f"(those are {_some(map(repr, classes))}): give them training videos, rename them, or remove them"
             )
         own = sorted((label, name) for name, label in part.items() if label is not None)
         rows += [(f"{folder}/{name}/{path}", label) for label, name in own for path in found[folder][name].videos]
     if not rows:
         raise ValueError(f"folder: expected {layout}; got no {asked} videos in {root / taken[0]}")
     if left := sorted(found.keys() - set(splits.values())):
-        notes += (f"no splits, or without videos, and left out of {root}: {_some(left)}",)
+        notes += (f"left out of {root}, because they are no splits or have no videos: {_some(left)}",)
     read = {split: set().union(*(one.folders for one in found[name].values())) for split, name in splits.items()}
     for split in splits:
         if split != "train" and read[split] & read.get("train", set()):
-            notes += (f"links lead from {splits['train']} and {splits[split]} to one folder: its videos are in both",)
+            notes += (f"{splits['train']} and {splits[split]} have links to one folder: its videos are in both",)
     if group:
         scene = group_rule(group)
         paths = {
@@ -118,21 +121,21 @@ def _from_splits(
 
 
 def _classes(folder: Path) -> dict[str, Found]:
-    """What lies in each class folder, and by the name "" the videos that lie in none."""
+    """What lies in each class folder. Videos outside of all of them have the name ""."""
     classes = {name: search(folder / name) for name in folders_in(folder)}
     loose = videos_in(folder)
     return {"": Found(tuple(loose), {}, (), frozenset()), **classes} if loose else classes
 
 
 def _splits(root: Path, asked: str, found: Mapping[str, Mapping[str, Found]], layout: str) -> dict[str, str]:
-    """The folder of each split, in the order of training, validation, test; none where the folders are classes."""
+    """The folder of each split, in the order of training, validation, test. It is empty if the folders are classes."""
     loose = videos_in(root)
     filled = [name for name, part in found.items() if any(one.videos for one in part.values())]
     if loose and filled:
         raise ValueError(
             f"folder: expected {layout}; got {len(loose)} videos ({_some(loose)}) beside the folders {_some(filled)} "
-            f"in {root}. Either the folders are classes, and the videos beside them have none: move them into one or "
-            f"away. Or {root} is itself a class: set the root one level higher"
+            f"in {root}. Either the folders are classes: move the videos into one, or away. Or {root} is itself a "
+            "class: set the root one level higher"
         )
     if not filled:
         where = f"; the {len(loose)} videos in {root} itself ({_some(loose)}) have no class" if loose else ""
@@ -145,8 +148,8 @@ def _splits(root: Path, asked: str, found: Mapping[str, Mapping[str, Found]], la
         raise ValueError(
             f"folder: expected {layout}; got {_some(named)} beside {_some(plain)} in {root}. Either {_some(named)} "
             f"{'is a split' if len(named) == 1 else 'are splits'}: move the other folders away, or as classes into "
-            f"{root}/train. Or all {len(named) + len(plain)} are classes: give {_some(named)} another name, or put "
-            f"them all into {root}/train"
+            f"{root}/train. Or all {len(named) + len(plain)} are classes: rename {_some(named)}, or put all of them "
+            f"into {root}/train"
         )
     splits = {}
     for split in ("train", "validation", "test"):
@@ -154,8 +157,8 @@ def _splits(root: Path, asked: str, found: Mapping[str, Mapping[str, Found]], la
         same = [name for name in same if name in filled] or same[:1]
         if len(same) > 1:
             raise ValueError(
-                f"folder: expected one folder of {split} videos in {root}, got {' and '.join(same)}. Either one of "
-                "them is an old copy: take it away. Or they belong together: put their videos into one"
+                f"folder: expected one folder of {split} videos in {root}, got {' and '.join(same)}. Either one is "
+                "an old copy: remove it. Or they belong together: put their videos into one"
             )
         if same:
             splits[split] = same[0]
@@ -163,26 +166,27 @@ def _splits(root: Path, asked: str, found: Mapping[str, Mapping[str, Found]], la
 
 
 def _check_classes(root: Path, classes: Mapping[str, Found], layout: str, fewest: int) -> None:
-    """Refuses what could be meant in two ways, and fewer classes with videos than `fewest`."""
+    """Refuses folders with two readings, and fewer classes with videos than `fewest`."""
     filled = {name: found.videos for name, found in classes.items() if found.videos}
     if "" in filled and len(filled) > 1:
         raise ValueError(
             f"folder: expected {layout}; got {len(filled[''])} videos ({_some(filled[''])}) beside the class folders "
-            f"{_some([name for name in filled if name])} in {root}. Either they have no class: move them into one or "
-            f"away. Or {root} is itself a class: then it lies one level too deep"
+            f"{_some([name for name in filled if name])} in {root}. Either they have no class: move them into one, or "
+            f"away. Or {root} is itself a class: move it one level up"
         )
     if images := [name for name, videos in filled.items() if name and "" in videos]:
         raise ValueError(
-            f"folder: expected videos in a class folder, or a folder of frames for each, got the images of a single "
-            f"video in {root / images[0]}. Either {root} is a class and {_some(images)} its videos: set the root one "
-            f"level higher. Or {_some(images)} are classes: put the frames of each video into a folder of its own"
+            "folder: expected in a class folder videos, or a folder of frames for each video, got the images of a "
+            f"single video in {root / images[0]}. Either {root} is a class and {_some(images)} its videos: set the "
+            f"root one level higher. Or {_some(images)} are classes: put the frames of each video into a folder of its "
+            "own"
         )
     below = {name: {path.partition("/")[0] for path in videos if "/" in path} for name, videos in filled.items()}
     if "" in filled:
         raise ValueError(
             f"folder: expected two class folders with videos or more in {root}, got none, but {len(filled[''])} videos "
-            f"({_some(filled[''])}) that have no class: put them into folders named by class; or, if they are a test "
-            "without labels, move them away or evaluate another split by data.eval_split"
+            f"({_some(filled[''])}) without a class: put them into folders named by class. If they are a test without "
+            "labels, move them away, or evaluate another split by data.eval_split"
         )
     if len(filled) < fewest:
         got = f"{len(filled)} ({_some(filled)})" if filled else "none"
@@ -195,7 +199,7 @@ def _check_classes(root: Path, classes: Mapping[str, Found], layout: str, fewest
         way = f"set the root to {root / inside[0]}" if classes_below else f"as {root}/{parts[0]}/{inside[0]}"
         raise ValueError(
             f"folder: expected {layout}; got {_some(parts)} inside of {root / inside[0]}. Either they are splits: put "
-            f"them above the classes, {way}. Or they are no splits: give them other names"
+            f"them above the classes, {way}. Or they are no splits: rename them"
         )
     deep = len(filled) > 1 and all("/" in path for videos in filled.values() for path in videos)
     times = collections.Counter(folder for folders in below.values() for folder in folders)
@@ -203,10 +207,9 @@ def _check_classes(root: Path, classes: Mapping[str, Found], layout: str, fewest
         one = max(filled, key=lambda name: len(below[name]))
         raise ValueError(
             f"folder: expected {layout}; got the same folders ({_some(sorted(below[one]))}) in each of {_some(filled)} "
-            f"in {root}. Either {_some(filled)} are the classes: put the videos directly into them. Or "
-            f"{_some(sorted(below[one]))} are: put them directly into {root}, or set the root to one of "
-            f"{root / one}, ... A list (data.name=list) can say either, too, and "
-            "data.cameras names folders that are cameras"
+            f"in {root}. If {_some(filled)} are the classes, put the videos directly into them. If "
+            f"{_some(sorted(below[one]))} are the classes, put them directly into {root}, or set the root to one of "
+            f"{root / one}, ... If they are cameras, name them by data.cameras. Or write a list (data.name=list)"
         )
     seen: dict[tuple[int, int], str] = {}
     for name in filled:
@@ -214,31 +217,28 @@ def _check_classes(root: Path, classes: Mapping[str, Found], layout: str, fewest
             if seen.setdefault(folder, name) != name:
                 raise ValueError(
                     f"folder: expected other videos in each class, got links from {seen[folder]} and {name} in {root} "
-                    "to the same folder: its videos have two labels; take one of the links away"
+                    "to one folder, whose videos then have two labels: remove one of the links"
                 )
 
 
 def _advice(root: Path, filled: Mapping[str, Sequence[str]]) -> str:
-    """What was probably meant by less than two classes."""
+    """What to do about fewer than two classes."""
     paths = [f"{name}/{path}" if name else path for name, videos in filled.items() for path in videos]
     above = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     inside = sorted({rest.partition("/")[0] for path in paths if "/" in (rest := path[len(above) :].lstrip("/"))})
     if above and len(inside) > 1:
-        return f"if the classes are {_some(inside)}, the root is {root / above}, or they belong directly into {root}"
-    return (
-        "a network learns to tell classes apart: add a folder for another one, or evaluate all of the folder by the "
-        "split all"
-    )
+        return f"if the classes are {_some(inside)}, set the root to {root / above}, or move them into {root}"
+    return "a network learns to tell classes apart: add another class, or evaluate all videos by the split all"
 
 
 def _notes(root: Path, classes: Mapping[str, Found]) -> tuple[str, ...]:
-    """What was left out below class folders."""
+    """Says what was left out below class folders."""
     notes = [f"{root / name}: {note}" for name, found in classes.items() for note in found.notes]
     for name, found in classes.items():
         if not found.videos and (kinds := _kinds([found])):
             notes.append(f"{root / name} has no videos; its files are {kinds}")
     if kinds := _kinds(found for found in classes.values() if found.videos):
-        notes.append(f"files that are no videos are left out of {root}: {kinds}")
+        notes.append(f"left out of {root}, because they are no videos: {kinds}")
     filled = {name: found.videos for name, found in classes.items() if found.videos}
     below = {name: sorted({path.partition("/")[0] for path in videos}) for name, videos in filled.items()}
     deep = all("/" in path for videos in filled.values() for path in videos)
@@ -246,7 +246,7 @@ def _notes(root: Path, classes: Mapping[str, Found]) -> tuple[str, ...]:
         name = next(iter(below))
         notes.append(
             f"all videos lie in folders below the classes, as in {_some(below[name])} of {name}: if those are the "
-            f"classes, {root} is a level too high"
+            f"classes, set the root one level below {root}"
         )
     return tuple(notes)
 
@@ -254,8 +254,3 @@ def _notes(root: Path, classes: Mapping[str, Found]) -> tuple[str, ...]:
 def _kinds(found: Iterable[Found]) -> str:
     others = sum((collections.Counter(one.others) for one in found), collections.Counter())
     return ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(_SHOWN))
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:_SHOWN]) + (f", ... ({len(names)})" if len(names) > _SHOWN else "")

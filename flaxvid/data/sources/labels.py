@@ -1,4 +1,4 @@
-"""Reads a column of labels the same way in every list: as numbers, or as class names."""
+"""Reads a column of labels, as numbers or as class names. All lists of a data set are read alike."""
 
 import os
 import re
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flaxvid.data.mirror import NO_LABEL
+from flaxvid.data.sources.names import list_names
 
 MOST = 10_000
-"""Largest number of a column without a list of names. Beyond it numbers are codes of something."""
+"""Least number that is a code and counts no class, in a column without a list of names."""
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
 _DECIMAL = re.compile(r"[+-]?([0-9]+[.,][0-9]*|[.,][0-9]+|[0-9]+(?=e))(e[+-]?[0-9]+)?", re.IGNORECASE)
 _NONE = frozenset({"", "nan", "<na>", "-1", "-1.0"})
 _NONE_BESIDE_NUMBERS = _NONE | {"none", "null", "na", "n/a"}
-_SHOWN = 20
 
 
 class Column(NamedTuple):
@@ -43,12 +43,12 @@ class Column(NamedTuple):
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell is a whole number. It may be written as 10.0."""
+    """Whether a cell is a whole number, which may be written as 10.0."""
     return _NUMBER.fullmatch(cell) is not None
 
 
 def _plainly(cell: str) -> str:
-    """A number as names write it: 10 for 10.0."""
+    """Writes the number 10.0 as 10, as names do."""
     return str(int(cell.partition(".")[0])) if is_number(cell) else cell
 
 
@@ -58,14 +58,14 @@ def read_labels(
     """The classes of a column, and its labels in each list.
 
     If all cells are class names, they are read as names, even if the names are numbers. Other numbers count from 0, or
-    from 1 where the lists have 1, 2, ... and no 0. Without given names, the training list gives the classes: its names
-    in alphabetical order, or the numbers up to its largest one.
+    from 1 where the lists have 1, 2, ... and no 0. Without `names`, the first list gives the classes: its names in
+    alphabetical order, or all numbers up to its largest one.
 
     Args:
         columns: The same column of each list, that of "train" first if there is one.
-        target: The column's name, if there are several. Then an empty cell, -1 or NaN is `NO_LABEL`.
+        target: The column's name, if there are several targets. Then an empty cell, -1 or NaN is `NO_LABEL`.
         names: The class names, if they are known.
-        others: Cells of the column in further lists. They may tell whether numbers count from 0 or 1.
+        others: Cells of the column in further lists. They help to tell whether numbers count from 0 or 1.
 
     Raises:
         ValueError: A cell does not fit. The message names list, line and cell.
@@ -79,7 +79,7 @@ def read_labels(
         column = cells[cell]
         raise ValueError(
             f"{column.at(cell)}: expected a label, got {cell or 'an empty cell'} for {column.video(cell)}: label the "
-            "video, or drop it from the list"
+            "video or drop it"
         )
     known = [cell for cell in own if cell not in absent]
     further = [cell for cell in (*cells, *dict.fromkeys(others)) if cell not in absent and cell.lower() not in none]
@@ -104,14 +104,16 @@ def _index(
     words = [cell for cell in known if not is_number(cell) and cell not in by_name]
     figures = [cell for cell in known if is_number(cell)]
     if fractions := [cell for cell in words if _DECIMAL.fullmatch(cell)]:
-        raise ValueError(f"{first.at(fractions[0])}: expected whole numbers or class names, got {fractions[0]}")
+        raise ValueError(
+            f"{first.at(fractions[0])}: expected whole numbers or class names, got {fractions[0]}: correct it"
+        )
     if names and words:
         raise _unknown(first, words[0], names, "classes.txt", target)
     if names and len(figures) < len(known) and any(map(is_number, names)):
         odd = next(cell for cell in figures if cell not in by_name)
         raise ValueError(
-            f"{first.at(odd)}: expected class names as in the other lines, got the number {odd}, while some names are "
-            "numbers, too: write names only"
+            f"{first.at(odd)}: expected class names as in the other lines, got the number {odd}, but some names are "
+            "numbers: write names only"
         )
     if not names and figures and words:
         odd, rule = (words[0], "numbers") if len(figures) >= len(words) else (figures[0], "class names")
@@ -129,7 +131,7 @@ def _index(
 def _numbered(
     first: Column, figures: Sequence[str], values: Mapping[str, int], names: Sequence[str]
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The labels of cells that are numbers, and the classes; `values` has the numbers of all lists."""
+    """The label of each cell that is a number, and the classes. `values` has the cells of all lists."""
     own = {values[cell] for cell in figures}
     largest = max(own)
     if not names and len(own) <= largest - min(own) and _are_folders(first):
@@ -138,7 +140,7 @@ def _numbered(
     if not names and largest >= MOST:
         cell = next(cell for cell in figures if values[cell] == largest)
         raise ValueError(
-            f"{first.at(cell)}: expected labels that count classes, below {MOST}, got {cell}: if they are codes, write "
+            f"{first.at(cell)}: expected labels that count classes, below {MOST}, got {cell}: if it is a code, write "
             "class names instead, or a classes.txt with a name a line"
         )
     every = set(values.values())
@@ -161,8 +163,7 @@ def _are_folders(column: Column) -> bool:
 
 
 def _unknown(column: Column, cell: str, classes: Sequence[str], where: str, target: str) -> ValueError:
-    some = ", ".join(classes[:_SHOWN]) + f", ... ({len(classes)})" * (len(classes) > _SHOWN)
     return ValueError(
-        f"{column.at(cell)}: expected {target or 'the label'} to be one of {some}, as in {where}, got {cell} for "
-        f"{column.video(cell)}: correct it, or give the class training videos"
+        f"{column.at(cell)}: expected {target or 'the label'} to be one of {list_names(classes)}, as in {where}, got "
+        f"{cell} for {column.video(cell)}: correct it, or give the class training videos"
     )

@@ -1,4 +1,4 @@
-"""Finds the lists of a data set, and reads their rows by split, in the encoding in which their videos exist."""
+"""Finds the lists of a data set and reads their rows by split. It picks the encoding in which the videos exist."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from flaxvid.data.sources.files import Disk
 from flaxvid.data.sources.labels import Column
+from flaxvid.data.sources.names import list_names
 from flaxvid.data.sources.search import is_junk
 from flaxvid.data.sources.splits import SPLITS, WORDS, split_of
 from flaxvid.data.sources.tables import Table, read_table
@@ -14,7 +15,7 @@ from flaxvid.data.sources.texts import read_lines, read_texts, unknown_encoding
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".list")
 CLASSES = "classes.txt"
-_MANY = 32  # so many files are no lists, and are not read to see whether they have a column of splits
+_MANY = 32  # of more files none is read in search of a column of splits
 _SAMPLE = 64
 _NUMBERED = re.compile(r"(\d+)[\s,;:]+(.+)|(.+?)\s*[,;\t]\s*(\d+)")
 _HEADING = re.compile(
@@ -30,8 +31,8 @@ class Rows(NamedTuple):
         file: The list.
         lines: The line of each row in the file.
         paths: The video of each row.
-        targets: The labels of each target, as text; "" is the only one.
-        columns: All columns by their names in the heading; none without a heading.
+        targets: The labels of each target, as text. An only target is called "".
+        columns: All columns by their names in the heading. There are none without a heading.
     """
 
     file: Path
@@ -48,11 +49,11 @@ class Rows(NamedTuple):
 def read_lists(
     place: Path, asked: str, disk: Disk, layout: str, group: str | None = None
 ) -> tuple[tuple[str, ...], dict[str, Rows], tuple[str, ...]]:
-    """The class names if there is a list of them, the rows of every split with a list, and notes on what was left out.
+    """The class names of a `classes.txt`, the rows of every split, and notes on what was left out.
 
     Args:
         place: The folder of the lists, or a list with a column of splits.
-        asked: The wanted split. Its list and the training list must be readable.
+        asked: The wanted split. Its list and the training list must be readable; others are left out if they are not.
         disk: Where the videos are.
         layout: What lists look like, for messages.
         group: A column that is no label.
@@ -67,26 +68,31 @@ def read_lists(
         except ValueError as error:
             if split in ("train", wanted, ""):
                 raise
-            notes += (f"{file} is left out, it is no list of labels: {str(error)[:200]}",)
+            notes += (f"{file} is left out, because it is no list of labels: {str(error)[:200]}",)
             continue
         for part, rows in _by_split(table, split, disk).items():
             (own if part == split else beside)[part] = rows
         if table.others:
-            notes += (f"columns of {file.name} that are not used: {', '.join(table.others)}",)
+            notes += (f"unused columns of {file.name}: {', '.join(table.others)}",)
     found = {**beside, **own}
     order = sorted(found, key=lambda part: SPLITS.index(part) if part in SPLITS else len(SPLITS))
     return names, {part: found[part] for part in order}, notes
 
 
 def _find_lists(place: Path, asked: str) -> list[tuple[str, Path]]:
-    """The list of every split, by the split; or else one list that has a column of splits, by the name "".
+    """Pairs of a split and its list. The split is "" for a list with a column of splits.
 
     Raises:
         ValueError: A split has several lists, or several lists have such a column.
     """
     if place.is_file():
         return [("", place)]
-    files = sorted(path for path in place.iterdir() if _may_be_list(path)) if place.is_dir() else []
+    files = sorted(
+        path
+        for path in (place.iterdir() if place.is_dir() else ())
+        if path.suffix.lower() in SUFFIXES and path.name.lower() != CLASSES and path.is_file()
+        if not is_junk(path.name)
+    )
     named: dict[str, list[Path]] = {}
     for path in files:
         if split := split_of(path.stem) or (asked if path.stem == asked else None):
@@ -106,15 +112,9 @@ def _find_lists(place: Path, asked: str) -> list[tuple[str, Path]]:
     if len(split) > 1:
         raise ValueError(
             f"list: expected one list with a column of splits in {place}, got "
-            f"{' and '.join(path.name for path in split)}: give the one as lists="
+            f"{' and '.join(path.name for path in split)}: name one of them by lists="
         )
     return [("", path) for path in split]
-
-
-def _may_be_list(path: Path) -> bool:
-    return (
-        path.suffix.lower() in SUFFIXES and path.name.lower() != CLASSES and path.is_file() and not is_junk(path.name)
-    )
 
 
 def _has_splits(path: Path) -> bool:
@@ -133,7 +133,7 @@ def _read_names(path: Path, layout: str) -> tuple[str, ...]:
     path = path if path in found else found[0]
     names = [line for line in read_lines(path, layout) if not line.startswith("# ")]
     if not names:
-        raise ValueError(f"{path}: expected a class name a line, got an empty file: fill it, or take it away")
+        raise ValueError(f"{path}: expected a class name a line, got an empty file: fill it or remove it")
     headed = len(names) > 2 and _HEADING.fullmatch(names[0]) is not None
     numbered = [_NUMBERED.fullmatch(line) for line in names[headed:]]
     pairs = sorted((int(match[1] or match[4]), match[2] or match[3]) for match in numbered if match)
@@ -142,24 +142,25 @@ def _read_names(path: Path, layout: str) -> tuple[str, ...]:
             names = [name for _, name in pairs]
         elif all(re.search("[,;\t]", line) for line in names):
             raise ValueError(
-                f"{path}: expected classes numbered from 0 or from 1 without gaps, got {', '.join(names[headed:][:5])}"
+                f"{path}: expected classes numbered from 0 or from 1 without gaps, got "
+                f"{list_names(names[headed:], 5)}: correct the numbers"
             )
     ends = [re.fullmatch(r"(.+)\s+(\d+)", name) for name in names]
     numbers = [int(match[2]) for match in ends if match]
     distinct = len({match[1] for match in ends if match}) == len(names)
     if distinct and numbers != (order := sorted(numbers)) and order == [*range(order[0], order[0] + len(names))]:
         raise ValueError(
-            f"{path}: expected a name a line, or `number name`, got {names[0]!r} and numbers in another order: the "
-            "line is the number of a class; put numbers first, or a comma before them"
+            f"{path}: expected lines `name` or `number name`, got {names[0]!r} and numbers that are not in order: put "
+            "the numbers first, or a comma before them"
         )
     names = [name[1:-1] if re.fullmatch('".+"', name) else name for name in names]
     if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
-        raise ValueError(f"{path}: expected each class once, got {twice} twice: the second has a number of its own")
+        raise ValueError(f"{path}: expected each class once, got {twice} twice: remove one of the lines")
     return tuple(names)
 
 
 def _read_list(file: Path, names: Sequence[str], disk: Disk, layout: str, group: str | None) -> Table:
-    """Reads a list in its encoding. If that is not known, it is the one in which the videos exist."""
+    """Reads a list in its encoding. An unknown one is the encoding in which the videos exist."""
 
     def exists(path: str) -> bool:
         path = _tidy(path, disk)
@@ -190,7 +191,7 @@ def _is_text(cell: str) -> bool:
 
 
 def _by_split(table: Table, name: str, disk: Disk) -> dict[str, Rows]:
-    """The rows of a list; if it has a column of splits, the rows of each."""
+    """The rows of a list by split. `name` is the split of a list without a column of splits."""
     paths = [_tidy(path, disk) for path in table.paths]
     for path, line in zip(paths, table.lines, strict=True):
         if not path:
@@ -207,17 +208,17 @@ def _by_split(table: Table, name: str, disk: Disk) -> dict[str, Rows]:
     if not rows.keys() & set(SPLITS) and rows:
         raise ValueError(
             f"{table.file}, line {table.lines[0]}: expected a split (train, validation or test), got "
-            f"{', '.join(sorted(rows)[:5])}: write one of them in each line"
+            f"{list_names(sorted(rows), 5)}: write one of them in each line"
         )
-    return {split: _pick(table, paths, at) for split, at in rows.items()}
-
-
-def _pick(table: Table, paths: Sequence[str], at: Sequence[int]) -> Rows:
-    def some(cells: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        return {name: [own[row] for row in at] for name, own in cells.items()}
-
-    lines = [table.lines[row] for row in at]
-    return Rows(table.file, lines, [paths[row] for row in at], some(table.targets), some(table.columns))
+    found = {}
+    for split, at in rows.items():
+        lines, own = [table.lines[row] for row in at], [paths[row] for row in at]
+        targets, columns = (
+            {name: [cells[row] for row in at] for name, cells in some.items()}
+            for some in (table.targets, table.columns)
+        )
+        found[split] = Rows(table.file, lines, own, targets, columns)
+    return found
 
 
 def _tidy(path: str, disk: Disk) -> str:

@@ -1,4 +1,4 @@
-"""Reads videos and labels from lists, one for each split."""
+"""Reads videos and labels from lists. Each split has a list, or one list has a column of splits."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,23 +12,23 @@ from flaxvid.data.sources.texts import first_file, list_places
 
 
 def list_source(root: Path, split: str, lists: str | Path | None = None, group: str | None = None) -> FileSource:
-    """A list `<lists>/<split>.txt` or `.csv` of lines `path label` or `path,label`, by default in the root.
+    """Reads `<lists>/<split>.txt` or `.csv` with lines `path label` or `path,label`, by default in the root.
 
     Paths are relative to the root. A heading may name the columns, in any order and by the usual words (`Path, Label`,
     `video;class`). A column `split` says the split of each row. Without a heading, mmaction2's `path frames label` is
-    read, too. Splits are found in any case and spelling; without a test list the validation list is the test. Lines
-    that begin with `# ` are comments. Lists are in UTF-8, in UTF-16 with a mark, or in the encoding in which their
-    videos exist.
+    read, too. The names of splits may have any case and spelling. Without a test list the validation list is the test.
+    Lines that begin with `# ` are comments. Lists are in UTF-8, in UTF-16 with a mark, or in the encoding in which
+    their videos exist.
 
     Labels are class names or numbers. Numbers count from 0, or from 1 where the lists have 1, 2, ... and no 0. A
-    `classes.txt` has the names, one a line; without it they are those of the training list, in alphabetical order. All
-    lists are read alike: if every label is a class name, all are names, even if they are numbers.
+    `classes.txt` has a class name in each line. Without it the training list gives the names, in alphabetical order.
+    All lists are read alike: if every label is a class name, all are names, even if they are numbers.
 
     A heading such as `path,action,actor` has a target in each column, and labels are `{"action": 3, "actor": 0}`. An
     empty cell, -1 or NaN is a missing label, -1. A row without any label is left out.
 
     Args:
-        root: What paths are relative to.
+        root: The folder that paths are relative to.
         split: "train", "test" or "validation"; "all" is every row.
         lists: The folder of the lists, or a list with a column `split`.
         group: The column of the videos' scene, or a regular expression with one group that finds the scene in a path.
@@ -36,12 +36,12 @@ def list_source(root: Path, split: str, lists: str | Path | None = None, group: 
 
     Raises:
         FileNotFoundError: There is no such list.
-        ValueError: It cannot be read, or has two readings. The message names file, line and cell.
+        ValueError: A list cannot be read, or has two readings. The message names file, line and cell.
     """
     places = list_places(root, lists)
     layout = (
-        f"{places[0]}/{split}.txt (or .csv) with lines `path label` or `path,label`, paths relative to {root}, and if "
-        f"you like {places[0]}/classes.txt with a name a line; or, for several targets, {split}.csv with the heading "
+        f"{places[0]}/{split}.txt (or .csv) with lines `path label` or `path,label`, paths relative to {root}, and "
+        f"perhaps {places[0]}/classes.txt with a name a line; or, for several targets, {split}.csv with the heading "
         "`path,action,actor`"
     )
     names, rows, notes = read_lists(places[0], split, Disk(str(root)), layout, group)
@@ -99,13 +99,15 @@ def list_source(root: Path, split: str, lists: str | Path | None = None, group: 
 def _read_targets(
     rows: Mapping[str, Rows], parts: Sequence[str], names: Sequence[str]
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, tuple[int, ...]]]]:
-    """The classes of each target ("" is the only one), and its labels by part, one a row."""
+    """The classes of each target, and its labels in each part. An only target is called ""."""
     used = ["train", *(part for part in parts if part != "train")] if "train" in rows else [*parts]
     first = rows[used[0]]
     for part in used:
         if rows[part].targets.keys() != first.targets.keys():
             wanted, got = (", ".join(["path", *(name or "label" for name in r.targets)]) for r in (first, rows[part]))
-            raise ValueError(f"{rows[part].file}: expected the columns {wanted} of {first.file.name}, got {got}")
+            raise ValueError(
+                f"{rows[part].file}: expected the columns {wanted} of {first.file.name}, got {got}: give both the same"
+            )
     classes, labels = {}, {}
     for target in first.targets:
         others = [cell for part, own in rows.items() if part not in used for cell in own.targets.get(target, ())]
@@ -115,10 +117,10 @@ def _read_targets(
 
 
 def _find_twice(rows: Rows, labels: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
-    """A sentence if a list has videos twice.
+    """Says whether a list has videos twice.
 
     Raises:
-        ValueError: With two labels.
+        ValueError: A video has two labels.
     """
     seen: dict[str, int] = {}
     again = []
@@ -136,22 +138,22 @@ def _find_twice(rows: Rows, labels: Sequence[tuple[int, ...]]) -> tuple[str, ...
 
 
 def _find_between(rows: Mapping[str, Rows]) -> tuple[str, ...]:
-    """A sentence for each split that has videos of the training list."""
+    """Says which splits have videos of the training list."""
     train = frozenset(rows["train"].paths) if "train" in rows else frozenset()
     return tuple(
-        f"{len(both)} videos of {part} are in train, too, such as {min(both)}: the test may be too easy"
+        f"{len(both)} videos of {part} are also in train, such as {min(both)}: the test may be too easy"
         for part, own in rows.items()
         if part != "train" and (both := train.intersection(own.paths))
     )
 
 
 def _scenes(rows: Rows, group: str) -> list[str]:
-    """The scene of each video, by a column or a rule."""
+    """The scene of each video, from a column or by a rule."""
     if group not in rows.columns:
         if "(" not in group:
             raise ValueError(
                 f"data.group: expected a column of {rows.file} ({', '.join(rows.columns) or 'it has no heading'}) or a "
-                f"regular expression with one group, got {group!r}"
+                f"regular expression with one group, got {group!r}: name one of them"
             )
         return [*map(group_rule(group), rows.paths)]
     for line, scene in zip(rows.lines, rows.columns[group], strict=True):

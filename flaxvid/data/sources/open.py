@@ -1,8 +1,8 @@
 """Opens any data set that the library knows, by name: `open_source`.
 
-A source is a read-only sequence of `{"video": bytes or path, "label": int, "id": str}`. With several targets, labels
-are such as `{"action": 3, "actor": 0}`. Opening a source reads the lists and checks that every video is there. Nothing
-is decoded.
+A source is a read-only sequence of `{"video": bytes or path, "label": int, "id": str}`. With several targets, a label
+is `{"action": 3, "actor": 0}`. Opening a source reads the lists and checks that every video is there. It decodes
+nothing.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from flaxvid.data.mirror import FlipLabels
-from flaxvid.data.motion import build
-from flaxvid.data.motion.build import MotionConfig
+from flaxvid.data.motion.build import MotionConfig, build_motion, motion_source
 from flaxvid.data.sources.files import FileSource
 from flaxvid.data.sources.folders import folder_source
 from flaxvid.data.sources.lists import list_source
@@ -24,6 +23,7 @@ from flaxvid.data.sources.published import (
     ssv2_source,
     ucf101_source,
 )
+from flaxvid.data.sources.splits import SPLITS
 from flaxvid.data.sources.tfds import tfds_source
 from flaxvid.types import Classes, by_target
 
@@ -43,12 +43,12 @@ class Source(Protocol):
 
     @property
     def classes(self) -> Classes:
-        """Class names, by label; of several targets, those of each."""
+        """Class names, by label. Several targets have such a tuple each."""
         ...
 
     @property
     def flip_labels(self) -> FlipLabels:
-        """The label of each class's mirror image, None if it must not be mirrored. None if all labels stay."""
+        """What each label becomes in a mirror; see `FlipLabels`."""
         ...
 
     def __len__(self) -> int: ...
@@ -71,22 +71,21 @@ def open_source(
 
     Args:
         name: One of `SOURCES`. Their functions and errors say what they expect on disk. A data set that TFDS has
-            prepared is `tfds:NAME`, as in `tfds:ucf101/ucf101_1:2.0.0`. `tfds` alone is whatever lies in the root, such
-            as what `scripts/prepare_data.py` wrote there.
+            prepared is `tfds:NAME`, as in `tfds:ucf101/ucf101_1:2.0.0`. `tfds` alone is the only data set in the root,
+            such as one that `scripts/prepare_data.py` wrote.
         root: The folder of the videos. `motion` is built there, or in the cache if it is None.
         split: "train" or "test"; "validation" if the data set has it; "all" for `folder` and `list`.
         fold: Number of the official split, from 1, of `ucf101` and `hmdb51`; 1 by default.
         lists: The folder of the list files, if it is not found by itself.
-        motion: What `motion` is to look like.
-        missing: What to do if listed files are not there: "error", or "keep" them in the source, where reading one
-            fails. It is an error if all are missing.
-        group: What says the scene of a video, so that a hold-out of `folder` or `list` does not split scenes: a regular
-            expression with one group, which finds the scene in the path, or a column of the list.
+        motion: What `motion` draws.
+        missing: What to do if some listed files are missing: "error", or "keep" them in the source, where reading one
+            fails.
+        group: Keeps the scenes of `folder` and `list` whole in a hold-out: a regular expression with one group that
+            finds the scene in the path, or a column of the list.
 
     Raises:
-        ValueError: The name is unknown, the data set does not have the option, or its files hold something wrong, such
-            as fewer than two classes.
-        FileNotFoundError: Files are not in their places. The message shows the expected layout.
+        ValueError: The name is unknown, the data set does not have the option, or its files hold something wrong.
+        FileNotFoundError: Files are missing. The message shows the expected layout.
     """
     name, _, dataset = name.partition(":")
     if name not in SOURCES or (dataset and name != "tfds"):
@@ -96,7 +95,7 @@ def open_source(
             "or `list`"
         )
     if missing not in ("error", "keep"):
-        raise ValueError(f'expected missing="error" or "keep", got {missing!r}')
+        raise ValueError(f'expected missing="error" or "keep", got {missing!r}: choose one')
     options = {"fold": fold, "lists": lists, "motion": motion, "dataset": dataset or None}
     given = {key: value for key, value in options.items() if value is not None}
     kind = SOURCES[name]
@@ -106,10 +105,10 @@ def open_source(
             f"{name}: expected {known}, got {', '.join(sorted(given.keys() - kind.options))}: leave it out"
         )
     if root is None and name != "motion":
-        raise ValueError(f"{name}: expected the folder of the videos as root, got None")
+        raise ValueError(f"{name}: expected the folder of the videos as root, got None: name it")
     if group:
         if kind.open not in (folder_source, list_source):
-            raise ValueError(f"{name}: expected no group, for its splits are given, got {group!r}: leave it out")
+            raise ValueError(f"{name}: expected no group, because its splits are fixed, got {group!r}: leave it out")
         given["group"] = group
     source = kind.open(None if root is None else Path(root).expanduser(), split, **given)
     if isinstance(source, FileSource) and kind.open is not folder_source:  # its files were just found
@@ -123,11 +122,6 @@ def open_source(
     return source
 
 
-def motion_source(root: Path | None, split: str, motion: MotionConfig | None = None) -> Source:
-    """The embedded data set, built under `root` on first use."""
-    return build.motion_source(build.build_motion(root, motion or MotionConfig()), split)
-
-
 class Kind(NamedTuple):
     """A kind of data set: the function that opens it, its options of `open_source`, and its splits."""
 
@@ -138,7 +132,9 @@ class Kind(NamedTuple):
 
 _LISTS, _FOLDS = frozenset({"lists"}), frozenset({"fold", "lists"})
 SOURCES = {
-    "motion": Kind(motion_source, frozenset({"motion"}), ("train", "validation", "test")),
+    "motion": Kind(
+        lambda root, split, motion=None: motion_source(build_motion(root, motion), split), frozenset({"motion"}), SPLITS
+    ),
     "folder": Kind(folder_source),
     "list": Kind(list_source, _LISTS),
     "tfds": Kind(tfds_source, frozenset({"dataset"})),

@@ -1,6 +1,6 @@
 """Reads well-known data sets from the files and folders that their owners publish.
 
-Unpack them as they come. Every reader's `layout` says what that looks like, and every error shows it.
+Unpack them as they come. Each reader's `layout` shows what that looks like, and each error shows the layout.
 """
 
 import csv
@@ -12,7 +12,8 @@ from typing import Any
 
 from flaxvid.data.sources.files import FileSource, file_source, video_stem
 from flaxvid.data.sources.search import search
-from flaxvid.data.sources.texts import check_split, first_file, list_places, read_lines, read_text, videos_folder
+from flaxvid.data.sources.splits import check_split
+from flaxvid.data.sources.texts import first_file, list_places, read_lines, read_text, videos_folder
 
 
 def ucf101_source(root: Path, split: str, fold: int = 1, lists: str | Path | None = None) -> FileSource:
@@ -25,11 +26,11 @@ def ucf101_source(root: Path, split: str, fold: int = 1, lists: str | Path | Non
     numbers = first_file(["classInd.txt"], list_places(root, lists, "ucfTrainTestlist"), layout)
     index = dict(line.split()[::-1] for line in read_lines(numbers, layout) if len(line.split()) == 2)
     if sorted(index.values()) != sorted(map(str, range(1, len(index) + 1))):
-        raise ValueError(f"ucf101: expected lines `1 <class>`, numbered from 1, in {numbers}, got {index}")
+        raise ValueError(f"ucf101: expected lines `1 <class>`, numbered from 1, in {numbers}, got {index}: {layout}")
     classes = sorted(index, key=lambda name: int(index[name]))
     rows = []
     for line in read_lines(numbers.parent / f"{split}list{fold:02d}.txt", layout):
-        path, _, number = line.partition(" ")  # test lists have no labels: the folder tells the class
+        path, _, number = line.partition(" ")  # a test list has no numbers: the folder names the class
         name = path.partition("/")[0]
         if name not in index or number.strip() not in ("", index[name]):
             raise ValueError(f"ucf101: expected a class of classInd.txt and its number, got {line!r}: {layout}")
@@ -38,9 +39,9 @@ def ucf101_source(root: Path, split: str, fold: int = 1, lists: str | Path | Non
 
 
 def hmdb51_source(root: Path, split: str, fold: int = 1, lists: str | Path | None = None) -> FileSource:
-    """HMDB-51 with its own lists, one a class: `<class>_test_split1.txt` of lines `video.avi 0|1|2`; 1 is training.
+    """HMDB-51 with its own lists, one a class: `<class>_test_split1.txt` of lines `video.avi 0|1|2`.
 
-    Some of its file names begin with `#`: these lists have no comments.
+    1 is training, 2 is test, 0 is neither. Some file names begin with `#`, so these lists have no comments.
     """
     pattern = f"*_test_split{fold}.txt"
     layout = (
@@ -66,8 +67,8 @@ def hmdb51_source(root: Path, split: str, fold: int = 1, lists: str | Path | Non
 def kinetics_source(root: Path, split: str, lists: str | Path | None = None) -> FileSource:
     """Kinetics (400, 600 or 700) with its CSV files: label, youtube_id, time_start, time_end, split.
 
-    Clips disappear from the web, so missing ones are dropped, with a warning that counts them. Clips that were fetched
-    in another container than MP4 are found, too.
+    Clips disappear from the web, so missing ones are left out, and a warning counts them. Clips may have another
+    container than MP4.
     """
     check_split("kinetics", split, ("train", "validation", "test"))
     parts = ("val", "validate", "validation") if split == "validation" else (split,)
@@ -80,11 +81,12 @@ def kinetics_source(root: Path, split: str, lists: str | Path | None = None) -> 
     for name, files in (("train", ["train.csv"]), (split, [f"{part}.csv" for part in parts])):
         path = first_file(files, places, layout)
         tables[name] = list(csv.DictReader(read_text(path, layout).splitlines()))
-        missing = {"label", "youtube_id", "time_start", "time_end"} - (
-            tables[name][0].keys() if tables[name] else set()
-        )
-        if missing:
-            raise ValueError(f"kinetics: expected columns {', '.join(sorted(missing))} in {path}; {layout}")
+        got = tables[name][0].keys() if tables[name] else set()
+        if missing := {"label", "youtube_id", "time_start", "time_end"} - got:
+            raise ValueError(
+                f"kinetics: expected columns {', '.join(sorted(missing))} in {path}, got {', '.join(got) or 'none'}: "
+                f"{layout}"
+            )
     classes = sorted({row["label"] for row in tables["train"]})
     index = {name: label for label, name in enumerate(classes)}
     folder = videos_folder(root, *parts)
@@ -100,19 +102,21 @@ def kinetics_source(root: Path, split: str, lists: str | Path | None = None) -> 
     stems = [video_stem(name) for name in names]
     rows = [(found[s], index[row["label"]]) for s, row in zip(stems, tables[split], strict=True) if s in found]
     if not rows:
-        raise FileNotFoundError(f"kinetics: expected {layout}; got none of {len(names)} videos, such as {names[0]}")
+        raise FileNotFoundError(
+            f"kinetics: expected {layout}; got none of {len(names)} videos, such as {names[0]}: check the root"
+        )
     if len(rows) < len(names):
         warnings.warn(f"kinetics {split}: {len(names) - len(rows)} of {len(names)} videos are missing", stacklevel=3)
     return file_source(f"kinetics {split}", root, rows, classes, layout)
 
 
 def ssv1_source(root: Path, split: str, lists: str | Path | None = None) -> FileSource:
-    """Something-Something V1: folders of JPEG frames, and its CSV files (`id;template`, one template a line)."""
+    """Something-Something V1: folders of JPEG frames, and its CSV files (`id;template`, and a list of templates)."""
     return _frame_folders(root, split, lists, "ssv1", "something-something-v1")
 
 
 def jester_source(root: Path, split: str, lists: str | Path | None = None) -> FileSource:
-    """Jester V1: folders of JPEG frames, and its CSV files (`id;gesture`, one gesture a line).
+    """Jester V1: folders of JPEG frames, and its CSV files (`id;gesture`, and a list of gestures).
 
     A mirror swaps "Swiping Left" with "Swiping Right", and "Turning Hand Clockwise" with "... Counterclockwise".
     """
@@ -120,7 +124,7 @@ def jester_source(root: Path, split: str, lists: str | Path | None = None) -> Fi
 
 
 def _frame_folders(root: Path, split: str, lists: str | Path | None, name: str, prefix: str) -> FileSource:
-    """What the makers of Something-Something V1 and Jester publish; the test sets have no public labels."""
+    """Something-Something V1 and Jester, whose test sets have no public labels."""
     check_split(name, split, ("train", "validation"))
     layout = (
         f"{root}/20bn-{prefix}/<id>/00001.jpg (or {root}/<id>/00001.jpg), and {prefix}-labels.csv (lines `<class>`) "
@@ -137,7 +141,7 @@ def _frame_folders(root: Path, split: str, lists: str | Path | None, name: str, 
 def ssv2_source(root: Path, split: str, lists: str | Path | None = None) -> FileSource:
     """Something-Something V2: WebM videos, and its JSON files (labels.json, train.json, validation.json).
 
-    A template of train.json has its placeholders in brackets, a class of labels.json has not.
+    train.json writes the placeholders of a template in brackets, labels.json does not.
     """
     check_split("ssv2", split, ("train", "validation"))  # the test set has no public labels
     prefix = "something-something-v2"

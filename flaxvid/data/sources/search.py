@@ -1,4 +1,4 @@
-"""Finds the videos below a folder, by their names or their first bytes, and those that files and patterns name."""
+"""Finds the videos below folders, by their names or first bytes, and those that files and patterns name."""
 
 import bisect
 import collections
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flaxvid.data.clips.images import IMAGE_SUFFIXES
+from flaxvid.data.sources.names import list_names
 
 VIDEO_SUFFIXES = (
     *(".264", ".265", ".3g2", ".3gp", ".amv", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265"),
@@ -43,10 +44,10 @@ class Found:
     """What lies below a folder.
 
     Attributes:
-        videos: Files and folders of frames, as paths below the folder with "/", sorted; "" is the folder itself.
-        others: How many files are no videos, by suffix.
+        videos: Files and folders of frames, sorted, as paths below the folder with "/". "" is the folder itself.
+        others: The number of files that are no videos, by suffix.
         notes: What was left out and why, a sentence each.
-        folders: The folders that were read, by device and inode. Links to one folder give the same.
+        folders: Device and inode of each folder that was read. Links to one folder have the same.
     """
 
     videos: tuple[str, ...]
@@ -58,21 +59,20 @@ class Found:
 def find_videos(folder: Path) -> list[Path]:
     """The videos below a folder, sorted: files, and folders of numbered images. A missing folder has none.
 
-    Links are followed, but no folder is read twice. Hidden files and what systems leave in folders are no videos. A
-    file is a video by its suffix, or by its first bytes if the suffix does not tell. A folder of frames without a video
-    in it or below it is a video itself; so may `folder` be.
+    It follows links, but reads no folder twice. It leaves out hidden files and what systems leave in folders. A folder
+    of numbered images is a video if no video lies in it or below it. `folder` itself may be one.
     """
     return [folder / path for path in search(folder).videos] if folder.is_dir() else []
 
 
 def collect_videos(places: Iterable[str | Path]) -> list[str | Path]:
-    """The videos that files, folders and shell patterns name; one that is named twice is there once.
+    """The videos that files, folders and shell patterns name. One that is named twice is there once.
 
-    Of a folder all videos in it, at any depth; a folder of nothing but numbered images is one video. A file named as
-    such stays in the list even where it does not exist, so that whoever reads it can say so; a URL stays as it is.
+    A folder stands for all videos below it; see `find_videos`. A file stays in the list even if it does not exist, so
+    that its reader can say so. A URL stays as it is.
 
     Raises:
-        FileNotFoundError: a folder or a pattern that holds no video.
+        FileNotFoundError: A folder or pattern has no video.
     """
     found: dict[str, str | Path] = {}
     for place in map(str, places):
@@ -83,33 +83,33 @@ def collect_videos(places: Iterable[str | Path]) -> list[str | Path]:
         paths = [Path(place)] if named else sorted(map(Path, glob.glob(place, recursive=True)))
         inside = [video for path in paths for video in (find_videos(path) if os.path.isdir(path) else [path])]
         if not inside:
-            raise FileNotFoundError(f"expected videos or numbered images in {place}, got none")
+            raise FileNotFoundError(f"expected videos or numbered images in {place}, got none: name another place")
         for video in inside:
             found.setdefault(os.path.join(os.path.realpath(video.parent), video.name), video)
     return list(found.values())
 
 
 def collect_scenes(places: Iterable[str | Path], cameras: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """The scenes in folders that have a folder for each camera, in which the files of a scene have the same name.
+    """The scenes in folders that have a folder for each camera. The files of a scene have the same name in each.
 
     Args:
-        places: folders such as `videos`, with `videos/front/jump/a.mp4` and `videos/left/jump/a.mp4` in them.
-        cameras: those that the network knows; a scene may lack some of them.
+        places: Folders such as `videos`, with `videos/front/jump/a.mp4` and `videos/left/jump/a.mp4` in them.
+        cameras: The cameras that the network knows. A scene may lack some of them.
 
     Returns:
         The files of each scene, ``{"videos/jump/a": {"front": Path(...), "left": Path(...)}}``.
 
     Raises:
-        FileNotFoundError: a place with no video in any of the cameras' folders.
-        ValueError: two videos of one camera with the same name.
+        FileNotFoundError: No camera has a video in one of the places.
+        ValueError: Two videos of one camera have the same name.
     """
     scenes: dict[str, dict[str, Path]] = {}
     for place in map(Path, places):
         folders = {camera: place / camera for camera in cameras if (place / camera).is_dir()}
         if not any(map(find_videos, folders.values())):
             raise FileNotFoundError(
-                f"expected a folder of videos for each camera in {place}, {' or '.join(cameras)}, got none: files of "
-                "one scene have the same name in each"
+                f"expected a folder of videos for each camera in {place}, {' or '.join(cameras)}, got none: make them, "
+                "and give the files of one scene the same name in each"
             )
         for camera, folder in folders.items():
             for video in find_videos(folder):
@@ -123,12 +123,12 @@ def collect_scenes(places: Iterable[str | Path], cameras: Sequence[str]) -> dict
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder is hidden, or left by a system. It is never a video and never a class."""
+    """Whether a file or folder is hidden or left by a system. It is neither a video nor a class."""
     return name.startswith(".") or name.lower() in _JUNK
 
 
 def search(folder: Path) -> Found:
-    """Looks through a folder and all below it. It lists each folder once, which is far faster on network disks."""
+    """Looks through a folder and all below it. It lists each folder once, because network disks are slow."""
     start = os.path.realpath(folder)
     above = {_identity(str(place)) for place in Path(start).parents}
     read: set[tuple[int, int]] = set()
@@ -139,11 +139,11 @@ def search(folder: Path) -> Found:
     others: collections.Counter[str] = collections.Counter()
     waiting, linked = [""], []
     while waiting or linked:
-        place = waiting.pop() if waiting else linked.pop(0)  # links last, because they may lead to a folder here
+        place = waiting.pop() if waiting else linked.pop(0)  # links last: a folder here counts at its own place
         full = os.path.join(start, place)
         if (identity := _identity(full)) in read or identity in above:
             where = "a folder above it" if identity in above else "a folder that is read already"
-            notes.append(f"{place} leads to {where}: not followed")
+            notes.append(f"{place} is not followed: it leads to {where}")
             continue
         read.add(identity)
         files, images, below = [], [], False
@@ -175,13 +175,12 @@ def search(folder: Path) -> Found:
         else:
             videos.insert(at, place)
     if broken:
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        notes.append(f"links that lead nowhere are left out: {', '.join(broken[:3])}{more}")
+        notes.append(f"links that lead nowhere are left out: {list_names(broken, 3)}")
     return Found(tuple(videos), others, tuple(notes), frozenset(read))
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, links to folders too."""
+    """Names of the folders in a folder, sorted, including links to folders."""
     return [entry.name for entry in _entries(str(folder)) if _is_folder(entry)]
 
 

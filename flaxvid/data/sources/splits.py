@@ -1,4 +1,4 @@
-"""Says which videos are for training and which for the test, by the names of splits or by a hold-out."""
+"""Divides videos into splits, by the names of splits or by a hold-out."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 HOLD_OUT = 0.2
-"""Part of the videos that is held out for the test."""
+"""Share of the videos that is held out for the test."""
 
 SPLITS = ("train", "validation", "test")
 WORDS = {
@@ -15,7 +15,7 @@ WORDS = {
     **dict.fromkeys(("val", "valid", "validate", "validation"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""What splits are called, by people and data sets."""
+"""The split that each word stands for."""
 
 _SPLIT = re.compile(
     rf"({'|'.join(WORDS)})(?:[ _-]?(?:set|data|split|list|videos?|rawframes|clips|files))*", re.IGNORECASE
@@ -34,47 +34,52 @@ def split_of(name: str) -> str | None:
 
 
 def choose_split(asked: str, there: Collection[str], where: str) -> tuple[str, tuple[str, ...]]:
-    """Which of the splits that are there is the one asked for, and a sentence if it is another.
+    """Chooses the split that was asked for. Without a test split the validation split is the test, and a note says so.
 
     Args:
-        asked: In any spelling. Where there is no test, it is the validation split.
-        there: Names of `SPLITS`.
+        asked: The split's name, in any spelling.
+        there: The splits that are there.
         where: The data set, for messages.
 
     Raises:
         NoSplitError: It is not there.
     """
     wanted = split_of(asked) or asked
-    if wanted in there:
-        return wanted, ()
-    if wanted == "test" and "validation" in there:
+    if wanted == "test" and wanted not in there and "validation" in there:
         return "validation", (f"{where} has no test split: its validation split is the test",)
-    raise NoSplitError(
-        f"{where}: expected split {' or '.join(there)}, got {asked!r}: there is none; make it, or ask for another, as "
-        "by data.eval_split"
-    )
+    check_split(where, wanted, there)
+    return wanted, ()
+
+
+def check_split(where: str, asked: str, there: Collection[str]) -> None:
+    """Refuses a split that a data set does not have."""
+    if asked not in there:
+        raise NoSplitError(
+            f"{where}: expected split {' or '.join(there)}, got {asked!r}: there is none; make it, or ask for another, "
+            "such as by data.eval_split"
+        )
 
 
 def group_rule(rule: str) -> Callable[[str], str]:
-    """Makes a function from a video's path to its scene, of a regular expression with one group.
+    """Makes a regular expression with one group into a function that finds the scene in a video's path.
 
     Raises:
-        ValueError: It is no such expression; or, when called, it does not match the path.
+        ValueError: It is no such expression. The function raises it for a path without a match.
     """
     try:
         pattern = re.compile(rule)
     except re.error as error:
-        raise ValueError(f"data.group: expected a regular expression, got {rule!r}: {error}") from error
+        raise ValueError(f"data.group: expected a regular expression, got {rule!r}: correct it ({error})") from error
     if pattern.groups != 1:
         raise ValueError(
-            f"data.group: expected a regular expression with one group, the scene, such as '_(g[0-9]+)_', got {rule!r} "
-            f"with {pattern.groups}"
+            f"data.group: expected a regular expression with one group, the scene, got {rule!r} with {pattern.groups}: "
+            "write such as '_(g[0-9]+)_'"
         )
 
     def scene(path: str) -> str:
         match = pattern.search(path)
         if match is None or not match[1]:
-            raise ValueError(f"data.group: expected {rule!r} to match every path, got {path}: make it match all")
+            raise ValueError(f"data.group: expected {rule!r} to match every path, got {path}: correct it")
         return match[1]
 
     return scene
@@ -83,9 +88,9 @@ def group_rule(rule: str) -> Callable[[str], str]:
 def hold_out(paths: Sequence[str], labels: Sequence[object], groups: Sequence[str] | None = None) -> frozenset[int]:
     """Positions of the videos that are held out for the test.
 
-    Without groups it is a fifth of each class, chosen by a hash of the file names, so a new video moves at most one
-    other. Groups are chosen whole in the same way, so no group is on both sides: of each class, or of all videos if a
-    group has several classes.
+    It is a fifth of each class. A hash of the file names chooses it, so a new video moves at most one other. Groups are
+    chosen whole in the same way, so no group is on both sides. If a group has several classes, it is a fifth of all
+    videos.
 
     Args:
         paths: The path of each video.
@@ -95,7 +100,7 @@ def hold_out(paths: Sequence[str], labels: Sequence[object], groups: Sequence[st
     one_pool = groups is not None and len(set(zip(groups, labels, strict=True))) > len(set(groups))
     pools: dict[object, dict[Any, list[int]]] = {}
     for position, label in enumerate(labels):
-        # Two folders may have videos of one name.
+        # The position tells apart videos of one name in two folders.
         unit = (groups[position], 0) if groups else (paths[position].rpartition("/")[2], position)
         pools.setdefault("" if one_pool else label, {}).setdefault(unit, []).append(position)
     test: list[int] = []
@@ -113,9 +118,9 @@ def _hash(text: str) -> bytes:
 
 
 def warn_of_scenes(paths: Sequence[str], labels: Sequence[object], test: Collection[int]) -> tuple[str, ...]:
-    """Warns in a sentence if names show parts of one scene on both sides of a hold-out: `v_g01_c01`, `v_g01_c02`.
+    """Warns if names show parts of one scene on both sides of a hold-out: `v_g01_c01`, `v_g01_c02`.
 
-    Names that count all videos of a class (`jump1`, `jump2`) or frames say nothing about scenes.
+    Names that count the videos of a class (`jump1`, `jump2`), or frames, say nothing about scenes.
     """
     scenes: dict[tuple[object, str], list[int]] = {}
     stems: dict[object, set[str]] = {}
@@ -139,14 +144,14 @@ def warn_of_scenes(paths: Sequence[str], labels: Sequence[object], test: Collect
     (_, part), hit = both[0], sum(position in test for _, part in both for position in part)
     pair = next(p for p in part if p in test), next(p for p in part if p not in test)
     return (
-        f"{hit} of {len(test)} test videos look like parts of scenes that are in training, too (test "
+        f"{hit} of {len(test)} test videos look like parts of scenes that are also in training (test "
         f"{os.path.basename(paths[pair[0]])}, training {os.path.basename(paths[pair[1]])}): the test may be too easy; "
-        "keep scenes together by a rule such as --config.data.group='(.*)[_-][a-z]*[0-9]+'",
+        "keep scenes together, such as by --config.data.group='(.*)[_-][a-z]*[0-9]+'",
     )
 
 
 def check_groups(groups: Mapping[str, Collection[str]]) -> tuple[str, ...]:
-    """Warns in a sentence if groups of the training split are in another one, too."""
+    """Warns if groups of the training split are also in another split."""
     train = set(groups.get("train", ()))
     return tuple(
         f"{len(both)} groups are in train and in {split}, such as {min(both)}: the test may be too easy"

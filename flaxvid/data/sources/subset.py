@@ -13,9 +13,9 @@ from flaxvid.types import Classes
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """`count` videos of a source, drawn at random but always the same, in the source's order.
+    """`count` videos of a source in its order, drawn at random but always the same.
 
-    The first ones would not do: lists are often sorted by class.
+    The first videos would not do, because lists are often sorted by class.
     """
 
     source: Source
@@ -23,7 +23,9 @@ class Subset:
 
     def __post_init__(self):
         if not 1 <= self.count <= len(self.source):
-            raise ValueError(f"expected 1 to {len(self.source)} videos of {self.source.name}, got {self.count}")
+            raise ValueError(
+                f"expected 1 to {len(self.source)} videos of {self.source.name}, got {self.count}: take another number"
+            )
 
     @functools.cached_property
     def positions(self) -> tuple[int, ...]:
@@ -33,7 +35,7 @@ class Subset:
 
     @property
     def name(self) -> str:
-        """The source's, and what part."""
+        """The source's name and the size of the part."""
         return f"{self.source.name}, {self.count} of {len(self.source)}"
 
     @property

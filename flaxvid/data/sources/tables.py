@@ -1,4 +1,4 @@
-"""Reads lists of videos as tables: finds the separator, and what each column is."""
+"""Reads a list of videos as a table: finds the separator and what each column is."""
 
 import csv
 import re
@@ -15,7 +15,7 @@ PATHS = (
     *("clipname", "file", "video", "clip", "vidname", "vid", "framesdir", "framedir", "folder", "directory", "videoid"),
     *("clipid", "name", "files", "paths", "videos", "id"),
 )
-"""Names of the column of videos, without case, spaces and signs. The first one found is taken."""
+"""Names of the column of videos, in lower case without spaces and signs. The first one that a list has is taken."""
 
 LABELS = (
     *("label", "labels", "class", "classes", "category", "classname", "labelname", "classid", "labelid", "classindex"),
@@ -44,7 +44,7 @@ class Table:
         file: The list's path.
         lines: The line of each row in the file.
         paths: The videos, as the list has them.
-        targets: The columns of labels, by name; "" is the only one.
+        targets: The columns of labels, by name. An only one is called "".
         split: The column that says the split, if there is one.
         others: The columns that are not used.
         columns: All columns by their names in the heading.
@@ -64,13 +64,13 @@ def read_table(
 ) -> Table:
     """Reads a list with a heading that names its columns, or one of `path label`, or mmaction2's `path frames label`.
 
-    Tabs, semicolons or commas separate columns, or else spaces. A list without a heading is read in the way in which
-    its videos exist.
+    Tabs, semicolons, commas or spaces separate columns. A list without a heading may have several readings: the one
+    whose videos exist is taken.
 
     Args:
         file: The list.
-        text: What it says.
-        names: Class names, where they are known.
+        text: Its content.
+        names: Class names, if they are known.
         exists: Whether there is a video of that path.
         layout: What lists look like, for messages.
         group: A column that is no label.
@@ -120,15 +120,16 @@ def _cells(lines: Sequence[str], separator: str) -> list[list[str]]:
 
 
 def _rows(file: Path, lines: Sequence[tuple[int, str]], separator: str) -> list[list[str]]:
-    """The cells of every line, a row for each."""
     try:
         rows = _cells([line for _, line in lines], separator)
     except csv.Error as error:
-        raise ValueError(f"{file}: expected lines of cells, got {error}: is a quotation mark not closed?") from error
+        raise ValueError(f"{file}: expected lines of cells, got {error}: close all quotation marks") from error
     if len(rows) == len(lines):
         return rows
     at = next((at for at, (_, line) in enumerate(lines) if line.count('"') % 2), 0)
-    raise ValueError(f"{file}, line {lines[at][0]}: expected closed quotation marks, got {lines[at][1][:80]!r}")
+    raise ValueError(
+        f"{file}, line {lines[at][0]}: expected closed quotation marks, got {lines[at][1][:80]!r}: add one"
+    )
 
 
 def _with_heading(
@@ -141,18 +142,18 @@ def _with_heading(
     else:
         cut = str.split if path else str.rsplit  # a path may have spaces
         rows = [[cell.strip('"') for cell in cut(line, None, len(heading) - 1)] for _, line in lines[1:]]
-        if any('"' in line for _, line in lines[1:]):  # quoted, so spaces in cells are told from those between them
+        if any('"' in line for _, line in lines[1:]):  # quotation marks tell spaces in cells from those between them
             quoted = _rows(file, lines[1:], " ")
             rows = [row if len(row) == len(heading) else plainly for row, plainly in zip(quoted, rows, strict=True)]
     numbers = [number for number, _ in lines[1:]]
     for number, row in zip(numbers, rows, strict=True):
         if len(row) > len(heading) == 2 and path == 0:
-            row[:] = [separator.join(row[:-1]), row[-1]]  # a path with commas, not quoted
+            row[:] = [separator.join(row[:-1]), row[-1]]  # a path with commas and without quotation marks
         if len(row) != len(heading):
             raise ValueError(
                 f"{file}, line {number}: expected {len(heading)} columns ({', '.join(heading)}), got {row}: {layout}"
             )
-    while len(heading) > 2 and not any(cells[-1] for cells in (heading, *rows)):  # as spreadsheets leave them
+    while len(heading) > 2 and not any(cells[-1] for cells in (heading, *rows)):  # spreadsheets leave empty columns
         for cells in (heading, plain, *rows):
             del cells[-1]
     if len(set(heading)) < len(heading):
@@ -173,16 +174,16 @@ def _with_heading(
 
 
 def _labels(file: Path, columns: Mapping[str, list[str]], free: Mapping[str, str], layout: str) -> list[str]:
-    """The columns of labels: the one that is called so, or else all that are left, each a task."""
+    """The columns of labels: the one with such a name, otherwise all that are left, each a target."""
     named = [name for name, word in free.items() if word in LABELS]
     figures = [name for name in named if all(map(is_number, columns[name]))]
-    if len(named) == 2 and len(figures) == 1:  # a number and a name for each: the name says more
+    if len(named) == 2 and len(figures) == 1:  # numbers and names of the same classes: take the names
         named.remove(figures[0])
         pairs = set(zip(columns[figures[0]], columns[named[0]], strict=True))
         if any(len({pair[side] for pair in pairs}) < len(pairs) for side in (0, 1)):
             raise ValueError(
-                f"{file}: expected one number for each class name, got others in {figures[0]} and {named[0]}: drop one "
-                "of the columns"
+                f"{file}: expected one number for each class name, got several in {figures[0]} and {named[0]}: drop "
+                "one of the columns"
             )
     if len(named) > 1 or not free:
         got = ", ".join(columns) if not free else f"several, {', '.join(named)}"
@@ -192,8 +193,8 @@ def _labels(file: Path, columns: Mapping[str, list[str]], free: Mapping[str, str
     for name in free:
         if not re.fullmatch(r"[A-Za-z]\w*", name) or name in ("video", "id"):
             raise ValueError(
-                f"{file}: expected a word for each column of labels, and none of them video or id, got {name!r}: "
-                "rename the column, or call the only label `label`"
+                f"{file}: expected as names of columns of labels words other than video and id, got {name!r}: rename "
+                "the column; an only one may be called `label`"
             )
     return [*free]
 
@@ -201,7 +202,7 @@ def _labels(file: Path, columns: Mapping[str, list[str]], free: Mapping[str, str
 def _without_heading(
     file: Path, lines: Sequence[tuple[int, str]], names: frozenset[str], exists: Exists, layout: str
 ) -> Table:
-    """Takes the reading whose videos exist; or else the first, numbers before words."""
+    """Takes the reading whose videos exist. Without videos it takes the first one, numbers before words."""
     step = max(1, len(lines) // _SAMPLE)
 
     def rank(reading: _Reading) -> tuple[int, bool, bool]:
@@ -226,19 +227,19 @@ def _without_heading(
     odd = not is_number(labels[0]) and labels[0] not in names and labels[0] not in labels[1:]
     if odd and not exists(paths[0]) and not paths[0].lower().endswith(VIDEO_SUFFIXES) and any(map(exists, paths[1:9])):
         raise ValueError(
-            f"{file}, line {lines[0][0]}: expected a video, or a heading that names its columns by usual words such as "
-            f"`path,label`, got {lines[0][1]!r}: call the columns so, or correct the line"
+            f"{file}, line {lines[0][0]}: expected a video, or a heading of usual words such as `path,label`, got "
+            f"{lines[0][1]!r}: rename the columns, or correct the line"
         )
     if best.counted and any(path.lower().endswith(VIDEO_SUFFIXES) for path in paths):
         raise ValueError(
-            f"{file}, line {lines[0][0]}: expected lines `path label`, got two numbers in {lines[0][1]!r}: is the "
-            "first the number of frames, or a label, too? The heading `path frames label` or `path one two` says it"
+            f"{file}, line {lines[0][0]}: expected lines `path label`, got two numbers in {lines[0][1]!r}: add the "
+            "heading `path frames label` if the first one counts frames, or `path one two` if both are labels"
         )
     return Table(file, [number for number, _ in lines], paths, {"": labels}, None, (), {})
 
 
 class _Reading(NamedTuple):
-    """A way to take all lines apart into path and label; `counted` has a number of frames in between."""
+    """A way to split all lines into path and label. `counted` lines have a number of frames in between."""
 
     rows: list[tuple[str, str]]
     counted: bool = False
@@ -263,7 +264,7 @@ def _readings(file: Path, lines: Sequence[tuple[int, str]]) -> Iterator[_Reading
 
 
 def _misfit(lines: Sequence[tuple[int, str]], names: frozenset[str]) -> tuple[int, str]:
-    """The first line that is not like the others."""
+    """The first line that differs from the others."""
     for at, (_, line) in enumerate(lines):
         pairs = [line.rsplit(separator, 1) for separator in (*_SEPARATORS, None)]
         if not any(len(pair) == 2 and pair[0] and _is_label(pair[1].strip(' "'), names) for pair in pairs):

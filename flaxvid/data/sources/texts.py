@@ -1,11 +1,9 @@
-"""Finds text files of others by their names, and reads them in whatever encoding they have."""
+"""Finds text files by their names and reads them in whatever encoding they have."""
 
 import codecs
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from flaxvid.data.sources.splits import NoSplitError
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -18,10 +16,10 @@ _OLD = ("cp1252", "gb18030", "shift_jis", "big5", "euc_kr", "cp1251")
 
 
 def read_texts(path: Path, layout: str) -> dict[str, str]:
-    """What a text file may say, by encoding: one text if the encoding is known, or else one for each that fits.
+    """What a text file may say, by encoding: one text if the encoding is known, otherwise one for each that fits.
 
-    A mark at the beginning tells the encoding, or zeros in the places of UTF-16, or being UTF-8. Of an unknown one
-    there is also "bytes", which is how names of files that are not UTF-8 are read.
+    The encoding is known if the file begins with a mark, has its zeros where UTF-16 has them, or is UTF-8. Otherwise
+    "bytes" is one of the encodings: Python reads file names that are not UTF-8 in this way.
 
     Raises:
         FileNotFoundError: There is no such file. The message shows the expected layout.
@@ -35,7 +33,7 @@ def read_texts(path: Path, layout: str) -> dict[str, str]:
             text = _decoded(data[3:] if encoding == "utf-8" else data, encoding)
             if text is None:
                 raise ValueError(
-                    f"{path}: expected {encoding.upper()} as its first bytes say, got others: save it anew"
+                    f"{path}: expected {encoding.upper()} as its first bytes say, got another encoding: save it anew"
                 )
             return {encoding: text}
     if b"\0" in data:
@@ -51,17 +49,17 @@ def read_texts(path: Path, layout: str) -> dict[str, str]:
     return texts | {"bytes": data.decode("utf-8", "surrogateescape")}
 
 
-def read_text(path: Path, layout: str, encoding: str = "") -> str:
-    """Reads a text file in UTF-8, in the encoding that its mark says, or else in `encoding`.
+def read_text(path: Path, layout: str) -> str:
+    """Reads a text file in UTF-8, or in the encoding that its mark says.
 
     Raises:
         FileNotFoundError: There is no such file. The message shows the expected layout.
         ValueError: It is in another encoding. The message names the line.
     """
     texts = read_texts(path, layout)
-    if len(texts) > 1 and encoding not in texts:
+    if len(texts) > 1:
         raise unknown_encoding(path)
-    return texts.get(encoding) or next(iter(texts.values()))
+    return next(iter(texts.values()))
 
 
 def unknown_encoding(path: Path) -> ValueError:
@@ -69,8 +67,8 @@ def unknown_encoding(path: Path) -> ValueError:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if _decoded(line, "utf-8") is None:
             return ValueError(
-                f"{path}, line {number}: expected UTF-8, got {line[:80]!r} in an encoding that cannot be known: save "
-                f"the file as UTF-8, as `iconv -f ENCODING -t UTF-8` does"
+                f"{path}, line {number}: expected UTF-8, got {line[:80]!r} in an unknown encoding: save the file as "
+                "UTF-8, as `iconv -f ENCODING -t UTF-8` does"
             )
     return ValueError(f"{path}: expected UTF-8, got another encoding: save the file as UTF-8")
 
@@ -81,7 +79,7 @@ def read_lines(path: Path, layout: str) -> list[str]:
 
 
 def first_file(names: Sequence[str], places: Iterable[str | Path], layout: str) -> Path:
-    """The first file in one of the places with one of the names, which may be patterns."""
+    """The first file with one of the names, which may be patterns, in the first place that has one."""
     for place in map(Path, places):
         for name in names:
             found = sorted(place.glob(name))
@@ -91,19 +89,13 @@ def first_file(names: Sequence[str], places: Iterable[str | Path], layout: str) 
 
 
 def list_places(root: Path, lists: str | Path | None, *folders: str) -> list[Path]:
-    """Places of list files: where the user says, or else the root and these folders in it."""
+    """Where list files may be: in `lists` if it is given, otherwise in the root and in these folders of it."""
     return [Path(lists).expanduser()] if lists else [root, *(root / folder for folder in folders)]
 
 
 def videos_folder(root: Path, *folders: str) -> Path:
-    """The folder of the videos: the first of these folders that the root has, or else the root."""
+    """The folder of the videos: the first of these that the root has, otherwise the root."""
     return next((root / folder for folder in folders if (root / folder).is_dir()), root)
-
-
-def check_split(name: str, split: str, splits: Sequence[str]) -> None:
-    """Refuses a split that the data set does not have."""
-    if split not in splits:
-        raise NoSplitError(f"{name}: expected split {' or '.join(splits)}, got {split!r}")
 
 
 def _decoded(data: bytes, encoding: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Reads and writes data sets of TFDS, as videos in ArrayRecord files, without TensorFlow."""
+"""Reads and writes data sets of TFDS without TensorFlow. They are videos in ArrayRecord files."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from flaxvid.data.clips.decode import VideoError
 from flaxvid.data.mirror import FlipLabels, flip_labels
-from flaxvid.data.sources.splits import NoSplitError, choose_split, split_of
+from flaxvid.data.sources.splits import choose_split, split_of
 from flaxvid.types import Classes, by_target
 from flaxvid.writing import written_whole
 
@@ -28,9 +28,9 @@ class Shard(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """Names of a record's features: the video (encoded, whole or frame by frame), the labels, and the id if any.
+    """Names of a record's features: the encoded video, the labels, and the id if there is one.
 
-    Several labels are several targets with the features' names.
+    Several labels are several targets, named after the features.
     """
 
     video: str
@@ -42,8 +42,8 @@ class Fields(NamedTuple):
 class TfdsSource:
     """One split as a source of encoded videos. Every process opens its files on first use.
 
-    A video that is stored frame by frame (`tfds.features.Video`) becomes one string of PNG or JPEG images, which FFmpeg
-    reads as a video.
+    A video that is stored frame by frame (`tfds.features.Video`) becomes the bytes of its PNG or JPEG images one after
+    the other, which FFmpeg reads as a video.
     """
 
     name: str
@@ -90,14 +90,14 @@ class TfdsSource:
 
 
 def tfds_source(root: Path, split: str, dataset: str = "") -> TfdsSource:
-    """A data set that TFDS has prepared: `<root>/<name>/[<config>/]<version>/dataset_info.json` beside its files.
+    """A data set that TFDS has prepared, with its files beside `<root>/<name>/[<config>/]<version>/dataset_info.json`.
 
     Args:
         root: TFDS's `data_dir`, or the folder of one data set.
         split: One of its splits, or a part of one as TFDS writes it (`train[:10%]`). Without a test split, "test" is
             the validation split.
-        dataset: Its name, as in "ucf101/ucf101_1:2.0.0". Without a version it is the newest. "" is the only data set of
-            the root.
+        dataset: Its name, such as "ucf101/ucf101_1:2.0.0". Without a version it is the newest one. "" is the only data
+            set of the root.
     """
     folder = _find(root, dataset)
     from etils import epath
@@ -116,8 +116,6 @@ def tfds_source(root: Path, split: str, dataset: str = "") -> TfdsSource:
     notes = ()
     if split not in splits and split.partition("[")[0] not in splits:
         there = {split_of(name) or name: name for name in splits}
-        if split != "test" or "validation" not in there:
-            raise NoSplitError(f"tfds: expected a split of {info.name} ({', '.join(splits)}), got {split!r}")
         taken, notes = choose_split(split, there, f"tfds {info.name}")
         split = there[taken]
     parts = splits[split].file_instructions
@@ -135,8 +133,8 @@ def shard_path(folder: Path, name: str, split: str, number: int) -> Path:
 def shard_writer(classes: Classes) -> Callable[[Path, Iterable[Mapping[str, Any]]], None]:
     """Makes a function that writes a file of `{"video": bytes, "label": int or {target: int}, "id": str}`.
 
-    The file appears when it is complete. Call this before any progress bar starts: imports in other threads fail while
-    TFDS is imported.
+    The file appears when it is complete. Call this before any progress bar starts: while it imports TFDS, imports in
+    other threads fail.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
@@ -164,7 +162,7 @@ def write_info(
     classes: Classes,
     lengths: Mapping[str, Sequence[int]],
 ) -> None:
-    """Makes a TFDS data set of a folder of shards. `lengths` has the number of records of every split's shards."""
+    """Makes a folder of shards a TFDS data set. `lengths` has the number of records of each shard of every split."""
     from etils import epath
     from tensorflow_datasets.core import DatasetInfo, Version
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
@@ -198,7 +196,7 @@ def _features(classes: Classes) -> Any:
 
     labels = {name or "label": features.ClassLabel(names=list(names)) for name, names in by_target(classes).items()}
     described = {"video": features.Text(), **labels, "id": features.Text()}
-    return features.FeaturesDict(described)  # Text keeps arbitrary bytes
+    return features.FeaturesDict(described)  # Text keeps any bytes
 
 
 def _find(root: Path, dataset: str) -> Path:
@@ -216,7 +214,7 @@ def _find(root: Path, dataset: str) -> Path:
 
 
 def _fields(folder: Path) -> tuple[Fields, Classes]:
-    """The features to read, and the class names: of `label`, or else of every ClassLabel as a target."""
+    """The features to read, and the class names: those of `label`, otherwise every ClassLabel is a target."""
     try:
         features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
         kinds = {key: value["pythonClassName"].rpartition(".")[2] for key, value in features.items()}
@@ -231,9 +229,8 @@ def _fields(folder: Path) -> tuple[Fields, Classes]:
     if len(videos) != 1 or not labels:
         described = ", ".join(f"{key}: {kind}" for key, kind in kinds.items())
         raise ValueError(
-            f"tfds: expected in {folder} one feature of kind Video, or encoded files as `video`, and at least "
-            f"one ClassLabel, got {described}: choose another data set, or write this one anew with "
-            "scripts/prepare_data.py"
+            f"tfds: expected in {folder} one feature of kind Video, or encoded files as `video`, and at least one "
+            f"ClassLabel, got {described}: choose another data set, or prepare this one with scripts/prepare_data.py"
         )
     classes = {label: _class_names(folder, label, features[label]) for label in labels}
     fields = Fields(videos[0], tuple(labels), "id" if kinds.get("id") == "Text" else None)
@@ -248,7 +245,7 @@ def _class_names(folder: Path, label: str, feature: Mapping[str, Any]) -> tuple[
 
 
 def _check(shards: tuple[Shard, ...]) -> None:
-    """Reads the index at the end of every file, so that cut-off files are found."""
+    """Finds files that are cut off, by the index at the end of each."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     for shard in shards:
@@ -269,5 +266,5 @@ def _advice(filename: str) -> str:
 def _preparation(name: str, root: Path) -> str:
     return (
         f"prepare it, where TensorFlow is installed, with `tfds build {name} --data_dir {root} --file_format "
-        "array_record`; what scripts/prepare_data.py has not finished goes on when it is run again"
+        "array_record`; if scripts/prepare_data.py was stopped, run it again to finish"
     )

@@ -112,20 +112,35 @@ def encode(path: Path, encoder: str, options: dict, pixel: str, ticks, rng: np.r
     palette[:, 0] = 255  # opaque
     milliseconds = rng.random() < 0.5 and encoder not in ("mpeg4", "mpeg1video", "mpeg2video")
     base = Fraction(1, 1000) if milliseconds else Fraction(1, rate)
+    pictures = [textures[i // 17 % 3, i % 100 :, i % 90 :][:height, :width] for i in range(len(ticks))]
+    times = [round(tick / rate / base) for tick in ticks.tolist()]
+    write(path, pictures, str(encoder), str(pixel), options, palette, times, base, rate)
+
+
+def write(path: Path, pictures, encoder, pixel, options: dict, palette, times, base: Fraction, rate: int) -> None:
+    """Encodes RGB pictures that are shown at `times` in units of `base`. With a palette, red values are its entries."""
     with av.open(str(path), "w", format={"m4v": "m4v"}.get(path.suffix[1:])) as container:
         stream = container.add_stream(encoder, rate=rate, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, str(pixel)
+        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], pixel
         stream.codec_context.thread_count = 1
         stream.codec_context.time_base = base
-        for i, tick in enumerate(ticks.tolist()):
-            texture = textures[i // 17 % 3, i % 100 :, i % 90 :][:height, :width]
+        for time, picture in zip(times, pictures, strict=True):
             if pixel == "pal8":
-                frame = av.VideoFrame.from_ndarray((texture[..., 0].copy(), palette), "pal8")
+                frame = av.VideoFrame.from_ndarray((picture[..., 0].copy(), palette), "pal8")
             else:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(texture)).reformat(format=str(pixel))
-            frame.pts, frame.time_base = round(tick / rate / base), base
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture)).reformat(format=pixel)
+            frame.pts, frame.time_base = time, base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def write_texture(path: Path, encoder="libx264", count=40, pixel="yuv420p", seed=0, size=(48, 64), **options) -> Path:
+    """Writes a texture on its way across the picture, at 25 frames a second."""
+    texture = np.random.default_rng(seed).integers(0, 256, (160, 160, 3), np.uint8)
+    palette = np.random.default_rng(1).integers(0, 256, (256, 4), np.uint8)
+    pictures = [texture[i : i + size[0], 2 * i : 2 * i + size[1]] for i in range(count)]
+    write(path, pictures, encoder, pixel, options, palette, range(count), Fraction(1, 25), 25)
+    return path
 
 
 def remux(path: Path, change, options: dict | None = None) -> None:

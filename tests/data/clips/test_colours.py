@@ -119,3 +119,23 @@ def test_randaugment_draws(video):
     np.testing.assert_array_equal(randaugment(video, 0, 9, np.random.default_rng(0)), video)
     results = {randaugment(video, 1, 10, np.random.default_rng(seed)).tobytes() for seed in range(150)}
     assert len(results) > 20  # 14 operations, ten of them in two directions; a few the same
+
+
+def test_the_strength_of_an_operation_varies_by_its_deviation(monkeypatch):
+    strengths = []
+    recorded = {"any": lambda video, strength: strengths.append(strength) or video}
+    monkeypatch.setattr("flaxvid.data.clips.colours.OPERATIONS", recorded)
+    video, rng = np.zeros((1, 1, 1, 3), np.uint8), np.random.default_rng(0)
+    randaugment(video, 4, 7, rng)
+    assert {abs(strength) for strength in strengths} == {0.7}
+    strengths.clear()
+    randaugment(video, 4000, 7, rng, deviation=0.5)
+    assert np.mean(np.abs(strengths)) == pytest.approx(0.7, abs=0.005)
+    assert np.std(np.abs(strengths)) == pytest.approx(0.05, abs=0.005)
+    assert np.mean(np.sign(strengths)) == pytest.approx(0, abs=0.05)
+    strengths.clear()
+    randaugment(video, 4000, 9.8, rng, deviation=1.0)
+    assert max(np.abs(strengths)) == 1
+    strengths.clear()
+    randaugment(video, 4000, 0.2, rng, deviation=1.0)
+    assert min(np.abs(strengths)) == 0

@@ -1,6 +1,30 @@
+import numpy as np
 import pytest
 
-from flaxvid.data.clips.cut import Augmentation, ClipConfig, frame_indices
+from flaxvid.data.clips import decode as decoding
+from flaxvid.data.clips.cut import Augmentation, ClipConfig, cut_views, draw_clips, frame_indices
+
+VIEWS = ClipConfig(frames=(4, 8), image_size=16, clips=2, crops=3)
+READERS = {
+    "cut_views": lambda item, rng: cut_views(item, VIEWS, rng),
+    "draw_clips": lambda item, rng: draw_clips(item, VIEWS, None, rng)[0],
+}
+
+
+@pytest.mark.parametrize("cut", READERS)
+@pytest.mark.parametrize(("suffix", "expected"), [("mp4", 0), ("ts", 1), ("avi", 1)])
+def test_a_video_is_decoded_in_full_at_most_once(tmp_path, write_video, monkeypatch, cut, suffix, expected):
+    """MP4 proves its length by its bits. Of the others one pass of the decoder gives the length and the frames."""
+    passes, read = [], decoding._read
+    monkeypatch.setattr(decoding, "_read", lambda *given: passes.append(given) or read(*given))
+    item = {"video": str(write_video(tmp_path / f"a.{suffix}")), "label": 0, "id": "a"}
+    views = READERS[cut](item, np.random.default_rng(0))
+    assert len(passes) == expected
+    monkeypatch.setattr(decoding, "KEPT", 0)  # no memory for frames: the same ones from a second pass
+    again = READERS[cut](item, np.random.default_rng(0))
+    assert len(passes) == 3 * expected
+    for n, view in views.items():
+        np.testing.assert_array_equal(view, again[n])
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,6 @@ def test_frames_asked_for_in_the_order_asked(tmp_path, write_video, frame_number
     np.testing.assert_array_equal(ask(str(path), lambda count: np.array(indices) % count), video)
 
 
-def test_equals_a_full_decode_frame_by_frame(tmp_path, write_video):
-    path = write_video(tmp_path / "a.mp4")
-    with av.open(str(path)) as container:
-        full = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    np.testing.assert_array_equal(decode(path, range(20)), np.stack(full))
-
-
 def test_resizes_while_converting(tmp_path, write_video, frame_numbers):
     path = write_video(tmp_path / "a.mp4")
     assert decode(path, [5], size=16).shape == (1, 16, 24, 3)

@@ -73,7 +73,7 @@ def test_images_that_would_not_make_a_video_of_as_many_frames(tmp_path, ask):
     folder = write(tmp_path / "more", ["1.jpg", "2.jpg"])
     (folder / "2.jpg").write_bytes((folder / "2.jpg").read_bytes() + (folder / "1.jpg").read_bytes())
     finding, _ = examine({"video": str(folder), "id": "v", "label": 0}, 1, None)
-    assert finding.reason == "expected images that make a video, got some of several pictures each: encode them anew"
+    assert finding.reason == "expected images of one picture each, got some of several: encode them anew"
 
 
 @pytest.mark.parametrize("names", [("1.jpg", "1.png"), ("01.png", "1.png"), ("a7.jpg", "a007.JPEG")])

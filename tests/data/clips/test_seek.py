@@ -1,7 +1,5 @@
 """Frames read past others are those of a full decode, bit for bit, of every codec and container there is."""
 
-from fractions import Fraction
-
 import av
 import numpy as np
 import pytest
@@ -37,22 +35,6 @@ MADE = {
 }
 
 
-def write(path, encoder, options, pixels, count=40):
-    """A texture on its way across the picture."""
-    texture = np.random.default_rng(0).integers(0, 256, (100, 110, 3), np.uint8)
-    try:
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream(encoder, rate=25, options=options)
-            stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
-            for i in range(count):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(texture[i : i + 48, i : i + 64]), "rgb24")
-                frame.pts, frame.time_base = i, Fraction(1, 25)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-    except (av.error.EncoderNotFoundError, av.codec.codec.UnknownCodecError):
-        pytest.skip(f"this PyAV has no encoder {encoder}")
-
-
 @pytest.fixture
 def readers(streams):
     """Notes how videos are read."""
@@ -61,10 +43,13 @@ def readers(streams):
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_chosen_frames_are_those_of_a_full_decode(tmp_path, readers, name):
+def test_chosen_frames_are_those_of_a_full_decode(tmp_path, readers, write_texture, name):
     encoder, options, pixels, expected = MADE[name]
     path = tmp_path / name
-    write(path, encoder, options, pixels)
+    try:
+        write_texture(path, encoder, pixel=pixels, **options)
+    except (av.error.EncoderNotFoundError, av.codec.codec.UnknownCodecError):
+        pytest.skip(f"this PyAV has no encoder {encoder}")
     with av.open(str(path)) as container:
         full = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     assert len(full) == 40
@@ -74,10 +59,9 @@ def test_chosen_frames_are_those_of_a_full_decode(tmp_path, readers, name):
     np.testing.assert_array_equal(decode(path.read_bytes(), [39, 26, 2, 26]), full[[39, 26, 2, 26]])
 
 
-def test_frames_that_no_other_needs_are_not_decoded(tmp_path):
+def test_frames_that_no_other_needs_are_not_decoded(tmp_path, write_texture):
     """Of every four pictures two are B-frames that nothing refers to."""
-    write(tmp_path / "long.mp4", "libx264", LONG_X264, "yuv420p")
-    with av.open(str(tmp_path / "long.mp4")) as container:
+    with av.open(str(write_texture(tmp_path / "long.mp4", **LONG_X264))) as container:
         stream = container.streams.video[0]
         known = survey(stream)
         last = presentation(known.pictures)[39]

@@ -13,26 +13,6 @@ from flaxvid.data.clips.sampling import segment_indices
 from flaxvid.data.prepare.examine import examine
 
 
-def write(path, encoder="libx264", count=40, pixel="yuv420p", seed=0, size=(48, 64), **options):
-    """A texture on its way across the picture."""
-    texture = np.random.default_rng(seed).integers(0, 256, (160, 160, 3), np.uint8)
-    palette = np.random.default_rng(1).integers(0, 256, (256, 4), np.uint8)
-    height, width = size
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(encoder, rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, pixel
-        for i in range(count):
-            picture = np.ascontiguousarray(texture[i : i + height, 2 * i : 2 * i + width])
-            if pixel == "pal8":
-                frame = av.VideoFrame.from_ndarray((picture[..., 0].copy(), palette), "pal8")
-            else:
-                frame = av.VideoFrame.from_ndarray(picture).reformat(format=pixel)
-            frame.pts, frame.time_base = i, Fraction(1, 25)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
 def packets_of(path):
     with av.open(str(path)) as container:
         return [packet for packet in container.demux(video=0) if packet.size]
@@ -87,8 +67,8 @@ def check(streams, ask):
         ("avi", "rawvideo", "gray"),
     ],
 )
-def test_palettes_come_once(tmp_path, check, suffix, encoder, pixel):
-    truth = check(write(tmp_path / f"v.{suffix}", encoder, 12, pixel))
+def test_palettes_come_once(tmp_path, check, suffix, encoder, pixel, write_texture):
+    truth = check(write_texture(tmp_path / f"v.{suffix}", encoder, 12, pixel))
     assert np.stack(truth).std() > 20  # not black
 
 
@@ -127,9 +107,9 @@ def entry(path):
         ("mpeg4", {"mpeg_quant": "1"}, {}),
     ],
 )
-def test_two_sample_descriptions(tmp_path, check, encoder, first, second):
+def test_two_sample_descriptions(tmp_path, check, encoder, first, second, write_texture):
     """As editors join files without encoding them: from some packet on the parameters are others."""
-    one, two = (write(tmp_path / f"{i}.mp4", encoder, 20, seed=i, **o) for i, o in enumerate((first, second)))
+    one, two = (write_texture(tmp_path / f"{i}.mp4", encoder, 20, seed=i, **o) for i, o in enumerate((first, second)))
     packets = [facts(packet) for packet in packets_of(one)]
     end = 20 * packets_of(one)[0].duration
     packets += [(content, pts + end, dts + end, key) for content, pts, dts, key in map(facts, packets_of(two))]
@@ -154,9 +134,9 @@ def test_two_sample_descriptions(tmp_path, check, encoder, first, second):
 
 
 @pytest.mark.parametrize(("encoder", "kind"), [("libx264", b"avc1"), ("mpeg4", b"mp4v")])
-def test_protected_videos(tmp_path, encoder, kind, frame_times):
+def test_protected_videos(tmp_path, encoder, kind, frame_times, write_texture):
     """What common encryption leaves in the clear is enough to decode noise."""
-    path = write(tmp_path / "v.mp4", encoder, g="10")
+    path = write_texture(tmp_path / "v.mp4", encoder, g="10")
     key = box(b"schi", box(b"tenc", bytes(4) + b"\0\0\1\x08" + bytes(range(16))))
     scheme = box(b"schm", bytes(4) + b"cenc" + struct.pack(">I", 1 << 16))
 
@@ -175,9 +155,9 @@ def test_protected_videos(tmp_path, encoder, kind, frame_times):
 
 @pytest.mark.parametrize("encoder", ["mpeg4", "libx264"])
 @pytest.mark.parametrize("suffix", ["mp4", "mov"])
-def test_no_list_of_key_frames(tmp_path, check, encoder, suffix):
+def test_no_list_of_key_frames(tmp_path, check, encoder, suffix, write_texture):
     """MP4 calls every packet a key frame then."""
-    path = write(tmp_path / f"v.{suffix}", encoder, g="250")
+    path = write_texture(tmp_path / f"v.{suffix}", encoder, g="250")
     content = path.read_bytes()
     assert b"stss" in content
     path.write_bytes(content.replace(b"stss", b"free"))
@@ -187,9 +167,9 @@ def test_no_list_of_key_frames(tmp_path, check, encoder, suffix):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 @pytest.mark.parametrize("bframes", [1, 3])
-def test_presentation_times_that_are_those_of_decoding(tmp_path, check, suffix, bframes):
+def test_presentation_times_that_are_those_of_decoding(tmp_path, check, suffix, bframes, write_texture):
     params = f"bframes={bframes}:b-adapt=0:keyint=20:b-pyramid=normal"
-    path = write(tmp_path / f"v.{suffix}", **{"x264-params": params})
+    path = write_texture(tmp_path / f"v.{suffix}", **{"x264-params": params})
     packets = packets_of(path)
     times = sorted(packet.pts for packet in packets)
     packets = [(bytes(packet), time, time, packet.is_keyframe) for packet, time in zip(packets, times, strict=True)]
@@ -198,18 +178,18 @@ def test_presentation_times_that_are_those_of_decoding(tmp_path, check, suffix, 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
 @pytest.mark.parametrize(("encoder", "options"), [("libx264", {"bf": "3", "g": "12"}), ("mpeg4", {"g": "12"})])
-def test_lost_packets(tmp_path, check, suffix, encoder, options):
-    path = write(tmp_path / f"v.{suffix}", encoder, **options)
+def test_lost_packets(tmp_path, check, suffix, encoder, options, write_texture):
+    path = write_texture(tmp_path / f"v.{suffix}", encoder, **options)
     packets = [facts(packet) for packet in packets_of(path)]
     for i, lost in enumerate([{0}, {5}, {5, 6, 20}, {12}, {39}, set(range(1, 40, 7))]):
         check(remux(path, tmp_path / f"{i}.{suffix}", [p for n, p in enumerate(packets) if n not in lost]))
 
 
 @pytest.mark.parametrize("frames", [3, 5])
-def test_times_of_sorted_pictures_where_the_file_has_none(tmp_path, frames, frame_times):
+def test_times_of_sorted_pictures_where_the_file_has_none(tmp_path, frames, frame_times, write_texture):
     """AVI says in which order pictures are decoded, and nothing else."""
     params = f"bframes={frames}:b-pyramid=normal:b-adapt=0:keyint=30"
-    path = write(tmp_path / "v.avi", **{"x264-params": params})
+    path = write_texture(tmp_path / "v.avi", **{"x264-params": params})
     np.testing.assert_allclose(frame_times(path), np.arange(41) / 25, atol=1e-6)
     packets = [(bytes(packet), None, packet.dts + 100 * (i > 20), i == 0) for i, packet in enumerate(packets_of(path))]
     remux(path, tmp_path / "pause.avi", packets)
@@ -218,9 +198,9 @@ def test_times_of_sorted_pictures_where_the_file_has_none(tmp_path, frames, fram
 
 
 @pytest.mark.parametrize("padding", [0, 12, 40, 300])
-def test_packed_bitstreams(tmp_path, check, padding):
+def test_packed_bitstreams(tmp_path, check, padding, write_texture):
     """DivX in AVI: two pictures in a packet, then a packet that stands for nothing, of any size."""
-    path = write(tmp_path / "v.avi", "mpeg4", bf="1", g="12", b_strategy="0")
+    path = write_texture(tmp_path / "v.avi", "mpeg4", bf="1", g="12", b_strategy="0")
     packets = [bytes(packet) for packet in packets_of(path)]
     bits = _time_bits(packets[0])
     nothing = int("010" + "1" + "0" * bits + "10" + "1" * (16 - 6 - bits), 2).to_bytes(2, "big")
@@ -242,9 +222,9 @@ def test_packed_bitstreams(tmp_path, check, padding):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov"])
 @pytest.mark.parametrize(("shown", "options"), [(13, {"bf": "2"}), (30, {"bf": "0", "g": "20"}), (39, {"bf": "3"})])
-def test_cuts_hide_packets_by_an_edit_list(tmp_path, check, suffix, shown, options, frame_times):
+def test_cuts_hide_packets_by_an_edit_list(tmp_path, check, suffix, shown, options, frame_times, write_texture):
     """As `ffmpeg -ss T -i long.mp4 -c copy cut.mp4` writes them."""
-    path = write(tmp_path / f"v.{suffix}", **options)
+    path = write_texture(tmp_path / f"v.{suffix}", **options)
     packets = packets_of(path)
     begin = sorted(packet.pts for packet in packets)[40 - shown]
     cut = remux(
@@ -260,8 +240,8 @@ def test_cuts_hide_packets_by_an_edit_list(tmp_path, check, suffix, shown, optio
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "avi"])
-def test_files_cut_off_are_said_to_be_so(tmp_path, suffix):
-    whole = write(tmp_path / f"v.{suffix}", "mpeg4", g="12")
+def test_files_cut_off_are_said_to_be_so(tmp_path, suffix, write_texture):
+    whole = write_texture(tmp_path / f"v.{suffix}", "mpeg4", g="12")
     path = remux(whole, tmp_path / f"w.{suffix}", map(facts, packets_of(whole)), movflags="faststart")
     content = path.read_bytes()
     finding, _ = examine({"video": content[: len(content) // 2], "id": "v", "label": 0}, 1, None)
@@ -269,8 +249,8 @@ def test_files_cut_off_are_said_to_be_so(tmp_path, suffix):
     assert "fetch" in finding.reason
 
 
-def test_a_change_of_size_midway(tmp_path, check, ask):
-    one, two = (write(tmp_path / f"{i}.ts", count=9, size=size) for i, size in enumerate([(48, 64), (64, 32)]))
+def test_a_change_of_size_midway(tmp_path, check, ask, write_texture):
+    one, two = (write_texture(tmp_path / f"{i}.ts", count=9, size=size) for i, size in enumerate([(48, 64), (64, 32)]))
     (tmp_path / "v.ts").write_bytes(one.read_bytes() + two.read_bytes())
     assert count_frames(tmp_path / "v.ts") == 18
     assert ask(tmp_path / "v.ts", range).shape == (18, 48, 64, 3)

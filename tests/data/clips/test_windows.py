@@ -200,7 +200,7 @@ def test_a_video_is_gone_through_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("seconds", [0, -1, 1e-9, float("nan"), float("-inf")])
 def test_what_is_no_window(tmp_path, seconds):
-    with pytest.raises(ValueError, match=r"expected a window of more than 0 seconds, 0\.001 at least, got"):
+    with pytest.raises(ValueError, match=r"expected a window of at least 0\.001 seconds, got"):
         next(cut_windows(tmp_path, seconds, CLIPS))
 
 
@@ -208,5 +208,5 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch, frame_times
     path = write(tmp_path / "a.mkv", [0, 40, 80, 120])
     monkeypatch.setattr(decode_module._Stream, "__len__", lambda _: 6)
     monkeypatch.setattr(decode_module._Stream, "times", np.arange(7) / 25)
-    with pytest.raises(VideoError, match=r"a\.mkv: expected 6 frames, got 4: it is damaged, or was changed"):
+    with pytest.raises(VideoError, match=r"a\.mkv: expected 6 frames, got 4: fetch the file again"):
         list(cut_windows(path, 0.08, CLIPS))

@@ -5,12 +5,12 @@ import pytest
 
 @pytest.fixture(scope="session")
 def touch():
-    """Makes empty files under a root."""
+    """Makes files under a root, empty ones or of some content."""
 
-    def make(root, *paths):
+    def make(root, *paths, content=b""):
         for path in paths:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).touch()
+            (root / path).write_bytes(content)
 
     return make
 

@@ -53,9 +53,9 @@ def test_a_data_set_for_each_camera_read_side_by_side(recorded):
 def test_what_does_not_fit_together(root, write_video):
     with pytest.raises(FileNotFoundError, match=r"expected a folder for each camera in .*got none for rear, top"):
         open_scenes("folder", root, cameras=("front", "rear", "top"))
-    with pytest.raises(ValueError, match="expected cameras as distinct names"):
+    with pytest.raises(ValueError, match="expected cameras of different names"):
         open_scenes("folder", root, cameras=("front", "front"))
-    with pytest.raises(ValueError, match="expected the folder of the cameras' folders"):
+    with pytest.raises(ValueError, match="expected as root the folder of front, left"):
         open_scenes("folder", None, cameras=CAMERAS)
     (root / "left/train/turn_left/1.mp4").rename(root / "left/train/turn_left/7.mp4")
     with pytest.raises(ValueError, match=r"expected one scene at position 1 of every camera, got .*turn_left/7.mp4"):

@@ -89,7 +89,7 @@ def test_a_files_labels_stay_in_memory_and_cameras_are_known():
         (("walk", "fly"), "got none of them in their test (walk, fly): mend it"),
         (("Jump", "run"), "got also Jump in their test (Jump, run); did you mean 'jump' for 'Jump'? Names are not"),
         (("jump ", "s_it"), "did you mean 'jump' for 'jump ', 'sit' for 's_it'?"),
-        (("0", "1", "2"), "numbers are no names, and a list has its names in classes.txt"),
+        (("0", "1", "2"), "numbers are no names: put the names into classes.txt"),
     ],
 )  # fmt: skip
 def test_other_names_are_one_error_with_both_lists(classes, message):
@@ -100,7 +100,7 @@ def test_other_names_are_one_error_with_both_lists(classes, message):
 
 
 def test_a_network_that_knows_only_numbers_is_told():
-    with pytest.raises(ValueError, match="numbers are no names, and the network has only those"):
+    with pytest.raises(ValueError, match="numbers are no names, and the network has only numbers"):
         match(files(("jump", "run"), (0, 1)), ("0", "1"))
     assert labels_of(match(files(("1", "2"), (0, 1)), ("0", "1", "2"))) == [1, 2]  # lists that count from 1
 
@@ -161,7 +161,7 @@ def test_names_can_be_given():
     assert labels_of(source) == [{"action": 1, "actor": 0}]
     with pytest.raises(ValueError, match=r"expected to rename classes of their test \(jump\), got hop"):
         match(files(("jump",), (0,)), renames={"": {"hop": "jump"}})
-    with pytest.raises(ValueError, match=r"expected names to change of one target without a name, got targets action"):
+    with pytest.raises(ValueError, match=r"expected renames of one target without a name, got targets action"):
         match(files(("jump",), (0,)), renames={"action": {"hop": "jump"}})
 
 

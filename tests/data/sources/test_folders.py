@@ -39,7 +39,7 @@ def test_split_folders_in_any_spelling(tmp_path, train, test, touch):
         (f"{train}/jump/b.mp4", f"{train}/run/a.mp4"),
         (f"{test}/run/c.mp4",),
     ]
-    assert f"no splits, or without videos, and left out of {tmp_path}: annotations" in sources[0].notes
+    assert f"left out of {tmp_path}, because they are no splits or have no videos: annotations" in sources[0].notes
     assert open_source("folder", tmp_path, "Training").paths == sources[0].paths
 
 
@@ -75,7 +75,7 @@ def test_a_split_that_is_not_there(tmp_path, touch):
 AMBIGUOUS = {
     "class folders beside split folders": (
         ["train/run/a.mp4", "train/jump/b.mp4", "run/c.mp4", "jump/d.mp4"],
-        r"got train beside jump, run in .*Either train is a split: .*Or all 3 are classes: give train another name",
+        r"got train beside jump, run in .*Either train is a split: .*Or all 3 are classes: rename train",
     ),
     "a class that is called train": (
         ["bus/a.mp4", "car/b.mp4", "train/c.mp4"],
@@ -91,7 +91,7 @@ AMBIGUOUS = {
     ),
     "two spellings": (
         ["Train/run/a.mp4", "Train/jump/b.mp4", "train/run/c.mp4", "test/run/d.mp4"],
-        r"expected one folder of train videos in .*, got Train and train\. Either one of them is an old copy.*Or they",
+        r"expected one folder of train videos in .*, got Train and train\. Either one is an old copy.*Or they",
     ),
     "two words": (
         ["train/run/a.mp4", "train/jump/b.mp4", "val/run/c.mp4", "valid/run/d.mp4"],
@@ -115,7 +115,7 @@ AMBIGUOUS = {
     ),
     "one level more": (
         ["2019/run/a.mp4", "2019/jump/b.mp4", "2020/run/c.mp4", "2020/jump/d.mp4"],
-        r"got the same folders \(jump, run\) in each of 2019, 2020 .*Either 2019, 2020 are the classes: .*Or jump, run",
+        r"got the same folders \(jump, run\) in each of 2019, 2020 .*If 2019, 2020 are the classes, .*If jump, run",
     ),
     "splits and classes inside of a folder beside another": (
         ["set/train/run/a.mp4", "set/train/jump/b.mp4", "set/test/run/c.mp4", "extra/d.mp4"],
@@ -123,11 +123,11 @@ AMBIGUOUS = {
     ),
     "one level more, not all folders in each": (
         ["p1/run/a.mp4", "p1/jump/b.mp4", "p2/run/c.mp4"],
-        r"got the same folders \(jump, run\) in each of p1, p2 .*Either p1, p2 are the classes: .*Or jump, run",
+        r"got the same folders \(jump, run\) in each of p1, p2 .*If p1, p2 are the classes, .*If jump, run",
     ),
     "one level more in a split": (
         ["train/A/run/a.mp4", "train/A/jump/b.mp4", "train/B/run/c.mp4", "train/B/jump/d.mp4", "test/A/e.mp4"],
-        r"got the same folders \(jump, run\) in each of A, B in .*train\. Either",
+        r"got the same folders \(jump, run\) in each of A, B in .*train\. If",
     ),
 }
 
@@ -144,26 +144,29 @@ def test_two_readings_are_one_error(tmp_path, kind, touch):
 TOO_FEW = {
     "a level too high": (
         ["UCF-101/run/a.mp4", "UCF-101/jump/b.mp4", "lists/x.txt"],
-        r"if the classes are jump, run, the root is .*UCF-101",
+        r"if the classes are jump, run, set the root to .*UCF-101",
     ),
     "two levels too high": (
         ["a/b/run/1.mp4", "a/b/jump/1.mp4"],
-        r"got 1 \(a\): if the classes are jump, run, the root is .*a/b,",
+        r"got 1 \(a\): if the classes are jump, run, set the root to .*a/b,",
     ),
     "splits a level deeper": (
         ["set/train/run/a.mp4", "set/test/run/b.mp4"],
-        r"if the classes are test, train, the root is .*set",
+        r"if the classes are test, train, set the root to .*set",
     ),
     "a folder between split and classes": (
         ["train/videos/run/a.mp4", "train/videos/jump/b.mp4", "test/videos/run/c.mp4"],
-        r"in .*train, got 1 \(videos\): if the classes are jump, run, the root is .*or they belong directly into .*",
+        r"in .*train, got 1 \(videos\): if the classes are jump, run, set the root to .*or move them into .*",
     ),
-    "one class": (["run/a.mp4", "run/b.mp4"], r"got 1 \(run\): a network learns to tell classes apart: add a folder"),
+    "one class": (
+        ["run/a.mp4", "run/b.mp4"],
+        r"got 1 \(run\): a network learns to tell .*: add another class",
+    ),
     "one class and an empty one": (["run/a.mp4", "jump/a.txt"], r"got 1 \(run\)"),
     "one class of a split": (["train/run/a.mp4", "test/run/b.mp4", "test/jump/c.mp4"], r"in .*train, got 1 \(run\)"),
     "no class of a split": (
         ["train/a.mp4", "train/b.mp4", "test/c.mp4"],
-        r"two class folders with videos or more in .*train, got none, but 2 videos \(a.mp4, b.mp4\) that have no class",
+        r"two class folders with videos or more in .*train, got none, but 2 videos \(a.mp4, b.mp4\) without a class",
     ),
 }
 
@@ -242,9 +245,7 @@ def test_a_test_without_labels_does_not_stop_training(tmp_path, touch):
     train = open_source("folder", tmp_path)
     assert train.notes == (f"{tmp_path / 'test'} is left out: its 1 videos have no class",)
     assert open_source("folder", tmp_path, "val").paths == ("val/run/c.mp4",)
-    with pytest.raises(
-        ValueError, match=r"in .*test, got none, but 1 videos \(d.mp4\) that have no class: .*eval_split"
-    ):
+    with pytest.raises(ValueError, match=r"in .*test, got none, but 1 videos \(d.mp4\) without a class: .*eval_split"):
         open_source("folder", tmp_path, "test")
 
 
@@ -264,7 +265,7 @@ def test_training_videos_alone(tmp_path, touch):
     touch(tmp_path, *(f"Train/{name}/{i}.mp4" for name in ("run", "jump") for i in range(5)))
     assert len(open_source("folder", tmp_path)) == 10
     with pytest.raises(
-        ValueError, match=r"got 'test': there is none; make .*/test, or set the root to .*Train, of which"
+        ValueError, match=r"got 'test': there is none; make .*/test, or set the root to .*Train, and a fifth of it"
     ):
         open_source("folder", tmp_path, "test")
     assert [len(source) for source in both(tmp_path / "Train")] == [8, 2]
@@ -278,7 +279,7 @@ def test_a_split_of_empty_classes(tmp_path, touch):
 def test_two_collections_beside_each_other_are_said(tmp_path, touch):
     touch(tmp_path, "A/run/1.mp4", "A/jump/1.mp4", "B/swim/1.mp4", "B/fly/1.mp4")
     note = "all videos lie in folders below the classes, as in jump, run of A: if those are the classes, "
-    assert open_source("folder", tmp_path).notes == (f"{note}{tmp_path} is a level too high",)
+    assert open_source("folder", tmp_path).notes == (f"{note}set the root one level below {tmp_path}",)
 
 
 def test_links_in_a_circle_and_to_pipes(tmp_path, touch):
@@ -289,7 +290,7 @@ def test_links_in_a_circle_and_to_pipes(tmp_path, touch):
     (tmp_path / "jump" / "pipe").symlink_to(tmp_path / "pipe")
     assert len(open_source("folder", tmp_path, "all")) == 4
     (tmp_path / "all").symlink_to(tmp_path)
-    with pytest.raises(ValueError, match=r"got links from all and jump in .* to the same folder"):
+    with pytest.raises(ValueError, match=r"got links from all and jump in .* to one folder"):
         open_source("folder", tmp_path)
 
 
@@ -304,8 +305,8 @@ def test_names_of_classes_that_are_nearly_the_same(tmp_path, touch):
     touch(tmp_path, *(f"{name}/{i}.mp4" for name in ("Jump", "jump", "look_up", "Look up", "run") for i in range(2)))
     os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
     text = describe_splits({"train": open_source("folder", tmp_path)})
-    assert "classes whose names are nearly the same: Jump, jump" in text
-    assert "classes whose names are nearly the same: Look up, look_up" in text
+    assert "classes with nearly the same name: Jump, jump" in text
+    assert "classes with nearly the same name: Look up, look_up" in text
     assert "caf\\udce9" in text
 
 
@@ -329,7 +330,7 @@ def test_linked_folders(tmp_path, touch):
     assert open_source("folder", root, "all").paths == ("jump/1.mp4", "jump/2.mp4", "run/a.mp4", "run/b.mp4")
     (root / "run" / "more").symlink_to(store, target_is_directory=True)
     with pytest.raises(
-        ValueError, match=r"got links from jump and run in .* to the same folder: its videos have two labels"
+        ValueError, match=r"got links from jump and run in .* to one folder, whose videos then have two labels"
     ):
         open_source("folder", root)
 
@@ -337,7 +338,7 @@ def test_linked_folders(tmp_path, touch):
 def test_one_folder_in_train_and_test(tmp_path, touch):
     touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "test/jump/c.mp4")
     (tmp_path / "test" / "run").symlink_to(tmp_path / "train" / "run", target_is_directory=True)
-    assert "links lead from train and test to one folder: its videos are in both" in both(tmp_path)[0].notes
+    assert "train and test have links to one folder: its videos are in both" in both(tmp_path)[0].notes
 
 
 def test_a_test_without_any_label_of_a_task_is_refused(tmp_path, touch):

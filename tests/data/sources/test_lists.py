@@ -187,7 +187,7 @@ def test_text_in_no_encoding(tmp_path):
         (("path,label,class", "a.mp4,0,1"), r"expected a column of labels, got several, label, class"),
         (("path,fps", "a.mp4,25"), r"expected a column of labels, got path, fps"),
         (("path,label,label", "a.mp4,0,1"), r"expected columns of different names"),
-        (("path,label_id,label_name", "a.mp4,0,x", "d,0,y"), r"expected one number for each class name, got others"),
+        (("path,label_id,label_name", "a.mp4,0,x", "d,0,y"), r"expected one number for each class name, got several"),
         (("0,a.mp4,run", "1,b c.mp4,jump"), r"expected .*videos|missing|name the columns in a heading"),
         (
             ("a.mp4,0", "f/g.mp4,1", "a.mp4,1"),
@@ -205,10 +205,10 @@ def test_what_is_said_of_lists(root, write):
     write(root / "train.csv", "path,label,camera", "a.mp4,run,1", "b c.mp4,jump,2", "a.mp4,run,1")
     write(root / "test.csv", "path,label,camera", "b c.mp4,jump,2", "f/g.mp4,run,1")
     assert open_source("list", root).notes == (
-        "columns of test.csv that are not used: camera",
-        "columns of train.csv that are not used: camera",
+        "unused columns of test.csv: camera",
+        "unused columns of train.csv: camera",
         "train.csv has 1 videos more than once, such as a.mp4",
-        "1 videos of test are in train, too, such as b c.mp4: the test may be too easy",
+        "1 videos of test are also in train, such as b c.mp4: the test may be too easy",
     )
 
 
@@ -238,7 +238,7 @@ def test_tasks_separated_by_blanks(root, write):
 @pytest.mark.parametrize("cells", [("run", "jump"), ("0", "1")])
 def test_a_heading_of_other_words_is_no_video(root, heading, cells, write):
     write(root / "train.csv", heading, f"a.mp4,{cells[0]}", f"b c.mp4,{cells[1]}")
-    with pytest.raises(ValueError, match=rf"line 1: expected a video, or a heading .*, got '{heading}': call the col"):
+    with pytest.raises(ValueError, match=rf"line 1: expected a video, or a heading .*, got '{heading}': rename"):
         open_source("list", root, missing="keep")
 
 
@@ -256,7 +256,7 @@ def test_a_test_list_without_labels_does_not_stop_training(root, write):
     write(root / "train.csv", "a.mp4,run", "b c.mp4,jump")
     write(root / "test.txt", "f/g.mp4")
     (note,) = open_source("list", root).notes
-    assert note.startswith(f"{root / 'test.txt'} is left out, it is no list of labels: ")
+    assert note.startswith(f"{root / 'test.txt'} is left out, because it is no list of labels: ")
     with pytest.raises(ValueError, match=r"test.txt, line 1: expected lines `path label`"):
         open_source("list", root, "test")
 

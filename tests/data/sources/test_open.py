@@ -90,7 +90,7 @@ def test_list_errors(tmp_path, touch, write):
     write(tmp_path / "train.txt", *(f"{i}.mp4 {i}" for i in range(6)))
     touch(tmp_path, "0.mp4", "4.mp4")
     with pytest.raises(
-        FileNotFoundError, match=r"expected 6 videos under .*, 4 are missing \(1.mp4, 2.mp4, 3.mp4, ...\)"
+        FileNotFoundError, match=r"expected 6 videos under .*, 4 are missing \(1.mp4, 2.mp4, 3.mp4, ... \(4 in all\)\)"
     ):
         open_source("list", tmp_path)
     write(tmp_path / "classes.txt", "a", "b")

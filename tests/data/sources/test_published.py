@@ -103,7 +103,7 @@ def test_kinetics(tmp_path, lists, part):
     assert rows(open_source("kinetics400", tmp_path, "validation")) == [(paths[2], 1, 120)]
     (tmp_path / f"{lists}{part}.csv").write_text("label,youtube_id,split\nzumba,v,val\n")
     with pytest.raises(
-        ValueError, match=rf"expected columns time_end, time_start in .*{part}.csv; .*_<start, 6 digits>"
+        ValueError, match=rf"expected columns time_end, time_start in .*{part}.csv, got label, .*: .*_<start, 6 digits>"
     ):
         open_source("kinetics400", tmp_path, "validation")
 
@@ -235,7 +235,7 @@ def test_a_list_that_names_missing_videos_is_one_message(tmp_path):
     (tmp_path / "Diving48_V2_train.json").write_text(json.dumps([{"vid_name": n, "label": 0} for n in names]))
     with pytest.raises(
         FileNotFoundError,
-        match=r"expected 5 videos under .*rgb, 4 are missing \(b.mp4, c.mp4, d.mp4, ...\): .*<vid_name>",
+        match=r"expected 5 videos under .*rgb, 4 are missing \(b.mp4, c.mp4, d.mp4, ... \(4 in all\)\): .*<vid_name>",
     ):
         open_source("diving48", tmp_path)
     (tmp_path / "train.csv").write_text("label,youtube_id,time_start,time_end\nzumba,x,1,2\n")

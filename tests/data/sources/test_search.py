@@ -27,12 +27,6 @@ def encode(path, kind="mp4", codec="libx264"):
     return path
 
 
-def touch(root, *paths, content=b""):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(content)
-
-
 def frames(folder, names, size=8):
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -72,7 +66,7 @@ def test_content_tells_where_names_do_not(tmp_path, kind, codec):
     assert decode(tmp_path / "video", [0]).shape == (1, 32, 32, 3)
 
 
-def test_files_that_only_seem_to_be_videos(tmp_path):
+def test_files_that_only_seem_to_be_videos(tmp_path, touch):
     touch(tmp_path, "code.ts", "module.mts", content=b"export const frames = [4, 8, 16];\n" * 80)
     touch(tmp_path, "strings.ts", content="<?xml version='1.0'?><TS>ä</TS>".encode("utf-16"))
     touch(tmp_path, "LICENSE", "notes", "a.txt", "b.py", "c.json", content=b"Some words about GIF8 and ftyp.\n")
@@ -87,7 +81,7 @@ def test_files_that_only_seem_to_be_videos(tmp_path):
     }
 
 
-def test_an_empty_or_damaged_video_is_one(tmp_path):
+def test_an_empty_or_damaged_video_is_one(tmp_path, touch):
     """It is found, so that whoever reads it can say what is wrong with it."""
     touch(tmp_path, "empty.ts", "a.mp4")
     touch(tmp_path, "damaged.ts", content=bytes(300))
@@ -95,12 +89,12 @@ def test_an_empty_or_damaged_video_is_one(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
-def test_every_suffix_in_any_case(tmp_path, suffix):
+def test_every_suffix_in_any_case(tmp_path, suffix, touch):
     touch(tmp_path, f"a{suffix}", f"b{suffix.upper()}", content=bytes(8))
     assert names(tmp_path) == [f"a{suffix}", f"b{suffix.upper()}"]
 
 
-def test_what_systems_leave_is_no_video(tmp_path):
+def test_what_systems_leave_is_no_video(tmp_path, touch):
     touch(tmp_path, "a.mp4")
     touch(tmp_path, "._a.mp4", "__MACOSX/._a.mp4", "__MACOSX/b.mp4", ".trash/c.mp4", "@eaDir/a.mp4/SYNO.mp4")
     touch(tmp_path, "$RECYCLE.BIN/d.mp4", "lost+found/e.mp4", "Thumbs.db", ".DS_Store", "desktop.ini", ".hidden.mp4")
@@ -109,7 +103,7 @@ def test_what_systems_leave_is_no_video(tmp_path):
     assert (found.videos, found.notes, dict(found.others)) == (("a.mp4",), (), {})
 
 
-def test_folders_of_frames(tmp_path):
+def test_folders_of_frames(tmp_path, touch):
     frames(tmp_path / "run" / "v1", [f"{i:05d}.png" for i in range(1, 4)])
     touch(tmp_path / "run" / "v1", "._00001.png", "Thumbs.db", content=APPLE_DOUBLE)
     frames(tmp_path / "run" / "v2.avi", ["img_1.jpg", "img_10.jpg"])
@@ -121,7 +115,7 @@ def test_folders_of_frames(tmp_path):
     assert find_videos(tmp_path / "run" / "v1") == [tmp_path / "run" / "v1"]
 
 
-def test_frames_beside_folders(tmp_path):
+def test_frames_beside_folders(tmp_path, touch):
     frames(tmp_path / "a", ["1.png", "2.png"])
     (tmp_path / "a" / "notes").mkdir()
     frames(tmp_path / "b", ["1.png"])
@@ -131,7 +125,7 @@ def test_frames_beside_folders(tmp_path):
     assert found.notes == ("b has images beside folders of videos: the images are left out",)
 
 
-def test_links_are_followed_once(tmp_path):
+def test_links_are_followed_once(tmp_path, touch):
     root = tmp_path / "root"
     touch(tmp_path, "store/1.mp4", "store/deep/2.mp4", "root/a/here/3.mp4", "root/b/4.mp4")
     (root / "a" / "an_alias").symlink_to("here")  # sorts before it, and does not take its place
@@ -145,15 +139,15 @@ def test_links_are_followed_once(tmp_path):
     found = search(root / "a")
     assert found.videos == ("here/3.mp4", "one.mp4", "there/1.mp4", "there/deep/2.mp4")
     assert found.notes == (
-        "an_alias leads to a folder that is read already: not followed",
-        "up leads to a folder above it: not followed",
-        "there/back leads to a folder that is read already: not followed",
-        "there/up leads to a folder above it: not followed",
+        "an_alias is not followed: it leads to a folder that is read already",
+        "up is not followed: it leads to a folder above it",
+        "there/back is not followed: it leads to a folder that is read already",
+        "there/up is not followed: it leads to a folder above it",
         "links that lead nowhere are left out: gone.mp4, self.mp4",
     )
     assert find_videos(tmp_path / "none") == []
 
 
-def test_names_that_are_no_text(tmp_path):
+def test_names_that_are_no_text(tmp_path, touch):
     touch(tmp_path, os.fsdecode(b"caf\xe9.mp4"), "new\nline.mp4")
     assert [os.fsencode(path.name) for path in find_videos(tmp_path)] == [b"caf\xe9.mp4", b"new\nline.mp4"]

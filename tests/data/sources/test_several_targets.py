@@ -12,12 +12,8 @@ from flaxvid.data.sources.subset import Subset
 ROWS = [("a", "look left", 0), ("b", "look right", 2), ("c", "jump", 1), ("d", "look right", 0)]
 
 
-def write(path, *lines):
-    path.write_text("\n".join(lines) + "\n")
-
-
 @pytest.fixture(scope="module")
-def root(motion_data, tmp_path_factory):
+def root(motion_data, tmp_path_factory, write):
     """Four videos, a training list of all and a test list of two."""
     from flaxvid.data.motion.build import MotionConfig, build_motion, motion_source
 
@@ -91,7 +87,7 @@ def test_a_stored_data_set_keeps_them(root, tmp_path):
         (("path,action,actor",), "expected videos, got an empty list"),
     ],
 )
-def test_slips_in_a_list(root, tmp_path, lines, message):
+def test_slips_in_a_list(root, tmp_path, lines, message, write):
     (tmp_path / "train.csv").write_text((root / "train.csv").read_text())
     write(tmp_path / "test.csv", *lines)
     with pytest.raises(ValueError, match=message):

@@ -10,16 +10,6 @@ from flaxvid.data.sources.open import open_source
 from flaxvid.data.sources.splits import hold_out
 
 
-def touch(root, *paths):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-
-
-def write(path, *lines):
-    path.write_text("\n".join(lines) + "\n")
-
-
 def both(root, name="folder", **options):
     return [open_source(name, root, split, **options) for split in ("train", "test")]
 
@@ -41,7 +31,7 @@ def test_a_single_video_is_for_training():
     assert hold_out(["a/x.mp4", "b/y.mp4"], [0, 1]) == frozenset()
 
 
-def ucf(root, classes=("Archery", "Surfing"), groups=10, clips=4):
+def ucf(root, touch, classes=("Archery", "Surfing"), groups=10, clips=4):
     touch(
         root,
         *(
@@ -53,8 +43,8 @@ def ucf(root, classes=("Archery", "Surfing"), groups=10, clips=4):
     )
 
 
-def test_scenes_stay_together(tmp_path):
-    ucf(tmp_path)
+def test_scenes_stay_together(tmp_path, touch):
+    ucf(tmp_path, touch)
     train, test = both(tmp_path, group=r"(v_\w+_g\d+)_c\d+")
     scenes = [{path.rpartition("_")[0] for path in source.paths} for source in (train, test)]
     assert not scenes[0] & scenes[1]
@@ -66,8 +56,8 @@ def test_scenes_stay_together(tmp_path):
     assert len({path.rpartition("_")[0] for path in before ^ after}) <= 2
 
 
-def test_a_scene_of_several_classes_is_on_one_side(tmp_path):
-    ucf(tmp_path)
+def test_a_scene_of_several_classes_is_on_one_side(tmp_path, touch):
+    ucf(tmp_path, touch)
     train, test = both(tmp_path, group=r"_(g\d+)_")
     scenes = [{path.split("_")[2] for path in source.paths} for source in (train, test)]
     assert not scenes[0] & scenes[1]
@@ -86,11 +76,11 @@ NAMES = {
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_names_that_show_scenes(tmp_path, kind):
+def test_names_that_show_scenes(tmp_path, kind, touch):
     touch(tmp_path, *(f"run/{name}" for name in NAMES[kind]), *(f"jump/{i:03d}.mp4" for i in range(10)))
     train, test = both(tmp_path)
     (note,) = train.notes
-    assert "test videos look like parts of scenes that are in training, too" in note
+    assert "test videos look like parts of scenes that are also in training" in note
     assert test.notes == train.notes
     rule = r"(\w+?)[_-]part" if kind == "one scene in parts" else r"(.*?)\W*[_-]?[a-z]*\d+\W*\w*$"
     if kind != "one scene in parts":
@@ -109,7 +99,7 @@ def test_names_that_show_scenes(tmp_path, kind):
         [f"{chr(97 + i)}{i}xk_00000{i % 10}_000010.mp4" for i in range(20)],
     ],
 )
-def test_names_that_show_none(tmp_path, names):
+def test_names_that_show_none(tmp_path, names, touch):
     touch(tmp_path, *(f"{folder}/{name}" for folder in ("run", "jump") for name in names))
     assert both(tmp_path)[0].notes == ()
 
@@ -120,24 +110,24 @@ def test_names_that_show_none(tmp_path, names):
         (r"g\d+", r"data.group: expected a regular expression with one group, .* got 'g\\\\d\+' with 0"),
         (r"(g)(\d+)", "with 2"),
         ("(g", "data.group: expected a regular expression, got '\\(g'"),
-        ("_(x)_", r"expected '_\(x\)_' to match every path, got Archery/v_Archery_g01_c01.avi: make it match all"),
+        ("_(x)_", r"expected '_\(x\)_' to match every path, got Archery/v_Archery_g01_c01.avi: correct it"),
     ],
 )
-def test_rules_that_do_not_hold(tmp_path, rule, message):
-    ucf(tmp_path, groups=2, clips=2)
+def test_rules_that_do_not_hold(tmp_path, rule, message, touch):
+    ucf(tmp_path, touch, groups=2, clips=2)
     with pytest.raises(ValueError, match=message):
         open_source("folder", tmp_path, group=rule)
 
 
-def test_a_rule_where_there_is_no_hold_out(tmp_path):
-    with pytest.raises(ValueError, match="ucf101: expected no group, for its splits are given, got 'x': leave it out"):
+def test_a_rule_where_there_is_no_hold_out(tmp_path, touch):
+    with pytest.raises(ValueError, match="ucf101: expected no group, because its splits are fixed, got"):
         open_source("ucf101", tmp_path, group="x")
     touch(tmp_path, "train/run/s1_a.mp4", "train/jump/s2_a.mp4", "test/run/s1_b.mp4", "test/run/s3_b.mp4")
     notes = open_source("folder", tmp_path, group=r"(s\d)_").notes
     assert notes == ("1 groups are in train and in test, such as s1: the test may be too easy",)
 
 
-def test_a_list_is_held_out_by_a_column_or_a_rule(tmp_path):
+def test_a_list_is_held_out_by_a_column_or_a_rule(tmp_path, touch, write):
     rows = [(f"{i}.mp4", ("run", "jump")[i % 2], f"person {i // 4}") for i in range(40)]
     touch(tmp_path, *(path for path, *_ in rows))
     write(tmp_path / "train.csv", "path,action,scene", *(",".join(row) for row in rows))
@@ -165,9 +155,9 @@ def test_a_list_is_held_out_by_a_column_or_a_rule(tmp_path):
     )
 
 
-def test_cameras_are_held_out_alike(tmp_path):
+def test_cameras_are_held_out_alike(tmp_path, touch):
     for camera in ("front", "left"):
-        ucf(tmp_path / camera)
+        ucf(tmp_path / camera, touch)
     train = open_scenes("folder", tmp_path, cameras=("front", "left"), group=r"_(g\d+)_")
     test = open_scenes("folder", tmp_path, "test", cameras=("front", "left"), group=r"_(g\d+)_")
     assert (len(train), len(test)) == (64, 16)

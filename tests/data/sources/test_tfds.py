@@ -97,7 +97,7 @@ def test_what_is_not_there(tmp_path):
     store(tmp_path / "a" / "1.0.0", "a", "1.0.0", features, {"train": [{"video": b"v", "label": 0}]})
     with pytest.raises(ValueError, match=r"one ClassLabel, got label: Scalar, video: Text: choose another"):
         open_source("tfds:a", tmp_path)
-    with pytest.raises(ValueError, match=r"expected a split of a \(train\), got 'test'"):
+    with pytest.raises(ValueError, match=r"tfds a: expected split train, got 'test': there is none"):
         open_source("tfds:a", tmp_path, "test")
     info = tmp_path / "a" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))

@@ -1,0 +1,111 @@
+"""Tests a trained network on videos of the user's choice."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.data.pipeline import eval_batches
+from flaxvid.data.sources.account import check_labels
+from flaxvid.data.sources.class_names import are_numbers, relabel
+from flaxvid.data.sources.names import list_names
+from flaxvid.data.sources.open import Source
+from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, join
+from flaxvid.train.mesh import make_mesh, put_batch
+from flaxvid.train.recipe import DataRecipe
+from flaxvid.train.setup import count_classes, data_origin, open_data
+from flaxvid.train.trained import Trained
+from flaxvid.types import Batch, by_target
+
+
+def choose_data(recipe: DataRecipe, name: str, changes: Mapping[str, Any]) -> DataRecipe:
+    """The test videos: the run's, or those of another data set.
+
+    Args:
+        recipe: the run's.
+        name: the other data set; "" is the run's.
+        changes: fields with other values than the run's.
+
+    Raises:
+        ValueError: a weights file has no data set, and `name` is empty.
+    """
+    if name and name != recipe.name:
+        clips = ClipConfig(test_size=recipe.clips.test_size, short=recipe.clips.short)
+        recipe = DataRecipe(name, clips=clips, cameras=recipe.cameras)
+    if not recipe.name:
+        raise ValueError("a weights file does not say which videos: add --data NAME --root FOLDER")
+    return dataclasses.replace(recipe, missing="keep", **changes)  # missing videos are counted and named
+
+
+def is_own(recipe: DataRecipe, data: DataRecipe) -> bool:
+    """Whether chosen videos are the run's own test videos."""
+    ours = dataclasses.replace(recipe, missing="keep")
+    return dataclasses.replace(data, root=ours.root) == ours and data_origin(data) == data_origin(ours)
+
+
+def open_test(trained: Trained, data: DataRecipe, renames: Mapping[str, Mapping[str, str]]) -> Source:
+    """Opens test videos and gives their labels the network's numbers: by name, or by number if it has no names.
+
+    Args:
+        trained: the network.
+        data: the videos, those of `eval_split`.
+        renames: see `relabel`.
+
+    Raises:
+        ValueError: the network does not know a class of the videos, or it has no names for `renames`.
+    """
+    source = open_data(data, data.eval_split)
+    if trained.named:
+        advice = (
+            "leave out videos of classes that it never saw, and for classes of another name give --rename MAP.json, "
+            '{"the data\'s name": "the network\'s", ...}'
+        )
+        if all(map(are_numbers, by_target(trained.classes).values())):
+            advice += ", or the network's names by --classes FILE"
+        source = relabel(source, trained.classes, "the network", advice, renames)
+    elif renames:
+        raise ValueError("expected --rename with the network's class names, got none of them: give --classes, too")
+    elif count_classes(trained.classes) != count_classes(source.classes):
+        names = [name for own in by_target(source.classes).values() for name in own]
+        raise ValueError(
+            f"expected videos of the network's {count_classes(trained.classes)} classes (their names are not known), "
+            f"got {count_classes(source.classes)} classes in {source.name} ({list_names(names)}): give their names, "
+            "in the order of the logits, by --classes FILE"
+        )
+    check_labels(source, fewest=1)
+    return source
+
+
+def evaluate_passes(
+    trained: Trained,
+    source: Source,
+    passes: Sequence[ClipConfig],
+    *,
+    batch_size: int,
+    num_threads: int,
+    advance: Callable[[int], None],
+) -> Evaluations:
+    """Evaluates a network in one or several passes over the videos.
+
+    Args:
+        trained: the network.
+        source: the videos.
+        passes: the clips of each pass, see `Protocol.passes`.
+        batch_size: clips in a step; 0 is the recipe's.
+        num_threads: threads that decode; 0 is the recipe's.
+        advance: is called with the number of videos of each batch.
+    """
+    mesh, recipe = make_mesh(), trained.recipe
+    at_once = (batch_size or recipe.eval_batch_size) // passes[0].views
+    videos = max(mesh.size, at_once - at_once % mesh.size)
+
+    def put(batch: Batch) -> Batch:
+        advance(int((batch["index"] >= 0).sum()))
+        return put_batch(batch, mesh)
+
+    evaluations = []
+    for clips in passes:
+        batches = eval_batches(source, clips, videos, num_threads=num_threads or recipe.data.num_threads)
+        plain = {n: trained.select(n) for n in clips.frames}
+        evaluations.append(evaluate_videos(trained.model, plain, batches, put=put))
+    return join(evaluations)
