@@ -28,8 +28,8 @@ DISTINCT = sorted({repr(create_tiny(name)): name for name in _SHORTEST_LAST}.val
 DISTINCT += [f"{name} attention" for name in ("slowfast_r50", "vivit_base", "x3d_m")]
 NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm, nn.WeightNorm, nn.SpectralNorm)
 
-# MViT classifies the class token, which has no place. So no logit depends on what the last block does with the places of
-# queries: in the second version, as in the reference, it pools them and has relative positions all the same.
+# MViT classifies the class token, which has no place. So no logit depends on what the last block does with the places
+# of queries: in the second version, as in the reference, it pools them and has relative positions all the same.
 _LAST = "body/block_3/attention"
 _LOST = {f"{_LAST}/pool_q/kernel", *(f"{_LAST}/relative_{axis}" for axis in "thw")}
 
