@@ -61,6 +61,7 @@ def relative_times(table: Float[Array, "_ d"], times: int, mask: FrameMask = Non
 
 def _between(table: Float[Array, "n d"], at: Array | np.ndarray) -> Float[Array, "... d"]:
     """The table's entries at any places, by linear interpolation; beyond an end, that end."""
+    table = jnp.asarray(table)
     at = jnp.clip(jnp.asarray(at, jnp.float32), 0, len(table) - 1)
     low = jnp.floor(at).astype(jnp.int32)
     share = (at - low)[..., None].astype(table.dtype)

@@ -197,11 +197,12 @@ def plan_scales(
 
 
 _POSITIONS = (
-    ("class_token", "class_token", "cls_token"),
-    ("class_position", "class_pos", "pos_embed_class"),
-    ("positions", "spatial_pos", "pos_embed_spatial"),
-    ("times", "temporal_pos", "pos_embed_temporal"),
+    ("class_token", "class_token", "cls_token", "c -> 1 1 c"),
+    ("class_position", "class_pos", "pos_embed_class", "c -> 1 1 c"),
+    ("positions", "spatial_pos", "pos_embed_spatial", "n c -> 1 n c"),
+    ("times", "temporal_pos", "pos_embed_temporal", "n c -> 1 n c"),
 )
+"""Ours, torchvision's key, and that of the authors with its axes."""
 
 
 def _meta_keys(stem: str, tokens: str, packed: str, norm: str, head: str, prefix: str = "") -> KeyTable:
@@ -218,7 +219,7 @@ def _meta_keys(stem: str, tokens: str, packed: str, norm: str, head: str, prefix
     ours, theirs = r"body/block_(\d+)", rf"{prefix}blocks.\1"
     return (
         (r"stem/patch", prefix + stem),
-        *((rf"body/{name}", prefix + tokens + key) for name, _, key in _POSITIONS),
+        *((rf"body/{name}", prefix + tokens + key, axes) for name, _, key, axes in _POSITIONS),
         (rf"{ours}/attention/qkv", rf"{theirs}.attn.{packed}"),
         (rf"{ours}/attention/project", rf"{theirs}.attn.proj"),
         (rf"{ours}/attention/(pool|norm)_([qkv])", rf"{theirs}.attn.\2_\3"),
@@ -234,7 +235,7 @@ def _meta_keys(stem: str, tokens: str, packed: str, norm: str, head: str, prefix
 TORCH_KEYS = {
     "torchvision": (
         (r"stem/patch", r"conv_proj"),
-        *((rf"body/{name}", rf"pos_encoding.{key}") for name, key, _ in _POSITIONS),
+        *((rf"body/{name}", rf"pos_encoding.{key}") for name, key, *_ in _POSITIONS),
         (r"body/block_(\d+)/attention/qkv", r"blocks.\1.attn.qkv"),
         (r"body/block_(\d+)/attention/project", r"blocks.\1.attn.project.0"),
         (r"body/block_(\d+)/attention/pool_([qkv])", r"blocks.\1.attn.pool_\2.pool"),
@@ -276,7 +277,7 @@ SECOND_FORMATS = {name: Format(TORCH_KEYS[name]) for name in ("torchvision", "py
 TINY = {
     "depth": 4,
     "width": 8,
-    "stages": (1, 3),
+    "stages": (1, 2),
     "key_stride": 4,
     "drop_path": 0.0,
     "num_classes": 5,
