@@ -1,60 +1,17 @@
 """VideoMAE's pre-training against transformers: loss and reconstruction under the same mask, every tensor random."""
 
-import re
-
 import jax
 import numpy as np
 import pytest
 
-from flaxvid import trees
 from flaxvid.losses.masked import reconstruction_errors
 from flaxvid.models.masked import draw_tubes, make_decoder, reconstruct
 from flaxvid.models.registry import create_model
-from flaxvid.weights.keys import from_torch_layout
+from flaxvid.weights.torch import load_pretraining
 
 torch = pytest.importorskip("torch")
 
-LAYER = (
-    (r"attention/qkv/kernel", r"attention.attention.{query,key,value}.weight"),
-    (r"attention/q_bias", r"attention.attention.query.bias"),
-    (r"attention/v_bias", r"attention.attention.value.bias"),
-    (r"attention/project/", r"attention.output.dense."),
-    (r"mlp/fc1/", r"intermediate.dense."),
-    (r"mlp/fc2/", r"output.dense."),
-    (r"norm1/", r"layernorm_before."),
-    (r"norm2/", r"layernorm_after."),
-    (r"(kernel|scale)$", r"weight"),
-    (r"/", r"."),
-)
-PREFIXES = (
-    (r"params/stem/patch/", r"videomae.embeddings.patch_embeddings.projection."),
-    (r"params/body/block_(\d+)/", r"videomae.encoder.layer.\1."),
-    (r"params_decoder/encoder_norm/", r"videomae.layernorm."),
-    (r"params_decoder/block_(\d+)/", r"decoder.decoder_layers.\1."),
-    (r"params_decoder/(norm|head)/", r"decoder.\1."),
-    (r"params_decoder/", r""),
-)
 SIZES = {"num_frames": 6, "image_size": 48}
-
-
-def key_of(path):
-    prefix, replacement = next(pair for pair in PREFIXES if re.match(pair[0], path))
-    key = re.sub(prefix, replacement, path, count=1)
-    for pattern, replacement in LAYER:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def imported(shapes, state_dict):
-    left, found = dict(state_dict), {}
-    for path, shape in trees.flatten(shapes).items():
-        several = re.fullmatch(r"(.*)\{(.*)\}(.*)", key_of(path))
-        keys = [several[1] + part + several[3] for part in several[2].split(",")] if several else [key_of(path)]
-        array = np.concatenate([left.pop(key).numpy() for key in keys])
-        found[path] = array.reshape(-1) if path.endswith("mask_token") else from_torch_layout(path, array)
-        assert found[path].shape == shape.shape, path
-    assert left == {}
-    return trees.unflatten(found)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +31,8 @@ def pair(torchvision_models, randomised):
         **SIZES,
     )
     net = randomised(transformers.VideoMAEForPreTraining(config))
-    model = create_model("videomae_base", num_classes=5, width=48, depth=3, num_heads=4, **SIZES)
+    options = {"width": 48, "depth": 3, "num_heads": 4, **SIZES}
+    model = create_model("videomae_base", num_classes=5, **options)
     decoder = make_decoder(model, width=36, depth=2)
     video = np.random.default_rng(0).integers(0, 256, (2, 6, 48, 48, 3), np.uint8)
     tubes = draw_tubes(jax.random.key(0), 2, (3, 3, 3), 0.75)
@@ -87,7 +45,8 @@ def pair(torchvision_models, randomised):
             "params_decoder": decoder.init(key, tokens, tubes, (3, 3, 3))["params"],
         }
 
-    return model, decoder, imported(jax.eval_shape(init, jax.random.key(0)), net.state_dict()), net
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return model, decoder, load_pretraining("videomae_base", net.state_dict(), shapes, overrides=options), net
 
 
 @pytest.mark.parametrize("mask_ratio", [0.34, 0.9])
