@@ -46,9 +46,9 @@ def get_config(dataset: str = "motion") -> Recipe:
     recipe.task = SupervisedRecipe(label_smoothing=0.1, mixup=0.8, cutmix=1.0, erasing=0.25)
     recipe.model.options = {"drop_path": 0.1}
     recipe.optimizer = OptimizerRecipe(
-        "adamw", 2e-3, weight_decay=0.05, schedule="cosine", warmup_epochs=5, clip_norm=0.0
+        "adamw", 2e-3, weight_decay=0.05, schedule="cosine", warmup_epochs=5, clip_norm=0.0, layer_decay=0.75
     )
-    recipe.data.clips.augmentation = Augmentation(crop="resized", randaugment=2, magnitude=9.0)
+    recipe.data.clips.augmentation = Augmentation(crop="resized", randaugment=2, magnitude=9.0, deviation=0.5)
     recipe.data.clips.repeats, recipe.data.clips.clips, recipe.data.clips.crops = 2, 5, 3
     recipe.batch_size, recipe.epochs = 512, 75
     if dataset == "folder":

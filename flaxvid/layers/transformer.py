@@ -50,17 +50,19 @@ class Mlp(nn.Module):
         hidden: channels between the layers.
         activation: the exact GELU by default.
         dtype: compute type.
+        features: channels out; None for as many as come in.
     """
 
     hidden: int
     activation: Callable[[Array], Array] = gelu
     dtype: jnp.dtype = jnp.float32
+    features: int | None = None
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
-        """Tokens to tokens, as many channels out as in."""
+        """Tokens to tokens."""
         dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
-        return dense(x.shape[-1], name="fc2")(self.activation(dense(self.hidden, name="fc1")(x)))
+        return dense(self.features or x.shape[-1], name="fc2")(self.activation(dense(self.hidden, name="fc1")(x)))
 
 
 class DropPath(nn.Module):

@@ -13,7 +13,19 @@ from flaxvid.layers.attentive import AttentiveHead
 from flaxvid.layers.blocks import fit_mask
 from flaxvid.layers.heads import ClassToken
 from flaxvid.layers.position import token_mask
-from flaxvid.models import cnn_rnn, multiview, r2plus1d, resnet2d, resnet3d, slowfast, timesformer, vit, vivit, x3d
+from flaxvid.models import (
+    cnn_rnn,
+    multiview,
+    mvit,
+    r2plus1d,
+    resnet2d,
+    resnet3d,
+    slowfast,
+    timesformer,
+    vit,
+    vivit,
+    x3d,
+)
 from flaxvid.models.options import Kind, option_kinds, read_option
 from flaxvid.models.spec import Common, ModelSpec
 from flaxvid.models.video_model import VideoModel
@@ -27,6 +39,7 @@ SPECS: dict[str, ModelSpec] = {
     **vit.SPECS,
     **vivit.SPECS,
     **timesformer.SPECS,
+    **mvit.SPECS,
     **multiview.SPECS,
     **cnn_rnn.SPECS,
 }

@@ -133,7 +133,8 @@ def read_pickle(file: io.BytesIO) -> tuple[Any, list[Outside]]:
             stack[-2:] = [made]
         elif name == "BUILD":  # attributes, such as a state_dict's versions of its modules
             stack.pop()
-            _of((dict, Call), stack[-1])
+            if not (isinstance(stack[-1], Call) and stack[-1].name == "argparse.Namespace"):
+                _of(dict, stack[-1])
         elif name == "BINPERSID":
             outside.append(Outside(stack.pop()))
             stack.append(outside[-1])
@@ -165,9 +166,9 @@ def _last(stack: list[Any], count: int) -> tuple[Any, ...]:
     return tuple(stack[-count:])
 
 
-def _of(kind: type | tuple[type, ...], thing: Any) -> Any:
+def _of(kind: type, thing: Any) -> Any:
     if not isinstance(thing, kind):
-        raise TypeError(f"the pickle has a {type(thing).__name__} for {kind}")
+        raise TypeError(f"the pickle has a {type(thing).__name__} for a {kind.__name__}")
     return thing
 
 

@@ -28,6 +28,11 @@ DISTINCT = sorted({repr(create_tiny(name)): name for name in _SHORTEST_LAST}.val
 DISTINCT += [f"{name} attention" for name in ("slowfast_r50", "vivit_base", "x3d_m")]
 NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm, nn.WeightNorm, nn.SpectralNorm)
 
+# MViT classifies the class token, which has no place. So no logit depends on what the last block does with the places
+# of queries: in the second version, as in the reference, it pools them and has relative positions all the same.
+_LAST = "body/block_3/attention"
+_LOST = {f"{_LAST}/pool_q/kernel", *(f"{_LAST}/relative_{axis}" for axis in "thw")}
+
 
 def as_taken(model, clip, shape, seed):
     """Random video as the model takes it: one, or one for each of its cameras."""
@@ -107,7 +112,8 @@ def test_every_parameter_gets_a_finite_gradient(trainable):
     gradients, state = trainable.own_gradients
     chex.assert_trees_all_equal_shapes(gradients, trainable.variables["params"])
     chex.assert_tree_all_finite((gradients, state))
-    assert [path for path, leaf in trees.flatten(gradients).items() if not np.any(leaf)] == []
+    idle = {path for path, leaf in trees.flatten(gradients).items() if not np.any(leaf)}
+    assert idle == (_LOST if trainable.name.startswith("mvit_v2") else set())
     moved = trees.flatten(state)
     assert all(
         (moved[path] != leaf).all() for path, leaf in trees.flatten(trainable.variables).items() if path in moved

@@ -134,7 +134,7 @@ def test_flax_attention_computes_the_same_from_scenics_arrays(exported):
     x = np.random.default_rng(0).standard_normal((2, 7, 16)).astype(np.float32)
     ours = Attention(2).apply({"params": variables["params"]["body"]["block_1"]["attention"]}, x)
     reference = nn.MultiHeadDotProductAttention(2).apply({"params": trees.unflatten(theirs)}, x, x)
-    np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(reference), rtol=1e-5, atol=1e-6)
 
 
 def test_an_entry_says_how_axes_differ():
