@@ -21,7 +21,7 @@ from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.presets import preset
 from flaxvid.train.recipe import ModelRecipe, OptimizerRecipe, Recipe
 
-SMALL = {"width": 96, "depth": 4, "num_heads": 4, "patch_size": 8}
+SMALL = {"width": 64, "depth": 3, "num_heads": 4, "patch_size": 8}
 PUBLISHED = {
     "kinetics400_pretrain": "VideoMAE ViT-B, 800 epochs, then fine-tuned on Kinetics-400, top-1 with 5 x 3 views: 80.0",
     "kinetics400": "VideoMAE ViT-B pre-trained for 800 epochs, top-1 with 5 x 3 views: 80.0 (1600 epochs: 81.5)",
@@ -46,9 +46,9 @@ def get_config(dataset: str = "motion") -> Recipe:
     recipe.task = SupervisedRecipe(label_smoothing=0.1, mixup=0.8, cutmix=1.0, erasing=0.25)
     recipe.model.options = {"drop_path": 0.1}
     recipe.optimizer = OptimizerRecipe(
-        "adamw", 2e-3, weight_decay=0.05, schedule="cosine", warmup_epochs=5, clip_norm=0.0
+        "adamw", 2e-3, weight_decay=0.05, schedule="cosine", warmup_epochs=5, clip_norm=0.0, layer_decay=0.75
     )
-    recipe.data.clips.augmentation = Augmentation(crop="resized", randaugment=2, magnitude=9.0)
+    recipe.data.clips.augmentation = Augmentation(crop="resized", randaugment=2, magnitude=9.0, deviation=0.5)
     recipe.data.clips.repeats, recipe.data.clips.clips, recipe.data.clips.crops = 2, 5, 3
     recipe.batch_size, recipe.epochs = 512, 75
     if dataset == "folder":
@@ -64,8 +64,8 @@ def _motion(stage: str) -> Recipe:
     recipe.optimizer.warmup_epochs = 0.5
     recipe.batch_size, recipe.eval_frames = 16, ()
     if stage == "pretrain":
-        recipe.task = MaskedRecipe(mask_ratio=0.75, decoder_depth=2)
-        recipe.batch_size, recipe.epochs = 32, 20
+        recipe.task = MaskedRecipe(mask_ratio=0.75, decoder_depth=1)
+        recipe.optimizer.learning_rate, recipe.epochs = 3e-3, 30
     if stage == "finetune":
         recipe.data.motion["train"] = 160
         recipe.epochs, recipe.optimizer.warmup_epochs = 60, 5

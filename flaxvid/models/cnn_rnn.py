@@ -156,10 +156,10 @@ def build(
             projection.
 
     Raises:
-        ValueError: the backbone takes several cameras, or gives several maps.
+        ValueError: the backbone takes several cameras, or makes more than one grid.
     """
     if backbone.cameras or not gives_one_grid(backbone):
-        what = "takes several cameras" if backbone.cameras else "makes several maps of a clip, and not one grid"
+        what = "takes several cameras" if backbone.cameras else "makes more of a clip than one grid"
         raise ValueError(f'the backbone {what}, which a recurrent network cannot read: take one such as "tsn_resnet50"')
     dropout, dtype = common.dropout, common.dtype
     rnn = Recurrent(cell, hidden_dim, num_layers, bidirectional, dropout, dtype)
@@ -171,6 +171,7 @@ def build(
         clip=common.clip,
         # What a kernel knows of the pace of frames is in the recurrent ones above all.
         altered=(*backbone.altered, (r"body/rnn/\w+/kernel", -2)),
+        multiple_of=backbone.multiple_of,
         layers=(
             *backbone.layers,
             *([r"body/projection(_norm)?/.*"] if feature_dim else []),

@@ -179,7 +179,7 @@ def build(
         ValueError: the backbone takes several cameras itself, or its maps cannot be joined.
     """
     if backbone.cameras or (fusion != "late" and not gives_one_grid(backbone)):
-        what = "takes several cameras itself" if backbone.cameras else "makes several maps of a clip, and not one grid"
+        what = "takes several cameras itself" if backbone.cameras else "makes more of a clip than one grid"
         fix = "take a model of one video" if backbone.cameras else 'use fusion="late" or another backbone'
         raise ValueError(f"the backbone {what}, which fusion={fusion!r} cannot join: {fix}")
     late = fusion == "late"
@@ -198,6 +198,7 @@ def build(
             (re.sub(r"^(stem|body)/", r"\1/\\w+/", path) if separate else path, axis) for path, axis in backbone.altered
         ),
         cameras=cameras,
+        multiple_of=backbone.multiple_of,
         layers=(
             *(re.sub(r"\b(stem|body)/", r"\1/\\w+/", path) if separate else path for path in backbone.layers),
             *([] if late else [r"body/fusion/.*"]),
@@ -206,10 +207,14 @@ def build(
 
 
 def gives_one_grid(model: VideoModel) -> bool:
-    """Whether the stem makes one grid of a clip, and not several as SlowFast's does."""
-    clip = jax.ShapeDtypeStruct((1, model.clip.num_frames, model.clip.image_size, model.clip.image_size, 3), "float32")
-    grid = jax.eval_shape(lambda x: model.stem.init_with_output(jax.random.key(0), x)[0], clip)
-    return hasattr(grid, "ndim") and grid.ndim == 5
+    """Whether stem and body make one grid of a clip: no several as SlowFast's do, and no class token beside it."""
+
+    def trace(part: Any, x: Any) -> Any:
+        return jax.eval_shape(lambda x: part.init_with_output(jax.random.key(0), x)[0], x)
+
+    size = model.clip.image_size
+    x = trace(model.stem, jax.ShapeDtypeStruct((1, model.clip.num_frames, size, size, 3), "float32"))
+    return all(hasattr(grid, "ndim") and grid.ndim == 5 for grid in (x, trace(model.body, x)))
 
 
 TINY = {

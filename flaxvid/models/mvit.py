@@ -9,7 +9,7 @@ Differs from torchvision's implementation: any frame count and image size, the l
 
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -100,8 +100,8 @@ def _one_or_two(value: Any) -> int:
 
 
 Version = Annotated[int, Kind("1 or 2", _one_or_two)]
-Kernel = Annotated[int | None, _none_or(Odd.__metadata__[0])]
-Epsilon = Annotated[float | None, _none_or(Positive.__metadata__[0])]
+Kernel = Annotated[int | None, _none_or(get_args(Odd)[1])]
+Epsilon = Annotated[float | None, _none_or(get_args(Positive)[1])]
 
 
 def build(

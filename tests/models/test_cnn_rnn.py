@@ -216,7 +216,7 @@ def test_other_backbones(backbone, clip):
     [
         (
             {"backbone": "slowfast_r50", "backbone_options": {}},
-            "the backbone makes several maps of a clip.*tsn_resnet50",
+            "the backbone makes more of a clip than one grid.*tsn_resnet50",
         ),
         ({"backbone": "ts_cva", "backbone_options": {}}, "the backbone takes several cameras"),
         ({"backbone": "resnet19"}, "unknown model 'resnet19'"),

@@ -195,12 +195,23 @@ def shapes(model):
 
 
 @pytest.mark.parametrize("fusion", ["attention", "concat"])
-def test_several_maps_are_refused_by_name(fusion):
-    slowfast = create_tiny("slowfast_r50")
-    with pytest.raises(ValueError, match=f"the backbone makes several maps.*fusion='{fusion}'.*fusion=\"late\""):
-        build(Common(), backbone=slowfast, fusion=fusion)
-    _, logits = shapes(build(Common(), backbone=slowfast, fusion="late"))  # of answers there is a mean
+@pytest.mark.parametrize("name", ["slowfast_r50", "vivit_base"])
+def test_more_than_one_grid_is_refused_by_name(name, fusion):
+    backbone = create_tiny(name)
+    with pytest.raises(ValueError, match=f"the backbone makes more of a clip.*fusion='{fusion}'.*fusion=\"late\""):
+        build(Common(), backbone=backbone, fusion=fusion)
+    _, logits = shapes(build(Common(), backbone=backbone, fusion="late"))  # of answers there is a mean
     assert logits.shape == (1, 5)
+
+
+@pytest.mark.parametrize("fusion", ["attention", "concat", "late"])
+def test_a_transformer_of_one_grid_is_fused_and_says_what_sizes_it_takes(fusion):
+    model = build(Common(), backbone=create_tiny("videomae_base"), fusion=fusion)
+    _, logits = shapes(model)
+    assert logits.shape == (1, 5)
+    video = {camera: np.zeros((1, 5, 32, 32, 3), np.uint8) for camera in model.cameras}
+    with pytest.raises(ValueError, match=r"must be multiples of \(2, 8, 8\), got \(5, 32, 32\)"):
+        jax.eval_shape(model.init, jax.random.key(0), video)
 
 
 @pytest.mark.parametrize(

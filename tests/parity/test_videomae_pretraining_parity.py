@@ -1,65 +1,25 @@
 """VideoMAE's pre-training against transformers: loss and reconstruction under the same mask, every tensor random."""
 
-import re
-
 import jax
 import numpy as np
 import pytest
 
-from flaxvid import trees
+import flaxvid
 from flaxvid.losses.masked import reconstruction_errors
-from flaxvid.models.masked import draw_tubes, make_decoder, reconstruct
+from flaxvid.models.masked import draw_tubes, reconstruct
 from flaxvid.models.registry import create_model
-from flaxvid.weights.keys import from_torch_layout
+from flaxvid.tasks.masked import MaskedRecipe
+from flaxvid.weights.torch import load_pretraining
 
 torch = pytest.importorskip("torch")
 
-LAYER = (
-    (r"attention/qkv/kernel", r"attention.attention.{query,key,value}.weight"),
-    (r"attention/q_bias", r"attention.attention.query.bias"),
-    (r"attention/v_bias", r"attention.attention.value.bias"),
-    (r"attention/project/", r"attention.output.dense."),
-    (r"mlp/fc1/", r"intermediate.dense."),
-    (r"mlp/fc2/", r"output.dense."),
-    (r"norm1/", r"layernorm_before."),
-    (r"norm2/", r"layernorm_after."),
-    (r"(kernel|scale)$", r"weight"),
-    (r"/", r"."),
-)
-PREFIXES = (
-    (r"params/stem/patch/", r"videomae.embeddings.patch_embeddings.projection."),
-    (r"params/body/block_(\d+)/", r"videomae.encoder.layer.\1."),
-    (r"params_decoder/encoder_norm/", r"videomae.layernorm."),
-    (r"params_decoder/block_(\d+)/", r"decoder.decoder_layers.\1."),
-    (r"params_decoder/(norm|head)/", r"decoder.\1."),
-    (r"params_decoder/", r""),
-)
 SIZES = {"num_frames": 6, "image_size": 48}
-
-
-def key_of(path):
-    prefix, replacement = next(pair for pair in PREFIXES if re.match(pair[0], path))
-    key = re.sub(prefix, replacement, path, count=1)
-    for pattern, replacement in LAYER:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def imported(shapes, state_dict):
-    left, found = dict(state_dict), {}
-    for path, shape in trees.flatten(shapes).items():
-        several = re.fullmatch(r"(.*)\{(.*)\}(.*)", key_of(path))
-        keys = [several[1] + part + several[3] for part in several[2].split(",")] if several else [key_of(path)]
-        array = np.concatenate([left.pop(key).numpy() for key in keys])
-        found[path] = array.reshape(-1) if path.endswith("mask_token") else from_torch_layout(path, array)
-        assert found[path].shape == shape.shape, path
-    assert left == {}
-    return trees.unflatten(found)
+OURS = {"width": 48, "depth": 3, "num_heads": 4, **SIZES}
 
 
 @pytest.fixture(scope="module")
 def pair(torchvision_models, randomised):
-    """Our encoder and decoder with the reference's random weights, and the reference."""
+    """Our task, the reference's random weights as its variables, and the reference."""
     transformers = pytest.importorskip("transformers")
     config = transformers.VideoMAEConfig(
         hidden_size=48,
@@ -70,34 +30,23 @@ def pair(torchvision_models, randomised):
         decoder_num_hidden_layers=2,
         decoder_num_attention_heads=3,
         decoder_intermediate_size=144,
-        use_mean_pooling=False,
+        use_mean_pooling=False,  # as in all published checkpoints: the pre-training norm
         **SIZES,
     )
     net = randomised(transformers.VideoMAEForPreTraining(config))
-    model = create_model("videomae_base", num_classes=5, width=48, depth=3, num_heads=4, **SIZES)
-    decoder = make_decoder(model, width=36, depth=2)
-    video = np.random.default_rng(0).integers(0, 256, (2, 6, 48, 48, 3), np.uint8)
-    tubes = draw_tubes(jax.random.key(0), 2, (3, 3, 3), 0.75)
-
-    def init(key):
-        params = model.init(key, video)["params"]
-        tokens = np.zeros((2, tubes.visible.shape[1], 48), np.float32)
-        return {
-            "params": {part: params[part] for part in ("stem", "body")},
-            "params_decoder": decoder.init(key, tokens, tubes, (3, 3, 3))["params"],
-        }
-
-    return model, decoder, imported(jax.eval_shape(init, jax.random.key(0)), net.state_dict()), net
+    task = MaskedRecipe(decoder_width=36, decoder_depth=2, mask_ratio=0.75).make(create_model("videomae_base", **OURS))
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    return task, load_pretraining("videomae_base", net.state_dict(), shapes, overrides=OURS), net
 
 
 @pytest.mark.parametrize("mask_ratio", [0.34, 0.9])
 def test_loss_and_reconstruction(pair, relative_error, mask_ratio):
-    model, decoder, variables, net = pair
+    task, variables, net = pair
     video = np.random.default_rng(1).integers(0, 256, (2, 6, 48, 48, 3), np.uint8)
     tubes = draw_tubes(jax.random.key(1), 2, (3, 3, 3), mask_ratio)
-    x = model.normalise(video)
-    ours = jax.jit(lambda v, x: reconstruct(model, decoder, v, x, tubes))(variables, x)
-    loss = reconstruction_errors(ours, video / np.float32(255), tubes.hidden, model.multiple_of).mean()
+    x = task.model.normalise(video)
+    ours = jax.jit(lambda v, x: reconstruct(task.model, task.decoder, v, x, tubes))(variables, x)
+    loss = reconstruction_errors(ours, video / np.float32(255), tubes.hidden, task.model.multiple_of).mean()
     mask = np.zeros((2, 27), bool)
     np.put_along_axis(mask, np.asarray(tubes.hidden), True, axis=1)
     with torch.no_grad():
@@ -105,3 +54,11 @@ def test_loss_and_reconstruction(pair, relative_error, mask_ratio):
     errors = relative_error(ours, reference.logits), abs(float(loss) / float(reference.loss) - 1)
     print(f"mask {mask_ratio}: relative error of the reconstruction {errors[0]:.1e}, of the loss {errors[1]:.1e}")
     assert max(errors) < 1e-4
+
+
+def test_export_is_what_came_in(pair):
+    _, variables, net = pair
+    exported = flaxvid.to_torch("videomae_base", variables, overrides=OURS)
+    assert exported.keys() == net.state_dict().keys()
+    for key, tensor in net.state_dict().items():
+        np.testing.assert_array_equal(exported[key], tensor.numpy())
