@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import flaxvid
 from flaxvid import trees
 from flaxvid.evaluate.cost import model_cost
 from flaxvid.layers.relative import relative_places, relative_times
@@ -71,7 +72,7 @@ def test_the_epsilon_of_pooling_norms_is_the_others_or_their_own():
 
 
 def test_relative_places_are_entries_where_sizes_are_the_tables():
-    table = np.arange(15, dtype=np.float32)[:, None]  # of 8 places; 7 is no distance
+    table = jnp.arange(15.0)[:, None]  # of 8 places; 7 is no distance
     distance = np.arange(8)[:, None] - np.arange(8)
     np.testing.assert_array_equal(relative_places(table, 8, 8)[..., 0], 7 + distance)
     np.testing.assert_array_equal(relative_times(table, 8)[..., 0], 7 + distance)
@@ -83,7 +84,7 @@ def test_relative_places_are_entries_where_sizes_are_the_tables():
 
 def test_relative_times_follow_each_clips_own_length():
     table = jnp.arange(15.0)[:, None]
-    mask = np.arange(10) < np.array([[8], [4], [10]])
+    mask = jnp.arange(10) < jnp.array([[8], [4], [10]])
     times = relative_times(table, 10, mask)[..., 0]
     np.testing.assert_array_equal(times[0, :8, :8], relative_times(table, 8)[..., 0])
     np.testing.assert_allclose(times[1, :4, :4], relative_times(table, 4)[..., 0], rtol=1e-6)
@@ -98,6 +99,43 @@ def test_every_variable_has_one_key_in_every_table(name, random_variables):
         keys = [torch_key(path, known.keys) for path in paths]
         assert None not in keys
         assert len(set(keys)) == len(keys)
+
+
+KEYS = {
+    ("mvit_base", "torchvision"): [
+        ("pos_encoding.temporal_pos", (2, 8)),
+        ("blocks.1.attn.pool_q.norm_act.0.weight", (8,)),
+        ("blocks.3.attn.pool_v.pool.weight", (8, 1, 3, 3, 3)),
+        ("blocks.1.project.weight", (32, 16)),
+        ("head.1.weight", (5, 32)),
+    ],
+    ("mvit_base", "pytorchvideo"): [
+        ("cls_positional_encoding.pos_embed_spatial", (1, 64, 8)),
+        ("cls_positional_encoding.pos_embed_class", (1, 1, 8)),
+        ("blocks.2.attn.k.weight", (32, 32)),
+        ("blocks.0.mlp.fc2.bias", (16,)),
+        ("norm_embed.weight", (32,)),
+    ],
+    ("mvit_base", "pytorchvideo_fused"): [("blocks.2.attn.qkv.weight", (96, 32))],
+    ("mvit_base", "pyslowfast"): [("pos_embed_temporal", (1, 2, 8)), ("head.projection.bias", (5,))],
+    ("mvit_v2_s", "torchvision"): [("blocks.1.attn.rel_pos_h", (7, 8)), ("pos_encoding.class_token", (8,))],
+    ("mvit_v2_s", "pyslowfast"): [("blocks.0.attn.rel_pos_t", (3, 8)), ("cls_token", (1, 1, 8))],
+    ("mvit_v2_s", "mmaction2"): [
+        ("backbone.cls_token", (1, 1, 8)),
+        ("backbone.patch_embed.projection.weight", (8, 3, 3, 7, 7)),
+        ("backbone.blocks.2.proj.weight", (32, 16)),
+        ("backbone.norm3.weight", (32,)),
+        ("cls_head.fc_cls.weight", (5, 32)),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "fmt"), KEYS)
+def test_tensors_have_the_references_names_and_shapes(name, fmt, random_variables):
+    implied = get_spec(name).formats[fmt].overrides
+    variables = random_variables(create_tiny(name))
+    tensors = flaxvid.to_torch(name, variables, fmt, overrides=implied)
+    assert [(key, np.shape(tensors[key])) for key, _ in KEYS[name, fmt]] == KEYS[name, fmt]
 
 
 def test_options_that_do_not_fit_are_errors():
