@@ -70,6 +70,12 @@ def test_what_the_formats_of_each_name_imply():
         "timesformer_base: authors_joint": {"attention": "joint"},
         "timesformer_base: mmaction2": PIXELS,
         "timesformer_base: mmaction2_joint": {**PIXELS, "attention": "joint"},
+        **{
+            f"{name}: {fmt}": {"pool_epsilon": 1e-5}
+            for name in ("mvit_base", "mvit_base_32x3")
+            for fmt in ("pytorchvideo", "pytorchvideo_fused")
+        },
+        "mvit_base_32x3: pyslowfast_24": {"depth": 24, "stages": (2, 5, 21), "pool_kernel": None},
         "vivit_base: scenic_factorised": {"attention": "factorised"},
         **{
             f"videomae_{size}: {fmt}": {"norm_epsilon": 1e-6, "head_epsilon": 1e-6}
