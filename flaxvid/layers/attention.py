@@ -64,17 +64,22 @@ class Attention(nn.Module):
 
 
 def attend(
-    q: Float[Array, "b n heads d"], k: Float[Array, "b m heads d"], v: Float[Array, "b m heads d"], keys: KeyMask = None
+    q: Float[Array, "b n heads d"],
+    k: Float[Array, "b m heads d"],
+    v: Float[Array, "b m heads d"],
+    keys: KeyMask = None,
+    scores: Float[Array, "b heads n m"] | None = None,
 ) -> Float[Array, "b n heads d"]:
     """`jax.nn.dot_product_attention`, by its fused kernel on GPUs that have it: no matrix of scores in memory.
 
     Args:
         q, k, v: queries, keys and values.
         keys: (b, m), False for keys that no query attends to.
+        scores: added to the products of queries and keys.
     """
     plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
-    if keys is not None:  # the fused kernel takes a mask as a matrix of scores
-        return plain(q, k, v, mask=keys[:, None, None])
+    if keys is not None or scores is not None:  # the fused kernel takes a mask as a matrix of scores
+        return plain(q, k, v, bias=scores, mask=None if keys is None else keys[:, None, None])
     if not _is_fused(k):
         return plain(q, k, v)
     fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")

@@ -6,12 +6,12 @@ Tokens of a clip stand in one row, the class token first, so each layer is told 
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from flaxvid.layers.attention import attend
 from flaxvid.layers.blocks import FrameMask, Strides, mask_frames
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.pooling import max_pool
@@ -83,14 +83,13 @@ class PoolingAttention(nn.Module):
         q, query_size = self._pool("q", q, size, mask)
         k, key_size = self._pool("k", k, size, mask)
         v, _ = self._pool("v", v, size, mask)
-        bias = None
+        scores = None
         if scale.table:
             tables = [self._relative_table(axis) for axis in range(3)]
             scores = relative_scores(q[:, 1:], tables, query_size, key_size, mask)
-            bias = jnp.pad(scores, ((0, 0), (1, 0), (1, 0)))[:, None]  # the class token has no place
+            scores = jnp.pad(scores, ((0, 0), (1, 0), (1, 0)))[:, None]  # the class token has no place
         keys = token_keys(mask, key_size[1] * key_size[2], before=1)
-        keys = None if keys is None else keys[:, None, None]
-        y = jax.nn.dot_product_attention(q[:, :, None], k[:, :, None], v[:, :, None], bias=bias, mask=keys)[:, :, 0]
+        y = attend(q[:, :, None], k[:, :, None], v[:, :, None], keys, scores)[:, :, 0]
         if scale.table:
             y = jnp.concatenate([y[:, :1], y[:, 1:] + q[:, 1:]], axis=1)
         return dense(scale.width, name="project")(rearrange(y, "(b heads) n d -> b n (heads d)", heads=scale.heads))
