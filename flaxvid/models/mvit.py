@@ -9,7 +9,7 @@ Differs from torchvision's implementation: any frame count and image size, the l
 
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -21,7 +21,7 @@ from flaxvid.layers.heads import ClassToken, TokenHead
 from flaxvid.layers.multiscale import MultiscaleBlock, Scale, table_init
 from flaxvid.layers.position import resize_space, resize_time
 from flaxvid.layers.transformer import drop_rates
-from flaxvid.models.options import Count, Depths, Kind, Odd, Positive, Rate, require, whole
+from flaxvid.models.options import Count, Depths, Kind, OddOrNone, PositiveOrNone, Rate, require, whole
 from flaxvid.models.spec import Common, Format, KeyTable, ModelSpec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.models.vit import TableClip, block_layers
@@ -90,18 +90,12 @@ class Body(nn.Module):
         return ClassToken(x[:, 0], x[:, 1:].reshape(b, *size, -1))
 
 
-def _none_or(kind: Kind) -> Kind:
-    return Kind(f"{kind.words} or None", lambda value: None if value is None else kind.read(value))
-
-
 def _one_or_two(value: Any) -> int:
     require(whole(value) <= 2)
     return whole(value)
 
 
 Version = Annotated[int, Kind("1 or 2", _one_or_two)]
-Kernel = Annotated[int | None, _none_or(get_args(Odd)[1])]
-Epsilon = Annotated[float | None, _none_or(get_args(Positive)[1])]
 
 
 def build(
@@ -114,10 +108,10 @@ def build(
     mlp_ratio: Count = 4,
     stages: Depths = (1, 3, 14),
     key_stride: Count = 8,
-    pool_kernel: Kernel = 3,
+    pool_kernel: OddOrNone = 3,
     positions: TableClip = None,
     drop_path: Rate = 0.2,
-    pool_epsilon: Epsilon = None,
+    pool_epsilon: PositiveOrNone = None,
 ) -> VideoModel:
     """MViT.
 

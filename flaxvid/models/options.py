@@ -133,17 +133,26 @@ def choice(*words: str) -> Kind:
     return Kind(f"{', '.join(quoted[:-1])} or {quoted[-1]}", read)
 
 
+def or_none(kind: Kind) -> Kind:
+    """A value of a kind, or None."""
+    return Kind(f"{kind.words} or None", lambda value: None if value is None else kind.read(value))
+
+
 FLOAT32 = jnp.dtype("float32")
+_ODD = Kind("a positive odd number", _odd)
+_POSITIVE = Kind("a positive number", _positive)
 
 Count = Annotated[int, Kind("a positive whole number", whole)]
-Odd = Annotated[int, Kind("a positive odd number", _odd)]
+Odd = Annotated[int, _ODD]
+OddOrNone = Annotated[int | None, or_none(_ODD)]
 Odds = Annotated[tuple[int, ...], Kind("a tuple of positive odd numbers", several(_odd))]
 Depths = Annotated[tuple[int, ...], Kind("a tuple of positive whole numbers, one a stage", several(whole))]
 FourDepths = Annotated[
     tuple[int, ...], Kind("a tuple of positive whole numbers, one for each of at most 4 stages", several(whole, 1, 4))
 ]
 Rate = Annotated[float, Kind("a number in [0, 1)", _rate)]
-Positive = Annotated[float, Kind("a positive number", _positive)]
+Positive = Annotated[float, _POSITIVE]
+PositiveOrNone = Annotated[float | None, or_none(_POSITIVE)]
 NotNegative = Annotated[float, Kind("a number that is not negative", _not_negative)]
 Flag = Annotated[bool, Kind("True or False", _flag)]
 Mean = Annotated[RGB, Kind("three numbers, one a colour", several(_number, 3, 3))]

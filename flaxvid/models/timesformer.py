@@ -24,7 +24,7 @@ from flaxvid.layers.transformer import Block, DropPath, Mlp, PatchEmbed, drop_ra
 from flaxvid.models.options import Count, Rate, choice
 from flaxvid.models.spec import Common, Format, KeyTable, ModelSpec
 from flaxvid.models.video_model import VideoModel
-from flaxvid.models.vit import MakeBlock, TableClip, block_keys, block_layers, table_shape
+from flaxvid.models.vit import TINY, MakeBlock, TableClip, block_keys, block_layers, table_shape
 from flaxvid.types import ClipSpec
 
 
@@ -267,16 +267,6 @@ FORMATS = {
     "authors_joint": Format(TORCH_KEYS["authors"], {"attention": "joint"}),
     "mmaction2": Format(TORCH_KEYS["mmaction2"], _PIXELS),
     "mmaction2_joint": Format(TORCH_KEYS["mmaction2_joint"], {**_PIXELS, "attention": "joint"}),
-}
-
-TINY = {
-    "depth": 2,
-    "width": 16,
-    "num_heads": 2,
-    "patch_size": 8,
-    "num_classes": 5,
-    "num_frames": 4,
-    "image_size": 32,
 }
 
 SPECS = {

@@ -11,7 +11,7 @@ clip that it is made for, and interpolated for others.
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -21,7 +21,7 @@ from flaxvid.layers.blocks import FrameMask, Grid, Strides, global_mean
 from flaxvid.layers.heads import Logits, classify
 from flaxvid.layers.position import fit_positions, sine_cosine, token_keys, token_mask
 from flaxvid.layers.transformer import Block, PatchEmbed, drop_rates
-from flaxvid.models.options import Count, Kind, Positive, Rate, several, whole
+from flaxvid.models.options import Count, Kind, Positive, Rate, or_none, several, whole
 from flaxvid.models.spec import Common, Format, KeyTable, ModelSpec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import ClipSpec
@@ -29,11 +29,9 @@ from flaxvid.types import ClipSpec
 MakeBlock = Callable[..., nn.Module]
 
 
-def _clip_or_none(value: Any) -> tuple[int, int] | None:
-    return None if value is None else several(whole, 2, 2)(value)
-
-
-TableClip = Annotated[tuple[int, int] | None, Kind("(frames, height and width) of a clip, or None", _clip_or_none)]
+TableClip = Annotated[
+    tuple[int, int] | None, or_none(Kind("(frames, height and width) of a clip", several(whole, 2, 2)))
+]
 
 
 def table_shape(clip: ClipSpec, table: tuple[int, int] | None, patch: Strides) -> Strides:

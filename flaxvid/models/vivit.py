@@ -21,7 +21,7 @@ from flaxvid.layers.transformer import Block, PatchEmbed, drop_rates, gelu_tanh
 from flaxvid.models.options import Count, Rate, choice
 from flaxvid.models.spec import Common, Format, KeyTable, ModelSpec
 from flaxvid.models.video_model import VideoModel
-from flaxvid.models.vit import ALTERED, MakeBlock, TableClip, block_keys, block_layers, table_shape
+from flaxvid.models.vit import ALTERED, TINY, MakeBlock, TableClip, block_keys, block_layers, table_shape
 from flaxvid.types import ClipSpec
 
 
@@ -207,17 +207,6 @@ FORMATS = {
     for name, keys in TORCH_KEYS.items()
 }
 
-TINY = {
-    "depth": 2,
-    "temporal_depth": 1,
-    "width": 16,
-    "num_heads": 2,
-    "patch_size": 8,
-    "num_classes": 5,
-    "num_frames": 4,
-    "image_size": 32,
-}
-
 SPECS = {
     "vivit_base": ModelSpec(
         build,
@@ -227,6 +216,6 @@ SPECS = {
         dropout=0.0,
         classifier_std=0.02,
         formats=FORMATS,
-        tiny=TINY,
+        tiny={**TINY, "temporal_depth": 1},
     )
 }

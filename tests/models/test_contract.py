@@ -84,14 +84,6 @@ def subject(request, random_variables, clip):
     return Subject(request.param, random_variables, clip)
 
 
-@pytest.fixture
-def trainable(subject):
-    """A subject whose gradients, slow to compile, are no other's."""
-    if subject.name.startswith("tsn"):
-        pytest.skip("tsm has the same layers with parameters")
-    return subject
-
-
 def shapes(model, video_shape, method=None, dtype=np.uint8, **arguments):
     """Shapes of variables and output, without computing either."""
     video = model.for_cameras(jax.ShapeDtypeStruct((*video_shape, 3), dtype))
@@ -108,21 +100,19 @@ def test_logits_and_features_have_their_shapes(subject):
     chex.assert_tree_all_finite((subject.logits, features))
 
 
-def test_every_parameter_gets_a_finite_gradient(trainable):
-    gradients, state = trainable.own_gradients
-    chex.assert_trees_all_equal_shapes(gradients, trainable.variables["params"])
+def test_every_parameter_gets_a_finite_gradient(subject):
+    gradients, state = subject.own_gradients
+    chex.assert_trees_all_equal_shapes(gradients, subject.variables["params"])
     chex.assert_tree_all_finite((gradients, state))
     idle = {path for path, leaf in trees.flatten(gradients).items() if not np.any(leaf)}
-    assert idle == (_LOST if trainable.name.startswith("mvit_v2") else set())
+    assert idle == (_LOST if subject.name.startswith("mvit_v2") else set())
     moved = trees.flatten(state)
-    assert all(
-        (moved[path] != leaf).all() for path, leaf in trees.flatten(trainable.variables).items() if path in moved
-    )
+    assert all((moved[path] != leaf).all() for path, leaf in trees.flatten(subject.variables).items() if path in moved)
 
 
-def test_remat_changes_nothing_but_memory(trainable):
-    rematerialised = create_tiny(trainable.name, remat=True)
-    chex.assert_trees_all_close(trainable.gradients(rematerialised), trainable.own_gradients, rtol=1e-4, atol=1e-4)
+def test_remat_changes_nothing_but_memory(subject):
+    rematerialised = create_tiny(subject.name, remat=True)
+    chex.assert_trees_all_close(subject.gradients(rematerialised), subject.own_gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_uint8_equals_normalised_float(subject):

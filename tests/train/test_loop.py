@@ -1,7 +1,6 @@
 """Real runs of scripts/train.py on a tiny `motion`: killed, resumed, finished, refused."""
 
 import json
-import os
 import re
 import signal
 
@@ -13,7 +12,6 @@ from etils import epath
 
 from flaxvid.report.run import read_metrics
 from flaxvid.train.checkpoint import restore_variables
-from flaxvid.train.workdir import lock_workdir
 
 STEPS = 24
 LENGTH = ("--config.epochs=8", "--config.eval_every=3")
@@ -152,8 +150,11 @@ def test_ctrl_c_in_mid_epoch_saves_and_goes_on_to_the_same_end(runs, start_train
 
 
 def test_two_runs_in_one_folder(start_training, tmp_path):
-    with lock_workdir(tmp_path):
-        second = start_training(*LENGTH, "--workdir", str(tmp_path))
-        _, err = second.communicate(timeout=100)
+    first = start_training(*LENGTH, "--workdir", str(tmp_path))
+    first.wait_for((tmp_path / "recipe.json").exists)
+    second = start_training(*LENGTH, "--workdir", str(tmp_path))
+    _, err = second.communicate(timeout=100)
+    first.kill()
+    first.wait()
     assert second.returncode == 1
-    assert f"another run is at work in {tmp_path} (process {os.getpid()} on " in err
+    assert f"another run is at work in {tmp_path} (process {first.pid} on " in err

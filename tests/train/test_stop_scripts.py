@@ -58,7 +58,7 @@ def run(videos, tmp_path_factory):
 def stop(script, number):
     """Tells its whole process group; gives the lines on stderr."""
     os.killpg(script.pid, number)
-    _, err = script.communicate(60)
+    _, err = script.communicate(20)
     assert script.returncode == 128 + number, err
     return err.splitlines()
 
