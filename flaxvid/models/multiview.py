@@ -31,7 +31,7 @@ from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import Logits
 from flaxvid.models.options import Count, Flag, Kind, Rate, choice, require, several
 from flaxvid.models.spec import Common, ModelSpec
-from flaxvid.models.video_model import VideoModel
+from flaxvid.models.video_model import VideoModel, body_shapes
 
 FUSIONS = ("attention", "concat", "late")
 CAMERAS = ("front", "left", "right")
@@ -207,14 +207,9 @@ def build(
 
 
 def gives_one_grid(model: VideoModel) -> bool:
-    """Whether stem and body make one grid of a clip: no several as SlowFast's do, and no class token beside it."""
-
-    def trace(part: Any, x: Any) -> Any:
-        return jax.eval_shape(lambda x: part.init_with_output(jax.random.key(0), x)[0], x)
-
-    size = model.clip.image_size
-    x = trace(model.stem, jax.ShapeDtypeStruct((1, model.clip.num_frames, size, size, 3), "float32"))
-    return all(hasattr(grid, "ndim") and grid.ndim == 5 for grid in (x, trace(model.body, x)))
+    """Whether the body makes one grid of a clip: not several as SlowFast's does, and no class token beside it."""
+    grid = body_shapes(model)
+    return hasattr(grid, "ndim") and grid.ndim == 5
 
 
 TINY = {

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import fnmatch
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +27,7 @@ from flaxvid.models import (
 )
 from flaxvid.models.options import Kind, option_kinds, read_option
 from flaxvid.models.spec import Common, ModelSpec
-from flaxvid.models.video_model import VideoModel
+from flaxvid.models.video_model import VideoModel, body_shapes
 
 SPECS: dict[str, ModelSpec] = {
     **resnet2d.SPECS,
@@ -124,9 +123,7 @@ def _make(name: str, overrides: Mapping[str, Any]) -> tuple[VideoModel, Common]:
 
 
 def _with_attentive_head(model: VideoModel, common: Common) -> VideoModel:
-    clip = (1, model.clip.num_frames, model.clip.image_size, model.clip.image_size, 3)
-    run = functools.partial(model.init_with_output, method=lambda parts, video: parts.body(parts.stem(video)))
-    given, _ = jax.eval_shape(run, jax.random.key(0), jax.ShapeDtypeStruct(clip, "float32"))
+    given = body_shapes(model)
     widths = [grid.shape[-1] for grid in ([given.grid] if isinstance(given, ClassToken) else jax.tree.leaves(given))]
     head = AttentiveHead(
         common.num_classes,

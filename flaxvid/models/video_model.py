@@ -1,5 +1,6 @@
 """`VideoModel`: a stem, a body and a head. Every model of the zoo is one; none inherits from another."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -132,6 +133,14 @@ def blank_video(model: VideoModel) -> Video:
     """A clip of the model's own size, in uint8, to make variables or shapes with."""
     size = model.clip.image_size
     return model.for_cameras(jnp.zeros((1, model.clip.num_frames, size, size, 3), jnp.uint8))
+
+
+def body_shapes(model: VideoModel) -> Any:
+    """The shapes of what the body gives for a clip of the model's own size, without computing it."""
+    size = model.clip.image_size
+    video = jax.ShapeDtypeStruct((1, model.clip.num_frames, size, size, 3), jnp.float32)
+    run = functools.partial(model.init_with_output, method=lambda parts, x: parts.body(parts.stem(x)))
+    return jax.eval_shape(run, jax.random.key(0), video)[0]
 
 
 def init_variables(model: VideoModel, key: Array, video: Video) -> dict[str, Any]:
