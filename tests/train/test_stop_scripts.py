@@ -1,11 +1,12 @@
 """Scripts that are told to stop: one line, 130 or 143, at once, whatever they are doing; and worker processes."""
 
-import functools
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from flaxvid.train.checkpoint import Checkpoints
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, to_json
 from flaxvid.train.setup import make_model
 from flaxvid.train.state import create_state
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +72,6 @@ def status(script):
     return dict(line.split(":", 1) for line in lines)
 
 
-def blocks_ctrl_c(script):
-    return int(status(script)["SigBlk"], 16) >> (signal.SIGINT - 1) & 1
-
-
 def test_predict_keeps_the_answers_that_it_gave(run, videos, start_script):
     script = start_script("scripts/predict.py", "--run", run, "--json", videos)
     script.wait_for(lambda: script.out.read_text().count("\n") >= 2)
@@ -88,16 +87,30 @@ def test_evaluate_writes_nothing(run, start_script):
     assert not (run / "evaluation.json").exists()
 
 
+TELL = """
+import os, signal, subprocess, sys
+from pathlib import Path
+
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+script = subprocess.Popen(sys.argv[1:], start_new_session=True)
+status = lambda: dict(line.split(":", 1) for line in Path(f"/proc/{script.pid}/status").read_text().splitlines())
+while not int(status()["SigBlk"], 16) >> (signal.SIGINT - 1) & 1:
+    assert script.poll() is None
+os.killpg(script.pid, signal.SIGINT)
+sys.exit(script.wait())
+"""
+"""Starts a script and presses Ctrl-C as soon as it is left to a thread of its own, with which scripts begin.
+
+A small process does so: the tests' own may pause for seconds to collect garbage, and scripts are at their end then."""
+
+
 @pytest.mark.parametrize("script", ["evaluate", "predict", "prepare_data", "train"])
-def test_in_the_seconds_of_the_imports(start_script, script):
+def test_in_the_seconds_of_the_imports(script):
     arguments = {"train": ("--config", "configs/ffn.py")}.get(script, ("xyz",))
-    for _ in range(5):  # where the machine stalls, a script is at its end before it can be told
-        started = start_script(f"scripts/{script}.py", *arguments)
-        # Ctrl-C is left to a thread of its own, with which the script begins.
-        started.wait_for(functools.partial(blocks_ctrl_c, started))
-        if started.poll() is None:
-            break
-    (line,) = stop(started, signal.SIGINT)
+    command = [sys.executable, "-c", TELL, sys.executable, f"scripts/{script}.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    (line,) = done.stderr.splitlines()
     assert line.startswith("stopped as told (SIGINT): ")
 
 
