@@ -35,8 +35,7 @@ from flaxvid.data.clips.windows import SHORTEST
 from flaxvid.data.sources.search import collect_scenes, collect_videos
 from flaxvid.evaluate.cost import largest_within
 from flaxvid.evaluate.lines import json_line, printable, text_line
-from flaxvid.evaluate.predictor import Prediction, Predictor
-from flaxvid.train.setup import clip_config
+from flaxvid.evaluate.predictor import Prediction
 from flaxvid.train.step import enable_compilation_cache
 from flaxvid.train.trained import load, name_classes
 
@@ -102,8 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = read_class_names(arguments.classes) if arguments.classes else None
     trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
     videos = videos_for(trained.model.cameras, arguments)
-    clips = clip_config(trained.recipe, trained.frames)
-    predictor = Predictor(trained.model, trained.select, trained.classes, clips)
+    predictor = trained.predictor
     num_frames = arguments.frames[0] if arguments.frames else max(trained.frames)
     if arguments.budget_ms is not None:
         counts = arguments.frames or {*trained.frames, *trained.recipe.eval_frames}
