@@ -84,8 +84,12 @@ class Predictor:
         ((_, _, views),) = self._stretches(video, num_frames, None)
         return views
 
+    def clips(self, num_frames: int) -> ClipConfig:
+        """How views of so many frames are cut."""
+        return dataclasses.replace(self._clips, frames=(num_frames,))
+
     def _stretches(self, video: Any, num_frames: int, window: float | None) -> Iterator[tuple[Any, Any, Any]]:
-        return cut_stretches(video, dataclasses.replace(self._clips, frames=(num_frames,)), window)
+        return cut_stretches(video, self.clips(num_frames), window)
 
     def predict(
         self, video: Video | Mapping[str, Video], num_frames: int, window: float | None = None

@@ -182,7 +182,7 @@ def test_what_cannot_be_answered_says_why(trained, video):
 
 def test_what_no_file_can_say(trained, tmp_path):
     hand_made = dataclasses.replace(trained, model=trained.model.clone(zoo_name=""))
-    with pytest.raises(ValueError, match="put together by hand: make it by flaxvid.create_model"):
+    with pytest.raises(ValueError, match=r"put together by hand: make it by flaxvid\.create_model"):
         flaxvid.save(hand_made, tmp_path / "a.safetensors")
     headless = {"params": {part: trained.variables["params"][part] for part in ("stem", "body")}}
     pretrained = flaxvid.Trained(trained.model, headless, classes=("none",))
