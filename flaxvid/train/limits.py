@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from flaxvid.models.registry import list_options
 from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 from flaxvid.train.fields import choices, misfit
@@ -25,6 +26,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda value: value > 0,
         (
             *("epochs", "batch_size", "eval_batch_size", "norm_groups", "keep", "checkpoint_every", "log_every"),
+            *("fsdp", "tensor"),
             *("model.num_frames", "model.image_size", "data.num_threads"),
         ),
     ),
@@ -63,7 +65,7 @@ def check(recipe: Recipe) -> None:
     if not any(problem.startswith("model.") for problem in problems):
         try:
             mended = complete(mended)
-            problems += _patches(mended)
+            problems += [*_patches(mended), *_heads(mended)]
         except ValueError as error:
             network = error
     problems += _clips(mended)
@@ -92,6 +94,13 @@ def _patches(recipe: Recipe) -> Iterator[str]:
     for name, counts in (("task.frames", recipe.task.frames), ("eval_frames", recipe.eval_frames)):
         if wrong := [count for count in counts if count > 0 and count % multiple]:
             yield f"{name} must be multiples of {multiple}, the frames of a patch of {recipe.model.name}, got {wrong}"
+
+
+def _heads(recipe: Recipe) -> Iterator[str]:
+    """Heads that tensor parallelism cannot divide."""
+    heads = {**list_options(recipe.model.name), **recipe.model.options}.get("num_heads")
+    if isinstance(heads, int) and heads % recipe.tensor:
+        yield f"tensor={recipe.tensor} must divide the heads of {recipe.model.name}, got num_heads={heads}"
 
 
 def _batches(recipe: Recipe) -> Iterator[str]:

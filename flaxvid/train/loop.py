@@ -35,6 +35,7 @@ from flaxvid.train.setup import (
     find_shapes,
     make_model,
 )
+from flaxvid.train.sharding import check_tensor, place_state
 from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.start import fit_start, load_start
 from flaxvid.train.state import create_state, trainable
@@ -70,7 +71,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     check_frozen(shapes, recipe.freeze)
     check_rules(trainable(shapes), recipe.optimizer.rules)
     enable_compilation_cache()
-    workdir, mesh = Path(workdir), make_mesh()
+    check_tensor(shapes, recipe.tensor)
+    workdir, mesh = Path(workdir), make_mesh(recipe.fsdp, recipe.tensor)
     check_batch_size(recipe.batch_size, mesh, accumulate=recipe.optimizer.accumulate)
     check_norm_groups(recipe.norm_groups, mesh)
     check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
@@ -126,7 +128,7 @@ def train(
     variables = task.init(init_key, plain)
     optimizer = make_optimizer(recipe.optimizer, norm_modules(variables), task.model.layers)
     state = create_state(variables, optimizer, ema=recipe.optimizer.ema > 0, freeze=recipe.freeze)
-    state = jax.device_put(state, same)
+    state = jax.device_put(state, place_state(state, mesh))
     step_key = jax.jit(lambda key: key, out_shardings=same)(step_key)  # device_put takes no keys to other hosts
     one_step = functools.partial(
         train_step,
@@ -136,6 +138,7 @@ def train(
         ema=recipe.optimizer.ema,
         norm_groups=recipe.norm_groups,
         freeze=recipe.freeze,
+        mesh=mesh,
     )
     batches = Prefetch(make_batches(recipe, splits.train), lambda clips: put_batch(clips, mesh))
     total = recipe.epochs * epoch_steps
@@ -170,7 +173,7 @@ def train(
     for step in range(start + 1, total + 1):
         batch, clips = session.next_batch(step, state)
         rate = rate_at(state.step)
-        compiled = compiled or compile_step(jit_step(one_step, mesh), (state, batch, step_key, rate), log.print)
+        compiled = compiled or compile_step(jit_step(one_step, mesh, state), (state, batch, step_key, rate), log.print)
         stop.hold()
         state, metrics = compiled(state, batch, step_key, rate)
         session.log_if_due(step, metrics, clips)

@@ -1,0 +1,188 @@
+"""Parameters that are divided over eight fake devices, against one device, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from jax.sharding import PartitionSpec
+
+from flaxvid.train.sharding import check_tensor, place
+
+PROGRAM = """
+import functools, json, re, sys
+import jax, numpy as np
+from flaxvid.models.registry import create_tiny
+from flaxvid.tasks.supervised import SupervisedRecipe
+from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch
+from flaxvid.train.optimizer import make_optimizer
+from flaxvid.train.recipe import OptimizerRecipe
+from flaxvid.train.sharding import make_whole, place_state
+from flaxvid.train.state import create_state
+from flaxvid.train.step import jit_step, train_step
+from jax.sharding import Mesh
+
+options = {"depth": 1, "width": 32, "num_heads": 4, "image_size": 16, "num_classes": 8}
+options |= {"dropout": 0.1, "drop_path": 0.1}
+networks = {
+    "videomae": create_tiny("videomae_base", **options),
+    "remat": create_tiny("videomae_base", remat=True, **options),
+    "tsm": create_tiny("tsm_resnet18", depths=(1,), num_classes=8, dropout=0.1, image_size=16),
+}
+key, rate = jax.random.key(0), np.float32(0.01)
+rng = np.random.default_rng(0)
+batches = [
+    {"video": {4: rng.integers(0, 256, (16, 4, 16, 16, 3), np.uint8)}, "label": rng.integers(0, 8, 16, np.int32)}
+    for _ in range(2)
+]
+kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+
+def train(network, mesh, freeze=(), accumulate=1, norm_groups=1):
+    task = SupervisedRecipe((4,), mixup=0.5).make(networks[network])
+    optimizer = make_optimizer(OptimizerRecipe("adamw", weight_decay=0.05, clip_norm=1.0))
+    state = create_state(task.init(key), optimizer, ema=True, freeze=freeze)
+    start = jax.device_get(state)
+    state = jax.device_put(state, place_state(state, mesh))
+    step = jit_step(functools.partial(
+        train_step, task=task, optimizer=optimizer, ema=0.9, freeze=freeze, accumulate=accumulate,
+        norm_groups=norm_groups, mesh=mesh), mesh, state)
+    compiled = step.lower(state, put_batch(batches[0], mesh), key, rate).compile()
+    losses = []
+    for batch in batches:
+        state, metrics = compiled(state, put_batch(batch, mesh), key, rate)
+        losses.append(float(metrics["loss"]))
+    own = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+    text = compiled.as_text()
+    whole = jax.tree.leaves(make_whole(state.variables, mesh))[0].sharding
+    return {
+        "losses": losses,
+        "state": jax.device_get(state),
+        "start": start,
+        "bytes": own(state),
+        "collectives": {kind: len(re.findall(rf" {kind}(?:-start)?\\(", text)) for kind in kinds.split("|")},
+        "whole": whole.is_fully_replicated and len(whole.device_set) == mesh.size,
+    }
+
+def difference(these, those):
+    # By path: the largest difference, over the largest way moved since the start.
+    leaves = zip(
+        jax.tree_util.tree_leaves_with_path(these["state"].variables), jax.tree.leaves(those["state"].variables),
+        jax.tree.leaves(those["start"].variables), strict=True,
+    )
+    return {
+        jax.tree_util.keystr(path): float(np.max(np.abs(a - b)) / (np.max(np.abs(b - c)) + 1e-8))
+        for (path, a), b, c in leaves
+    }
+
+cases = {
+    "fsdp": ("videomae", make_mesh(8)),
+    "tensor": ("videomae", make_mesh(1, 4)),
+    "both": ("videomae", make_mesh(2, 2)),
+    "remat": ("remat", make_mesh(4)),
+    "convolutions": ("tsm", make_mesh(4), ("stem",)),
+    "in parts": ("tsm", make_mesh(2), (), 2, 8),
+}
+found = {}
+for name, (network, mesh, *options) in cases.items():
+    one = train(network, Mesh(np.asarray(jax.devices()[:1]), ("data",)), *options)
+    many = train(network, mesh, *options)
+    found[name] = {
+        "losses": [many["losses"], one["losses"]],
+        "difference": difference(many, one),
+        "bytes": [many["bytes"], one["bytes"]],
+        "collectives": many["collectives"],
+        "whole": many["whole"],
+    }
+errors = []
+for call in (lambda: make_mesh(3), lambda: make_mesh(4, 4), lambda: check_batch_size(6, make_mesh(2, 2))):
+    try:
+        call()
+    except ValueError as error:
+        errors.append(str(error))
+check_batch_size(8, make_mesh(1, 2), accumulate=2)
+print(json.dumps({"devices": jax.device_count(), "found": found, "errors": errors}))
+"""
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["devices"] == 8
+    return outcome
+
+
+CASES = ("fsdp", "tensor", "both", "remat", "convolutions", "in parts")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_divided_parameters_give_the_numbers_of_one_device(outcome, case):
+    """AdamW, averages, a clipped gradient, mixup, dropout: two steps."""
+    many, one = outcome["found"][case]["losses"]
+    assert many == pytest.approx(one, rel=1e-4)
+    assert many[0] != many[1]
+    assert {path: value for path, value in outcome["found"][case]["difference"].items() if value > 2e-3} == {}
+    assert outcome["found"][case]["whole"]
+
+
+@pytest.mark.parametrize(("case", "share"), [("fsdp", 1 / 8), ("remat", 1 / 4), ("tensor", 1 / 4), ("both", 1 / 3)])
+def test_a_device_keeps_a_part(outcome, case, share):
+    """Kernels are divided with averages and Adam's two moments. Vectors are whole, for tensor stem and head too."""
+    many, one = outcome["found"][case]["bytes"]
+    assert share < many / one < share + 0.2
+
+
+def test_collectives(outcome):
+    """FSDP gathers each kernel before the forward pass, and all but the first again before the backward pass.
+
+    Tensor parallelism adds up each attention and mlp once in each direction, and moves the packed kernel of attention,
+    whose heads lie elsewhere than its columns. XLA on a CPU has no reduce-scatter, but an all-reduce and a cut.
+    """
+    fsdp, tensor = (outcome["found"][case]["collectives"] for case in ("fsdp", "tensor"))
+    kernels = 6  # patch, qkv, project, fc1, fc2, classifier
+    assert kernels < fsdp["all-gather"] <= 2 * kernels
+    assert fsdp["all-reduce"] >= kernels
+    assert 4 <= tensor["all-reduce"] <= 8
+    assert 0 < tensor["all-gather"] <= 6
+    for found in (fsdp, tensor):
+        assert found["all-to-all"] == found["collective-permute"] == 0
+
+
+def test_a_mesh_that_cannot_be_says_why(outcome):
+    three, sixteen, batch = outcome["errors"]
+    wanted = "expected fsdp x tensor to divide 8 devices, and tensor those of a process (8)"
+    assert three == f"{wanted}, got fsdp=3, tensor=1: lower them"
+    assert "got fsdp=4, tensor=4" in sixteen
+    assert batch.startswith("batch_size=6 must divide evenly over 4 devices")
+
+
+def test_where_arrays_lie():
+    mesh = SimpleNamespace(shape={"data": 2, "fsdp": 4, "tensor": 2})
+    body = "variables/params/body/block_0"
+    spec = lambda path, *shape: place(path, shape, mesh)  # noqa: E731
+    assert spec(f"{body}/attention/qkv/kernel", 64, 192) == PartitionSpec("fsdp", "tensor")
+    assert spec(f"{body}/attention_time/project/kernel", 64, 64) == PartitionSpec("tensor", "fsdp")
+    assert spec("training/opt_state/1/mu/params/body/block_0/mlp/fc2/kernel", 256, 64) == PartitionSpec(
+        "tensor", "fsdp"
+    )
+    assert spec(f"{body}/mlp/fc1/bias", 256) == PartitionSpec("tensor")
+    assert spec(f"{body}/norm1/scale", 64) == PartitionSpec(None)
+    assert spec("variables/params/stem/conv1/kernel", 3, 3, 3, 64) == PartitionSpec(None, None, None, "fsdp")
+    assert spec("variables/params/stem/conv1/kernel", 3, 3, 3, 7) == PartitionSpec(None, None, None, None)
+    assert spec("step") == PartitionSpec()
+    with pytest.raises(ValueError, match=r"tensor to divide axis -1 of .*fc1/kernel \(64, 33\), got 2: lower it"):
+        spec(f"{body}/mlp/fc1/kernel", 64, 33)
+    alone = SimpleNamespace(shape={"data": 8})
+    assert place(f"{body}/attention/qkv/kernel", (64, 192), alone) == PartitionSpec(None, None)
+
+
+def test_tensor_parallelism_is_for_transformers():
+    check_tensor({"params": {"body": {"block_0": {"mlp": {"fc1": {"kernel": 0}}}}}}, 2)
+    check_tensor({"params": {"body": {"layer1_0": {"conv1": {"kernel": 0}}}}}, 1)
+    with pytest.raises(ValueError, match="expected a transformer for tensor=2"):
+        check_tensor({"params": {"body": {"layer1_0": {"conv1": {"kernel": 0}}}}}, 2)
