@@ -252,19 +252,20 @@ TORCH_KEYS = {
 }
 """Torchvision's keys; pytorchvideo's, today's and those of its older files; the authors'; and mmaction2's."""
 
-# Pytorchvideo's norms behind the poolings have torch's epsilon.
+# Pytorchvideo's norms behind the poolings have torch's epsilon, others' the epsilon of all norms.
 _POOL_EPSILON = {"pool_epsilon": 1e-5}
+_ONE_EPSILON = {"pool_epsilon": None}
 _24_BLOCKS = {"depth": 24, "stages": (2, 5, 21)}
 
 FIRST_FORMATS = {
-    "torchvision": Format(TORCH_KEYS["torchvision"]),
+    "torchvision": Format(TORCH_KEYS["torchvision"], _ONE_EPSILON),
     "pytorchvideo": Format(TORCH_KEYS["pytorchvideo"], _POOL_EPSILON),
     "pytorchvideo_fused": Format(TORCH_KEYS["pytorchvideo_fused"], _POOL_EPSILON),
-    "pyslowfast": Format(TORCH_KEYS["pyslowfast"]),
+    "pyslowfast": Format(TORCH_KEYS["pyslowfast"], _ONE_EPSILON),
 }
 LONG_FORMATS = {
     **FIRST_FORMATS,
-    "pyslowfast_24": Format(TORCH_KEYS["pyslowfast"], {**_24_BLOCKS, "pool_kernel": None}),
+    "pyslowfast_24": Format(TORCH_KEYS["pyslowfast"], {**_ONE_EPSILON, **_24_BLOCKS, "pool_kernel": None}),
 }
 SECOND_FORMATS = {name: Format(TORCH_KEYS[name]) for name in ("torchvision", "pyslowfast", "mmaction2")}
 
