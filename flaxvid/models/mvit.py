@@ -250,7 +250,10 @@ TORCH_KEYS = {
     "pyslowfast": _meta_keys("patch_embed.proj", "", "qkv", "norm", "head.projection"),
     "mmaction2": _meta_keys("patch_embed.projection", "", "qkv", "norm3", "cls_head.fc_cls", "backbone."),
 }
-"""Torchvision's keys; pytorchvideo's, today's and those of its older files; the authors'; and mmaction2's."""
+"""Torchvision's keys; pytorchvideo's, today's and those of its older files; the authors'; and mmaction2's.
+
+Pixels are the same in all (0.45, 0.225), also in mmaction2's configs (configs/recognition/mvit), but for one: its small
+network for Something-Something v2 has ImageNet's. No tensor shows that; load it with `mean` and `std`."""
 
 # Pytorchvideo's norms behind the poolings have torch's epsilon, others' the epsilon of all norms.
 _POOL_EPSILON = {"pool_epsilon": 1e-5}

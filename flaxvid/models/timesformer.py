@@ -264,7 +264,7 @@ TORCH_KEYS = {
 }
 """The keys of transformers, of TimeSformer's authors and of mmaction2. A file's keys show which attention it is for."""
 
-# configs/recognition/timesformer of mmaction2: 127.5 is subtracted and divides.
+# mmaction2 (configs/recognition/timesformer) subtracts 127.5 and divides by it; others have 0.45 and 0.225.
 _PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 

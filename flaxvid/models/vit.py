@@ -264,6 +264,7 @@ too; and of mmaction2. Pre-training has no classifier, and a decoder."""
 
 _DECODES = (r"(encoder|videomae)\.(norm|layernorm)\..*", r"decoder\..*", r"encoder_to_decoder\..*", r"mask_token")
 
+# Pixels are ImageNet's in all (mmaction2: configs/_base_/models/vit_base.py; the Hub: preprocessor_config.json).
 _TRANSFORMERS = {"norm_epsilon": 1e-12, "head_epsilon": 1e-5}
 _OTHERS = {"norm_epsilon": 1e-6, "head_epsilon": 1e-6}
 
