@@ -41,7 +41,7 @@ kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
 
 def train(network, mesh, freeze=(), accumulate=1, norm_groups=1):
     task = SupervisedRecipe((4,), mixup=0.5).make(networks[network])
-    optimizer = make_optimizer(OptimizerRecipe("adamw", weight_decay=0.05, clip_norm=1.0))
+    optimizer = make_optimizer(OptimizerRecipe("sgd", momentum=0.9, clip_norm=1.0))
     state = create_state(task.init(key), optimizer, ema=True, freeze=freeze)
     start = jax.device_get(state)
     state = jax.device_put(state, place_state(state, mesh))
@@ -122,19 +122,24 @@ CASES = ("fsdp", "tensor", "both", "remat", "convolutions", "in parts")
 
 @pytest.mark.parametrize("case", CASES)
 def test_divided_parameters_give_the_numbers_of_one_device(outcome, case):
-    """AdamW, averages, a clipped gradient, mixup, dropout: two steps."""
+    """Momentum, averages, a clipped gradient, mixup, dropout: two steps.
+
+    Adam would divide gradients that are zero but for rounding by their own size.
+    """
     many, one = outcome["found"][case]["losses"]
     assert many == pytest.approx(one, rel=1e-4)
     assert many[0] != many[1]
-    assert {path: value for path, value in outcome["found"][case]["difference"].items() if value > 2e-3} == {}
+    assert {path: value for path, value in outcome["found"][case]["difference"].items() if value > 1e-3} == {}
     assert outcome["found"][case]["whole"]
 
 
-@pytest.mark.parametrize(("case", "share"), [("fsdp", 1 / 8), ("remat", 1 / 4), ("tensor", 1 / 4), ("both", 1 / 3)])
-def test_a_device_keeps_a_part(outcome, case, share):
-    """Kernels are divided with averages and Adam's two moments. Vectors are whole, for tensor stem and head too."""
+@pytest.mark.parametrize(
+    ("case", "least", "most"), [("fsdp", 0.125, 0.2), ("remat", 0.25, 0.3), ("tensor", 0.25, 0.7), ("both", 0.25, 0.5)]
+)
+def test_a_device_keeps_a_part(outcome, case, least, most):
+    """Kernels are divided with averages and momentum. Vectors are whole, for tensor stem and head too."""
     many, one = outcome["found"][case]["bytes"]
-    assert share < many / one < share + 0.2
+    assert least < many / one < most
 
 
 def test_collectives(outcome):
