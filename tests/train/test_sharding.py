@@ -191,3 +191,47 @@ def test_tensor_parallelism_is_for_transformers():
     check_tensor({"params": {"body": {"layer1_0": {"conv1": {"kernel": 0}}}}}, 1)
     with pytest.raises(ValueError, match="expected a transformer for tensor=2"):
         check_tensor({"params": {"body": {"layer1_0": {"conv1": {"kernel": 0}}}}}, 2)
+
+
+RUNS = """
+import dataclasses, sys
+import flaxvid, numpy as np
+from flaxvid import trees
+from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.tasks.supervised import SupervisedRecipe
+from flaxvid.train.checkpoint import restore_variables
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
+
+videos, folder = sys.argv[1:]
+recipe = Recipe(
+    ModelRecipe("videomae_base", num_frames=2, image_size=16, options={
+        "depth": 1, "width": 16, "num_heads": 2, "patch_size": 8}),
+    DataRecipe("folder", videos, clips=ClipConfig(short="repeat")),
+    SupervisedRecipe((2,)),
+    OptimizerRecipe("sgd", 0.01, schedule="constant", ema=0.9),
+    batch_size=4, eval_batch_size=4, epochs=3, freeze=("stem",), unfreeze=((1, "stem"),),
+)
+flaxvid.run(recipe, f"{folder}/plain")
+flaxvid.run(dataclasses.replace(recipe, epochs=2, fsdp=2, tensor=2), f"{folder}/divided")
+flaxvid.run(dataclasses.replace(recipe, epochs=3, fsdp=4), f"{folder}/divided")
+plain, divided = (trees.flatten(restore_variables(f"{folder}/{name}")) for name in ("plain", "divided"))
+assert plain.keys() == divided.keys()
+for path in plain:
+    np.testing.assert_allclose(divided[path], plain[path], rtol=1e-4, atol=1e-6, err_msg=path)
+try:
+    flaxvid.run(dataclasses.replace(recipe, tensor=4), f"{folder}/none")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_run_goes_on_with_its_parameters_divided_otherwise(coloured_videos, tmp_path):
+    """Two epochs on 2 x 2 devices, in the second the stem thaws; another one on four: the numbers of a plain run."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", RUNS, str(coloured_videos), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "fsdp: 2 there, 4 here" in done.stdout
+    assert "tensor=4 must divide the heads of videomae_base, got num_heads=2" in done.stdout
+    assert not (tmp_path / "none").exists()
