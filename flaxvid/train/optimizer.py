@@ -64,7 +64,7 @@ def make_optimizer(
     if recipe.name == "sgd":
         middle = (optax.stateless(decay), optax.trace(recipe.momentum, recipe.nesterov))
     else:
-        middle = (optax.scale_by_adam(), optax.stateless(decay))
+        middle = (optax.scale_by_adam(b2=recipe.b2), optax.stateless(decay))
     # A schedule, for its counter: checkpoints have had it since the rate was a part of the optimizer.
     down = optax.scale_by_schedule(lambda _: -1.0)
     return optax.chain(clip, *middle, optax.stateless(scale), down)

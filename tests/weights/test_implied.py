@@ -277,7 +277,7 @@ def test_an_attentive_head_starts_anew_on_the_files_body(name, fmt, head, classe
         f"the state_dict has not the head that {name} is to have (head='attention'): that head is freshly initialised "
         f"and needs training; {head.count(',') + 1} tensors are left out: {head}"
     )
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="has not the head") as warned:
         model, loaded = flaxvid.load_model(
             name, dict(sorted(state_dict.items())), num_classes=classes, head="attention", **tiny
         )
@@ -300,8 +300,8 @@ def test_an_attentive_head_on_a_file_without_a_classifier_asks_for_the_number(ra
     tiny = {option: value for option, value in get_spec("vivit_base").tiny.items() if option != "num_classes"}
     state_dict = flaxvid.to_torch("vivit_base", random_variables(create_tiny("vivit_base")), overrides=tiny)
     trunk = {key: tensor for key, tensor in state_dict.items() if "classifier" not in key}
-    with pytest.raises(ValueError, match="variables of the model have no tensor: .*num_classes makes a new head"):
+    with pytest.raises(ValueError, match=r"variables of the model have no tensor: .*num_classes makes a new head"):
         flaxvid.load_model("vivit_base", trunk, head="attention", **tiny)
-    with pytest.warns(UserWarning, match="has not the head .* needs training$"):
+    with pytest.warns(UserWarning, match=r"has not the head .* needs training$"):
         model, _ = flaxvid.load_model("vivit_base", trunk, num_classes=3, head="attention", **tiny)
     assert model.head.num_classes == 3
