@@ -103,7 +103,7 @@ def _patches(recipe: Recipe) -> Iterator[str]:
 def _heads(recipe: Recipe) -> Iterator[str]:
     """Heads that tensor parallelism cannot divide."""
     heads = {**list_options(recipe.model.name), **recipe.model.options}.get("num_heads")
-    if isinstance(heads, int) and heads % recipe.tensor:
+    if isinstance(heads, int) and heads % max(1, recipe.tensor):
         yield f"tensor={recipe.tensor} must divide the heads of {recipe.model.name}, got num_heads={heads}"
 
 
@@ -127,7 +127,7 @@ def _batches(recipe: Recipe) -> Iterator[str]:
     elif max(task.mixup, task.cutmix) > 0 and videos < 2:
         yield f"task.mixup={task.mixup} and task.cutmix={task.cutmix} need two clips in a batch, got batch_size={size}"
     several = len(task.frames) > 1 and 0 < recipe.norm_groups <= size
-    if isinstance(task, SupervisedRecipe) and several and 0 < task.share < 1:
+    if isinstance(task, SupervisedRecipe) and several and 0 < task.share < 1 and task.sampling != "bucketed":
         got = rows_by_count(tuple(sorted(task.frames)), task.share, size // recipe.norm_groups)
         if starved := sorted(count for count, own in got.items() if own.start == own.stop):
             group = f"batch_size={size}" if recipe.norm_groups == 1 else f"each of norm_groups={recipe.norm_groups}"

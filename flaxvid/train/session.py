@@ -86,7 +86,7 @@ class Session:
         """
         self.waiting.sent(metrics)
         self.recent.append((step, metrics, clips))
-        self.log.update(step, self.recipe.batch_size)
+        self.log.update(step, len(clips) * jax.process_count())
         if step % self.recipe.log_every == 0:
             self._write_means(step)
 
