@@ -3,13 +3,13 @@
 Both are rules that give each array its place on the mesh (`make_mesh`); XLA divides the program by them. No model knows
 of it.
 
-FSDP (ZeRO's third stage, arXiv 1910.02054) saves memory: a device keeps a part of each parameter with its average and
-its optimizer state, gets the parameter whole when it is used, and forgets it. Tensor parallelism (arXiv 1909.08053)
-divides the work on a row, too: a device computes some heads of each attention and some channels inside each mlp.
+FSDP (ZeRO, arXiv 1910.02054) saves memory. Between steps a device keeps a part of each parameter, with its average and
+its optimizer state; in a step it gets the parameters whole, and the gradients in parts. Tensor parallelism (arXiv
+1909.08053) divides the work on a clip: a device computes some heads of each attention and some channels inside each
+mlp.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -82,29 +82,26 @@ def make_whole(variables: Any, mesh: Mesh) -> Any:
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(variables)
 
 
-def with_whole_parameters(loss: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
-    """A loss of divided variables, its first argument, out of one of whole variables.
+def gather(variables: Any, mesh: Mesh | None) -> Any:
+    """Divided variables, inside a loss: whole on every device, with gradients that are divided again.
 
-    Only FSDP needs it. Each parameter is gathered for the forward pass, and once more for the backward pass instead of
-    being kept.
+    Only FSDP needs it. Tensor parallelism follows from where the kernels lie.
     """
     if mesh is None or mesh.shape.get("fsdp", 1) == 1:
-        return loss
-
-    @functools.partial(jax.checkpoint, policy=_keeps)  # pyright: ignore[reportPrivateImportUsage]
-    def divided_loss(variables: Any, *arguments: Any) -> Any:
-        return loss(jax.tree.map(gather, variables, place_state(variables, mesh)), *arguments)
-
-    def gather(leaf: jax.Array, own: NamedSharding) -> jax.Array:
-        if "fsdp" not in own.spec:
-            return leaf
-        leaf = jax.lax.with_sharding_constraint(leaf, own)  # so its gradient is divided before anything else uses it
-        whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in own.spec))
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, whole))
-
-    return divided_loss
+        return variables
+    return jax.tree.map(functools.partial(_gather, mesh), variables, place_state(variables, mesh))
 
 
-def _keeps(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether the backward pass finds what this gave: everything but gathered parameters."""
-    return primitive.name != "sharding_constraint"
+def _gather(mesh: Mesh, leaf: jax.Array, own: NamedSharding) -> jax.Array:
+    if "fsdp" not in own.spec:
+        return leaf
+    without = PartitionSpec(*(None if axis == "fsdp" else axis for axis in own.spec))
+    constrain = jax.lax.with_sharding_constraint
+
+    @jax.custom_vjp
+    def gathered(x: jax.Array) -> jax.Array:
+        return constrain(x, NamedSharding(mesh, without))
+
+    # By itself the gradient would be summed whole on every device, before each takes its part.
+    gathered.defvjp(lambda x: (gathered(x), None), lambda _, gradient: (constrain(gradient, own),))
+    return gathered(leaf)

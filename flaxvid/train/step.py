@@ -13,7 +13,7 @@ from flaxvid import trees
 from flaxvid.adapt.freezing import is_frozen, keep_statistics
 from flaxvid.tasks.task import Metrics, Task, count_rows
 from flaxvid.train.mesh import divided, replicated
-from flaxvid.train.sharding import place_state, with_whole_parameters
+from flaxvid.train.sharding import gather, place_state
 from flaxvid.train.state import TrainState, is_averaged, is_trainable, mover
 from flaxvid.types import Batch
 from flaxvid.writing import cache_folder
@@ -55,11 +55,10 @@ def train_step(
     frozen, _ = trees.split(state.variables, lambda path: is_frozen(path, freeze))
 
     if accumulate == norm_groups == 1:
-        task_loss = with_whole_parameters(task.loss, mesh)
 
         def loss(params):
             with keep_statistics(freeze):
-                return task_loss(trees.merge(params, fixed), batch, key)
+                return task.loss(gather(trees.merge(params, fixed), mesh), batch, key)
 
         grads, (updated, metrics) = jax.grad(loss, has_aux=True)(params)
     else:
@@ -107,16 +106,15 @@ def gradient_in_parts(
     The batch is mixed and divided as a whole. A part has at most ``batch / accumulate`` rows.
     """
     limit = count_rows(batch) // accumulate
-    share_loss = with_whole_parameters(task.share_loss, mesh)
 
     def loss(params, moved, part, key):
-        variables = trees.merge(params, {**fixed, **moved})
+        variables = gather(trees.merge(params, {**fixed, **moved}), mesh)
         with keep_statistics(freeze):
             if norm_groups == 1:
-                return share_loss(variables, part, key)
+                return task.share_loss(variables, part, key)
             groups = jax.tree.map(lambda x: x.reshape(norm_groups, -1, *x.shape[1:]), part)
             keys = jax.random.split(key, norm_groups)
-            outputs = jax.vmap(share_loss, in_axes=(None, 0, 0))(variables, groups, keys)
+            outputs = jax.vmap(task.share_loss, in_axes=(None, 0, 0))(variables, groups, keys)
             return jax.tree.map(lambda x: x.mean(axis=0), outputs)
 
     def add_part(carry, part):

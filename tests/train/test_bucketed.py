@@ -61,7 +61,7 @@ def test_a_run_compiles_a_step_for_each_length_and_goes_on_exactly(recipe, tmp_p
     assert [row["frames"] for row in rows] == [2, 4]
     whole, parts = (restore_variables(tmp_path / name) for name in ("whole", "parts"))
     chex.assert_trees_all_equal(whole, parts)
-    steps = [row for row in read_metrics(tmp_path / "whole") if "train/loss" in row]
+    steps = [row for row in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "train/loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]  # in an epoch one batch of 2 frames, two of 4
     assert all(np.isfinite(row["train/loss"]) for row in steps)
 
