@@ -277,7 +277,7 @@ def test_an_attentive_head_starts_anew_on_the_files_body(name, fmt, head, classe
         f"the state_dict has not the head that {name} is to have (head='attention'): that head is freshly initialised "
         f"and needs training; {head.count(',') + 1} tensors are left out: {head}"
     )
-    with pytest.warns(UserWarning, match="has not the head") as warned:
+    with pytest.warns(UserWarning, match="freshly initialised") as warned:
         model, loaded = flaxvid.load_model(
             name, dict(sorted(state_dict.items())), num_classes=classes, head="attention", **tiny
         )
