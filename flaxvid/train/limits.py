@@ -15,6 +15,7 @@ import jax
 
 from flaxvid.models.registry import list_options
 from flaxvid.tasks.labelled import LabelledRecipe
+from flaxvid.tasks.masked import MaskedRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 from flaxvid.train.fields import choices, misfit
 from flaxvid.train.recipe import FILLED, OptimizerRecipe, Recipe
@@ -101,10 +102,21 @@ def _patches(recipe: Recipe) -> Iterator[str]:
 
 
 def _heads(recipe: Recipe) -> Iterator[str]:
-    """Heads that tensor parallelism cannot divide."""
+    """Heads that tensor parallelism cannot divide: the network's, and those of a decoder of masked pre-training."""
     heads = {**list_options(recipe.model.name), **recipe.model.options}.get("num_heads")
-    if isinstance(heads, int) and heads % max(1, recipe.tensor):
+    if recipe.tensor < 2 or not isinstance(heads, int):
+        return
+    if heads % recipe.tensor:
         yield f"tensor={recipe.tensor} must divide the heads of {recipe.model.name}, got num_heads={heads}"
+    elif isinstance(recipe.task, MaskedRecipe):
+        model = make_model(recipe, 1)
+        width = recipe.task.make(model).decoder.width
+        own = width * heads // model.feature_dim
+        if own % recipe.tensor:
+            yield (
+                f"tensor={recipe.tensor} must divide the heads of the decoder, got {own}: change task.decoder_width, "
+                f"now {width}, or lower tensor"
+            )
 
 
 def _batches(recipe: Recipe) -> Iterator[str]:

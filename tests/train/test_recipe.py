@@ -65,6 +65,8 @@ REFUSED = {
     "batch_size": (0, -8, "32"),
     "eval_batch_size": (0, -1),
     "norm_groups": (0, -1, 10**9),
+    "fsdp": (0, -1, 1.5),
+    "tensor": (0, -1, "2"),
     "seed": (-1, 0.5, 1 << 31, 10**400),
     "keep": (0, -3),
     "checkpoint_every": (0,),

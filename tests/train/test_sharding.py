@@ -1,5 +1,6 @@
 """Parameters that are divided over eight fake devices, against one device, in a process of its own."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,12 +10,18 @@ from types import SimpleNamespace
 import pytest
 from jax.sharding import PartitionSpec
 
+from flaxvid.tasks.masked import MaskedRecipe
+from flaxvid.tasks.supervised import SupervisedRecipe
+from flaxvid.train.limits import check
+from flaxvid.train.recipe import ModelRecipe, Recipe
 from flaxvid.train.sharding import check_tensor, place
 
 PROGRAM = """
 import functools, json, re, sys
 import jax, numpy as np
 from flaxvid.models.registry import create_tiny
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.tasks.masked import MaskedRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.mesh import check_batch_size, make_mesh, put_batch
 from flaxvid.train.optimizer import make_optimizer
@@ -26,21 +33,29 @@ from jax.sharding import Mesh
 
 options = {"depth": 1, "width": 32, "num_heads": 4, "image_size": 16, "num_classes": 8}
 options |= {"dropout": 0.1, "drop_path": 0.1}
-networks = {
-    "videomae": create_tiny("videomae_base", **options),
-    "remat": create_tiny("videomae_base", remat=True, **options),
-    "tsm": create_tiny("tsm_resnet18", depths=(1,), num_classes=8, dropout=0.1, image_size=16),
+videomae = create_tiny("videomae_base", **options)
+tsm = create_tiny("tsm_resnet18", depths=(1,), num_classes=8, dropout=0.1, image_size=16)
+supervised = SupervisedRecipe((4,), mixup=0.5)
+tasks = {
+    "videomae": supervised.make(videomae),
+    "remat": supervised.make(create_tiny("videomae_base", remat=True, **options)),
+    "masked": MaskedRecipe((4,), mask_ratio=0.5, decoder_depth=1).make(videomae),
+    "tsm": supervised.make(tsm),
+    "ffn": FfnRecipe((2, 4)).make(tsm),
 }
 key, rate = jax.random.key(0), np.float32(0.01)
 rng = np.random.default_rng(0)
 batches = [
-    {"video": {4: rng.integers(0, 256, (16, 4, 16, 16, 3), np.uint8)}, "label": rng.integers(0, 8, 16, np.int32)}
+    {
+        "video": {n: rng.integers(0, 256, (16, n, 16, 16, 3), np.uint8) for n in (2, 4)},
+        "label": rng.integers(0, 8, 16, np.int32),
+    }
     for _ in range(2)
 ]
 kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
 
-def train(network, mesh, freeze=(), accumulate=1, norm_groups=1):
-    task = SupervisedRecipe((4,), mixup=0.5).make(networks[network])
+def train(task, mesh, freeze=(), accumulate=1, norm_groups=1):
+    put = lambda batch: put_batch(batch | {"video": {n: batch["video"][n] for n in task.frames}}, mesh)
     optimizer = make_optimizer(OptimizerRecipe("sgd", momentum=0.9, clip_norm=1.0))
     state = create_state(task.init(key), optimizer, ema=True, freeze=freeze)
     start = jax.device_get(state)
@@ -48,10 +63,10 @@ def train(network, mesh, freeze=(), accumulate=1, norm_groups=1):
     step = jit_step(functools.partial(
         train_step, task=task, optimizer=optimizer, ema=0.9, freeze=freeze, accumulate=accumulate,
         norm_groups=norm_groups, mesh=mesh), mesh, state)
-    compiled = step.lower(state, put_batch(batches[0], mesh), key, rate).compile()
+    compiled = step.lower(state, put(batches[0]), key, rate).compile()
     losses = []
     for batch in batches:
-        state, metrics = compiled(state, put_batch(batch, mesh), key, rate)
+        state, metrics = compiled(state, put(batch), key, rate)
         losses.append(float(metrics["loss"]))
     own = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
     text = compiled.as_text()
@@ -83,11 +98,13 @@ cases = {
     "remat": ("remat", make_mesh(4)),
     "convolutions": ("tsm", make_mesh(4), ("stem",)),
     "in parts": ("tsm", make_mesh(2), (), 2, 8),
+    "private norms": ("ffn", make_mesh(8)),
+    "masked": ("masked", make_mesh(4, 2)),
 }
 found = {}
-for name, (network, mesh, *options) in cases.items():
-    one = train(network, Mesh(np.asarray(jax.devices()[:1]), ("data",)), *options)
-    many = train(network, mesh, *options)
+for name, (task, mesh, *options) in cases.items():
+    one = train(tasks[task], Mesh(np.asarray(jax.devices()[:1]), ("data",)), *options)
+    many = train(tasks[task], mesh, *options)
     found[name] = {
         "losses": [many["losses"], one["losses"]],
         "difference": difference(many, one),
@@ -117,7 +134,7 @@ def outcome():
     return outcome
 
 
-CASES = ("fsdp", "tensor", "both", "remat", "convolutions", "in parts")
+CASES = ("fsdp", "tensor", "both", "remat", "convolutions", "in parts", "private norms", "masked")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -134,7 +151,15 @@ def test_divided_parameters_give_the_numbers_of_one_device(outcome, case):
 
 
 @pytest.mark.parametrize(
-    ("case", "least", "most"), [("fsdp", 0.125, 0.2), ("remat", 0.25, 0.3), ("tensor", 0.25, 0.7), ("both", 0.25, 0.5)]
+    ("case", "least", "most"),
+    [
+        ("fsdp", 0.125, 0.2),
+        ("remat", 0.25, 0.3),
+        ("tensor", 0.25, 0.7),
+        ("both", 0.25, 0.5),
+        ("private norms", 0.125, 0.3),
+        ("masked", 0.125, 0.35),
+    ],
 )
 def test_a_device_keeps_a_part(outcome, case, least, most):
     """Kernels are divided with averages and momentum. Vectors are whole, for tensor stem and head too."""
@@ -218,10 +243,19 @@ plain, divided = (trees.flatten(restore_variables(f"{folder}/{name}")) for name 
 assert plain.keys() == divided.keys()
 for path in plain:
     np.testing.assert_allclose(divided[path], plain[path], rtol=1e-4, atol=1e-6, err_msg=path)
-try:
-    flaxvid.run(dataclasses.replace(recipe, tensor=4), f"{folder}/none")
-except ValueError as error:
-    print(error)
+plain = dataclasses.replace(recipe, freeze=(), unfreeze=())
+convolutions = ModelRecipe("tsm_resnet18", num_frames=2, image_size=16, options={"depths": (1,), "width": 8})
+for wrong in (
+    dataclasses.replace(plain, tensor=4),
+    dataclasses.replace(plain, fsdp=8),
+    dataclasses.replace(plain, fsdp=3),
+    dataclasses.replace(plain, fsdp=4, batch_size=2),
+    dataclasses.replace(plain, tensor=2, model=convolutions),
+):
+    try:
+        flaxvid.run(wrong, f"{folder}/none")
+    except ValueError as error:
+        print(f"refused: {error}")
 """
 
 
@@ -233,5 +267,30 @@ def test_a_run_goes_on_with_its_parameters_divided_otherwise(coloured_videos, tm
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "fsdp: 2 there, 4 here" in done.stdout
-    assert "tensor=4 must divide the heads of videomae_base, got num_heads=2" in done.stdout
+    refused = done.stdout.partition("refused: ")[2].split("refused: ")
+    wanted = (
+        "tensor=4 must divide the heads of videomae_base, got num_heads=2",
+        "expected fsdp x tensor to divide 4 devices, and tensor those of a process (4), got fsdp=8, tensor=1: lower",
+        "expected fsdp x tensor to divide 4 devices, and tensor those of a process (4), got fsdp=3, tensor=1: lower",
+        "batch_size=2 must divide evenly over 4 devices x 1 accumulated parts: use 4",
+        "expected a transformer for tensor=2, got a network without an attention or mlp to divide: use fsdp",
+    )
+    assert [said in error for said, error in zip(wanted, refused, strict=True)] == [True] * len(wanted), refused
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "heads", "tensor", "said"),
+    [
+        (SupervisedRecipe((4,)), 4, 3, "tensor=3 must divide the heads of videomae_base, got num_heads=4"),
+        (MaskedRecipe((4,)), 6, 2, "tensor=2 must divide the heads of the decoder, got 3: change task.decoder_width"),
+    ],
+)
+def test_heads_that_do_not_divide_are_one_problem(task, heads, tensor, said):
+    model = ModelRecipe("videomae_base", num_frames=4, image_size=32, options={"width": 48, "num_heads": heads})
+    recipe = Recipe(model, task=task, eval_frames=(), tensor=tensor)
+    with pytest.raises(ValueError, match="the recipe cannot run") as error:
+        check(recipe)
+    (line,) = str(error.value).splitlines()[1:]
+    assert line.strip().startswith(said)
+    check(dataclasses.replace(recipe, tensor=1))
