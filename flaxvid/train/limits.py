@@ -5,6 +5,7 @@ Clips, augmentation and tasks check their own fields.
 
 import copy
 import dataclasses
+import difflib
 import operator
 import re
 import typing
@@ -211,11 +212,16 @@ def _groups(recipe: Recipe) -> Iterator[str]:
 
 
 def _misfits(recipe: Recipe) -> tuple[list[str], Recipe]:
-    """Values of a wrong type, NaN or infinite; and the recipe with defaults in their place."""
+    """Misspelt fields, values of a wrong type, NaN or infinite; and the recipe with defaults in their place."""
     problems, mended = [], copy.deepcopy(recipe)
 
     def mend(owner: Any, prefix: str) -> None:
         hints, plain, parts = typing.get_type_hints(type(owner)), type(owner)(), []
+        names = [field.name for field in dataclasses.fields(owner)]
+        for name in vars(owner).keys() - names:  # set in Python; flags and files refuse it themselves
+            near = difflib.get_close_matches(name, names, 1)
+            kind = type(owner).__name__
+            problems.append(f"{prefix}{name} is no field of {kind}: {f'write {near[0]}' if near else 'leave it out'}")
         for field in dataclasses.fields(owner):
             value, path, hint = getattr(owner, field.name), prefix + field.name, hints[field.name]
             if dataclasses.is_dataclass(value) and isinstance(value, choices(hint)):

@@ -233,6 +233,17 @@ def test_values_that_train_are_not(values):
     check(changed(**values))
 
 
+def test_a_misspelt_field_is_named():
+    recipe = changed()
+    recipe.data.clips.shrt, recipe.colour = "repeat", "red"  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValueError, match="cannot run") as error:
+        check(recipe)
+    assert [line.strip() for line in str(error.value).splitlines()[1:]] == [
+        "colour is no field of Recipe: leave it out",
+        "data.clips.shrt is no field of ClipConfig: write short",
+    ]
+
+
 def test_float16_says_what_to_take():
     with pytest.raises(
         ValueError, match=r'model.dtype must be "float32" or "bfloat16", got \'float16\': nothing scales the loss'

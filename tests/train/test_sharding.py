@@ -43,7 +43,7 @@ tasks = {
     "tsm": supervised.make(tsm),
     "ffn": FfnRecipe((2, 4)).make(tsm),
 }
-key, rate = jax.random.key(0), np.float32(0.01)
+key, rate = jax.random.key(0), np.float32(0.05)
 rng = np.random.default_rng(0)
 batches = [
     {
