@@ -31,7 +31,6 @@ from flaxvid.models.video_model import VideoModel, blank_video
 from flaxvid.types import Variables
 from flaxvid.weights.download import resolve_weights
 from flaxvid.weights.keys import from_tensors, to_tensors, torch_keys
-from flaxvid.weights.native import is_native
 from flaxvid.weights.readings import (
     as_options,
     check_fit,
@@ -327,6 +326,8 @@ def to_torch(
 
 
 def _read(source: str | Path | Mapping[str, Any], allow_nonfinite: bool) -> dict[str, np.ndarray]:
+    from flaxvid.weights.native import is_native  # imports PyAV
+
     file = source if isinstance(source, Mapping) else resolve_weights(source)
     if isinstance(file, Path) and file.is_file() and is_native(file):
         raise ValueError(f"expected a file with torch's keys, got {source}, which flaxvid wrote: use flaxvid.load")
