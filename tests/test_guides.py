@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
 
@@ -45,6 +46,8 @@ def test_the_blocks_of_the_guide_run(place, monkeypatch):
     assert {row["frames"] for row in names["rows"]} == {2, 3, 4}
     assert (2, 512) in {array.shape for array in names["state_dict"].values()}
     assert np.isfinite(names["value"])
+    assert names["plain"]["params"]["head"]["classifier"]["kernel"].shape == (512, 5)
+    chex.assert_trees_all_equal(names["variables"], names["again"].variables)
     answer, before = (names[one].predict("videos/run/1.mp4")["probabilities"] for one in ("back", "again"))
     assert set(answer) == {"jump", "run"}
     assert answer != before
