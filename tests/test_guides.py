@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import flaxvid
+from flaxvid.evaluate.cost import model_cost
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,3 +52,17 @@ def test_the_blocks_of_the_guide_run(place, monkeypatch):
     answer, before = (names[one].predict("videos/run/1.mp4")["probabilities"] for one in ("back", "again"))
     assert set(answer) == {"jump", "run"}
     assert answer != before
+
+
+def test_the_table_of_models_is_that_of_the_zoo():
+    """All models, with the parameters and multiply-adds that they have now."""
+    lines = [line for line in (ROOT / "docs" / "models.md").read_text().splitlines() if line.startswith("| `")]
+    rows = {name.strip("` "): row for _, name, *row, _ in (line.split("|") for line in lines)}
+    assert list(rows) == flaxvid.list_models()
+    for name in ("tsm_resnet18", "x3d_xs", "videomae_small"):
+        model = flaxvid.create_model(name)
+        n, size = model.clip.num_frames, model.clip.image_size
+        cost = model_cost(model, (1, n, size, size, 3))
+        clip, parameters, gmacs, *_ = rows[name]
+        assert clip.strip() == f"{n} x {size}"
+        assert (parameters.strip(), gmacs.strip()) == (f"{cost.parameters / 1e6:.2f}", f"{cost.gflops:.2f}")
