@@ -104,12 +104,16 @@ class OptimizerRecipe:
         cosine_from_start: the cosine begins at epoch 0 and the warm-up rises to meet it, as in PySlowFast; else the
             cosine begins after the warm-up, at the peak.
         nesterov: SGD's momentum looks ahead, as torch's `nesterov=True`.
+        b2: how slowly AdamW forgets the squares of gradients; masked pre-training takes 0.95. Its mean of gradients has
+            always 0.9.
         clip_norm: the largest global gradient norm; 0 clips nothing.
         accumulate: parts of a batch that are computed one after the other, to save memory. The gradient is the whole
             batch's, but norms see one part at a time.
         ema: decay of the moving average that is evaluated, see `train.step.warmed_decay`; 0 keeps none.
         rules: parameter groups, `(group, learning-rate factor, weight-decay factor)`; see `train.groups`.
         layer_decay: factor of the learning rate from each layer to the one below it, beside that of `rules`; 1 is off.
+        decay_to_start: parts that weight decay pulls to where they started and not to zero (L2-SP, arXiv 1802.01483),
+            as patterns of their paths: ("stem", "body") of a trained network. `rules` say what decays at all.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -122,11 +126,13 @@ class OptimizerRecipe:
     warmup_start: float = 0.0
     cosine_from_start: bool = False
     nesterov: bool = False
+    b2: float = 0.999
     clip_norm: float = 20.0
     accumulate: int = 1
     ema: float = 0.0
     rules: Rules = DECAY_RULES
     layer_decay: float = 1.0
+    decay_to_start: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -142,6 +148,8 @@ class Recipe:
         epochs: passes over the training videos.
         freeze: parts whose parameters and statistics stay as they are, to the last bit, as patterns of their paths:
             ("stem", "body") trains the head alone; see `adapt.freezing`.
+        unfreeze: gradual unfreezing, pairs of epochs and a pattern: ((5, "body/layer4_.*"), (10, "body")) lets a part
+            of what is frozen learn after 5 epochs, and more after 10. What learns already keeps its optimizer state.
         norm_groups: parts of a batch that norms see one by one; running statistics are the mean over the parts. 1 is
             the whole batch, over all devices. As many as devices spare the communication.
         seed: the seed of initialisation, sampling and dropout.
@@ -163,6 +171,7 @@ class Recipe:
     batch_size: int = 32
     epochs: int = 50
     freeze: tuple[str, ...] = ()
+    unfreeze: tuple[tuple[int, str], ...] = ()
     norm_groups: int = 1
     seed: int = 0
     eval_batch_size: int = 32
