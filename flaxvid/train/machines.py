@@ -142,5 +142,5 @@ def traced_for(target: Target) -> Iterator[None]:
 
 
 def compiler_options(target: Target) -> dict[str, Any]:
-    """Options of XLA: without the device no kernels can be tried out."""
-    return {"xla_gpu_autotune_level": 0} if target.chip.platform == "cuda" else {}
+    """Options of XLA: without the device no kernels can be tried out, and Triton's need that."""
+    return {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False} if target.chip.platform == "cuda" else {}
