@@ -53,10 +53,10 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_variance = self.variable("batch_stats", "var", jnp.ones, channels)
-        affine = partial(_affine, self.epsilon, self.dtype)
         if not train:
-            return recomputed(affine)(x, running_mean.value, running_variance.value, scale, bias)
-        y, mean, square = _normalise(affine, x, frame_mask, scale, bias)
+            affine = recomputed(partial(_affine, self.epsilon, self.dtype))
+            return affine(x, running_mean.value, running_variance.value, scale, bias)
+        y, mean, square = _normalise(self.epsilon, self.dtype, x, frame_mask, scale, bias)
         if not self.is_initializing():
             for running, value in ((running_mean, mean), (running_variance, _variance(mean, square))):
                 running.value = self.momentum * running.value + (1 - self.momentum) * value
@@ -65,44 +65,54 @@ class BatchNorm(nn.Module):
 
 def _affine(
     epsilon: float, dtype: Any, x: Activations, mean: Channels, variance: Channels, scale: Channels, bias: Channels
-):
-    return ((x.astype(jnp.float32) - mean) * (lax.rsqrt(variance + epsilon) * scale) + bias).astype(dtype)
+) -> Activations:
+    return ((x.astype(jnp.float32) - mean) * _factor(epsilon, variance, scale) + bias).astype(dtype)
 
 
-def _moments(x: Activations, mask: Mask) -> tuple[Channels, Channels]:
-    """The mean and the mean of squares of each channel."""
-    x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
-    where = None if mask is None else jnp.broadcast_to(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x.shape)
-    return x.mean(axes, where=where), (x**2).mean(axes, where=where)
+def _factor(epsilon: float, variance: Channels, scale: Channels) -> Channels:
+    return lax.rsqrt(variance + epsilon) * scale
 
 
 def _variance(mean: Channels, square: Channels) -> Channels:
     return jnp.maximum(0, square - mean**2)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalise(affine, x, mask, scale, bias):
-    """Activations normalised by their own moments, and these."""
-    return _forward(affine, x, mask, scale, bias)[0]
+def _where(x: Activations, mask: Mask) -> Bool[Array, "b t ... c"] | None:
+    return None if mask is None else jnp.broadcast_to(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x.shape)
 
 
-def _forward(affine, x, mask, scale, bias):
-    mean, square = _moments(x, mask)
-    return (affine(x, mean, _variance(mean, square), scale, bias), mean, square), (x, mask, mean, square, scale, bias)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _normalise(
+    epsilon: float, dtype: Any, x: Activations, mask: Mask, scale: Channels, bias: Channels
+) -> tuple[Activations, Channels, Channels]:
+    """Normalises by the mean and the mean of squares of each channel, and returns these, too."""
+    exact, axes, where = x.astype(jnp.float32), tuple(range(x.ndim - 1)), _where(x, mask)
+    mean, square = exact.mean(axes, where=where), (exact**2).mean(axes, where=where)
+    return _affine(epsilon, dtype, x, mean, _variance(mean, square), scale, bias), mean, square
 
 
-def _backward(affine, kept, gradients):
-    # Behind a barrier, all is computed again; XLA would keep what the forward pass has computed.
-    x, mask, mean, square, scale, bias = lax.optimization_barrier(kept)
-    exact = x.astype(jnp.float32)
+def _forward(epsilon: float, dtype: Any, x: Activations, mask: Mask, scale: Channels, bias: Channels) -> Any:
+    y, mean, square = _normalise(epsilon, dtype, x, mask, scale, bias)
+    return (y, mean, square), (x, mask, mean, square, scale)
 
-    def normalise(exact, mean, square, scale, bias):
-        return affine(exact, mean, _variance(mean, square), scale, bias)
 
-    by_x, by_mean, by_square, by_scale, by_bias = jax.vjp(normalise, exact, mean, square, scale, bias)[1](gradients[0])
-    _, pull = jax.vjp(lambda exact: _moments(exact, mask), exact)
-    (more,) = pull((by_mean + gradients[1], by_square + gradients[2]))
-    return (by_x + more).astype(x.dtype), None, by_scale, by_bias
+def _backward(epsilon: float, dtype: Any, kept: Any, gradients: Any) -> Any:
+    # The barrier stops XLA from keeping what the forward pass has computed of the input.
+    x, mask, mean, square, scale = lax.optimization_barrier(kept)
+    exact, axes, where = x.astype(jnp.float32), tuple(range(x.ndim - 1)), _where(x, mask)
+    by_y = gradients[0].astype(jnp.float32)
+    by_bias, by_factor = by_y.sum(axes), (by_y * (exact - mean)).sum(axes)
+
+    def factor_of(mean, square, scale):
+        return _factor(epsilon, _variance(mean, square), scale)
+
+    factor, pull = jax.vjp(factor_of, mean, square, scale)
+    by_mean, by_square, by_scale = pull(by_factor)
+    by_mean, by_square = by_mean - factor * by_bias + gradients[1], by_square + gradients[2]
+    count = x.size // x.shape[-1] if where is None else where.sum(axes)
+    by_moments = by_mean / count + exact * (2 * by_square / count)
+    by_x = by_y * factor + (by_moments if where is None else jnp.where(where, by_moments, 0))
+    return by_x.astype(x.dtype), None, by_scale, by_bias
 
 
 _normalise.defvjp(_forward, _backward)

@@ -116,7 +116,10 @@ def _batches(recipe: Recipe) -> Iterator[str]:
             f"data.clips.repeats={repeats} a batch_size of {size} has one (in each process): raise batch_size"
         )
     elif max(task.mixup, task.cutmix) > 0 and videos < 2:
-        yield f"task.mixup={task.mixup} and task.cutmix={task.cutmix} need two clips in a batch, got batch_size={size}"
+        yield (
+            f"task.mixup={task.mixup} and task.cutmix={task.cutmix} need two clips in a batch, got batch_size={size}: "
+            "raise it"
+        )
     several = len(task.frames) > 1 and 0 < recipe.norm_groups <= size
     if isinstance(task, SupervisedRecipe) and several and 0 < task.share < 1:
         got = rows_by_count(tuple(sorted(task.frames)), task.share, size // recipe.norm_groups)

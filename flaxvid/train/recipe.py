@@ -275,7 +275,10 @@ def _from_json(kind: Any, saved: Any, where: str) -> Any:
 def _task(saved: dict[str, Any], where: str) -> tuple[dict[str, Any], list[Any]]:
     """The fields of a saved task, and its class. Old recipes have the fields of all tasks in one."""
     if saved.get("name") not in TASKS:
-        raise ValueError(f"{where}: expected the name of task as one of {', '.join(TASKS)}, got {saved.get('name')!r}")
+        raise ValueError(
+            f"{where}: expected the name of task as one of {', '.join(TASKS)}, got {saved.get('name')!r}: if a newer "
+            "version wrote it, update flaxvid"
+        )
     kind = TASKS[saved["name"]]
     own = {field.name for field in dataclasses.fields(kind)}
     others = {field.name for other in TASKS.values() for field in dataclasses.fields(other)} - own
