@@ -81,8 +81,7 @@ def _where(x: Activations, mask: Mask) -> Bool[Array, "b t ... c"] | None:
     return None if mask is None else jnp.broadcast_to(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x.shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _normalise(
+def _by_own_moments(
     epsilon: float, dtype: Any, x: Activations, mask: Mask, scale: Channels, bias: Channels
 ) -> tuple[Activations, Channels, Channels]:
     """Normalises by the mean and the mean of squares of each channel, and returns these, too."""
@@ -92,7 +91,7 @@ def _normalise(
 
 
 def _forward(epsilon: float, dtype: Any, x: Activations, mask: Mask, scale: Channels, bias: Channels) -> Any:
-    y, mean, square = _normalise(epsilon, dtype, x, mask, scale, bias)
+    y, mean, square = _by_own_moments(epsilon, dtype, x, mask, scale, bias)
     return (y, mean, square), (x, mask, mean, square, scale)
 
 
@@ -115,4 +114,5 @@ def _backward(epsilon: float, dtype: Any, kept: Any, gradients: Any) -> Any:
     return by_x.astype(x.dtype), None, by_scale, by_bias
 
 
+_normalise: Any = jax.custom_vjp(_by_own_moments, nondiff_argnums=(0, 1))
 _normalise.defvjp(_forward, _backward)

@@ -23,7 +23,7 @@ from flaxvid.train.phases import make_phases
 from flaxvid.train.program import Collective, read_traffic
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.setup import complete, make_model
-from flaxvid.train.state import create_state
+from flaxvid.train.state import TrainState, create_state
 from flaxvid.train.step import jit_step, train_step
 
 DAY = 24 * 60 * 60
@@ -153,12 +153,12 @@ def _batch_sizes(wanted: int, least: int) -> list[int]:
     return sizes if len(sizes) > 1 else [wanted, 2 * wanted]
 
 
-def compile_step(recipe: Recipe, task: Task, mesh: Mesh, target: Target, batch_size: int) -> Program | None:
-    """The training step of a completed recipe, compiled for a machine; None if the compiler finds no room for it."""
+def make_step(recipe: Recipe, task: Task) -> tuple[Callable[..., Any], TrainState]:
+    """The training step of a completed recipe, and the shapes of its state."""
     variables = jax.eval_shape(task.init, jax.random.key(0))
-    phase = make_phases(recipe, variables, task.model.layers, 1)[-1]  # in the last one most of the network learns
+    phases = make_phases(recipe.optimizer, recipe.freeze, recipe.unfreeze, variables, task.model.layers, 1)
+    phase = phases[-1]  # most of the network learns in it
     make_state = functools.partial(create_state, optimizer=phase.optimizer, ema=recipe.optimizer.ema > 0)
-    state = jax.eval_shape(functools.partial(make_state, freeze=phase.freeze), variables)
     step = functools.partial(
         train_step,
         task=task,
@@ -168,6 +168,18 @@ def compile_step(recipe: Recipe, task: Task, mesh: Mesh, target: Target, batch_s
         norm_groups=recipe.norm_groups,
         freeze=phase.freeze,
     )
+    return step, jax.eval_shape(functools.partial(make_state, freeze=phase.freeze), variables)
+
+
+def count_operations(recipe: Recipe, task: Task, batch_size: int) -> int:
+    """The multiplications and additions of a step, over all devices; see `Program`."""
+    step, state = make_step(recipe, task)
+    return 2 * count_macs(step, state, batch_shapes(recipe, task, batch_size), jax.random.key(0), jnp.float32(0))
+
+
+def compile_step(recipe: Recipe, task: Task, mesh: Mesh, target: Target, batch_size: int) -> Program | None:
+    """The training step of a completed recipe, compiled for a machine; None if the compiler finds no room for it."""
+    step, state = make_step(recipe, task)
     batch, rest = batch_shapes(recipe, task, batch_size), (jax.random.key(0), jnp.float32(0))
     same = replicated(mesh)
     arguments = (_on(state, same), _on(batch, divided(mesh)), *(_on(one, same) for one in rest))
@@ -187,7 +199,7 @@ def compile_step(recipe: Recipe, task: Task, mesh: Mesh, target: Target, batch_s
         optimizer=_device_bytes((state.step, state.opt_state), same),
         clips=_device_bytes(batch, divided(mesh)),
         activations=memory.temp_size_in_bytes,
-        operations=2 * count_macs(step, state, batch, *rest) // mesh.size,
+        operations=count_operations(recipe, task, batch_size) // mesh.size,
         moved=int(costs.get("bytes accessed", 0)) or traffic.moved,
         collectives=traffic.collectives,
     )

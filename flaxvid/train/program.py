@@ -54,7 +54,7 @@ class Traffic:
 
 def count_bytes(shape: str) -> int:
     """The bytes of a shape, or of a tuple of shapes: ``(f32[2,3]{1,0}, bf16[4])`` has 32."""
-    arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
+    arrays = re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape)
     return sum(BYTES.get(kind, 1) * math.prod(map(int, filter(None, sizes.split(",")))) for kind, sizes in arrays)
 
 
