@@ -51,7 +51,7 @@ def test_a_missing_compiler_says_what_to_install(monkeypatch, text, package):
 def test_traffic_of_a_product():
     a, b = jnp.zeros((16, 32)), jnp.zeros((32, 8))
     compiled = jax.jit(lambda a, b: a @ b).lower(a, b).compile()
-    assert read_traffic(compiled.as_text()).moved == 4 * (16 * 32 + 32 * 8 + 16 * 8)
+    assert read_traffic(compiled.as_text() or "").moved == 4 * (16 * 32 + 32 * 8 + 16 * 8)
 
 
 PROGRAM = """HloModule step
@@ -126,6 +126,7 @@ def test_a_plan(recipe, on_this_cpu):
     told = []
     made = make_plan(recipe, on_this_cpu, 400, told.append)
     step = made.program
+    assert step is not None
     assert (len(told), made.fits, step.batch_size) == (2, True, 8)
     model = make_model(complete(recipe), 400)
     cost = model_cost(model, (8, 4, 40, 40, 3))
@@ -136,6 +137,7 @@ def test_a_plan(recipe, on_this_cpu):
     assert step.collectives == {}
     patches = 8 * 50 * (2 * 8 * 8 * 3) * 64  # the clip gets no gradient
     assert step.operations == 2 * (3 * cost.macs - patches)
+    assert made.largest_batch is not None
     assert made.largest_batch > 8
     record = json.loads(json.dumps(made.as_json()))
     assert record["step_seconds"] == max(record["seconds"].values())
@@ -147,6 +149,7 @@ def test_what_does_not_fit(recipe, on_this_cpu):
     small = Target("cpu:1", Chip("small", "cpu", 1_000_000, 1.0, 1.0, 1.0), 1)
     made = make_plan(recipe, small, 400, lambda text: None)
     assert not made.fits
+    assert made.largest_batch is not None
     assert made.largest_batch < recipe.batch_size
     assert any("does not fit: lower batch_size" in line for line in describe(made, recipe))
 
