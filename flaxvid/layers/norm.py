@@ -4,7 +4,6 @@ The backward pass keeps the input as it is. Of Flax's norm, XLA keeps many a bfl
 memory.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,8 +11,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float
-
-from flaxvid.layers.recompute import recomputed
 
 Activations = Float[Array, "b t ... c"]
 Channels = Float[Array, " c"]
@@ -54,8 +51,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_variance = self.variable("batch_stats", "var", jnp.ones, channels)
         if not train:
-            affine = recomputed(partial(_affine, self.epsilon, self.dtype))
-            return affine(x, running_mean.value, running_variance.value, scale, bias)
+            return _affine(self.epsilon, self.dtype, x, running_mean.value, running_variance.value, scale, bias)
         y, mean, square = _normalise(self.epsilon, self.dtype, x, frame_mask, scale, bias)
         if not self.is_initializing():
             for running, value in ((running_mean, mean), (running_variance, _variance(mean, square))):
