@@ -57,16 +57,44 @@ class Attention(nn.Module):
         *lead, n, c = x.shape
         if c % self.num_heads:
             raise ValueError(f"num_heads must divide the {c} channels of the tokens, got {self.num_heads}")
-        dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
-        y = dense(3 * c, use_bias=self.bias == "qkv", name="qkv")(x)
+        y = PackedDense(self.num_heads, self.bias == "qkv", self.dtype, name="qkv")(x)
         if self.bias == "qv":
             zeros = nn.initializers.zeros
             q_bias, v_bias = self.param("q_bias", zeros, (c,)), self.param("v_bias", zeros, (c,))
-            y += jnp.concatenate([q_bias, jnp.zeros(c), v_bias]).astype(y.dtype)
-        q, k, v = jnp.moveaxis(y.reshape(-1, n, 3, self.num_heads, c // self.num_heads), 2, 0)
+            y += jnp.concatenate([q_bias, jnp.zeros(c), v_bias]).astype(y.dtype).reshape(y.shape[-3:])
+        q, k, v = jnp.moveaxis(y.reshape(-1, *y.shape[-4:]), 2, 0)
         if keys is not None:
             keys = jnp.broadcast_to(keys, (*lead, n)).reshape(-1, n)
-        return dense(c, name="project")(attend(q, k, v, keys).reshape(x.shape))
+        dense = nn.Dense(c, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="project")
+        return dense(attend(q, k, v, keys).reshape(x.shape))
+
+
+class PackedDense(nn.Module):
+    """A dense layer from c to 3c channels, as queries, keys and values of each head.
+
+    The kernel is shaped, and not what comes out of it: where the heads are divided over devices
+    (`flaxvid.train.sharding`), the kernel is moved for that, and no activation.
+
+    Attributes:
+        num_heads: divides c.
+        use_bias: whether there is a bias.
+        dtype: compute type.
+    """
+
+    num_heads: int
+    use_bias: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Float[Array, "*batch n 3 heads d"]:
+        """Tokens (..., n, c) to (..., n, 3, heads, c / heads)."""
+        c = x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (c, 3 * c))
+        bias = self.param("bias", nn.initializers.zeros, (3 * c,)) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        shape = 3, self.num_heads, c // self.num_heads
+        y = jnp.tensordot(x, kernel.reshape(c, *shape), 1)
+        return y if bias is None else y + bias.reshape(shape)
 
 
 _LONG = 128

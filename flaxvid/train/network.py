@@ -113,7 +113,7 @@ class Trained:
 
         Raises:
             VideoError: the video cannot be read.
-            ValueError: a clip is not uint8 (t, h, w, 3), or `frames` is not its length.
+            ValueError: a clip is not uint8 (t, h, w, 3), `frames` is not its length, or there are several videos.
         """
         views = self._views(video, frames)
         probabilities = {target: own[0] for target, own in self.predictor(views).items()}
@@ -142,6 +142,10 @@ class Trained:
 
     def _views(self, video: Any, frames: int | None) -> Any:
         """A video as a batch of one, uint8 (1, v, n, h, w, 3)."""
+        if isinstance(video, list | tuple):
+            raise ValueError(
+                f"expected one video, got a {type(video).__name__} of {len(video)}: give one after the other"
+            )
         parts = jax.tree.leaves(video)
         if any(isinstance(part, str | Path | bytes) for part in parts):
             views = self.predictor.views(video, max(self.frames) if frames is None else frames)
@@ -169,9 +173,13 @@ def save(trained: Trained, path: str | Path) -> None:
     `load` makes the same network of it, without the run and its data.
 
     Raises:
-        ValueError: the path does not end in .safetensors; the network has no head; or its model was not made by
-            `create_model` or `load_model`, so that a file cannot say what it is.
+        ValueError: this is no `Trained`; the path does not end in .safetensors; the network has no head; or its model
+            was not made by `create_model` or `load_model`, so that a file cannot say what it is.
     """
+    if not isinstance(trained, Trained):
+        raise ValueError(
+            f"expected a network of flaxvid.load or flaxvid.Trained(model, variables), got {type(trained).__name__}"
+        )
     model, counts = trained.model, private_counts(trained.variables)
     if trained.headless or not model.zoo_name:
         why = "was put together by hand: make it by flaxvid.create_model"

@@ -8,9 +8,9 @@ import grain
 import jax
 
 from flaxvid.data.pipeline import next_batch, train_batches
-from flaxvid.data.sources.open import Source
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.setup import clip_config
+from flaxvid.train.splits import Splits
 from flaxvid.types import Batch
 
 AHEAD = 2
@@ -62,11 +62,11 @@ class Prefetch:
         self._data.close()
 
 
-def make_batches(recipe: Recipe, source: Source) -> grain.DatasetIterator:
+def make_batches(recipe: Recipe, splits: Splits) -> grain.DatasetIterator:
     """The training batches of this process."""
     hosts = jax.process_count()
     return train_batches(
-        source,
+        splits.train,
         clip_config(recipe, recipe.task.frames),
         recipe.batch_size // hosts,
         seed=recipe.seed,
@@ -74,4 +74,5 @@ def make_batches(recipe: Recipe, source: Source) -> grain.DatasetIterator:
         shard_count=hosts,
         num_threads=recipe.data.num_threads,
         num_workers=recipe.data.num_workers,
+        buckets=splits.buckets,
     )

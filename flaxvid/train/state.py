@@ -1,7 +1,7 @@
 """The state of a training."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -72,7 +72,10 @@ def create_state(
 
 
 def unfreeze(
-    state: TrainState, optimizer: optax.GradientTransformation, freeze: Sequence[str], sharding: jax.sharding.Sharding
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    freeze: Sequence[str],
+    place: Callable[[Any], Any],
 ) -> TrainState:
     """The state for steps that freeze less; what learnt already keeps its optimizer state, to the last bit.
 
@@ -80,9 +83,11 @@ def unfreeze(
         state: of the steps before.
         optimizer: of the steps that follow.
         freeze: patterns of what they freeze.
-        sharding: of the state's leaves.
+        place: gives the shardings of a part of the state, of its shapes.
     """
-    begun = jax.jit(optimizer.init, out_shardings=sharding)(trainable(state.variables, freeze))
+    params = trainable(state.variables, freeze)
+    sharding = place(jax.eval_shape(optimizer.init, params))
+    begun = jax.jit(optimizer.init, out_shardings=sharding)(params)
     old, _ = jax.tree_util.tree_flatten_with_path(state.opt_state)
     kept = {jax.tree_util.keystr(path): leaf for path, leaf in old}
     opt_state = jax.tree_util.tree_map_with_path(lambda path, leaf: kept.get(jax.tree_util.keystr(path), leaf), begun)

@@ -326,7 +326,11 @@ def to_torch(
 
 
 def _read(source: str | Path | Mapping[str, Any], allow_nonfinite: bool) -> dict[str, np.ndarray]:
+    from flaxvid.weights.native import is_native  # imports PyAV
+
     file = source if isinstance(source, Mapping) else resolve_weights(source)
+    if isinstance(file, Path) and file.is_file() and is_native(file):
+        raise ValueError(f"expected a file with torch's keys, got {source}, which flaxvid wrote: use flaxvid.load")
     return read_tensors(file, allow_nonfinite=allow_nonfinite)
 
 
