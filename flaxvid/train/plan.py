@@ -5,12 +5,12 @@ All seconds are bounds: no step can be faster. How fast the kernels are is not k
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from flaxvid.evaluate.cost import count_macs
@@ -18,11 +18,12 @@ from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.tasks.task import Task
 from flaxvid.train.limits import check
 from flaxvid.train.machines import Target, compiler_options, find_devices, traced_for
-from flaxvid.train.mesh import check_batch_size, check_norm_groups, divided, replicated
+from flaxvid.train.mesh import check_batch_size, check_norm_groups, count_parts, divided, make_mesh, replicated
 from flaxvid.train.phases import make_phases
 from flaxvid.train.program import Collective, read_traffic
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.setup import complete, make_model
+from flaxvid.train.sharding import check_tensor, place_state
 from flaxvid.train.state import TrainState, create_state
 from flaxvid.train.step import jit_step, train_step
 
@@ -120,12 +121,13 @@ def make_plan(recipe: Recipe, target: Target, num_classes: int, say: Callable[[s
     recipe = complete(recipe)
     targets = recipe.task.target_weights if isinstance(recipe.task, LabelledRecipe) else {}
     model = make_model(recipe, dict.fromkeys(targets, num_classes) or num_classes)
-    mesh = Mesh(np.asarray(find_devices(target)), ("data",))
+    mesh = make_mesh(recipe.fsdp, recipe.tensor, find_devices(target))
     accumulate = recipe.optimizer.accumulate
     check_batch_size(recipe.batch_size, mesh, accumulate=accumulate)
     check_norm_groups(recipe.norm_groups, mesh)
-    least = mesh.size * accumulate
+    least = count_parts(mesh) * accumulate
     task, programs = recipe.task.make(model), []
+    check_tensor(jax.eval_shape(task.init, jax.random.key(0)), recipe.tensor)
     for batch_size in _batch_sizes(recipe.batch_size, least):
         say(f"compiling the step of {batch_size} clips for {target.name}, which takes minutes")
         program = compile_step(recipe, task, mesh, target, batch_size)
@@ -181,10 +183,10 @@ def compile_step(recipe: Recipe, task: Task, mesh: Mesh, target: Target, batch_s
     """The training step of a completed recipe, compiled for a machine; None if the compiler finds no room for it."""
     step, state = make_step(recipe, task)
     batch, rest = batch_shapes(recipe, task, batch_size), (jax.random.key(0), jnp.float32(0))
-    same = replicated(mesh)
-    arguments = (_on(state, same), _on(batch, divided(mesh)), *(_on(one, same) for one in rest))
+    same, places = replicated(mesh), place_state(state, mesh)
+    arguments = (_on(state, places), _on(batch, divided(mesh)), *(_on(one, same) for one in rest))
     with traced_for(target):
-        lowered = jit_step(step, mesh).lower(*arguments)
+        lowered = jit_step(functools.partial(step, mesh=mesh), mesh, state).lower(*arguments)
     try:
         compiled = lowered.compile(compiler_options=compiler_options(target))
     except jax.errors.JaxRuntimeError as error:
@@ -195,8 +197,8 @@ def compile_step(recipe: Recipe, task: Task, mesh: Mesh, target: Target, batch_s
     costs = compiled.cost_analysis() or {}  # TPUs count for themselves what they read and write
     return Program(
         batch_size,
-        weights=_device_bytes(state.variables, same),
-        optimizer=_device_bytes((state.step, state.opt_state), same),
+        weights=_device_bytes(state.variables, places.variables),
+        optimizer=_device_bytes((state.step, state.opt_state), (places.step, places.opt_state)),
         clips=_device_bytes(batch, divided(mesh)),
         activations=memory.temp_size_in_bytes,
         operations=count_operations(recipe, task, batch_size) // mesh.size,
@@ -208,7 +210,8 @@ def compile_step(recipe: Recipe, task: Task, mesh: Mesh, target: Target, batch_s
 def batch_shapes(recipe: Recipe, task: Task, batch_size: int) -> dict[str, Any]:
     """The shapes of a training batch; see `data.pipeline`."""
     size, video = recipe.model.image_size, {}
-    for frames in task.frames:
+    one_count = getattr(recipe.task, "sampling", "") == "bucketed"  # in a batch; the longest videos take most
+    for frames in [max(task.frames)] if one_count else task.frames:
         clip = jax.ShapeDtypeStruct((batch_size, frames, size, size, 3), jnp.uint8)
         video[frames] = task.model.for_cameras(clip)
     row = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
@@ -273,11 +276,14 @@ def _giga(count: int) -> str:
     return f"{count / 1e9:.3g}"
 
 
-def _on(tree: Any, sharding: NamedSharding) -> Any:
-    """The shapes of arrays that lie so on a mesh."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+def _on(tree: Any, places: Any) -> Any:
+    """The shapes of arrays that lie so on a mesh; `places` is one for all, or a tree of them."""
+    if isinstance(places, NamedSharding):
+        places = jax.tree.map(lambda _: places, tree)
+    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, places)
 
 
-def _device_bytes(tree: Any, sharding: NamedSharding) -> int:
-    """The bytes of arrays on each device."""
-    return sum(leaf.dtype.itemsize * int(np.prod(sharding.shard_shape(leaf.shape))) for leaf in jax.tree.leaves(tree))
+def _device_bytes(tree: Any, places: Any) -> int:
+    """The bytes of arrays on each device; arguments as of `_on`."""
+    leaves = jax.tree.leaves(_on(tree, places))
+    return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)

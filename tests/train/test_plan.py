@@ -1,6 +1,7 @@
 """Plans. A tiny network is compiled for this machine's CPU, in the place of the machine that is not there."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,36 @@ def test_what_does_not_fit(recipe, on_this_cpu):
     assert made.largest_batch is not None
     assert made.largest_batch < recipe.batch_size
     assert any("does not fit: lower batch_size" in line for line in describe(made, recipe))
+
+
+FSDP = """
+import json, jax
+from flaxvid.train import machines, plan
+from flaxvid.train.presets import preset
+from flaxvid.train.recipe import ModelRecipe
+
+plan.find_devices = lambda target: jax.devices()
+options = {"width": 64, "depth": 1, "num_heads": 4, "patch_size": 8}
+target = machines.Target("cpu:4", machines.Chip("CPU", "cpu", 10**9, 1e12, 1e10, 1e9), 4)
+for fsdp in (1, 4):
+    recipe = preset("motion")
+    recipe.model = ModelRecipe("videomae_base", num_frames=4, image_size=40, options=options)
+    recipe.batch_size, recipe.eval_frames, recipe.fsdp = 8, (), fsdp
+    print(json.dumps(plan.make_plan(recipe, target, 400, lambda text: None).as_json()["program"]))
+"""
+
+
+def test_fsdp_divides_weights_and_optimizer():
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", FSDP], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    whole, parts = map(json.loads, done.stdout.splitlines())
+    for field in ("weights", "optimizer"):  # all but norms and biases
+        assert 0.25 <= parts[field] / whole[field] < 0.3
+    assert (parts["clips"], parts["operations"]) == (whole["clips"], whole["operations"])
+    assert set(whole["collectives"]) == {"all-reduce"}
+    assert parts["collectives"]["all-gather"]["bytes"] > 0.9 * whole["weights"]
 
 
 def test_the_batch_must_divide_over_the_devices(monkeypatch, recipe):
