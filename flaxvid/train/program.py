@@ -33,7 +33,7 @@ class Instruction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """How often a program calls a collective operation, and the bytes that it gives a device in all."""
+    """How often a program calls a collective operation, and the bytes in all of its arrays when they are whole."""
 
     count: int
     bytes: int
@@ -69,12 +69,12 @@ def read_traffic(text: str) -> Traffic:
         if instruction.op == "custom-call":
             shape = re.sub(r"\b[su]8\[\d+\]", "", shape)  # a library's workspace
         written = count_bytes(shape)
-        if instruction.op in ("all-gather-start", "collective-permute-start"):  # they give their operands, too
+        if instruction.op.endswith("-start") and op != "all-reduce":  # its result holds its operands, too
             written -= sum(read)
         moved += times * (sum(read) + written)
         if op in COLLECTIVES:
             counts[op] += times
-            sizes[op] += times * written
+            sizes[op] += times * max(sum(read), written)
     return Traffic(moved, {op: Collective(counts[op], sizes[op]) for op in COLLECTIVES if counts[op]})
 
 

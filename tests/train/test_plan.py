@@ -69,6 +69,7 @@ ENTRY %main (a: f32[10], b: bf16[100]) -> f32[10] {
   %start = f32[10]{0} all-reduce-start(%a), to_apply=%add
   %sum = f32[10]{0} all-reduce-done(%start)
   %gather = (f32[10]{0}, f32[40]{0}) all-gather-start(%sum), dimensions={0}
+  %scatter = ((f32[10]{0}), f32[5]{0}) reduce-scatter-start(%sum), dimensions={0}, to_apply=%add
   %loop = (s32[], bf16[100]{0}) while(%b), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
   %call = (f32[10]{0}, u8[999]{0}) custom-call(%sum), custom_call_target="library"
   ROOT %out = f32[10]{0} get-tuple-element(%call), index=0
@@ -78,8 +79,12 @@ ENTRY %main (a: f32[10], b: bf16[100]) -> f32[10] {
 
 def test_traffic_counts_loops_collectives_and_no_workspace():
     traffic = read_traffic(PROGRAM)
-    assert traffic.collectives == {"all-reduce": Collective(1, 40), "all-gather": Collective(1, 160)}
-    assert traffic.moved == (40 + 40) + (40 + 160) + 3 * (200 + 200) + (40 + 40)
+    assert traffic.collectives == {
+        "all-reduce": Collective(1, 40),
+        "all-gather": Collective(1, 160),
+        "reduce-scatter": Collective(1, 40),
+    }
+    assert traffic.moved == (40 + 40) + (40 + 160) + (40 + 20) + 3 * (200 + 200) + (40 + 40)
 
 
 def test_bytes_of_shapes():
