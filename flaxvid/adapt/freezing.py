@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from flax import linen as nn
 
 from flaxvid import trees
+from flaxvid.layers.norm import BatchNorm
 from flaxvid.types import Variables
 
 Unfreeze = Sequence[tuple[int, str]]
@@ -40,10 +41,9 @@ def keep_statistics(patterns: Sequence[str]) -> Iterator[None]:
 
     def keep(call, args, kwargs, context):
         module = context.module
-        if not isinstance(module, nn.BatchNorm) or "use_running_average" not in kwargs:
-            return call(*args, **kwargs)
-        statistics = "/".join(("batch_stats", *module.path, "mean"))
-        return call(*args, **kwargs | ({"use_running_average": True} if trees.lies_in(statistics, patterns) else {}))
+        if isinstance(module, BatchNorm) and trees.lies_in("/".join(("batch_stats", *module.path, "mean")), patterns):
+            return call(args[0])
+        return call(*args, **kwargs)
 
     with nn.intercept_methods(keep) if patterns else contextlib.nullcontext():
         yield

@@ -1,6 +1,9 @@
 """Attention of tokens to each other, and between the cameras of one scene."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import jax
@@ -18,6 +21,8 @@ Present = Bool[Array, "b v"]
 Tokens = Float[Array, "*batch n c"]
 KeyMask = Bool[Array, "*batch n"] | None
 Bias = Literal["qkv", "qv", "none"]
+
+_capability: ContextVar[float | None] = ContextVar("compute capability", default=None)
 
 
 class Attention(nn.Module):
@@ -163,13 +168,27 @@ def _by_head(q, k, v, keys=None, scores=None):
     return rearrange(jax.lax.map(one, (q, k, v, keys, scores)), "(b heads) n d -> b n heads d", b=b)
 
 
+@contextmanager
+def compute_capability(capability: float) -> Iterator[None]:
+    """Traces attention as for GPUs of this compute capability, though the process has none. It acts while tracing."""
+    before = _capability.set(capability)
+    try:
+        yield
+    finally:
+        _capability.reset(before)
+
+
 def _is_fused(k: Float[Array, "b m heads d"]) -> bool:
-    """Whether the GPU of this process has a fused kernel for such keys."""
+    """Whether the GPU has a fused kernel for such keys: NVIDIA's from Ampere on, of compute capability 8."""
     d = k.shape[-1]
-    if k.dtype != jnp.bfloat16 or d % 8 or d > 128 or jax.default_backend() != "gpu":
+    if k.dtype != jnp.bfloat16 or d % 8 or d > 128:
         return False
-    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
-    return capability[:1].isdigit() and float(capability) >= 8  # NVIDIA's from Ampere on
+    capability = _capability.get()
+    if capability is None:
+        own = jax.local_devices()[0] if jax.default_backend() == "gpu" else None
+        text = str(getattr(own, "compute_capability", ""))  # AMD's is a name
+        capability = float(text) if text[:1].isdigit() else 0.0
+    return capability >= 8
 
 
 class CrossViewAttention(nn.Module):

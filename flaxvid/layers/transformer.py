@@ -11,11 +11,12 @@ from jaxtyping import Array, Float
 from flaxvid.layers.attention import Attention, Bias, KeyMask, Tokens
 from flaxvid.layers.blocks import FrameMask, Grid, mask_frames
 from flaxvid.layers.conv import Conv
+from flaxvid.layers.recompute import recomputed
 
-gelu = functools.partial(nn.gelu, approximate=False)
+gelu = recomputed(functools.partial(nn.gelu, approximate=False))
 """The exact GELU. Flax's and JAX's default is its approximation by a tanh."""
 
-gelu_tanh = functools.partial(nn.gelu, approximate=True)
+gelu_tanh = recomputed(functools.partial(nn.gelu, approximate=True))
 
 
 class PatchEmbed(nn.Module):

@@ -1,6 +1,7 @@
 """The mesh: all devices, on the axes "data", "fsdp" and "tensor". It divides batches; `sharding` divides parameters."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,22 +9,24 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
-def make_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices of all processes.
 
     Args:
         fsdp, tensor: see `Recipe`; what they leave of the devices is the axis "data".
+        devices: others, all of one process.
 
     Raises:
         ValueError: they do not divide the devices.
     """
-    devices = np.asarray(jax.devices())
-    if devices.size % (fsdp * tensor) or jax.local_device_count() % tensor:
+    local = jax.local_device_count() if devices is None else len(devices)
+    grid = np.asarray(jax.devices() if devices is None else devices)
+    if grid.size % (fsdp * tensor) or local % tensor:
         raise ValueError(
-            f"expected fsdp x tensor to divide {devices.size} devices, and tensor those of a process "
-            f"({jax.local_device_count()}), got fsdp={fsdp}, tensor={tensor}: lower them"
+            f"expected fsdp x tensor to divide {grid.size} devices, and tensor those of a process "
+            f"({local}), got fsdp={fsdp}, tensor={tensor}: lower them"
         )
-    return Mesh(devices.reshape(-1, fsdp, tensor), ("data", "fsdp", "tensor"))
+    return Mesh(grid.reshape(-1, fsdp, tensor), ("data", "fsdp", "tensor"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

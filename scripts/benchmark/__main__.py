@@ -132,10 +132,12 @@ def packed_step(trainer: FlaxvidTrainer, model: Any) -> Callable[[], Any]:
     variables = model.init(trainer.key, trainer.batch["video"][counts[0]])
 
     def each_part(call, args, kwargs, context):
-        apart = isinstance(context.module, BatchNorm | TemporalShift)
-        if not apart or context.method_name != "__call__" or args[0].shape[1] != sum(counts):
-            return call(*args, **kwargs)  # also a part, on its way to the parent class
-        parts = [call(part, *args[1:], **kwargs) for part in jnp.split(args[0], edges, axis=1)]
+        layer = context.module
+        if not isinstance(layer, BatchNorm | TemporalShift) or args[0].shape[1] != sum(counts):
+            return call(*args, **kwargs)
+        alone, own = layer.clone(parent=None), layer.variables
+        apply = functools.partial(alone.apply, own, mutable=["batch_stats"])
+        parts = [apply(part, *args[1:], **kwargs)[0] for part in jnp.split(args[0], edges, axis=1)]
         return jnp.concatenate(parts, axis=1)
 
     def loss(params, stats, batch):
