@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 from flaxvid.export.tensors import Axis, Factor, Tensor, axis_of, flat, match_factors, merge_axes, reshape_axes
 
@@ -47,8 +49,10 @@ class Graph:
         self._made: dict[Any, Node] = {}
         self._by_output: dict[str, Node] = {}
 
-    def node(self, op: str, *inputs: Value, **attributes: Any) -> str:
-        """Adds a node and returns the name of its output."""
+    def node(self, op: str, *inputs: Value, **attributes: Any) -> Value:
+        """Adds a node and returns the name of its output; if all inputs are known, no node but what it gives."""
+        if not any(isinstance(value, str) for value in inputs):
+            return _compute(op, inputs, attributes)
         key = (op, *map(_identity, inputs), *sorted(attributes.items()))
         if key not in self._made:
             layer = re.sub("[^0-9A-Za-z_/]", "_", self.scope) or "main"
@@ -116,7 +120,13 @@ class Graph:
 
     def match(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors in the same factors. Their axes have the same sizes, or size 1."""
-        first, *others = tensors
+        place_of: dict[Factor, int] = {}
+        apart = []
+        for x in tensors:  # a tensor may meet itself turned, as in x[:, None] - x
+            places = [(factor, place) for place, axis in enumerate(x.axes) for factor in axis]
+            elsewhere = [factor for factor, place in places if place_of.setdefault(factor, place) != place]
+            apart.append(x.substitute({factor: (Factor(factor.size, factor.batch),) for factor in elsewhere}))
+        first, *others = apart
         for index in [*range(len(others))] * 2:  # twice, for a later one may split factors of the first
             while True:
                 first, others[index], clash = match_factors(first, others[index])
@@ -204,6 +214,12 @@ def common_dims(tensors: Sequence[Tensor]) -> tuple[Axis, ...]:
 def result(value: Value, operands: Sequence[Tensor]) -> Tensor:
     """What an operator gives, element by element, on aligned tensors."""
     return Tensor(value, merge_axes([x.axes for x in operands]), merge_axes([x.dims for x in operands]))
+
+
+def _compute(op: str, inputs: Sequence[Value], attributes: Any) -> np.ndarray:
+    names = [str(place) for place in range(len(inputs))]
+    node = helper.make_node(op, names, ["output"], **attributes)
+    return np.asarray(ReferenceEvaluator(node).run(None, dict(zip(names, inputs, strict=True)))[0])
 
 
 def _as_one(axis: Axis) -> Axis:

@@ -74,6 +74,9 @@ def _product(graph: Graph, equation: Any, left: Tensor, right: Tensor) -> Tensor
     (left_sum, right_sum), (left_batch, right_batch) = equation.params["dimension_numbers"]
     sides = [_Side(graph, left, left_sum, left_batch), _Side(graph, right, right_sum, right_batch)]
     first, second = sides[::-1] if left.is_constant and not right.is_constant else sides  # weights stand on the right
+    # Rows and columns may be the same places, as in attention, but they are different axes now.
+    renamed = {factor: (Factor(factor.size, factor.batch),) for factor in flat(second.free)}
+    second.x, second.free[:] = second.x.substitute(renamed), [flat(renamed[f] for f in axis) for axis in second.free]
     if first.batch:
         rows = [flat(first.free)]
     else:  # as they lie
@@ -123,13 +126,9 @@ def cut(graph: Graph, x: Tensor, cuts: Mapping[int, Cut]) -> Tensor:
     x = graph.own_dims(x, cuts)
     new = {x.axes[axis]: axis_of(len(range(*part))) for axis, part in cuts.items()}
     by_place = {x.dims.index(x.axes[axis]): part for axis, part in cuts.items()}
-    if isinstance(x.value, np.ndarray):
-        slices = {place: slice(start, None if end < 0 else end, step) for place, (start, end, step) in by_place.items()}
-        value = x.value[tuple(slices.get(place, slice(None)) for place in range(x.value.ndim))]
-    else:
-        starts, ends, steps = np.array([*by_place.values()]).T
-        ends = np.where(ends < 0, np.iinfo(np.int64).min, ends)
-        value = graph.node("Slice", x.value, starts, ends, np.array([*by_place]), steps)
+    starts, ends, steps = np.array([*by_place.values()]).T
+    ends = np.where(ends < 0, np.iinfo(np.int64).min, ends)
+    value = graph.node("Slice", x.value, starts, ends, np.array([*by_place]), steps)
     return Tensor(value, *(tuple(new.get(axis, axis) for axis in axes) for axes in (x.axes, x.dims)))
 
 
@@ -179,10 +178,7 @@ def _join(graph: Graph, parts: Sequence[Tensor], axis: int) -> Tensor:
         for x, mine in zip(hidden, own, strict=True)
     ]
     place = dims.index(whole)
-    if all(isinstance(value, np.ndarray) for value in values):
-        value: Any = np.concatenate(values, place)
-    else:
-        value = graph.node("Concat", *values, axis=place)
+    value = graph.node("Concat", *values, axis=place)
     return _with_axis(Tensor(value, merge_axes([x.axes for x in hidden]), dims), axis, whole)
 
 

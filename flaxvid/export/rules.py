@@ -15,7 +15,7 @@ from onnx import helper
 
 from flaxvid.export.graph import Graph, Value, result
 from flaxvid.export.operators import OPERATORS, concatenate, cut
-from flaxvid.export.tensors import Tensor
+from flaxvid.export.tensors import Tensor, axis_of
 
 INLINED = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
 """Primitives that call a jaxpr once."""
@@ -54,23 +54,28 @@ def _apply(graph: Graph, equation: Any, inputs: list[Tensor]) -> list[Tensor]:
         return _unroll(graph, params, inputs)
     if name in INLINED:
         if params.get("name") in CALLS and not inputs[0].is_constant:
-            x = inputs[0]
-            return [dataclasses.replace(x, value=graph.node(CALLS[params["name"]], x.value))]
+            (x,), attributes = inputs, CALLS[params["name"]]
+            return [dataclasses.replace(x, value=graph.node("Gelu", x.value, **attributes))]
         inner = params.get("jaxpr", params.get("call_jaxpr"))
         return run(graph, inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ()), inputs)
-    sizes = [size for variable in (*equation.invars, *equation.outvars) for size in variable.aval.shape]
-    if all(x.is_constant for x in inputs) and all(isinstance(size, int) for size in sizes):
-        arrays = [jnp.asarray(graph.in_memory(x).value) for x in inputs]
-        outputs = equation.primitive.bind(*arrays, **params)
-        outputs = outputs if equation.primitive.multiple_results else [outputs]
-        return [Tensor.constant(np.asarray(output)) for output in outputs]
     if name not in OPERATORS:
+        return _compute(graph, equation, inputs)
+    outputs = OPERATORS[name](graph, equation, *inputs)
+    return outputs if isinstance(outputs, list) else [outputs]
+
+
+def _compute(graph: Graph, equation: Any, inputs: list[Tensor]) -> list[Tensor]:
+    """What JAX gives for known inputs."""
+    name, sizes = equation.primitive.name, [size for variable in equation.outvars for size in variable.aval.shape]
+    if not all(x.is_constant for x in inputs) or not all(isinstance(size, int) for size in sizes):
         raise ValueError(
             f"expected operations that ONNX has a rule for, got {name} in {graph.scope or 'the model'}: write the layer "
             "with other operations, or add a rule to flaxvid/export/operators.py"
         )
-    outputs = OPERATORS[name](graph, equation, *inputs)
-    return outputs if isinstance(outputs, list) else [outputs]
+    arrays = [jnp.asarray(graph.in_memory(x).value) for x in inputs]
+    outputs = equation.primitive.bind(*arrays, **equation.params)
+    outputs = outputs if equation.primitive.multiple_results else [outputs]
+    return [Tensor.constant(np.asarray(output)) for output in outputs]
 
 
 def _unroll(graph: Graph, params: Any, inputs: list[Tensor]) -> list[Tensor]:
@@ -122,6 +127,11 @@ def _with(x: Tensor, place: int) -> Tensor:
     return dataclasses.replace(x, axes=(*x.axes[:place], (), *x.axes[place:]))
 
 
+def _tile(graph: Graph, equation: Any, x: Tensor) -> Tensor:
+    times = zip(equation.params["reps"], x.axes, strict=True)
+    return dataclasses.replace(x, axes=tuple((*axis_of(number), *axis) for number, axis in times))
+
+
 def _stack(graph: Graph, equation: Any, *inputs: Tensor) -> Tensor:
     axis = equation.params["axis"]
     return concatenate(graph, [_with(x, axis) for x in inputs], axis)
@@ -134,6 +144,7 @@ ON_PAPER: dict[str, Callable[..., Tensor]] = {
     "squeeze": _squeeze,
     "stack": _stack,
     "stop_gradient": _same,
+    "tile": _tile,
     "transpose": _transpose,
 }
 
@@ -144,13 +155,9 @@ ON_PAPER: dict[str, Callable[..., Tensor]] = {
 def _elementwise(graph: Graph, equation: Any, inputs: list[Tensor]) -> Tensor:
     aligned = graph.align(inputs)
     values = [x.value for x in aligned]
-    if all(x.is_constant for x in aligned):
-        arrays = map(jnp.asarray, np.broadcast_arrays(*values))
-        return result(np.asarray(equation.primitive.bind(*arrays, **equation.params)), aligned)
     rule = ELEMENTWISE[equation.primitive.name]
-    if isinstance(rule, str):
-        return result(graph.node(rule, *values), aligned)
-    return result(rule(graph, equation, *values), aligned)
+    value = graph.node(rule, *values) if isinstance(rule, str) else rule(graph, equation, *values)
+    return result(value, aligned)
 
 
 def _is(value: Value, number: float) -> bool:
@@ -257,5 +264,5 @@ ELEMENTWISE: dict[str, str | Callable[..., Value]] = {
 }
 """The operator of each primitive, or a function that makes its nodes. Types are those of JAX: floats, and bool for logic."""
 
-CALLS = {"gelu": "Gelu"}
-"""Operators that stand for a whole function, by its name."""
+CALLS = {"gelu": {}, "gelu_tanh": {"approximate": "tanh"}}
+"""Functions that are one operator, Gelu, by name, and its attributes."""
