@@ -1,9 +1,13 @@
 """ViViT-B/16x2, joint and factorised encoder (arXiv 2103.15691).
 
     python scripts/train.py --config configs/vivit.py          the embedded data set, on a laptop
+    python scripts/train.py --config configs/vivit.py:motion_factorised
+    python scripts/train.py --config configs/vivit.py:motion_flexible
     python scripts/train.py --config configs/vivit.py:kinetics400 --config.data.root=FOLDER --config.model.weights=FILE
     python scripts/train.py --config configs/vivit.py:folder --config.data.root=FOLDER --config.model.weights=FILE
     python scripts/train.py --config configs/vivit.py:probe --config.data.root=FOLDER --config.model.weights=FILE
+
+motion_flexible is FFN (arXiv 2303.14817) on the network of motion_factorised: one for 4, 8 and 16 frames.
 
 The recipe of Kinetics-400 is that of Scenic's configs for the joint model: optimizer, schedule, batch and frames are
 the same. What differs: they start from an image network of ImageNet-21k, for which no file is known here, so that
@@ -15,12 +19,13 @@ learning rate that falls from layer to layer, mixup and cutmix, RandAugment, two
 trains the attentive head alone, on a frozen network. Both need `model.weights`. ucf101_small is from scratch and small
 enough for a CPU.
 
-Arguments: motion (default), motion_factorised, kinetics400, kinetics400_factorised, ucf101, ucf101_small, folder,
-probe.
+Arguments: motion (default), motion_factorised, motion_flexible, kinetics400, kinetics400_factorised, ucf101,
+ucf101_small, folder, probe.
 """
 
 import dataclasses
 
+from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train.presets import fine_tuned, preset, probed, small_transformer
 from flaxvid.train.recipe import ModelRecipe, OptimizerRecipe, Recipe
 
@@ -31,11 +36,17 @@ PUBLISHED = {
 
 
 def get_config(argument: str = "motion") -> Recipe:
+    if argument == "motion_flexible":
+        recipe = get_config("motion_factorised")
+        recipe.task = FfnRecipe(weight=0.2)  # at 1.0 what few frames are to learn drowns the labels
+        return recipe
     dataset, _, attention = argument.rpartition("_")
     if attention != "factorised":
         dataset, attention = argument, "joint"
     recipe = preset("folder" if dataset == "probe" else dataset)
     recipe.published = PUBLISHED.get(argument, "")
+    if argument == "motion_factorised":
+        recipe.epochs = 8
     if dataset in ("motion", "ucf101_small"):
         return small_transformer(recipe, "vivit_base", attention)
     recipe.model, recipe.eval_frames = ModelRecipe("vivit_base", options={"attention": attention}), ()

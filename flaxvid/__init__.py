@@ -7,20 +7,27 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from flaxvid import layers, losses
+    from flaxvid.data.clips.cut import read_video
     from flaxvid.frames import FrameFlexible
     from flaxvid.models.registry import create_model, list_models
     from flaxvid.train.loop import run
+    from flaxvid.train.network import Trained, save
+    from flaxvid.train.trained import load
     from flaxvid.types import ClipSpec
     from flaxvid.weights.torch import load_model, load_torch, to_torch
 
 _PUBLIC = {
     "ClipSpec": "flaxvid.types",
     "FrameFlexible": "flaxvid.frames",
+    "Trained": "flaxvid.train.network",
     "create_model": "flaxvid.models.registry",
     "list_models": "flaxvid.models.registry",
+    "load": "flaxvid.train.trained",
     "load_model": "flaxvid.weights.torch",
     "load_torch": "flaxvid.weights.torch",
+    "read_video": "flaxvid.data.clips.cut",
     "run": "flaxvid.train.loop",
+    "save": "flaxvid.train.network",
     "to_torch": "flaxvid.weights.torch",
 }
 _ROOMS = ("layers", "losses")
@@ -28,13 +35,17 @@ _ROOMS = ("layers", "losses")
 __all__ = [
     "ClipSpec",
     "FrameFlexible",
+    "Trained",
     "create_model",
     "layers",
     "list_models",
+    "load",
     "load_model",
     "load_torch",
     "losses",
+    "read_video",
     "run",
+    "save",
     "to_torch",
 ]
 

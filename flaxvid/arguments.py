@@ -24,13 +24,21 @@ class Renamed(argparse.Action):
         parser.error(f"{option_string} is {self.const} now")
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say more about "a run's folder, a file of flaxvid, or a torch file"."""
+def add_weights(parser: argparse.ArgumentParser, *, classes: bool = True) -> None:
+    """Adds the options that say more about "a run's folder, a file of flaxvid, or a torch file".
+
+    Args:
+        parser: gets them.
+        classes: whether the script uses class names.
+    """
     parser.add_argument("--model", default="", metavar="NAME", help="the network of a torch file, as tsm_resnet50")
     parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest (default), best, or a step")
-    parser.add_argument(
-        "--classes", type=Path, help="class names, one a line or as in classes.json, where the run does not know them"
-    )
+    if classes:
+        parser.add_argument(
+            "--classes",
+            type=Path,
+            help="class names, one a line or as in classes.json, where the run does not know them",
+        )
 
 
 def number(kind: type[int] | type[float], least: float) -> Callable[[str], Any]:

@@ -32,11 +32,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flaxvid.arguments import add_weights, number, one_each, read_class_names
 from flaxvid.data.clips.windows import SHORTEST
-from flaxvid.data.sources.search import collect_scenes, collect_videos
+from flaxvid.data.sources.search import collect
 from flaxvid.evaluate.cost import largest_within
 from flaxvid.evaluate.lines import json_line, printable, text_line
-from flaxvid.evaluate.predictor import Prediction, Predictor
-from flaxvid.train.setup import clip_config
+from flaxvid.evaluate.predictor import Prediction
 from flaxvid.train.step import enable_compilation_cache
 from flaxvid.train.trained import load, name_classes
 
@@ -102,8 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = read_class_names(arguments.classes) if arguments.classes else None
     trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
     videos = videos_for(trained.model.cameras, arguments)
-    clips = clip_config(trained.recipe, trained.frames)
-    predictor = Predictor(trained.model, trained.select, trained.classes, clips)
+    predictor = trained.predictor
     num_frames = arguments.frames[0] if arguments.frames else max(trained.frames)
     if arguments.budget_ms is not None:
         counts = arguments.frames or {*trained.frames, *trained.recipe.eval_frames}
@@ -139,13 +137,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def videos_for(cameras: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, Any]:
     """Videos by name, or for a network of several cameras scenes."""
-    if not cameras:
-        return {str(video): video for video in collect_videos(arguments.videos)}
-    if arguments.window is not None:
+    if cameras and arguments.window is not None:
         raise ValueError(
             "expected no --window for a network of several cameras, which takes a scene whole: leave it out"
         )
-    return dict(collect_scenes(arguments.videos, cameras))
+    return collect(arguments.videos, cameras)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def told(tmp_path_factory):
 
 
 def test_there_are_scripts():
-    assert {"predict.py", "evaluate.py", "import_torch.py", "prepare_data.py", "compare.py"} <= {*NAMES}
+    assert {"predict.py", "evaluate.py", "import_torch.py", "prepare_data.py", "compare.py", "features.py"} <= {*NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,7 @@ from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.clips.decode import Video, VideoError
 from flaxvid.data.clips.windows import cut_stretches
 from flaxvid.evaluate.cost import clip_milliseconds
-from flaxvid.evaluate.views import average_views
+from flaxvid.evaluate.views import average_features, average_views
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Classes, Variables, by_target
 
@@ -62,9 +62,34 @@ class Predictor:
         Raises:
             ValueError: the video is not uint8, or of another shape, or from cameras that the network does not have.
         """
+        return self._averaged(average_views, video)
+
+    def features(
+        self, video: UInt8[np.ndarray, "b v n h w 3"] | Mapping[str, UInt8[np.ndarray, "b v n h w 3"]]
+    ) -> Float[np.ndarray, "b c"]:
+        """The features of a batch of videos, as a call gives their probabilities; see `average_features`."""
+        return self._averaged(average_features, video)
+
+    def _averaged(self, average: Callable[..., Any], video: Any) -> Any:
         num_frames = jax.tree.leaves(video)[0].shape[2]
         on_device: Any = jax.tree.map(jax.numpy.asarray, video)
-        return jax.device_get(average_views(self.model, self._select(num_frames), on_device))
+        return jax.device_get(average(self.model, self._select(num_frames), on_device))
+
+    def views(self, video: Video | Mapping[str, Video], num_frames: int) -> Any:
+        """The views of a whole video, uint8 (v, n, h, w, 3); of a scene those of each camera.
+
+        Raises:
+            VideoError: the video cannot be read.
+        """
+        ((_, _, views),) = self._stretches(video, num_frames, None)
+        return views
+
+    def clips(self, num_frames: int) -> ClipConfig:
+        """How views of so many frames are cut."""
+        return dataclasses.replace(self._clips, frames=(num_frames,))
+
+    def _stretches(self, video: Any, num_frames: int, window: float | None) -> Iterator[tuple[Any, Any, Any]]:
+        return cut_stretches(video, self.clips(num_frames), window)
 
     def predict(
         self, video: Video | Mapping[str, Video], num_frames: int, window: float | None = None
@@ -81,7 +106,7 @@ class Predictor:
         """
         seen: Any = None
         answer: dict[str, Any] = {}
-        for start, end, views in cut_stretches(video, dataclasses.replace(self._clips, frames=(num_frames,)), window):
+        for start, end, views in self._stretches(video, num_frames, window):
             if views is not seen:  # a still picture gives the same views for many stretches
                 one = self(jax.tree.map(lambda clips: clips[None], views))
                 seen, answer = views, {target: probabilities[0] for target, probabilities in one.items()}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -86,6 +86,19 @@ def average_views(
     Raises:
         ValueError: the video is not uint8, or has no axis of views.
     """
+    return _mean_of_views(_probabilities, model, variables, video)
+
+
+def average_features(
+    model: VideoModel,
+    variables: Variables,
+    video: UInt8[Array, "b v n h w 3"] | Mapping[str, UInt8[Array, "b v n h w 3"]],
+) -> Float[Array, "b c"]:
+    """The mean over a video's views of the pooled feature before the classifier; as `average_views`."""
+    return _mean_of_views(_features, model, variables, video)
+
+
+def _mean_of_views(judge: Callable[..., Any], model: VideoModel, variables: Variables, video: Any) -> Any:
     for clips in jax.tree.leaves(video):
         if clips.dtype != jnp.uint8:
             raise ValueError(
@@ -98,13 +111,22 @@ def average_views(
                 "is video[:, None]"
             )
     count = jax.tree.leaves(video)[0].shape[1]
-    total: Any = _probabilities(model, variables, video, 0)
+    total = judge(model, variables, video, 0)
     for view in range(1, count):
-        total = jax.tree.map(jnp.add, total, _probabilities(model, variables, video, view))
+        total = jax.tree.map(jnp.add, total, judge(model, variables, video, view))
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _probabilities(model: VideoModel, variables: Variables, video: Any, view: int) -> Any:
-    one = jax.tree.map(lambda clips: jax.lax.dynamic_index_in_dim(clips, view, axis=1, keepdims=False), video)
-    return jax.tree.map(jax.nn.softmax, by_target(model.apply(variables, one)))
+    return jax.tree.map(jax.nn.softmax, by_target(model.apply(variables, _one_view(video, view))))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _features(model: VideoModel, variables: Variables, video: Any, view: int) -> Any:
+    features: Any = model.apply(variables, _one_view(video, view), method="features")
+    return features.astype(jnp.float32)
+
+
+def _one_view(video: Any, view: int) -> Any:
+    return jax.tree.map(lambda clips: jax.lax.dynamic_index_in_dim(clips, view, axis=1, keepdims=False), video)

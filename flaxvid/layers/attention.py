@@ -82,10 +82,25 @@ def attend(
         return plain(q, k, v, bias=scores, mask=None if keys is None else keys[:, None, None])
     if not _is_fused(k):
         return plain(q, k, v)
-    fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     # Without the checkpoint, the fused program would save the plain one's scores, too (as zeros).
     plain = jax.checkpoint(plain, prevent_cse=False)  # pyright: ignore[reportPrivateImportUsage]
-    return jax.lax.platform_dependent(q, k, v, cuda=fused, default=plain)
+    return jax.lax.platform_dependent(q, k, v, cuda=attend_fused, default=plain)
+
+
+def attend_fused(
+    q: Float[Array, "b n heads d"], k: Float[Array, "b m heads d"], v: Float[Array, "b m heads d"]
+) -> Float[Array, "b n heads d"]:
+    """cuDNN's kernel. It trains on even lengths only, so odd ones, as with a class token, get a row that does not
+    count."""
+    b, n, m = len(q), q.shape[1], k.shape[1]
+    attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    if n % 2 == m % 2 == 0:
+        return attention(q, k, v)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    y = attention(
+        q, k, v, query_seq_lengths=jnp.full(b, n, jnp.int32), key_value_seq_lengths=jnp.full(b, m, jnp.int32)
+    )
+    return y[:, :n]
 
 
 def _is_fused(k: Float[Array, "b m heads d"]) -> bool:

@@ -96,7 +96,7 @@ def create_model(name: str, **overrides: Any) -> VideoModel:
     Raises:
         ValueError: unknown name; unknown override, and the message lists the valid ones; or a value that cannot be.
     """
-    return _make(name, overrides)[0]
+    return _make(name, overrides)[0].clone(zoo_name=name, overrides=dict(sorted(overrides.items())))
 
 
 def create_tiny(name: str, **overrides: Any) -> VideoModel:

@@ -1,5 +1,6 @@
 """`VideoModel`: a stem, a body and a head. Every model of the zoo is one; none inherits from another."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,6 +39,8 @@ class VideoModel(nn.Module):
         multiple_of: what the frame count, the height and the width of a video must be multiples of.
         layers: the parameters of each layer, in order of depth, stem first: regular expressions of their whole paths
             below "params". What none of them names belongs to the last layer, the head.
+        zoo_name: the name that `create_model` was given; "" for a model that was put together by hand.
+        overrides: what else it was given. So a file can say how to make the model again.
     """
 
     stem: nn.Module
@@ -49,6 +52,9 @@ class VideoModel(nn.Module):
     cameras: tuple[str, ...] = ()
     multiple_of: tuple[int, int, int] = (1, 1, 1)
     layers: tuple[str, ...] = ()
+    # How a model was asked for makes no other model of it: equal ones share their compiled programs.
+    zoo_name: str = dataclasses.field(default="", compare=False)
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     @nn.nowrap
     def normalise(self, video: Video) -> Any:

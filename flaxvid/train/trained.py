@@ -1,72 +1,29 @@
 """Reads a trained network: from a run, one of its checkpoints, a file of flaxvid, or a torch file.
 
-Evaluation, prediction and starting weights all come in here.
+Evaluation, prediction, starting weights and `flaxvid.load` all come in here.
 """
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flaxvid import trees
-from flaxvid.adapt.surgery import CLASSIFIER
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.sources.class_names import as_classes
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model, get_spec
 from flaxvid.models.video_model import VideoModel
-from flaxvid.tasks.frame_flexible import FfnRecipe
-from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.checkpoint import find_checkpoint, restore_variables
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, read_recipe
+from flaxvid.train.network import Trained, check_classes, count_logits, make_recipe, private_counts
+from flaxvid.train.recipe import read_recipe
 from flaxvid.train.setup import count_classes, make_model, open_data
 from flaxvid.train.state import averaged
 from flaxvid.train.workdir import CLASSES_FILE, read_classes, run_folder
-from flaxvid.types import Classes, Variables, by_target
+from flaxvid.types import Classes, Variables
 from flaxvid.weights.download import resolve_weights
 from flaxvid.weights.native import check_fit, is_native, load_variables
 from flaxvid.weights.torch import import_torch
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A network, its weights, and how it was made.
-
-    Attributes:
-        model: the ordinary model.
-        variables: the model's, or those of `FrameFlexible`.
-        frames: the frame counts that it was trained at, ascending.
-        classes: class names in the order of the logits; of several targets those of each.
-        recipe: the run's; of a file what the file says, with a data set without a name.
-        folder: the run's; None for a file.
-        named: False if the names of the classes are unknown; `classes` then numbers them.
-        checkpoint: "name" and "step" of a run's checkpoint; None for a file.
-        fresh: paths of random variables, which the torch file does not have: a head for other classes.
-    """
-
-    model: VideoModel
-    variables: Variables
-    frames: tuple[int, ...]
-    classes: Classes
-    recipe: Recipe
-    folder: Path | None = None
-    named: bool = True
-    checkpoint: Mapping[str, Any] | None = None
-    fresh: tuple[str, ...] = ()
-
-    @property
-    def headless(self) -> bool:
-        """Whether the network was pre-trained without labels, so that it has no head."""
-        return "head" not in self.variables["params"]
-
-    def select(self, num_frames: int) -> Variables:
-        """The ordinary variables of `model` for any frame count."""
-        if counts := _private_counts(self.variables):
-            flexible = FrameFlexible(self.model, counts, private_norms="batch_stats" not in self.variables)
-            return flexible.select(self.variables, num_frames)
-        return {name: self.variables[name] for name in ("params", "batch_stats") if name in self.variables}
 
 
 def load(
@@ -121,7 +78,7 @@ def load(
     imported = import_torch(model, file, num_classes=num_classes, overrides=overrides)
     plain = imported.model.model if isinstance(imported.model, FrameFlexible) else imported.model
     implied = get_spec(model).formats[imported.format].overrides
-    trained = _of_file(path, model, plain, imported.variables, imported.frames, classes, implied)
+    trained = _of_file(path, plain, imported.variables, imported.frames, classes, implied)
     return dataclasses.replace(trained, fresh=imported.fresh)
 
 
@@ -146,7 +103,7 @@ def name_classes(trained: Trained) -> Trained:
             f"expected class names in {file} or in the run's data set, got neither ({error}): give a file with a name "
             "a line"
         ) from error
-    return dataclasses.replace(trained, classes=_checked(classes, trained.variables, trained.folder), named=True)
+    return dataclasses.replace(trained, classes=check_classes(classes, trained.variables, trained.folder), named=True)
 
 
 def _from_folder(
@@ -160,15 +117,15 @@ def _from_folder(
     saved = find_checkpoint(path, checkpoint)
     variables = averaged(restore_variables(saved))
     if folder is None:  # checkpoints alone
-        model = create_model(name, **{**(overrides or {}), "num_classes": _num_classes(variables)})
-        return _of_file(path, name, model, variables, _private_counts(variables) or None, classes)
+        model = create_model(name, **{**(overrides or {}), "num_classes": count_logits(variables)})
+        return _of_file(path, model, variables, private_counts(variables), classes)
     recipe = read_recipe(folder)
     known = classes or read_classes(folder)
-    headless = "head" not in variables["params"]
-    if headless:
-        number, names = count_classes(known or ("none",)), as_classes(known or ("none",))
+    if "head" in variables["params"]:
+        number, names = count_logits(variables), check_classes(known, variables, path) if known else ()
     else:
-        number, names = _num_classes(variables), _checked(known or _numbered(variables), variables, path)
+        names = as_classes(known or ("none",))
+        number = count_classes(names)
     return Trained(
         make_model(recipe, number),
         variables,
@@ -183,8 +140,9 @@ def _from_folder(
 
 def _from_file(path: Path, classes: Classes | None) -> Trained:
     variables, info = load_variables(path)
-    model = create_model(info.model, **{**info.overrides, "num_classes": _num_classes(variables)})
-    trained = _of_file(path, info.model, model, variables, info.frames, classes or info.classes, info.overrides)
+    model = create_model(info.model, **{**info.overrides, "num_classes": count_logits(variables)})
+    frames = info.frames or info.clips.frames
+    trained = _of_file(path, model, variables, frames, classes or info.classes, info.overrides, info.clips)
     flexible = FrameFlexible(model, trained.frames, private_norms="batch_stats" not in variables)
     check_fit(path, variables, flexible, plain=not info.frames)
     return trained
@@ -192,50 +150,16 @@ def _from_file(path: Path, classes: Classes | None) -> Trained:
 
 def _of_file(
     path: Path,
-    name: str,
     model: VideoModel,
     variables: Variables,
     frames: tuple[int, ...] | None,
     classes: Classes | None,
     options: Mapping[str, Any] | None = None,
+    clips: ClipConfig | None = None,
 ) -> Trained:
-    """The network of a file; `frames` are the counts with private variables, `options` what its origin implies."""
+    """The network of a file; `options` are what its origin implies."""
     counts = tuple(frames or (model.clip.num_frames,))
-    recipe = Recipe(
-        ModelRecipe(name, str(path), model.clip.num_frames, model.clip.image_size, options=dict(options or {})),
-        DataRecipe(name="", clips=ClipConfig(short="repeat"), cameras=model.cameras),
-        FfnRecipe(counts) if frames else SupervisedRecipe(counts),
-        eval_frames=counts,
-    )
-    names = _checked(classes or _numbered(variables), variables, path)
-    return Trained(model, variables, counts, names, recipe, named=bool(classes))
-
-
-def _private_counts(variables: Variables) -> tuple[int, ...]:
-    """The frame counts with private variables, ascending."""
-    return tuple(sorted(int(name[len("params_") : -1]) for name in variables if re.fullmatch(r"params_\d+f", name)))
-
-
-def _num_classes(variables: Variables) -> int | dict[str, int]:
-    head = trees.flatten({"params": {"head": variables["params"]["head"]}})
-    counts = {match[1] or "": leaf.shape[-1] for path, leaf in head.items() if (match := CLASSIFIER.fullmatch(path))}
-    return counts.get("", counts)
-
-
-def _numbered(variables: Variables) -> Classes:
-    counts = _num_classes(variables)
-    if isinstance(counts, int):
-        return tuple(f"class {number}" for number in range(counts))
-    return {target: tuple(f"{target} {number}" for number in range(count)) for target, count in counts.items()}
-
-
-def _checked(classes: Any, variables: Variables, path: Path) -> Classes:
-    """Class names as tuples; refuses another number than the network's."""
-    classes = as_classes(classes)
-    if count_classes(classes) != _num_classes(variables):
-        some = [name for names in by_target(classes).values() for name in names][:3]
-        raise ValueError(
-            f"expected names of the {_num_classes(variables)} classes of the network in {path}, got "
-            f"{count_classes(classes)} ({', '.join(some)}, ...): give those of the data that it was trained on"
-        )
-    return classes
+    recipe = make_recipe(model, counts, flexible=bool(private_counts(variables)), clips=clips)
+    recipe.model = dataclasses.replace(recipe.model, weights=str(path), options=dict(options or {}))
+    names = check_classes(classes, variables, path) if classes else ()
+    return Trained(model, variables, counts, names, recipe)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxvid import trees
+from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model
 from flaxvid.models.video_model import blank_video
@@ -30,12 +31,19 @@ class WeightsInfo:
         overrides: what `create_model` was given: num_classes, num_frames, mean, std, ..., as JSON values.
         frames: the counts of `FrameFlexible` variables; None for a plain model.
         classes: class names in the order of the logits, if known; of several targets those of each.
+        clips: how a test cuts clips, and at which frame counts a plain model was trained, if known. A file keeps the
+            fields `TEST_FIELDS`.
     """
 
     model: str
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     frames: tuple[int, ...] | None = None
     classes: Classes | None = None
+    clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
+
+
+TEST_FIELDS = {"frames": list, "test_size": int, "sampling": str, "interval": int, "clips": int, "crops": int}
+"""Fields of `ClipConfig` that say what a test sees of a video, and their types in JSON."""
 
 
 def save_variables(path: str | Path, variables: Variables, info: WeightsInfo) -> None:
@@ -50,9 +58,13 @@ def save_variables(path: str | Path, variables: Variables, info: WeightsInfo) ->
     if path.suffix != ".safetensors":
         raise ValueError(f"expected a path that ends in .safetensors, got {path}")
     flat = {key: np.ascontiguousarray(leaf) for key, leaf in trees.flatten(variables).items()}
+    facts = {field.name: getattr(info, field.name) for field in dataclasses.fields(info) if field.name != "clips"}
+    clips = {name: (getattr(info.clips, name), getattr(ClipConfig(), name)) for name in TEST_FIELDS}
+    if own := {name: value for name, (value, usual) in clips.items() if value != usual}:
+        facts["clips"] = own  # versions that do not know it refuse it
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as part:
-        part.write_bytes(save(flat, metadata={"flaxvid": json.dumps(dataclasses.asdict(info))}))
+        part.write_bytes(save(flat, metadata={"flaxvid": json.dumps(facts, default=_as_json)}))
 
 
 def is_native(path: str | Path) -> bool:
@@ -122,13 +134,21 @@ def check_fit(path: str | Path, variables: Variables, flexible: FrameFlexible, *
                 )
 
 
+def _as_json(value: Any) -> Any:
+    """An option as JSON has it: dicts and numbers of other libraries, and the name of a type."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else np.dtype(value).name
+
+
 def _shapes(make: Callable[[], Variables]) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in trees.flatten(jax.eval_shape(make)).items()}
 
 
 def _read_info(text: str, tensors: int) -> WeightsInfo:
     """What a file with so many tensors says of its model; the model can be made."""
-    fields: dict[str, Any] = {field.name: None for field in dataclasses.fields(WeightsInfo)} | {"overrides": {}}
+    fields: dict[str, Any] = {field.name: None for field in dataclasses.fields(WeightsInfo)}
+    fields |= {"overrides": {}, "clips": {}}
     facts = json.loads(text)
     if not isinstance(facts, dict) or not set(facts) <= set(fields):
         raise Unreadable(f"must say its {', '.join(fields)}, got {text[:80]!r}: write it by this version of flaxvid")
@@ -139,6 +159,10 @@ def _read_info(text: str, tensors: int) -> WeightsInfo:
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in classes.values()):
         raise Unreadable(f"must have lists of class names, got {str(facts['classes'])[:80]}")
     try:
+        clips = _read_clips(facts["clips"])
+    except (TypeError, ValueError) as error:
+        raise Unreadable(f"must say how clips are cut, got {str(facts['clips'])[:80]} ({error})") from error
+    try:
         overrides = _by_new_names(facts["overrides"])
         if (blocks := _count_blocks(overrides)) > tensors:  # to make these would take all memory
             raise ValueError(f"it has {tensors} tensors for {blocks} blocks")
@@ -147,7 +171,16 @@ def _read_info(text: str, tensors: int) -> WeightsInfo:
         raise Unreadable(f"is of a model that flaxvid cannot make: {error}") from error
     classes = {target: tuple(names) for target, names in classes.items()}
     named = classes.get("", classes) if facts["classes"] else None
-    return WeightsInfo(facts["model"], overrides, tuple(frames) if frames else None, named)
+    return WeightsInfo(facts["model"], overrides, tuple(frames) if frames else None, named, clips)
+
+
+def _read_clips(fields: Any) -> ClipConfig:
+    if wrong := [name for name, value in dict(fields).items() if type(value) is not TEST_FIELDS.get(name)]:
+        raise ValueError(f"{wrong[0]} is unknown or of another type")
+    frames = fields.get("frames", [])
+    if not all(type(count) is int for count in frames):
+        raise ValueError("frames must be whole numbers")
+    return ClipConfig(**{**fields, "frames": tuple(frames)})
 
 
 def _by_new_names(overrides: Mapping[str, Any]) -> dict[str, Any]:

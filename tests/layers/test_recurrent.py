@@ -100,7 +100,7 @@ def test_gradients_are_those_that_jax_derives(cell, mask, monkeypatch):
         return (layer.apply(variables, x, frame_mask=mask) ** 2).sum()
 
     own = jax.grad(loss, argnums=(0, 1))(random_weights(layer), features())
-    monkeypatch.setattr(recurrent, "_run", recurrent._scan)
+    monkeypatch.setattr(recurrent, "_run", lambda *arguments: recurrent._forward(*arguments)[0])
     derived = jax.grad(loss, argnums=(0, 1))(random_weights(layer), features())
     chex.assert_trees_all_close(own, derived, rtol=1e-5, atol=1e-5)
     assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(own))

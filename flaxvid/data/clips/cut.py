@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from flaxvid.data.clips.colours import jitter_colours, randaugment
 from flaxvid.data.clips.crops import Crop, multiscale_crop, resized_crop, view_crops
@@ -206,6 +207,26 @@ def cut_views(item: dict[str, Any], clips: ClipConfig, rng: np.random.Generator)
         return _cut(item, clips, rng).clips
     cut = _by_camera(item, rng, lambda one, own: _cut(one, clips, own))
     return _by_count({camera: own.clips for camera, own in cut.items()}, clips)
+
+
+def read_video(video: str | Path | bytes, frames: int = 16, size: int = 224) -> UInt8[np.ndarray, "t h w 3"]:
+    """Reads the clip that a test sees: frames from all of the video, resized, and the centre crop.
+
+    A video with fewer frames repeats some.
+
+    Args:
+        video: An encoded file's path or bytes, or the path of a folder of numbered images.
+        frames: How many.
+        size: Height and width of the square crop, in pixels. The short side was resized to 256 / 224 of it.
+
+    Raises:
+        VideoError: The video cannot be read.
+        ValueError: `frames` or `size` is below 1.
+    """
+    if min(frames, size) < 1:
+        raise ValueError(f"expected frames and size of at least 1, got {frames} and {size}")
+    clips = ClipConfig((frames,), size, short="repeat")
+    return cut_views({"video": video, "id": "video"}, clips, np.random.default_rng(0))[frames][0]
 
 
 def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:

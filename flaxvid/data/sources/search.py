@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flaxvid.data.clips.images import IMAGE_SUFFIXES
 from flaxvid.data.sources.names import list_names
@@ -120,6 +121,13 @@ def collect_scenes(places: Iterable[str | Path], cameras: Sequence[str]) -> dict
                         f"expected one video of {name} in each camera, got {other} and {video}: rename one"
                     )
     return scenes
+
+
+def collect(places: Sequence[str | Path], cameras: Sequence[str]) -> dict[str, Any]:
+    """The videos that `collect_videos` finds, by name; for a network of several cameras the scenes."""
+    if cameras:
+        return dict(collect_scenes(places, cameras))
+    return {str(video): video for video in collect_videos(places)}
 
 
 def is_junk(name: str) -> bool:

@@ -1,0 +1,81 @@
+"""`scripts/save_weights.py`: a run as one file."""
+
+import dataclasses
+import importlib.util
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+from safetensors import safe_open
+
+import flaxvid
+from flaxvid.tasks.frame_flexible import FfnRecipe
+from flaxvid.train.checkpoint import Checkpoints
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, to_json
+from flaxvid.train.setup import make_model
+from flaxvid.train.state import create_state
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A frame-flexible run of two classes as training leaves it; its kernels are not those that it began with."""
+    recipe = Recipe(
+        model=ModelRecipe("tsm_resnet18", image_size=32, num_frames=4, options={"width": 8, "depths": (1,)}),
+        data=DataRecipe("folder", root="nowhere"),
+        task=FfnRecipe(frames=(2, 4)),
+    )
+    variables = recipe.task.make(make_model(recipe, 2)).init(jax.random.key(3))
+    state = create_state(variables, optax.sgd(0.1))
+    state = dataclasses.replace(state, variables=jax.tree.map(lambda leaf: leaf + 0.01, state.variables))
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "recipe.json").write_text(to_json(recipe))
+    (folder / "classes.json").write_text('["jump", "run"]')
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(3, state)
+    return folder
+
+
+@pytest.fixture
+def write(call_script, capsys):
+    def write(*arguments):
+        call_script("save_weights.py", *arguments)
+        return capsys.readouterr().out
+
+    return write
+
+
+def test_a_file_of_ours_is_the_run(write, run, tmp_path):
+    said = write(run, tmp_path / "out" / "mine.safetensors")
+    assert "tsm_resnet18 at 2, 4 frames ->" in said
+    trained, again = flaxvid.load(run), flaxvid.load(tmp_path / "out" / "mine.safetensors")
+    assert (again.classes, again.frames) == (("jump", "run"), (2, 4))
+    chex.assert_trees_all_equal(dict(again.variables), dict(trained.variables))
+    write(run, tmp_path / "two.safetensors", "--frames", 2)
+    two = flaxvid.load(tmp_path / "two.safetensors")
+    assert two.frames == (2,)
+    chex.assert_trees_all_equal(two.variables, trained.select(2))
+
+
+def test_keys_of_torch_without_torch(write, run, tmp_path):
+    said = write(run, tmp_path / "keys.safetensors", "--format", "tsm", "--frames", 4)
+    call = said.partition("read back by ")[2].strip()
+    assert call.startswith('flaxvid.load_model("tsm_resnet18", ')
+    _, variables = eval(call, {"flaxvid": flaxvid})
+    chex.assert_trees_all_equal(variables, jax.tree.map(np.asarray, flaxvid.load(run).select(4)))
+    with safe_open(tmp_path / "keys.safetensors", "numpy") as file:
+        assert "base_model.conv1.weight" in file.keys()  # noqa: SIM118
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_what_is_wrong_is_one_line(write, run, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"ends in \.safetensors or \.pth, got .*a\.npz"):
+        write(run, tmp_path / "a.npz")
+    with pytest.raises(SystemExit, match=r"has the torch formats .* got format='none'"):
+        write(run, tmp_path / "a.safetensors", "--format", "none")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    with pytest.raises(SystemExit, match=r"^ImportError: .*a\.pth is written by torch, which is not installed: pip"):
+        write(run, tmp_path / "a.pth")
+    assert list(tmp_path.iterdir()) == []
