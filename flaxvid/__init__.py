@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from flaxvid import layers, losses
     from flaxvid.data.clips.cut import read_video
+    from flaxvid.export.onnx import export_onnx
     from flaxvid.frames import FrameFlexible
     from flaxvid.models.registry import create_model, list_models
     from flaxvid.train.loop import run
@@ -21,6 +22,7 @@ _PUBLIC = {
     "FrameFlexible": "flaxvid.frames",
     "Trained": "flaxvid.train.network",
     "create_model": "flaxvid.models.registry",
+    "export_onnx": "flaxvid.export.onnx",
     "list_models": "flaxvid.models.registry",
     "load": "flaxvid.train.trained",
     "load_model": "flaxvid.weights.torch",
@@ -37,6 +39,7 @@ __all__ = [
     "FrameFlexible",
     "Trained",
     "create_model",
+    "export_onnx",
     "layers",
     "list_models",
     "load",

@@ -184,7 +184,9 @@ class Graph:
     def _transpose(self, value: Value, places: Sequence[int]) -> Value:
         if list(places) == sorted(places):
             return value
-        return value.transpose(places) if isinstance(value, np.ndarray) else self.node("Transpose", value, perm=(*places,))
+        return (
+            value.transpose(places) if isinstance(value, np.ndarray) else self.node("Transpose", value, perm=(*places,))
+        )
 
     def _reshape(self, value: Value, before: Sequence[Axis], after: Sequence[Axis]) -> Value:
         shape = [extent(axis) for axis in after]

@@ -1,10 +1,7 @@
-"""ONNX: a network with its weights as a program for onnxruntime, OpenVINO and other runtimes."""
+"""ONNX: a network and its weights as one program for onnxruntime, OpenVINO and others."""
 
-import dataclasses
 import hashlib
-import json
-import re
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,16 +12,63 @@ from flax import linen as nn
 from jax.extend import core
 from onnx import helper, numpy_helper
 
+from flaxvid.evaluate.runtimes import RUNTIMES, is_installed, open_program
 from flaxvid.export.graph import Graph, Node
 from flaxvid.export.norms import fold_norms
+from flaxvid.export.programs import check_same, each_count
 from flaxvid.export.rules import run
 from flaxvid.export.tensors import Tensor
 from flaxvid.layers.conv import direct_form
 from flaxvid.models.video_model import VideoModel
+from flaxvid.train.network import Trained
 from flaxvid.types import Variables, by_target
+from flaxvid.writing import written_whole
 
-OPSET = 20
-"""The first with Gelu. The format's version that goes with it is 9."""
+OPSET, FORMAT = 20, 9
+"""The first version of the operators that has Gelu, and that of the file format that goes with it."""
+
+LARGEST = 2**31 - 1
+"""Bytes that a file of protobuf may have."""
+
+
+def export_onnx(trained: Trained, folder: str | Path, frames: tuple[int, ...] = ()) -> dict[int, Path]:
+    """Writes a network as ONNX, one program for each frame count, with its weights in it: ``8_frames.onnx``.
+
+    A program takes uint8 video (b, t, h, w, 3) with any batch b, and gives logits (b, k). It has an input "video", or one
+    for each camera, and an output "logits", or one for each target. Each program is compared with JAX at two batch sizes
+    in every runtime that is installed, before its file gets its name.
+
+    Args:
+        trained: the network.
+        folder: where the files go.
+        frames: the frame counts; () is those that it was trained at.
+
+    Returns:
+        The file of each count.
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+        ValueError: the network has an operation that ONNX has no rule for, no head, or more than 2 GB; or a runtime gives
+            other logits than JAX.
+    """
+    if not is_installed("onnxruntime"):
+        raise ImportError('export is checked in onnxruntime, which is not installed: pip install "flaxvid[export]"')
+    files = {}
+    for count, model, variables, size in each_count(trained, frames):
+        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+        if weights > LARGEST:
+            raise ValueError(
+                f"expected a network of at most 2 GB, the most that an ONNX file holds, got {weights / 1e9:.1f} GB: use "
+                "flaxvid.export_stablehlo"
+            )
+        program = onnx_program(model, variables, count, size)
+        file = files[count] = Path(folder) / f"{count}_frames.onnx"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(file) as part:
+            part.write_bytes(program.SerializeToString())
+            for runtime in filter(is_installed, RUNTIMES):
+                check_same(open_program(part, runtime), model, variables, count, size, runtime)
+    return files
 
 
 def onnx_program(model: VideoModel, variables: Variables, num_frames: int, size: int) -> onnx.ModelProto:
@@ -43,25 +87,21 @@ def onnx_program(model: VideoModel, variables: Variables, num_frames: int, size:
     """
     (batch,) = jax.export.symbolic_shape("b")
     clip: Any = jax.ShapeDtypeStruct((batch, num_frames, size, size, 3), jnp.uint8)
-    video = model.for_cameras(clip)
     with direct_form(), nn.intercept_methods(_whole_norms):
-        jaxpr, logits = jax.make_jaxpr(lambda video: model.apply(variables, video), return_shape=True)(video)
-    names = list(video) if model.cameras else ["video"]
-    names = sorted(names)  # as JAX orders a dict
+        trace = jax.make_jaxpr(lambda video: model.apply(variables, video), return_shape=True)
+        jaxpr, logits = trace(model.for_cameras(clip))
+    names = sorted(model.cameras) or ["video"]  # in JAX's order of a dict
     graph = Graph(batch, names[0])
     axes = graph.axes_of(clip.shape)
-    results = run(graph, jaxpr, [Tensor(name, axes, axes) for name in names])
-    targets = sorted(by_target(logits))
-    outputs = [target or "logits" for target in targets]
-    ends = [graph.in_memory(result).value for result in results]
-    nodes = [*graph.nodes, *(Node("Identity", [end], name, {}) for end, name in zip(ends, outputs, strict=True))]
-    nodes = fold_norms(nodes, outputs)
-    inputs = [_described(name, onnx.TensorProto.UINT8, clip.shape) for name in names]
-    results_described = [
-        _described(name, onnx.TensorProto.FLOAT, result.shape)
-        for name, result in zip(outputs, jax.tree.leaves(logits), strict=True)
-    ]
-    return _assemble(nodes, inputs, results_described)
+    ends = run(graph, jaxpr, [Tensor(name, axes, axes) for name in names])
+    shapes = {target or "logits": shape for target, shape in sorted(by_target(logits).items())}
+    last = [Node("Identity", [graph.in_memory(end).value], name, {}) for name, end in zip(shapes, ends, strict=True)]
+    nodes = fold_norms([*graph.nodes, *last], list(shapes))
+    return _assemble(
+        nodes,
+        [_described(name, onnx.TensorProto.UINT8, clip.shape) for name in names],
+        [_described(name, onnx.TensorProto.FLOAT, shape.shape) for name, shape in shapes.items()],
+    )
 
 
 def _described(name: str, kind: int, shape: tuple[Any, ...]) -> onnx.ValueInfoProto:
@@ -84,7 +124,8 @@ def _assemble(nodes: list[Node], inputs: list[Any], outputs: list[Any]) -> onnx.
             names.append(value)
         made.append(helper.make_node(node.op, names, [node.output], node.output, **node.attributes))
     graph = helper.make_graph(made, "flaxvid", inputs, outputs, list(stored.values()))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9, producer_name="flaxvid")
+    versions = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=versions, ir_version=FORMAT, producer_name="flaxvid")
 
 
 # --- layer norms, whole ---------------------------------------------------------------------------------------------

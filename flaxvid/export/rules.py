@@ -221,6 +221,10 @@ def _clamp(graph: Graph, equation: Any, least: Value, x: Value, most: Value) -> 
 
 def _cast(graph: Graph, equation: Any, x: Value) -> Value:
     old, new = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
+    if jnp.issubdtype(new, jnp.floating) and new != np.float32:
+        raise ValueError(
+            f"expected a network in float32, got {new} in {graph.scope}: make its layers with dtype=float32"
+        )
     return x if old == new else graph.node("Cast", x, to=helper.np_dtype_to_tensor_dtype(new))
 
 
