@@ -31,9 +31,7 @@ def open_program(file: str | Path, runtime: str, threads: int | None = None) -> 
         extra = "cpu" if runtime == "openvino" else "export"
         raise ImportError(f'{runtime} is not installed: pip install "flaxvid[{extra}]"')
     if not Path(file).is_file():
-        raise FileNotFoundError(
-            f"expected an ONNX file, got none at {file}: flaxvid.export_onnx writes one"
-        )
+        raise FileNotFoundError(f"expected an ONNX file, got none at {file}: flaxvid.export_onnx writes one")
     names, run = RUNTIMES[runtime](Path(file), threads)
 
     def program(video: Any) -> dict[str, Float[np.ndarray, "b k"]]:

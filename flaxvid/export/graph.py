@@ -1,6 +1,7 @@
 """Builds an ONNX graph node by node, in the layouts that its operators want."""
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -237,7 +238,7 @@ def _identity(value: Value) -> Any:
 
 def _runs(dims: Sequence[Axis], order: Axis) -> list[Axis]:
     """The dims, cut where their factors do not stand side by side in `order`."""
-    follows = dict(zip(order, order[1:], strict=False))
+    follows = dict(itertools.pairwise(order))
     runs: list[Axis] = []
     for dim in dims:
         for index, factor in enumerate(dim):

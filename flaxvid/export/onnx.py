@@ -34,9 +34,9 @@ LARGEST = 2**31 - 1
 def export_onnx(trained: Trained, folder: str | Path, frames: tuple[int, ...] = ()) -> dict[int, Path]:
     """Writes a network as ONNX, one program for each frame count, with its weights in it: ``8_frames.onnx``.
 
-    A program takes uint8 video (b, t, h, w, 3) with any batch b, and gives logits (b, k). It has an input "video", or one
-    for each camera, and an output "logits", or one for each target. Each program is compared with JAX at two batch sizes
-    in every runtime that is installed, before its file gets its name.
+    A program takes uint8 video (b, t, h, w, 3) with any batch b, and gives logits (b, k). It has an input "video", or
+    one for each camera, and an output "logits", or one for each target. Before its file gets its name it is compared
+    with JAX, at two batch sizes, in every runtime that is installed.
 
     Args:
         trained: the network.
@@ -48,8 +48,8 @@ def export_onnx(trained: Trained, folder: str | Path, frames: tuple[int, ...] = 
 
     Raises:
         ImportError: onnxruntime is not installed.
-        ValueError: the network has an operation that ONNX has no rule for, no head, or more than 2 GB; or a runtime gives
-            other logits than JAX.
+        ValueError: the network has no head, more than 2 GB, or an operation that there is no rule for; or a runtime
+            gives other logits than JAX.
     """
     if not is_installed("onnxruntime"):
         raise ImportError('export is checked in onnxruntime, which is not installed: pip install "flaxvid[export]"')
@@ -58,8 +58,8 @@ def export_onnx(trained: Trained, folder: str | Path, frames: tuple[int, ...] = 
         weights = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
         if weights > LARGEST:
             raise ValueError(
-                f"expected a network of at most 2 GB, the most that an ONNX file holds, got {weights / 1e9:.1f} GB: use "
-                "flaxvid.export_stablehlo"
+                f"expected a network of at most 2 GB, which an ONNX file can hold, got {weights / 1e9:.1f} GB: load its "
+                "weights in JAX instead"
             )
         program = onnx_program(model, variables, count, size)
         file = files[count] = Path(folder) / f"{count}_frames.onnx"

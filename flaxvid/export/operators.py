@@ -20,9 +20,7 @@ Cut = tuple[int, int, int]
 def _convolution(graph: Graph, equation: Any, x: Tensor, kernel: Tensor) -> Tensor:
     params, layout = equation.params, equation.params["dimension_numbers"]
     if set(params["lhs_dilation"]) != {1} or params["batch_group_count"] != 1:
-        raise ValueError(
-            f"expected a plain convolution, got a transposed one in {graph.scope}: there is no rule for it"
-        )
+        raise ValueError(f"expected a plain convolution, got a transposed one in {graph.scope}: it has no rule")
     x = graph.arrange(x, [x.axes[axis] for axis in layout.lhs_spec], full=True)
     kernel = graph.arrange(kernel, [kernel.axes[axis] for axis in layout.rhs_spec], full=True)
     before, after = zip(*params["padding"], strict=True)

@@ -69,8 +69,8 @@ def _compute(graph: Graph, equation: Any, inputs: list[Tensor]) -> list[Tensor]:
     name, sizes = equation.primitive.name, [size for variable in equation.outvars for size in variable.aval.shape]
     if not all(x.is_constant for x in inputs) or not all(isinstance(size, int) for size in sizes):
         raise ValueError(
-            f"expected operations that ONNX has a rule for, got {name} in {graph.scope or 'the model'}: write the layer "
-            "with other operations, or add a rule to flaxvid/export/operators.py"
+            f"expected operations that have a rule for ONNX, got {name} in {graph.scope or 'the model'}: write the "
+            "layer with other operations, or add a rule to flaxvid/export/operators.py"
         )
     arrays = [jnp.asarray(graph.in_memory(x).value) for x in inputs]
     outputs = equation.primitive.bind(*arrays, **equation.params)
@@ -222,9 +222,7 @@ def _clamp(graph: Graph, equation: Any, least: Value, x: Value, most: Value) -> 
 def _cast(graph: Graph, equation: Any, x: Value) -> Value:
     old, new = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
     if jnp.issubdtype(new, jnp.floating) and new != np.float32:
-        raise ValueError(
-            f"expected a network in float32, got {new} in {graph.scope}: make its layers with dtype=float32"
-        )
+        raise ValueError(f"expected a network in float32, got {new} in {graph.scope}: make it with dtype=float32")
     return x if old == new else graph.node("Cast", x, to=helper.np_dtype_to_tensor_dtype(new))
 
 
@@ -266,7 +264,7 @@ ELEMENTWISE: dict[str, str | Callable[..., Value]] = {
     "sub": "Sub",
     "tanh": "Tanh",
 }
-"""The operator of each primitive, or a function that makes its nodes. Types are those of JAX: floats, and bool for logic."""
+"""The operator of each primitive, or a function that makes its nodes. Logic is that of bools."""
 
 CALLS = {"gelu": {}, "gelu_tanh": {"approximate": "tanh"}}
 """Functions that are one operator, Gelu, by name, and its attributes."""

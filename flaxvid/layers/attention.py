@@ -97,9 +97,7 @@ def attend_fused(
     if n % 2 == m % 2 == 0:
         return attention(q, k, v)
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
-    y = attention(
-        q, k, v, query_seq_lengths=jnp.full(b, n, jnp.int32), key_value_seq_lengths=jnp.full(b, m, jnp.int32)
-    )
+    y = attention(q, k, v, query_seq_lengths=jnp.full(b, n, jnp.int32), key_value_seq_lengths=jnp.full(b, m, jnp.int32))
     return y[:, :n]
 
 
