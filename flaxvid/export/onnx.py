@@ -1,6 +1,7 @@
 """ONNX: a network and its weights as one program for onnxruntime, OpenVINO and others."""
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from flaxvid.types import Variables, by_target
 from flaxvid.writing import written_whole
 
 OPSET, FORMAT = 20, 9
-"""The first version of the operators that has Gelu, and that of the file format that goes with it."""
+"""The first version of the operators that has Gelu, and the version of the file format that goes with it."""
 
 LARGEST = 2**31 - 1
 """Bytes that a file of protobuf may have."""
@@ -58,7 +59,7 @@ def export_onnx(trained: Trained, folder: str | Path, frames: tuple[int, ...] = 
         weights = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
         if weights > LARGEST:
             raise ValueError(
-                f"expected a network of at most 2 GB, which an ONNX file can hold, got {weights / 1e9:.1f} GB: load its "
+                f"expected a network of at most 2 GB, as an ONNX file holds, got {weights / 1e9:.1f} GB: load its "
                 "weights in JAX instead"
             )
         program = onnx_program(model, variables, count, size)
@@ -72,63 +73,83 @@ def export_onnx(trained: Trained, folder: str | Path, frames: tuple[int, ...] = 
 
 
 def onnx_program(model: VideoModel, variables: Variables, num_frames: int, size: int) -> onnx.ModelProto:
-    """uint8 video (b, t, h, w, 3), any b, to logits.
+    """The program of a model that computes in float32, for clips of (num_frames, size, size, 3)."""
 
-    Inputs are "video" or the names of the cameras, outputs "logits" or the names of the targets.
+    def logits(**video: Any) -> dict[str, Any]:
+        named = by_target(model.apply(variables, video if model.cameras else video["video"]))
+        return {target or "logits": value for target, value in named.items()}
+
+    clip = (("batch", num_frames, size, size, 3), np.uint8)
+    return onnx_function(logits, dict.fromkeys(model.cameras or ("video",), clip))
+
+
+def onnx_function(
+    function: Callable[..., Mapping[str, Any]], inputs: Mapping[str, tuple[Sequence[Any], Any]]
+) -> onnx.ModelProto:
+    """A function of JAX as an ONNX program; what it closes over becomes part of that.
 
     Args:
-        model: computes in float32.
-        variables: ordinary ones.
-        num_frames: t.
-        size: h and w.
+        function: arrays by keywords to a dict of arrays.
+        inputs: shape and type of each input; the size "batch", in some or all of them, is any size.
 
     Raises:
-        ValueError: the model does something that has no rule.
+        ValueError: the function does something that has no rule.
     """
-    (batch,) = jax.export.symbolic_shape("b")
-    clip: Any = jax.ShapeDtypeStruct((batch, num_frames, size, size, 3), jnp.uint8)
+    (batch,) = jax.export.symbolic_shape("batch")
+    shapes = {
+        name: jax.ShapeDtypeStruct(tuple(batch if size == "batch" else size for size in shape), kind)
+        for name, (shape, kind) in sorted(inputs.items())  # in the order in which JAX takes a dict apart
+    }
     with direct_form(), nn.intercept_methods(_whole_norms):
-        trace = jax.make_jaxpr(lambda video: model.apply(variables, video), return_shape=True)
-        jaxpr, logits = trace(model.for_cameras(clip))
-    names = sorted(model.cameras) or ["video"]  # in JAX's order of a dict
-    graph = Graph(batch, names[0])
-    axes = graph.axes_of(clip.shape)
-    ends = run(graph, jaxpr, [Tensor(name, axes, axes) for name in names])
-    shapes = {target or "logits": shape for target, shape in sorted(by_target(logits).items())}
-    last = [Node("Identity", [graph.in_memory(end).value], name, {}) for name, end in zip(shapes, ends, strict=True)]
-    nodes = fold_norms([*graph.nodes, *last], list(shapes))
-    return _assemble(
-        nodes,
-        [_described(name, onnx.TensorProto.UINT8, clip.shape) for name in names],
-        [_described(name, onnx.TensorProto.FLOAT, shape.shape) for name, shape in shapes.items()],
-    )
+        trace = jax.make_jaxpr(lambda arrays: dict(function(**arrays)), return_shape=True)
+        jaxpr, results = trace(shapes)
+    graph = Graph(batch, next((name for name, x in shapes.items() if x.shape[:1] == (batch,)), ""))
+    starts = []
+    for name, x in shapes.items():
+        axes = graph.axes_of(x.shape)
+        starts.append(Tensor(name, axes, axes))
+    ends = dict(zip(sorted(results), run(graph, jaxpr, starts), strict=True))
+    last = [Node("Identity", [graph.in_memory(end).value], name, {}) for name, end in ends.items()]
+    nodes = fold_norms([*graph.nodes, *last], list(ends))
+    return _assemble(nodes, shapes, {name: results[name] for name in ends})
 
 
-def _described(name: str, kind: int, shape: tuple[Any, ...]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, [size if isinstance(size, int) else "batch" for size in shape])
-
-
-def _assemble(nodes: list[Node], inputs: list[Any], outputs: list[Any]) -> onnx.ModelProto:
+def _assemble(nodes: Sequence[Node], inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> onnx.ModelProto:
     """The nodes as ONNX has them; equal constants are stored once."""
     stored: dict[Any, onnx.TensorProto] = {}
-    made = []
-    for node in nodes:
-        names = []
-        for index, value in enumerate(node.inputs):
-            if isinstance(value, np.ndarray):
-                value = np.ascontiguousarray(value).reshape(value.shape)
-                content = (value.dtype.str, value.shape, hashlib.sha256(value.data).digest())
-                if content not in stored:
-                    stored[content] = numpy_helper.from_array(value, f"{node.output}.{index}")
-                value = stored[content].name
-            names.append(value)
-        made.append(helper.make_node(node.op, names, [node.output], node.output, **node.attributes))
-    graph = helper.make_graph(made, "flaxvid", inputs, outputs, list(stored.values()))
+
+    def name_of(value: str | np.ndarray, name: str) -> str:
+        if isinstance(value, str):
+            return value
+        content = (value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).digest())
+        return stored.setdefault(content, numpy_helper.from_array(value, name)).name
+
+    def describe(arrays: Mapping[str, Any]) -> list[onnx.ValueInfoProto]:
+        return [
+            helper.make_tensor_value_info(
+                name,
+                helper.np_dtype_to_tensor_dtype(x.dtype),
+                [size if isinstance(size, int) else str(size) for size in x.shape],
+            )
+            for name, x in arrays.items()
+        ]
+
+    made = [
+        helper.make_node(
+            node.op,
+            [name_of(value, f"{node.output}.{place}") for place, value in enumerate(node.inputs)],
+            [node.output],
+            node.output,
+            **node.attributes,
+        )
+        for node in nodes
+    ]
+    graph = helper.make_graph(made, "flaxvid", describe(inputs), describe(outputs), list(stored.values()))
     versions = [helper.make_opsetid("", OPSET)]
     return helper.make_model(graph, opset_imports=versions, ir_version=FORMAT, producer_name="flaxvid")
 
 
-# --- layer norms, whole ---------------------------------------------------------------------------------------------
+# --- layer norms ----------------------------------------------------------------------------------------------------
 
 _layer_norm = core.Primitive("layer_norm")
 _layer_norm.def_abstract_eval(lambda x, scale, bias, epsilon: x)
@@ -140,7 +161,7 @@ def _whole_norms(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     plain = isinstance(norm, nn.LayerNorm) and context.method_name == "__call__" and len(args) == 1 and not kwargs
     if not plain or (norm.reduction_axes, norm.feature_axes, norm.axis_name) != (-1, -1, None):
         return call(*args, **kwargs)
-    x = args[0]
+    (x,) = args
     scale = norm.get_variable("params", "scale") if norm.use_scale else jnp.ones(x.shape[-1])
     bias = norm.get_variable("params", "bias") if norm.use_bias else jnp.zeros(x.shape[-1])
     return _layer_norm.bind(x, scale, bias, epsilon=norm.epsilon)

@@ -227,37 +227,33 @@ def _pad(graph: Graph, equation: Any, x: Tensor, filling: Tensor) -> Tensor:
 
 
 def _gather(graph: Graph, equation: Any, x: Tensor, indices: Tensor) -> Tensor:
-    """Places known now: a part of the tensor, or along one axis any rows."""
-    params, numbers = equation.params, equation.params["dimension_numbers"]
+    """Places known now: a part of the tensor, or any rows along axes that do not depend on each other."""
+    sizes, numbers = equation.params["slice_sizes"], equation.params["dimension_numbers"]
     if not indices.is_constant or numbers.operand_batching_dims:
         raise ValueError(f"expected indices that are known before the video, got others in {graph.scope}")
-    shape, sizes = equation.invars[0].aval.shape, params["slice_sizes"]
-    rows = graph.in_memory(indices).value
-    rows = rows.reshape(equation.invars[1].aval.shape)
-    lead = rows.shape[:-1]
-    columns = {axis: rows[..., column].ravel() for column, axis in enumerate(numbers.start_index_map)}
-    varying = [axis for axis, places in columns.items() if (places != places[0]).any()]
-    if any(((places < 0) | (places > shape[axis] - sizes[axis])).any() for axis, places in columns.items()):
+    shape, gone = equation.invars[0].aval.shape, numbers.collapsed_slice_dims
+    table = graph.in_memory(indices).value.reshape(equation.invars[1].aval.shape)
+    lead = graph.axes_of(table.shape[:-1])
+    columns = {axis: table[..., column] for column, axis in enumerate(numbers.start_index_map)}
+    if any(((starts < 0) | (starts > shape[axis] - sizes[axis])).any() for axis, starts in columns.items()):
         raise ValueError(f"expected indices inside the tensor, got others in {graph.scope}")
-    if len(varying) > 1 or any(sizes[axis] != 1 or axis not in numbers.collapsed_slice_dims for axis in varying):
-        raise ValueError(f"expected indices along one axis, got {len(varying)} axes in {graph.scope}")
-    fixed = {axis: int(places[0]) for axis, places in columns.items() if axis not in varying}
+    fixed = {axis: int(starts.flat[0]) for axis, starts in columns.items() if (starts == starts.flat[0]).all()}
     x = cut(graph, x, {axis: (start, start + sizes[axis], 1) for axis, start in fixed.items()})
-    axes = [axis for index, axis in enumerate(x.axes) if index not in numbers.collapsed_slice_dims]
-    row_axes: list[Axis] = [()] * len(lead)
-    for axis in varying:
-        x = graph.own_dims(x, [axis])
-        place, taken = x.dims.index(x.axes[axis]), axis_of(len(columns[axis]))
-        value = graph.node("Gather", x.value, columns[axis].astype(np.int64), axis=place)
-        dims = (*x.dims[:place], taken, *x.dims[place + 1 :])
-        split = graph.reshape(Tensor(value, (taken, *axes), dims), (*graph.axes_of(lead), *axes))
-        x, row_axes, axes = split, list(split.axes[: len(lead)]), list(split.axes[len(lead) :])
-    if not varying and lead:
-        row_axes = list(graph.axes_of(lead))
-    rank = len(axes) + len(lead)
-    merged = iter(axes), iter(row_axes)
-    placed = tuple(next(merged[index not in numbers.offset_dims]) for index in range(rank))
-    return dataclasses.replace(x, axes=placed)
+    taken: set[int] = set()
+    for axis, starts in columns.items():
+        along = [place for place in range(len(lead)) if (starts != starts.take([0], place)).any()]
+        if along and (axis not in gone or taken & set(along)):
+            raise ValueError(f"expected indices along one axis each, got others in {graph.scope}")
+        if along:
+            taken.update(along)
+            starts = starts[tuple(slice(None) if place in along else 0 for place in range(len(lead)))].ravel()
+            x = graph.own_dims(x, [axis])
+            place, new = x.dims.index(x.axes[axis]), flat(lead[index] for index in along)
+            value = graph.node("Gather", x.value, starts.astype(np.int64), axis=place)
+            x = Tensor(value, x.axes, (*x.dims[:place], new, *x.dims[place + 1 :]))
+    rest, rows = iter([axis for index, axis in enumerate(x.axes) if index not in gone]), iter(lead)
+    places = range(len(equation.outvars[0].aval.shape))
+    return dataclasses.replace(x, axes=tuple(next(rest if i in numbers.offset_dims else rows) for i in places))
 
 
 def _concatenate(graph: Graph, equation: Any, *parts: Tensor) -> Tensor:

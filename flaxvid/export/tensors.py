@@ -1,8 +1,8 @@
 """Tensors whose axes are moved on paper first, so that a program gets few transposes and reshapes.
 
 The axes that JAX sees and the dims that the ONNX tensor has are both lists of factors: a video (b, t, h, w, c) may lie
-in memory as (b * t, c, h, w). Transposes, reshapes and broadcasts rewrite the axes. A node is made only where an operator
-needs dims that the tensor does not have. So a network of convolutions is transposed once, at its border.
+in memory as (b * t, c, h, w). Transposes, reshapes and broadcasts rewrite the axes. A node is made only where an
+operator needs dims that the tensor does not have. So a network of convolutions is transposed once, at its border.
 """
 
 import dataclasses
