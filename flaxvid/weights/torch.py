@@ -36,6 +36,7 @@ from flaxvid.weights.readings import (
     choose,
     count_classes,
     describe,
+    find_implied,
     known_formats,
     read_tree,
     some,
@@ -51,12 +52,14 @@ class Imported:
         model: computes what the checkpoint's origin computes: a `FrameFlexible` where there are `frames`.
         variables: the model's.
         format: the reference whose keys the checkpoint has.
-        implied: the options of `model` that the format implies and the caller did not give.
+        implied: the options of `model` that the format implies, the caller did not give, and the name does not have
+            by itself.
         frames: the frame counts with variables of their own; None for a plain model.
         num_classes: of the model's head; None where neither the checkpoint nor the caller says.
         keys: variable path to source keys, for all that came from the source.
         fresh: paths of the variables that were initialised instead.
-        left_out: source keys that are no part of the model, such as those of a decoder that pre-training alone needs.
+        left_out: source keys that are no part of the model, such as those of a decoder that pre-training alone needs,
+            or of the file's head where the model has another.
     """
 
     model: VideoModel | FrameFlexible
@@ -88,7 +91,7 @@ def load_model(
         source: a .pth, .pt (these need torch), .safetensors or flax msgpack file, a known name such as
             "torchvision/resnet50-imagenet1k-v1", or a state_dict of torch tensors or arrays.
         num_classes: None takes the file's. Another number than the file's gives a fresh head and a warning, which also
-            says what is left out of a file of pre-training.
+            says what is left out of a file of pre-training. So does ``head="attention"``, which no file has.
         frames: gives a `FrameFlexible` and its variables: a plain file is copied into each count's set. A
             frame-flexible file gives one for its own counts with or without this.
         format: the reference that wrote the file, a key of the model's formats; None detects it.
@@ -198,8 +201,7 @@ def load_pretraining(
     tensors, label = _read(source, allow_nonfinite), _names_of(source)[0]
     checkpoint = describe(tensors, *_names_of(source))
     fmt, shorts = read_tree(name, checkpoint, formats, shapes, overrides)
-    implied = {option: value for option, value in formats[fmt].overrides.items() if option not in overrides}
-    if implied:
+    if implied := find_implied(name, formats[fmt], overrides):
         raise ValueError(
             f"{label} is of {fmt!r}, whose {name} has {as_options(implied)}: make the model so and say it here: "
             f"overrides={implied!r}"
@@ -236,9 +238,14 @@ def import_torch(
     classes = count_classes(checkpoint, formats)
     if reading.fresh:
         left = f"; {len(reading.left_out)} tensors are left out: {some(reading.left_out)}" if reading.left_out else ""
+        head = overrides.get("head", "own")
+        why = (
+            f"has a classifier of {classes or 'no'} classes, {name} needs {num_classes}: its head"
+            if head == "own"
+            else f"has not the head that {name} is to have (head={head!r}): that head"
+        )
         warnings.warn(
-            f"{checkpoint.label} has a classifier of {classes or 'no'} classes, {name} needs {num_classes}: "
-            f"its head is freshly initialised and needs training{left}",
+            f"{checkpoint.label} {why} is freshly initialised and needs training{left}",
             stacklevel=3,
         )
         initial = _initial_head(reading.model, jax.random.PRNGKey(0) if key is None else key)
@@ -274,7 +281,7 @@ def to_torch(
         name: the model's name.
         variables: of the model or of `FrameFlexible`.
         format: one of the model's formats; None is the first that has a place for every variable and implies nothing
-            that `overrides` lacks, for `FrameFlexible` variables thus the FFN authors'.
+            else than the model has, for `FrameFlexible` variables thus the FFN authors'.
         overrides: the options with which the model was made.
 
     Returns:
@@ -284,7 +291,7 @@ def to_torch(
         ValueError: the format has no place for some variables.
 
     Warns:
-        UserWarning: the format implies options that `overrides` lacks; its readers, `load_model` too, then compute
+        UserWarning: the format implies other options than the model has; its readers, `load_model` too, then compute
             something else than the model that `overrides` tell of.
     """
     formats, overrides = known_formats(name, format), overrides or {}
@@ -294,8 +301,9 @@ def to_torch(
     if not fitting:
         reasons = "; ".join(f"{fmt!r} has no place for {some(paths, 3)}" for fmt, paths in homeless.items())
         raise ValueError(f"{reasons}. FrameFlexible.select(variables, n) gives what a plain format can hold")
+    options = {**list_options(name), **overrides}
     unsaid = {
-        fmt: {option: value for option, value in formats[fmt].overrides.items() if overrides.get(option) != value}
+        fmt: {option: value for option, value in formats[fmt].overrides.items() if options[option] != value}
         for fmt in fitting
     }
     chosen = next((fmt for fmt in fitting if not unsaid[fmt]), fitting[0])
@@ -306,7 +314,6 @@ def to_torch(
             stacklevel=2,
         )
     state_dict = {}
-    options = {**list_options(name), **overrides}
     for path, leaf in flat.items():
         for key, tensor in to_tensors(path, np.asarray(leaf), formats[chosen].keys, options).items():
             state_dict[key] = np.array(tensor, np.float32, order="C")

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import flaxvid
-from flaxvid.models.registry import get_spec, list_models
+from flaxvid.models.registry import create_tiny, get_spec, list_models
 from flaxvid.train.trained import load
 from flaxvid.weights.native import WeightsInfo, load_variables
 
@@ -32,6 +32,11 @@ def make(name, **overrides):
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2, 32, 32, 3), np.uint8))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), shapes)
+
+
+def parts(model):
+    """What a model computes, whatever was said to make it so."""
+    return repr((model.stem, model.body, model.head, model.clip))
 
 
 CASES = [
@@ -66,21 +71,33 @@ def test_what_the_formats_of_each_name_imply():
         **{f"x3d_{size}: pyslowfast": {"shortcut_norm": True} for size in ("xs", "s", "m", "l")},
         "r2plus1d_r34: ig65m": {"norm_epsilon": 1e-3},
         "r2plus1d_r34: torchvision": {"shared_midplanes": True},
-        **{f"timesformer_base: transformers_{attention}": {"attention": attention} for attention in ("joint", "space")},
-        "timesformer_base: authors_joint": {"attention": "joint"},
-        "timesformer_base: mmaction2": PIXELS,
-        "timesformer_base: mmaction2_joint": {**PIXELS, "attention": "joint"},
         **{
-            f"{name}: {fmt}": {"pool_epsilon": 1e-5}
-            for name in ("mvit_base", "mvit_base_32x3")
-            for fmt in ("pytorchvideo", "pytorchvideo_fused")
+            f"timesformer_base: {fmt}{suffix}": {"attention": attention, **implied}
+            for fmt, implied in (("transformers", {}), ("authors", {}), ("mmaction2", PIXELS))
+            for suffix, attention in (("", "divided"), ("_joint", "joint"), ("_space", "space"))
         },
-        "mvit_base_32x3: pyslowfast_24": {"depth": 24, "stages": (2, 5, 21), "pool_kernel": None},
+        "timesformer_base: transformers_space": {"attention": "space", "mean_first": False},
+        **{
+            f"{name}: {fmt}": {"pool_epsilon": 1e-5 if fmt.startswith("pytorchvideo") else None}
+            for name in ("mvit_base", "mvit_base_32x3")
+            for fmt in ("torchvision", "pytorchvideo", "pytorchvideo_fused", "pyslowfast")
+        },
+        "mvit_base_32x3: pyslowfast_24": {
+            "pool_epsilon": None,
+            "depth": 24,
+            "stages": (2, 5, 21),
+            "pool_kernel": None,
+        },
         "vivit_base: scenic_factorised": {"attention": "factorised"},
         **{
             f"videomae_{size}: {fmt}": {"norm_epsilon": 1e-6, "head_epsilon": 1e-6}
             for size in ("small", "base", "large")
             for fmt in ("authors", "authors_pretraining", "mmaction2")
+        },
+        **{
+            f"videomae_{size}: transformers{fmt}": {"norm_epsilon": 1e-12, "head_epsilon": 1e-5}
+            for size in ("small", "base", "large")
+            for fmt in ("", "_4", "_pretraining", "_4_pretraining")
         },
     }
 
@@ -102,6 +119,25 @@ def test_the_model_is_the_origins_or_there_is_one_error(name, fmt, implied):
     )
     served = flaxvid.load_torch(name, state_dict, overrides={**SMALL[name], **implied})
     chex.assert_trees_all_equal(served, variables)
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt", "options"),
+    [
+        ("videomae_base", "transformers", {}),
+        ("videomae_base", "authors", {"norm_epsilon": 1e-6, "head_epsilon": 1e-6}),
+        ("mvit_base", "torchvision", {}),
+        ("mvit_base", "pytorchvideo", {"pool_epsilon": 1e-5}),
+    ],
+)
+def test_export_takes_the_first_format_that_means_the_model(name, fmt, options):
+    """Shapes are the same; the epsilon differs."""
+    tiny = {option: value for option, value in get_spec(name).tiny.items() if option != "num_classes"}
+    model = create_tiny(name, **options)
+    variables = model.init(jax.random.key(0), np.zeros((1, 4, 32, 32, 3), np.uint8))
+    state_dict = flaxvid.to_torch(name, variables, overrides={**tiny, **options})
+    assert state_dict.keys() == flaxvid.to_torch(name, variables, fmt, overrides={**tiny, **options}).keys()
+    assert parts(flaxvid.load_model(name, state_dict, **tiny)[0]) == parts(model)
 
 
 def test_the_error_shows_the_call_with_the_file(tmp_path):
@@ -220,3 +256,52 @@ def test_the_import_script_writes_what_is_implied(tmp_path, monkeypatch, capsys)
     chex.assert_trees_all_equal(loaded, variables)
     assert info == WeightsInfo("x3d_xs", {"shortcut_norm": True, "num_classes": 3})
     assert load("out.safetensors").model.body.shortcut_norm  # as evaluation and prediction take it
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt", "head"),
+    [
+        ("videomae_base", "authors", "fc_norm.bias, fc_norm.weight, head.bias, head.weight"),
+        ("timesformer_base", "mmaction2", "cls_head.fc_cls.bias, cls_head.fc_cls.weight"),
+        ("slowfast_r50", "pytorchvideo", "blocks.6.proj.bias, blocks.6.proj.weight"),
+    ],
+)
+@pytest.mark.parametrize("classes", [None, 7])
+def test_an_attentive_head_starts_anew_on_the_files_body(name, fmt, head, classes, random_variables):
+    """Also where the file's classifier has the shape of the new one."""
+    spec = get_spec(name)
+    tiny = {option: value for option, value in spec.tiny.items() if option != "num_classes"}
+    variables = random_variables(create_tiny(name, **spec.formats[fmt].overrides))
+    state_dict = flaxvid.to_torch(name, variables, fmt, overrides={**tiny, **spec.formats[fmt].overrides})
+    said = (
+        f"the state_dict has not the head that {name} is to have (head='attention'): that head is freshly initialised "
+        f"and needs training; {head.count(',') + 1} tensors are left out: {head}"
+    )
+    with pytest.warns(UserWarning, match="freshly initialised") as warned:
+        model, loaded = flaxvid.load_model(
+            name, dict(sorted(state_dict.items())), num_classes=classes, head="attention", **tiny
+        )
+    assert [str(one.message) for one in warned] == [said]
+    for part in ("stem", "body"):
+        chex.assert_trees_all_equal(loaded["params"][part], variables["params"][part])
+    wanted = create_tiny(name, head="attention", num_classes=classes or 5, **spec.formats[fmt].overrides)
+    assert parts(model) == parts(wanted)
+    video = np.zeros((1, 4, 32, 32, 3), np.uint8)
+    shapes = jax.eval_shape(wanted.init, jax.random.key(0), video)
+    chex.assert_trees_all_equal_shapes(loaded, shapes)
+    assert model.apply(loaded, video).shape == (1, classes or 5)
+    if classes is None:
+        theirs, new = (tree["params"]["head"]["classifier"]["kernel"] for tree in (variables, loaded))
+        assert theirs.shape == new.shape
+        assert not np.allclose(theirs, new)
+
+
+def test_an_attentive_head_on_a_file_without_a_classifier_asks_for_the_number(random_variables):
+    tiny = {option: value for option, value in get_spec("vivit_base").tiny.items() if option != "num_classes"}
+    state_dict = flaxvid.to_torch("vivit_base", random_variables(create_tiny("vivit_base")), overrides=tiny)
+    trunk = {key: tensor for key, tensor in state_dict.items() if "classifier" not in key}
+    with pytest.raises(ValueError, match=r"variables of the model have no tensor: .*num_classes makes a new head"):
+        flaxvid.load_model("vivit_base", trunk, head="attention", **tiny)
+    with pytest.warns(UserWarning, match=r"has not the head .* needs training$"):
+        model, _ = flaxvid.load_model("vivit_base", trunk, num_classes=3, head="attention", **tiny)
+    assert model.head.num_classes == 3
