@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from flaxvid import layers, losses
     from flaxvid.data.clips.cut import read_video
     from flaxvid.export.onnx import export_onnx
+    from flaxvid.export.stablehlo import export_stablehlo
     from flaxvid.frames import FrameFlexible
     from flaxvid.models.registry import create_model, list_models
     from flaxvid.train.loop import run
@@ -23,6 +24,7 @@ _PUBLIC = {
     "Trained": "flaxvid.train.network",
     "create_model": "flaxvid.models.registry",
     "export_onnx": "flaxvid.export.onnx",
+    "export_stablehlo": "flaxvid.export.stablehlo",
     "list_models": "flaxvid.models.registry",
     "load": "flaxvid.train.trained",
     "load_model": "flaxvid.weights.torch",
@@ -40,6 +42,7 @@ __all__ = [
     "Trained",
     "create_model",
     "export_onnx",
+    "export_stablehlo",
     "layers",
     "list_models",
     "load",

@@ -14,16 +14,16 @@ from jax.extend import core
 from onnx import helper, numpy_helper
 
 from flaxvid.evaluate.runtimes import RUNTIMES, is_installed, open_program
+from flaxvid.export.bundle import write_programs
 from flaxvid.export.graph import Graph, Node
 from flaxvid.export.norms import fold_norms
-from flaxvid.export.programs import check_same, each_count
+from flaxvid.export.programs import compare
 from flaxvid.export.rules import run
 from flaxvid.export.tensors import Tensor
 from flaxvid.layers.conv import direct_form
 from flaxvid.models.video_model import VideoModel
 from flaxvid.train.network import Trained
 from flaxvid.types import Variables, by_target
-from flaxvid.writing import written_whole
 
 OPSET, FORMAT = 20, 9
 """The first version of the operators that has Gelu, and the version of the file format that goes with it."""
@@ -37,11 +37,11 @@ def export_onnx(trained: Trained, folder: str | Path, frames: tuple[int, ...] = 
 
     A program takes uint8 video (b, t, h, w, 3) with any batch b, and gives logits (b, k). It has an input "video", or
     one for each camera, and an output "logits", or one for each target. Before its file gets its name it is compared
-    with JAX, at two batch sizes, in every runtime that is installed.
+    with JAX, at two batch sizes, in every runtime that is installed. `flaxvid.load` opens the folder.
 
     Args:
         trained: the network.
-        folder: where the files go.
+        folder: of the bundle; it may hold other programs of the same network.
         frames: the frame counts; () is those that it was trained at.
 
     Returns:
@@ -49,27 +49,24 @@ def export_onnx(trained: Trained, folder: str | Path, frames: tuple[int, ...] = 
 
     Raises:
         ImportError: onnxruntime is not installed.
-        ValueError: the network has no head, more than 2 GB, or an operation that there is no rule for; or a runtime
-            gives other logits than JAX.
+        ValueError: the network has no head, more than 2 GB, or an operation that there is no rule for; a runtime gives
+            other logits than JAX; or the folder holds another network.
     """
     if not is_installed("onnxruntime"):
         raise ImportError('export is checked in onnxruntime, which is not installed: pip install "flaxvid[export]"')
-    files = {}
-    for count, model, variables, size in each_count(trained, frames):
-        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-        if weights > LARGEST:
-            raise ValueError(
-                f"expected a network of at most 2 GB, as an ONNX file holds, got {weights / 1e9:.1f} GB: load its "
-                "weights in JAX instead"
-            )
-        program = onnx_program(model, variables, count, size)
-        file = files[count] = Path(folder) / f"{count}_frames.onnx"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(file) as part:
-            part.write_bytes(program.SerializeToString())
-            for runtime in filter(is_installed, RUNTIMES):
-                check_same(open_program(part, runtime), model, variables, count, size, runtime)
-    return files
+    return write_programs(trained, folder, frames, "onnx", _write)
+
+
+def _write(file: Path, model: VideoModel, variables: Variables, num_frames: int, size: int) -> dict[str, float]:
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+    if weights > LARGEST:
+        raise ValueError(
+            f"expected a network of at most 2 GB, as an ONNX file holds, got {weights / 1e9:.1f} GB: load its "
+            "weights in JAX instead"
+        )
+    file.write_bytes(onnx_program(model, variables, num_frames, size).SerializeToString())
+    programs = {runtime: open_program(file, runtime) for runtime in RUNTIMES if is_installed(runtime)}
+    return compare(programs, model, variables, num_frames, size)
 
 
 def onnx_program(model: VideoModel, variables: Variables, num_frames: int, size: int) -> onnx.ModelProto:
@@ -108,10 +105,24 @@ def onnx_function(
     for name, x in shapes.items():
         axes = graph.axes_of(x.shape)
         starts.append(Tensor(name, axes, axes))
+    if clash := sorted(shapes.keys() & results.keys()):
+        raise ValueError(f"expected inputs and outputs of different names, got {', '.join(clash)} for both: rename one")
     ends = dict(zip(sorted(results), run(graph, jaxpr, starts), strict=True))
-    last = [Node("Identity", [graph.in_memory(end).value], name, {}) for name, end in ends.items()]
-    nodes = fold_norms([*graph.nodes, *last], list(ends))
-    return _assemble(nodes, shapes, {name: results[name] for name in ends})
+    nodes = _with_outputs(graph.nodes, {name: graph.in_memory(end).value for name, end in ends.items()})
+    return _assemble(fold_norms(nodes, list(ends)), shapes, {name: results[name] for name in ends})
+
+
+def _with_outputs(nodes: Sequence[Node], ends: Mapping[str, str | np.ndarray]) -> list[Node]:
+    """The nodes, which give the ends by their names."""
+    made = {node.output for node in nodes}
+    new = {value: name for name, value in ends.items() if isinstance(value, str) and value in made}
+    for node in nodes:
+        node.output = new.get(node.output, node.output)
+        node.inputs = [new.get(value, value) if isinstance(value, str) else value for value in node.inputs]
+    # What is an input, a constant, or another output, too, is copied.
+    rest = {name: value for name, value in ends.items() if name not in new.values()}
+    copies = [Node("Identity", [new.get(v, v) if isinstance(v, str) else v], name, {}) for name, v in rest.items()]
+    return [*nodes, *copies]
 
 
 def _assemble(nodes: Sequence[Node], inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> onnx.ModelProto:

@@ -1,6 +1,6 @@
 """What every export does: the programs of a network, one for each frame count, and their comparison with JAX."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ BATCHES = (1, 3)
 """The batch sizes at which they are compared."""
 
 
-def each_count(trained: Trained, frames: tuple[int, ...]) -> Iterator[tuple[int, VideoModel, Variables, int]]:
+def each_count(trained: Trained, frames: Sequence[int]) -> Iterator[tuple[int, VideoModel, Variables, int]]:
     """Yields each frame count with the model, its ordinary variables for that count, and the size of a frame.
 
     Raises:
@@ -50,25 +50,32 @@ def random_clips(model: VideoModel, batch: int, num_frames: int, size: int) -> A
     return jax.tree.map(lambda _: make(0, 256, (batch, num_frames, size, size, 3), np.uint8), cameras)
 
 
-def check_same(
-    program: Callable[[Any], Any], model: VideoModel, variables: Variables, num_frames: int, size: int, runtime: str
-) -> float:
-    """The largest relative difference of a program's logits from JAX's.
+def compare(
+    programs: Mapping[str, Callable[[Any], Any]], model: VideoModel, variables: Variables, num_frames: int, size: int
+) -> dict[str, float]:
+    """The largest difference of each program's logits from JAX's, relative to the largest logit.
+
+    Args:
+        programs: functions of video, by the names of their runtimes.
+        model, variables: what they must compute.
+        num_frames, size: of a clip.
 
     Raises:
-        ValueError: it is larger than `TOLERANCE`.
+        ValueError: a difference is larger than `TOLERANCE`.
     """
-    worst = 0.0
-    apply = jax.jit(model.apply)
+    apply, worst = jax.jit(model.apply), dict.fromkeys(programs, 0.0)
     for batch in BATCHES:
         video = random_clips(model, batch, num_frames, size)
-        wanted, given = by_target(apply(variables, video)), by_target(program(video))
-        for target, logits in wanted.items():
-            scale = max(float(np.abs(logits).max()), np.finfo(np.float32).tiny)
-            worst = max(worst, float(np.abs(np.asarray(given[target]) - logits).max()) / scale)
-    if not worst <= TOLERANCE:
-        raise ValueError(
-            f"expected logits within {TOLERANCE:g} of JAX's, got a relative difference of {worst:.1e} in {runtime} at "
-            f"{num_frames} frames: nothing was written; please report the network"
-        )
+        wanted = by_target(jax.device_get(apply(variables, video)))
+        for runtime, program in programs.items():
+            given = by_target(program(video))
+            for target, logits in wanted.items():
+                scale = max(np.abs(logits).max(), np.finfo(np.float32).tiny)
+                difference = float(np.abs(np.asarray(given[target]) - logits).max() / scale)
+                worst[runtime] = max(worst[runtime], difference)
+                if not difference <= TOLERANCE:
+                    raise ValueError(
+                        f"expected logits within {TOLERANCE:g} of JAX's, got a relative difference of {difference:.1e} "
+                        f"in {runtime} at {num_frames} frames, so the program was not kept: please report the network"
+                    )
     return worst

@@ -26,6 +26,9 @@ from flaxvid.weights.native import check_fit, is_native, load_variables
 from flaxvid.weights.readings import find_implied
 from flaxvid.weights.torch import import_torch
 
+BUNDLED_WEIGHTS = "weights.safetensors"
+"""The file of weights in a folder that an export has written."""
+
 
 def load(
     path: str | Path,

@@ -101,6 +101,9 @@ FUNCTIONS = {
     # loops
     "loop": lambda x: loop(x, False),
     "loop backwards": lambda x: loop(x, True),
+    # outputs
+    "the input": lambda x: x,
+    "a constant": lambda x: jnp.ones((2, 3)),
 }
 
 
@@ -144,3 +147,15 @@ def test_layer_norms(norm):
 def test_what_has_no_rule_is_named(function, said):
     with pytest.raises(ValueError, match=said):
         both(function, 1)
+
+
+def test_outputs_may_be_the_same_and_inputs_have_other_names():
+    def twice(x):
+        y = x + 1
+        return {"a": y, "b": y, "c": x}
+
+    session = onnxruntime.InferenceSession(onnx_function(twice, {"x": ((2,), np.float32)}).SerializeToString())
+    a, b, c = session.run(["a", "b", "c"], {"x": np.ones(2, np.float32)})
+    assert (a.tolist(), b.tolist(), c.tolist()) == ([2, 2], [2, 2], [1, 1])
+    with pytest.raises(ValueError, match="inputs and outputs of different names, got x for both"):
+        onnx_function(lambda x: {"x": x + 1}, {"x": ((2,), np.float32)})
