@@ -30,7 +30,7 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxvid.arguments import add_weights, number, one_each, read_class_names
+from flaxvid.arguments import add_runtime, add_weights, number, one_each, read_class_names
 from flaxvid.data.clips.windows import SHORTEST
 from flaxvid.data.sources.search import collect
 from flaxvid.evaluate.cost import largest_within
@@ -51,7 +51,7 @@ def main() -> None:
     except BrokenPipeError:  # as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
         sys.exit(128 + signal.SIGPIPE)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{type(error).__name__}: {printable(str(error))}")
     sys.exit(status)
 
@@ -62,6 +62,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="a file, a folder, or a pattern in quotes")
     parser.add_argument("--run", required=True, help="a run's folder, a file of flaxvid, or a torch file")
     add_weights(parser)
+    add_runtime(parser)
     parser.add_argument(
         "--frames",
         action="append",
@@ -99,7 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     enable_compilation_cache()
     console = Console(stderr=True, highlight=False, emoji=False)
     names = read_class_names(arguments.classes) if arguments.classes else None
-    trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
+    trained = load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model, runtime=arguments.runtime)
+    trained = name_classes(trained)
     videos = videos_for(trained.model.cameras, arguments)
     predictor = trained.predictor
     num_frames = arguments.frames[0] if arguments.frames else max(trained.frames)

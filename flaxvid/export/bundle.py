@@ -5,12 +5,12 @@ accurate the network was.
 """
 
 import contextlib
+import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import flaxvid
 from flaxvid.evaluate.record import any_frame_rows
 from flaxvid.export.programs import each_count
 from flaxvid.report.records import read_evaluation
@@ -77,7 +77,7 @@ def _describe(trained: Trained, folder: Path, program: Mapping[str, Any]) -> Non
     others = read_json(file, dict).get("programs", []) if file.exists() else []
     programs = [*(other for other in others if other["file"] != program["file"]), program]
     description = {
-        "flaxvid": flaxvid.__version__,
+        "flaxvid": importlib.metadata.version("flaxvid"),
         "network": model.zoo_name,
         "weights": BUNDLED_WEIGHTS if model.zoo_name else None,
         "frames": trained.frames,

@@ -16,6 +16,7 @@ from flaxvid.adapt.surgery import CLASSIFIER
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.sources.class_names import as_classes
 from flaxvid.evaluate.predictor import Predictor
+from flaxvid.evaluate.runtimes import Program, open_program
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.frame_flexible import FfnRecipe
@@ -43,6 +44,8 @@ class Trained:
         folder: the run's; None for a file.
         named: False if the names of the classes are unknown; `classes` then numbers them.
         checkpoint: "name" and "step" of a run's checkpoint; None for a file.
+        runtime: what answers to videos: "jax", or a runtime of exported programs, "onnxruntime" or "openvino".
+        programs: the ONNX file of each frame count, for such a runtime.
         fresh: paths of random variables, which the torch file does not have: a head for other classes.
 
     Raises:
@@ -58,6 +61,8 @@ class Trained:
     named: bool = True
     checkpoint: Mapping[str, Any] | None = None
     fresh: tuple[str, ...] = ()
+    runtime: str = "jax"
+    programs: Mapping[int, Path] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not isinstance(self.variables, Mapping) or "params" not in self.variables:
@@ -88,6 +93,21 @@ class Trained:
             return flexible.select(self.variables, num_frames)
         return {name: self.variables[name] for name in ("params", "batch_stats") if name in self.variables}
 
+    def answering(self, num_frames: int) -> Variables | Program:
+        """What answers to clips of so many frames: the variables of `select`, or an exported program.
+
+        Raises:
+            ValueError: there is no program for that count.
+        """
+        if self.runtime == "jax":
+            return self.select(num_frames)
+        if num_frames not in self.programs:
+            counts = ", ".join(map(str, sorted(self.programs)))
+            raise ValueError(
+                f"expected a frame count that was exported, {counts}, got {num_frames}: export it, too, with --frames"
+            )
+        return open_program(self.programs[num_frames], self.runtime)
+
     @functools.cached_property
     def predictor(self) -> Predictor:
         """Answers to batches and to long videos; it sees videos as the test of the run does."""
@@ -96,7 +116,7 @@ class Trained:
                 "this network was pre-trained without labels and has no classifier: fine-tune it first, with "
                 f"--config.model.weights={self.folder or 'ITS_RUN'}"
             )
-        return Predictor(self.model, self.select, self.classes, clip_config(self.recipe, self.frames))
+        return Predictor(self.model, self.answering, self.classes, clip_config(self.recipe, self.frames))
 
     def predict(self, video: AnyVideo, frames: int | None = None) -> dict[str, Any]:
         """What a video shows.

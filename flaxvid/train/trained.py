@@ -11,6 +11,7 @@ from typing import Any
 
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.sources.class_names import as_classes
+from flaxvid.evaluate.runtimes import RUNTIMES
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model, get_spec
 from flaxvid.models.video_model import VideoModel
@@ -39,26 +40,32 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     num_classes: int | Mapping[str, int] | None = None,
     headless: bool = False,
+    runtime: str = "jax",
 ) -> Trained:
-    """Loads the weights of a run (their moving averages, if it keeps them) or of a file.
+    """Loads the weights of a run (their moving averages, if it keeps them), of an export or of a file.
 
     Args:
-        path: a run's folder, the folder of one of its checkpoints, a .safetensors file that flaxvid wrote, a torch
-            file, or a known name such as "torchvision/resnet50-imagenet1k-v1".
+        path: a run's folder, the folder of one of its checkpoints, a folder of `flaxvid.export_onnx`, a .safetensors
+            file that flaxvid wrote, a torch file, or a known name such as "torchvision/resnet50-imagenet1k-v1".
         checkpoint: of a run: "latest", "best" or a step; see `find_checkpoint`.
         classes: class names in the order of the logits; None takes those of the run or the file.
         model: name of the model, for a torch file or a folder of checkpoints alone. Others say it themselves.
         overrides: the model's options; what a torch file's origin implies is added.
         num_classes: of a torch file; another number than the file's gives a fresh head, None takes the file's.
         headless: whether a run of masked pre-training will do, whose variables have no head.
+        runtime: what answers to videos: "jax", or for a folder of `export_onnx` "onnxruntime" or "openvino". These
+            take the frame counts that were exported.
 
     Raises:
         FileNotFoundError: there is no such run, file or checkpoint.
         ValueError: `model` is missing, `checkpoint` is given for a file, the number of `classes` is not the network's,
-            or the file is damaged or of another model.
+            there are no programs for the `runtime`, or the file is damaged or of another model.
     """
     path = Path(path)
-    if path.is_dir():
+    if runtime != "jax":
+        return _with_programs(load(path, checkpoint, classes=classes), path, runtime)
+    bundled = path / BUNDLED_WEIGHTS
+    if path.is_dir() and not bundled.is_file():
         trained = _from_folder(path, checkpoint, classes, model, overrides)
         if trained.headless and not headless:
             raise ValueError(
@@ -67,7 +74,7 @@ def load(
             )
         return trained
     try:
-        file = resolve_weights(path)
+        file = bundled if path.is_dir() else resolve_weights(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"expected a run's folder or a .safetensors file, got no folder and {error}") from error
     if checkpoint != "latest":
@@ -84,6 +91,19 @@ def load(
     implied = find_implied(model, get_spec(model).formats[imported.format], {})
     trained = _of_file(path, plain, imported.variables, imported.frames, classes, implied)
     return dataclasses.replace(trained, fresh=imported.fresh)
+
+
+def _with_programs(trained: Trained, folder: Path, runtime: str) -> Trained:
+    named = {file.name.removesuffix("_frames.onnx"): file for file in folder.glob("*_frames.onnx")}
+    programs = {int(count): file for count, file in named.items() if count.isdecimal()}
+    if runtime not in RUNTIMES or not programs:
+        raise ValueError(
+            f"expected a folder with ONNX programs for {' or '.join(RUNTIMES)}, got {folder} for {runtime}: write one "
+            f"by scripts/export.py {folder} FOLDER"
+        )
+    counts = tuple(sorted(programs))
+    recipe = dataclasses.replace(trained.recipe, eval_frames=counts)
+    return dataclasses.replace(trained, frames=counts, recipe=recipe, runtime=runtime, programs=programs)
 
 
 def name_classes(trained: Trained) -> Trained:
