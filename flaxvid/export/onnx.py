@@ -20,7 +20,7 @@ from flaxvid.export.norms import fold_norms
 from flaxvid.export.programs import compare
 from flaxvid.export.rules import run
 from flaxvid.export.tensors import Tensor
-from flaxvid.layers.conv import direct_form
+from flaxvid.layers.lowering import direct_form
 from flaxvid.models.video_model import VideoModel
 from flaxvid.train.network import Trained
 from flaxvid.types import Variables, by_target
