@@ -19,12 +19,13 @@ Value = str | np.ndarray
 
 @dataclasses.dataclass(eq=False)
 class Node:
-    """One operator with one output."""
+    """One operator with one output; its name tells the layer that it belongs to."""
 
     op: str
     inputs: list[Value]
     output: str
     attributes: dict[str, Any]
+    name: str
 
 
 class Graph:
@@ -57,7 +58,8 @@ class Graph:
         key = (op, *map(_identity, inputs), *sorted(attributes.items()))
         if key not in self._made:
             layer = re.sub("[^0-9A-Za-z_/]", "_", self.scope) or "main"
-            node = Node(op, list(inputs), f"{layer}/{op}_{len(self.nodes)}", attributes)
+            name = f"{layer}/{op}_{len(self.nodes)}"
+            node = Node(op, list(inputs), name, attributes, name)
             self.nodes.append(node)
             self._made[key] = self._by_output[node.output] = node
         return self._made[key].output

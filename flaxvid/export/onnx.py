@@ -121,8 +121,8 @@ def _with_outputs(nodes: Sequence[Node], ends: Mapping[str, str | np.ndarray]) -
         node.inputs = [new.get(value, value) if isinstance(value, str) else value for value in node.inputs]
     # What is an input, a constant, or another output, too, is copied.
     rest = {name: value for name, value in ends.items() if name not in new.values()}
-    copies = [Node("Identity", [new.get(v, v) if isinstance(v, str) else v], name, {}) for name, v in rest.items()]
-    return [*nodes, *copies]
+    named = {name: new.get(value, value) if isinstance(value, str) else value for name, value in rest.items()}
+    return [*nodes, *(Node("Identity", [value], name, {}, name) for name, value in named.items())]
 
 
 def _assemble(nodes: Sequence[Node], inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> onnx.ModelProto:
@@ -148,9 +148,9 @@ def _assemble(nodes: Sequence[Node], inputs: Mapping[str, Any], outputs: Mapping
     made = [
         helper.make_node(
             node.op,
-            [name_of(value, f"{node.output}.{place}") for place, value in enumerate(node.inputs)],
+            [name_of(value, f"{node.name}.{place}") for place, value in enumerate(node.inputs)],
             [node.output],
-            node.output,
+            node.name,
             **node.attributes,
         )
         for node in nodes
