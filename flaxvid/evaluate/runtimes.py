@@ -70,7 +70,7 @@ def _onnxruntime(file: Path, threads: int | None) -> tuple[Shapes, Run]:
     session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
     shapes = {node.name: tuple(node.shape[1:]) for node in session.get_inputs()}
-    return shapes, lambda video: dict(zip(outputs, session.run(outputs, video), strict=True))
+    return shapes, lambda video: _named(outputs, session.run(outputs, video))
 
 
 def _openvino(file: Path, threads: int | None) -> tuple[Shapes, Run]:
@@ -86,6 +86,10 @@ def _openvino(file: Path, threads: int | None) -> tuple[Shapes, Run]:
         node.get_any_name(): tuple(size.get_length() for size in list(node.partial_shape)[1:]) for node in model.inputs
     }
     return shapes, lambda video: {node.get_any_name(): np.array(value) for node, value in model(video).items()}
+
+
+def _named(names: list[str], arrays: Any) -> dict[str, np.ndarray]:
+    return dict(zip(names, arrays, strict=True))
 
 
 RUNTIMES = {"onnxruntime": _onnxruntime, "openvino": _openvino}

@@ -22,7 +22,7 @@ class Node:
     """One operator with one output; its name tells the layer that it belongs to."""
 
     op: str
-    inputs: list[Value]
+    inputs: list[Any]
     output: str
     attributes: dict[str, Any]
     name: str
@@ -51,7 +51,7 @@ class Graph:
         self._made: dict[Any, Node] = {}
         self._by_output: dict[str, Node] = {}
 
-    def node(self, op: str, *inputs: Value, **attributes: Any) -> Value:
+    def node(self, op: str, *inputs: Value, **attributes: Any) -> Any:
         """Adds a node and returns the name of its output; if all inputs are known, no node but what it gives."""
         if not any(isinstance(value, str) for value in inputs):
             return _compute(op, inputs, attributes)
@@ -224,7 +224,8 @@ def result(value: Value, operands: Sequence[Tensor]) -> Tensor:
 def _compute(op: str, inputs: Sequence[Value], attributes: Any) -> np.ndarray:
     names = [str(place) for place in range(len(inputs))]
     node = helper.make_node(op, names, ["output"], **attributes)
-    return np.asarray(ReferenceEvaluator(node).run(None, dict(zip(names, inputs, strict=True)))[0])
+    outputs: Any = ReferenceEvaluator(node).run(None, dict(zip(names, inputs, strict=True)))
+    return np.asarray(outputs[0])
 
 
 def _as_one(axis: Axis) -> Axis:

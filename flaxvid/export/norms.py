@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def needed(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
     return kept[::-1]
 
 
-def _step(node: Node) -> tuple[str, np.ndarray, np.ndarray] | None:
+def _step(node: Node) -> tuple[str, Any, Any] | None:
     """``x * gain + shift`` of a node that does that by constants: the name of x, gain and shift."""
     if node.op not in ("Add", "Sub", "Mul", "Div") or len({type(x) for x in node.inputs}) != 2:
         return None

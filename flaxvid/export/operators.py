@@ -154,8 +154,8 @@ def concatenate(graph: Graph, parts: Sequence[Tensor], axis: int) -> Tensor:
     x = _join(graph, parts[inside[0] : inside[-1] + 1], axis)
     if not before and not after:
         return x
-    widths = [sum(_size(part.axes[axis]) for part in edge) for edge in (before, after)]
-    return pad(graph, x, axis, *widths, np.zeros((), (*before, *after)[0].value.dtype))
+    low, high = (sum(_size(part.axes[axis]) for part in edge) for edge in (before, after))
+    return pad(graph, x, axis, low, high, np.zeros((), (*before, *after)[0].value.dtype))
 
 
 def _join(graph: Graph, parts: Sequence[Tensor], axis: int) -> Tensor:
