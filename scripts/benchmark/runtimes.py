@@ -35,7 +35,7 @@ def compare_runtimes(names: Sequence[str], batch: int, scale: float, timing: Tim
     rows: Rows = {}
     for name in names:
         clip = flaxvid.create_model(name).clip
-        size = round(clip.image_size * scale / 32) * 32
+        size = round(clip.image_size * scale / 16) * 16
         model = flaxvid.create_model(name, num_classes=400, image_size=size)
         variables = init_variables(model, jax.random.key(0), blank_video(model))
         variables = jax.tree.map(_vary, variables)
