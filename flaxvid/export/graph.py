@@ -34,6 +34,7 @@ class Graph:
     Attributes:
         nodes: each behind those that it needs.
         scope: the layer that the next nodes belong to; their names begin with it.
+        cuts: of a cut along one axis the tensor before it, and the axis with the part, by name.
         counts: how many numbers each number of a reduction is made of, by name.
     """
 
@@ -47,6 +48,7 @@ class Graph:
         self.nodes: list[Node] = []
         self.scope = ""
         self.counts: dict[str, int] = {}
+        self.cuts: dict[Any, tuple[Tensor, tuple[int, tuple[int, int, int]]]] = {}
         self._batch, self._batch_of = batch, batch_of
         self._made: dict[Any, Node] = {}
         self._by_output: dict[str, Node] = {}

@@ -123,12 +123,17 @@ def cut(graph: Graph, x: Tensor, cuts: Mapping[int, Cut]) -> Tensor:
     cuts = {axis: part for axis, part in cuts.items() if x.axes[axis] and part != (0, _size(x.axes[axis]), 1)}
     if not cuts:
         return x
-    x = graph.own_dims(x, cuts)
+    inside = {axis: part for axis, part in cuts.items() if x.axes[axis] not in x.dims}
+    if 0 < len(inside) < len(cuts):  # first what needs no other dims
+        return cut(graph, cut(graph, x, {axis: part for axis, part in cuts.items() if axis not in inside}), inside)
+    whole, x = x, graph.own_dims(x, cuts)
     new = {x.axes[axis]: axis_of(len(range(*part))) for axis, part in cuts.items()}
     by_place = {x.dims.index(x.axes[axis]): part for axis, part in cuts.items()}
     starts, ends, steps = np.array([*by_place.values()]).T
     ends = np.where(ends < 0, np.iinfo(np.int64).min, ends)
     value = graph.node("Slice", x.value, starts, ends, np.array([*by_place]), steps)
+    if len(cuts) == 1 and isinstance(value, str):
+        graph.cuts[value] = whole, *cuts.items()
     return Tensor(value, *(tuple(new.get(axis, axis) for axis in axes) for axes in (x.axes, x.dims)))
 
 
@@ -155,7 +160,33 @@ def concatenate(graph: Graph, parts: Sequence[Tensor], axis: int) -> Tensor:
     if not before and not after:
         return x
     low, high = (sum(_size(part.axes[axis]) for part in edge) for edge in (before, after))
+    if (shifted := _shift(graph, x, axis, low, high)) is not None:
+        return shifted
     return pad(graph, x, axis, low, high, np.zeros((), (*before, *after)[0].value.dtype))
+
+
+def _shift(graph: Graph, x: Tensor, axis: int, low: int, high: int) -> Tensor | None:
+    """A cut at one end and as many zeros at the other, where the axis lies in one dim with the batch; else None.
+
+    The dim stays whole, which spares two changes of layout: all clips are shifted as one, and what comes from the clip
+    before or behind becomes zero.
+    """
+    whole, (at, part) = graph.cuts.get(x.value, (x, (-1, ())))
+    own = x.axes[axis] if at != axis else whole.axes[axis]
+    dim = next((dim for dim in whole.dims if len(dim) > len(own) > 0 and dim[-len(own) :] == own), ())
+    shifts = part in ((high, _size(own), 1), (0, _size(own) - low, 1)) and min(low, high) == 0
+    if not dim or not shifts or _with_axis(x, axis, own).axes != whole.axes:
+        return None
+    place = whole.dims.index(dim)
+    ends = (high, np.iinfo(np.int64).max) if high else (0, -low)
+    value = graph.node("Slice", whole.value, *(np.array([number]) for number in (*ends, place, 1)))
+    edges, inside = np.zeros((2, len(whole.dims)), np.int64), np.ones(_size(own), np.float32)
+    edges[:, place] = low, high
+    inside[:low] = inside[len(inside) - high :] = 0
+    value = graph.node("Pad", value, edges.ravel(), np.float32(0), mode="constant")
+    mask = Tensor(inside, (own,), (own,))
+    mask = graph.arrange(mask, [dim if index == place else () for index in range(len(whole.dims))], full=True)
+    return Tensor(graph.node("Mul", value, mask.value), whole.axes, whole.dims)
 
 
 def _join(graph: Graph, parts: Sequence[Tensor], axis: int) -> Tensor:
