@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from flaxvid.data.clips.cut import read_video
     from flaxvid.export.onnx import export_onnx
     from flaxvid.export.stablehlo import export_stablehlo
+    from flaxvid.export.stream import export_stream
     from flaxvid.frames import FrameFlexible
     from flaxvid.models.registry import create_model, list_models
     from flaxvid.train.loop import run
@@ -25,6 +26,7 @@ _PUBLIC = {
     "create_model": "flaxvid.models.registry",
     "export_onnx": "flaxvid.export.onnx",
     "export_stablehlo": "flaxvid.export.stablehlo",
+    "export_stream": "flaxvid.export.stream",
     "list_models": "flaxvid.models.registry",
     "load": "flaxvid.train.trained",
     "load_model": "flaxvid.weights.torch",
@@ -43,6 +45,7 @@ __all__ = [
     "create_model",
     "export_onnx",
     "export_stablehlo",
+    "export_stream",
     "layers",
     "list_models",
     "load",

@@ -3,6 +3,7 @@
     python scripts/export.py runs/ffn-motion out/                   ONNX and StableHLO, at each trained frame count
     python scripts/export.py runs/ffn-motion out/ --frames 8        at 8 frames alone
     python scripts/export.py tsm.safetensors out/ --only onnx       for onnxruntime, OpenVINO and others alone
+    python scripts/export.py runs/tsm-causal out/ --only stream     ONNX that takes one frame after the other
 
 Programs take uint8 video (batch, frames, height, width, RGB), any batch, and give logits. Each is compared with the
 network in JAX before its file gets its name: ONNX in onnxruntime, and in OpenVINO where that is installed. The folder
@@ -17,14 +18,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+import flaxvid
 from flaxvid.arguments import add_weights, number, read_class_names
 from flaxvid.export.bundle import DESCRIPTION
-from flaxvid.export.stablehlo import export_stablehlo
 from flaxvid.train.step import enable_compilation_cache
 from flaxvid.train.trained import load, name_classes
 from flaxvid.writing import read_json
 
-KINDS = ("onnx", "stablehlo")
+KINDS = ("onnx", "stablehlo", "stream")
 
 
 def main() -> None:
@@ -47,15 +48,12 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Loads, exports count by count, and prints what was written."""
     enable_compilation_cache()
-    exports = {"stablehlo": export_stablehlo}
-    if arguments.only != "stablehlo":
-        from flaxvid.export.onnx import export_onnx  # needs the extra [export]
-
-        exports = {"onnx": export_onnx, **exports}
+    kinds = (arguments.only,) if arguments.only else ("onnx", "stablehlo")
+    exports = {kind: getattr(flaxvid, f"export_{kind}") for kind in kinds}  # ONNX needs the extra [export]
     names = read_class_names(arguments.classes) if arguments.classes else None
     trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
     console = Console(stderr=True)
-    for kind in [arguments.only] if arguments.only else KINDS:
+    for kind in kinds:
         for count in arguments.frames or trained.frames:
             with console.status(f"{count} frames as {kind}"):
                 exports[kind](trained, arguments.output, (count,))

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 Program = Callable[[Any], dict[str, Float[np.ndarray, "b k"]]]
 """uint8 video (b, t, h, w, 3), or one for each camera, to the logits of each target; a single target is called ""."""
-
 
 Shapes = dict[str, tuple[int, ...]]
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -32,6 +31,61 @@ def open_program(file: str | Path, runtime: str, threads: int | None = None) -> 
         ValueError: an unknown runtime.
         ImportError: the runtime is not installed.
     """
+    shapes, run = _open(file, runtime, threads)
+
+    def program(video: Any) -> dict[str, Float[np.ndarray, "b k"]]:
+        given = {name: np.asarray(clips) for name, clips in _by_camera(video).items()}
+        fits = {name: given[name].dtype == np.uint8 and given[name].shape[1:] == shapes.get(name) for name in given}
+        if given.keys() != shapes.keys() or not all(fits.values()):
+            wanted = ", ".join(f"{name} uint8 (batch, {', '.join(map(str, shape))})" for name, shape in shapes.items())
+            got = ", ".join(f"{name} {clips.dtype} {clips.shape}" for name, clips in given.items())
+            raise ValueError(f"expected {wanted}, got {got}: an exported program takes clips of its own size alone")
+        return _by_target(run(given))
+
+    return program
+
+
+BEFORE, AFTER = "before/", "after/"
+"""What the names of a stream's memories begin with, as inputs and as outputs of its program."""
+
+
+class Stream:
+    """A network that sees one frame after the other; `open_stream` makes it.
+
+    Its answer to a frame rests on that frame and, by its memories, on those before.
+    """
+
+    def __init__(self, shapes: Shapes, run: Run):
+        self._shapes, self._run = shapes, run
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all frames, for another video."""
+        self._memories: dict[str, np.ndarray] = {}
+
+    def __call__(self, frame: UInt8[np.ndarray, "b h w 3"]) -> dict[str, Float[np.ndarray, "b k"]]:
+        """The logits of the next frame, for each target.
+
+        Raises:
+            ValueError: a frame of another size, or of another batch than those before.
+        """
+        names = [name for name in self._shapes if name != "frame"]
+        batch = next((len(memory) for memory in self._memories.values()), len(frame))
+        wanted = (batch, *self._shapes["frame"][1:])
+        if frame.dtype != np.uint8 or frame.shape != wanted:
+            raise ValueError(f"expected frames of uint8 {wanted}, got {frame.dtype} {frame.shape}")
+        memories = self._memories or {name: np.zeros((batch, *self._shapes[name]), np.float32) for name in names}
+        outputs = self._run({"frame": frame[:, None], **memories})
+        self._memories = {name: outputs.pop(AFTER + name.removeprefix(BEFORE)) for name in names}
+        return _by_target(outputs)
+
+
+def open_stream(file: str | Path, runtime: str, threads: int | None = None) -> Stream:
+    """Makes a stream of a file of `flaxvid.export_stream`; arguments and errors as in `open_program`."""
+    return Stream(*_open(file, runtime, threads))
+
+
+def _open(file: str | Path, runtime: str, threads: int | None) -> tuple[Shapes, Run]:
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime: expected {' or '.join(RUNTIMES)}, got {runtime!r}")
     if not is_installed(runtime):
@@ -39,18 +93,11 @@ def open_program(file: str | Path, runtime: str, threads: int | None = None) -> 
         raise ImportError(f'{runtime} is not installed: pip install "flaxvid[{extra}]"')
     if not Path(file).is_file():
         raise FileNotFoundError(f"expected an ONNX file, got none at {file}: flaxvid.export_onnx writes one")
-    shapes, run = RUNTIMES[runtime](Path(file), threads)
+    return RUNTIMES[runtime](Path(file), threads)
 
-    def program(video: Any) -> dict[str, Float[np.ndarray, "b k"]]:
-        given = {name: np.asarray(clips) for name, clips in _by_camera(video).items()}
-        wrong = given.keys() ^ shapes.keys() or [name for name in shapes if given[name].shape[1:] != shapes[name]]
-        if wrong:
-            wanted = ", ".join(f"{name} (batch, {', '.join(map(str, shape))})" for name, shape in shapes.items())
-            got = ", ".join(f"{name} {clips.shape}" for name, clips in given.items())
-            raise ValueError(f"expected {wanted}, got {got}: an exported program takes clips of its own size alone")
-        return {"" if name == "logits" else name: logits for name, logits in run(given).items()}
 
-    return program
+def _by_target(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"" if name == "logits" else name: logits for name, logits in outputs.items()}
 
 
 def _by_camera(video: Any) -> Mapping[str, Any]:

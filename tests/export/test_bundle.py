@@ -71,7 +71,9 @@ def test_what_a_runtime_cannot_do_is_one_error(folder, video, tmp_path):
         network.predict(video, 3)
     with pytest.raises(ValueError, match='an exported program gives no features: use runtime="jax"'):
         network.features(video)
-    with pytest.raises(ValueError, match=r"expected video \(batch, 2, 32, 32, 3\), got video \(1, 2, 33, 32, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"expected video uint8 \(batch, 2, 32, 32, 3\), got video uint8 \(1, 2, 33, 32, 3\)"
+    ):
         open_program(folder / "2_frames.onnx", "onnxruntime")(np.zeros((1, 2, 33, 32, 3), np.uint8))
     with pytest.raises(ValueError, match="runtime: expected onnxruntime or openvino, got 'torch'"):
         open_program(folder / "2_frames.onnx", "torch")

@@ -99,7 +99,10 @@ def test_targets_and_cameras_have_their_names(random_variables, clip, tmp_path):
     logits = program(video)
     for target, wanted in apply(model, variables, video).items():
         np.testing.assert_allclose(logits[target], wanted, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="expected front, left, right, all of them, got front"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected front uint8 .*, left uint8 .*, right uint8 .*, got front uint8 \(2, 4, 32, 32, 3\):",
+    ):
         program({"front": video["front"]})
 
 
