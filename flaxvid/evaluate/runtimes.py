@@ -1,6 +1,7 @@
 """Runs exported ONNX programs in onnxruntime or OpenVINO, which on a CPU are faster than JAX."""
 
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,8 @@ def _onnxruntime(file: Path, threads: int | None) -> tuple[Shapes, Run]:
 
 
 def _openvino(file: Path, threads: int | None) -> tuple[Shapes, Run]:
+    # Its telemetry would fork this process, which JAX's threads may not survive, to tell its maker of each file.
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
     import openvino
 
     # Where a processor has bfloat16, OpenVINO would compute in that: an error of half a percent.
@@ -128,11 +131,13 @@ def _openvino(file: Path, threads: int | None) -> tuple[Shapes, Run]:
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
-    model = core.compile_model(core.read_model(model=file.read_bytes()), "CPU", config)
+    read = core.read_model(model=file.read_bytes())
+    names = [node.get_any_name() for node in read.outputs]  # compiled, they may have others, too
+    model = core.compile_model(read, "CPU", config)
     shapes = {
         node.get_any_name(): tuple(size.get_length() for size in list(node.partial_shape)[1:]) for node in model.inputs
     }
-    return shapes, lambda video: {node.get_any_name(): np.array(value) for node, value in model(video).items()}
+    return shapes, lambda video: _named(names, [np.array(value) for value in model(video).to_tuple()])
 
 
 def _named(names: list[str], arrays: Any) -> dict[str, np.ndarray]:
