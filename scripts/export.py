@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     for program in read_json(arguments.output / DESCRIPTION, dict)["programs"]:
         differences = (f"{difference:.1e} in {runtime}" for runtime, difference in program["difference"].items())
         size = (arguments.output / program["file"]).stat().st_size / 1e6
-        table.add_row(program["file"], f"{size:.1f}", ", ".join(differences))
+        table.add_row(program["file"], f"{size:.3g}", ", ".join(differences))
     Console().print(table)
 
 

@@ -12,30 +12,51 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 
+CLASSES = ("jump", "run")
+
+
 @pytest.fixture
 def weights(random_variables, tmp_path):
     model = create_tiny("tsm_resnet18", num_classes=2)
-    save(Trained(model, random_variables(model), classes=("jump", "run")), tmp_path / "tiny.safetensors")
+    save(Trained(model, random_variables(model), classes=CLASSES), tmp_path / "tiny.safetensors")
     return tmp_path / "tiny.safetensors"
 
 
-def test_the_script_writes_a_folder_that_predict_takes(call_script, weights, capsys, encode_video, tmp_path):
+@pytest.fixture
+def videos(encode_video, tmp_path):
+    """Two videos of each class, for training and for the test."""
+    for seed, name in enumerate(
+        f"{split}/{label}/{i}.mp4" for split in ("train", "test") for label in CLASSES for i in "ab"
+    ):
+        pictures = np.random.default_rng(seed).integers(0, 256, (8, 5, 6, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+        encode_video(tmp_path / "videos" / name, pictures)
+    return tmp_path / "videos"
+
+
+def test_the_script_writes_a_folder_that_others_take(call_script, weights, videos, capsys, tmp_path):
     out = tmp_path / "out"
     call_script("export.py", weights, out)
     said = capsys.readouterr().out
-    assert "4_frames.onnx" in said
-    assert "4_frames.stablehlo" in said
-    assert "in onnxruntime" in said
-    pictures = np.random.default_rng(0).integers(0, 256, (8, 5, 6, 3), np.uint8).repeat(8, 1).repeat(8, 2)
-    video = encode_video(tmp_path / "a.mp4", pictures)
-    answers = []
-    for options in ((), ("--runtime", "onnxruntime"), ("--runtime", "onnxruntime", "--budget-ms", 60000)):
+    assert all(name in said for name in ("4_frames.onnx", "4_frames.stablehlo", "in onnxruntime", "in jax"))
+
+    answers, records = [], []
+    for options in ((), ("--runtime", "onnxruntime")):
         with pytest.raises(SystemExit) as status:
-            call_script("predict.py", "--run", out, *options, "--json", video)
+            call_script(
+                "predict.py", "--run", out, *options, "--json", "--budget-ms", 60000, videos / "test/jump/a.mp4"
+            )
         assert status.value.code == 0
         answers.append({one["class"]: one["probability"] for one in json.loads(capsys.readouterr().out)["top"]})
+        results = tmp_path / f"results{len(records)}"
+        call_script("evaluate.py", out, *options, "--data", "folder", "--root", videos, "--output", results)
+        records.append(json.loads((results / "evaluation.json").read_text()))
     assert answers[1] == pytest.approx(answers[0], abs=1e-5)
-    assert answers[2] == answers[1]
+    ours, theirs = (record["frames"][0] for record in records)
+    assert [row["clips"] for row in (ours, theirs)] == [4, 4]
+    assert theirs["confusion"] == ours["confusion"]
+    assert theirs["milliseconds"] > 0
+    assert "onnxruntime" in records[1]["device"]
+    assert "onnxruntime" not in records[0]["device"]
 
 
 @pytest.mark.parametrize(
