@@ -19,11 +19,6 @@ SHOWN = 40
 """The most parts that an error lists."""
 
 
-def is_frozen(path: str, patterns: Sequence[str]) -> bool:
-    """Whether a variable stays as it is; arguments as in `trees.lies_in`."""
-    return trees.lies_in(path, patterns)
-
-
 def frozen_after(freeze: Sequence[str], unfreeze: Unfreeze, epochs: float) -> tuple[str, ...]:
     """The patterns of what is frozen after so many epochs of gradual unfreezing (arXiv 1801.06146, section 3.3).
 
@@ -48,7 +43,7 @@ def keep_statistics(patterns: Sequence[str]) -> Iterator[None]:
         if not isinstance(module, nn.BatchNorm) or "use_running_average" not in kwargs:
             return call(*args, **kwargs)
         statistics = "/".join(("batch_stats", *module.path, "mean"))
-        return call(*args, **kwargs | ({"use_running_average": True} if is_frozen(statistics, patterns) else {}))
+        return call(*args, **kwargs | ({"use_running_average": True} if trees.lies_in(statistics, patterns) else {}))
 
     with nn.intercept_methods(keep) if patterns else contextlib.nullcontext():
         yield
@@ -68,12 +63,12 @@ def check_frozen(variables: Variables, patterns: Sequence[str], unfreeze: Unfree
     """
     check_parts(variables, patterns, "freeze")
     paths = list(trees.flatten(variables))
-    if patterns and all(is_frozen(path, patterns) for path in paths if path.startswith("params")):
+    if patterns and all(trees.lies_in(path, patterns) for path in paths if path.startswith("params")):
         raise ValueError(f"freeze={tuple(patterns)} leaves nothing to train: leave out the head")
     check_parts(variables, [pattern for _, pattern in unfreeze], "unfreeze")
     for number, (epochs, pattern) in enumerate(unfreeze):
         still = frozen_after(patterns, unfreeze[:number], epochs)
-        if not any(is_frozen(path, still) and is_frozen(path, [pattern]) for path in paths):
+        if not any(trees.lies_in(path, still) and trees.lies_in(path, [pattern]) for path in paths):
             raise ValueError(
                 f"unfreeze={(epochs, pattern)} frees nothing: what it names learns already; leave it out, or freeze it"
             )

@@ -60,7 +60,7 @@ def reestimate_statistics(
         calls = {norm: [pooled[norm]] if pooled else [] for norm in measured}
         pooled = {norm: functools.reduce(_pool, [*calls[norm], *moments]) for norm, moments in measured.items()}
     if pooled is None:
-        raise ValueError("expected clips to re-estimate the statistics from, got none")
+        raise ValueError("expected clips to re-estimate the statistics from, got none: give some of training")
     statistics = {
         f"{norm.removesuffix('/moments')}/{name}": jnp.asarray(value, jnp.float32)
         for norm, (_, mean, var) in pooled.items()

@@ -166,7 +166,10 @@ class _TrainClips:
             except UNREADABLE as error:
                 broken, reason = (index if broken < 0 else broken), error
                 index = int(rng.integers(len(self.source)))
-        raise VideoError(f"{self.source.name}: {ATTEMPTS} videos in a row cannot be read, the last because {reason}")
+        raise VideoError(
+            f"{self.source.name}: {ATTEMPTS} videos in a row cannot be read, the last because {reason}: check "
+            "the root and its files"
+        )
 
 
 def _stacked(elements: Sequence[Any]) -> Any:

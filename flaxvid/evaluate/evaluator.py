@@ -116,7 +116,7 @@ def evaluate_videos(
                 totals[key] = jax.tree.map(jnp.add, totals[key], sums) if key in totals else sums
         answers.append({**{name: batch[name] for name in ("index", "label", "mask", "broken")}, "guesses": guesses})
     if not answers:
-        raise ValueError("expected videos to evaluate, got none: is the split empty?")
+        raise ValueError("expected videos to evaluate, got none: choose another split or root")
     totals, answers = multihost_utils.process_allgather((totals, answers), tiled=True)
     joined: Any = jax.tree.map(lambda *leaves: np.concatenate(leaves), *answers)
     broken = tuple(sorted(int(position) for position in joined["broken"] if position >= 0))

@@ -133,7 +133,7 @@ def cut(graph: Graph, x: Tensor, cuts: Mapping[int, Cut]) -> Tensor:
     ends = np.where(ends < 0, np.iinfo(np.int64).min, ends)
     value = graph.node("Slice", x.value, starts, ends, np.array([*by_place]), steps)
     if len(cuts) == 1 and isinstance(value, str):
-        graph.cuts[value] = whole, *cuts.items()
+        graph.cuts[value] = whole, next(iter(cuts.items()))
     return Tensor(value, *(tuple(new.get(axis, axis) for axis in axes) for axes in (x.axes, x.dims)))
 
 
@@ -183,7 +183,7 @@ def _shift(graph: Graph, x: Tensor, axis: int, low: int, high: int) -> Tensor | 
     edges, inside = np.zeros((2, len(whole.dims)), np.int64), np.ones(_size(own), np.float32)
     edges[:, place] = low, high
     inside[:low] = inside[len(inside) - high :] = 0
-    value = graph.node("Pad", value, edges.ravel(), np.float32(0), mode="constant")
+    value = graph.node("Pad", value, edges.ravel(), np.zeros((), np.float32), mode="constant")
     mask = Tensor(inside, (own,), (own,))
     mask = graph.arrange(mask, [dim if index == place else () for index in range(len(whole.dims))], full=True)
     return Tensor(graph.node("Mul", value, mask.value), whole.axes, whole.dims)

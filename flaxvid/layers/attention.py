@@ -94,20 +94,16 @@ def attend(
     plain = jax.checkpoint(_plain)  # pyright: ignore[reportPrivateImportUsage]
     if keys is not None or scores is not None or not _is_fused(k):  # the kernel takes a mask as a matrix of scores
         return jax.lax.platform_dependent(q, k, v, keys, scores, cpu=by_head, default=plain)
-    return jax.lax.platform_dependent(q, k, v, keys, scores, cpu=by_head, cuda=attend_fused, default=plain)
+    return jax.lax.platform_dependent(q, k, v, cpu=by_head, cuda=attend_fused, default=plain)
 
 
-def _plain(q, k, v, keys, scores):
+def _plain(q, k, v, keys=None, scores=None):
     mask = None if keys is None else keys[:, None, None]
     return jax.nn.dot_product_attention(q, k, v, bias=scores, mask=mask, implementation="xla")
 
 
 def attend_fused(
-    q: Float[Array, "b n heads d"],
-    k: Float[Array, "b m heads d"],
-    v: Float[Array, "b m heads d"],
-    _keys: None = None,
-    _scores: None = None,
+    q: Float[Array, "b n heads d"], k: Float[Array, "b m heads d"], v: Float[Array, "b m heads d"]
 ) -> Float[Array, "b n heads d"]:
     """cuDNN's kernel. It trains on even lengths only, so odd ones, as with a class token, get a row that does not
     count."""
@@ -120,7 +116,7 @@ def attend_fused(
     return y[:, :n]
 
 
-def _by_head(q, k, v, keys, scores):
+def _by_head(q, k, v, keys=None, scores=None):
     """One head of one row after the other. XLA's CPU backend multiplies two matrices several times faster than two
     stacks of them, and the scores of one head stay in the cache; they are computed again in the backward pass."""
     b, _, heads, _ = q.shape

@@ -228,7 +228,9 @@ def find_checkpoint(path: str | Path, checkpoint: str | int = "latest") -> Path:
         raise ValueError(f'expected checkpoint "latest", "best" or a step such as 1500, got {checkpoint!r}')
     if (folder / "variables").exists():
         if wanted not in ("latest", folder.name):
-            raise FileNotFoundError(f"expected a run's folder for checkpoint {wanted}, got that of one step, {folder}")
+            raise FileNotFoundError(
+                f"expected a run's folder for checkpoint {wanted}, got that of one step, {folder}: leave {wanted} out"
+            )
         return folder
     folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
     steps = _steps(folder)

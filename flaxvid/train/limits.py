@@ -16,7 +16,7 @@ import jax
 from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 from flaxvid.train.fields import choices, misfit
-from flaxvid.train.recipe import FILLED, Recipe
+from flaxvid.train.recipe import FILLED, OptimizerRecipe, Recipe
 from flaxvid.train.setup import complete, make_model
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -37,7 +37,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             *("optimizer.warmup_epochs", "optimizer.warmup_start"),
         ),
     ),
-    ("lie in [0, 1)", lambda value: 0 <= value < 1, ("optimizer.momentum", "optimizer.ema", "model.dropout")),
+    (
+        "lie in [0, 1)",
+        lambda value: 0 <= value < 1,
+        ("optimizer.momentum", "optimizer.b2", "optimizer.ema", "model.dropout"),
+    ),
     ("lie in [0, 1]", lambda value: 0 <= value <= 1, ("data.max_broken",)),
     ("lie in (0, 1]", lambda value: 0 < value <= 1, ("optimizer.layer_decay",)),
 )
@@ -112,7 +116,10 @@ def _batches(recipe: Recipe) -> Iterator[str]:
             f"data.clips.repeats={repeats} a batch_size of {size} has one (in each process): raise batch_size"
         )
     elif max(task.mixup, task.cutmix) > 0 and videos < 2:
-        yield f"task.mixup={task.mixup} and task.cutmix={task.cutmix} need two clips in a batch, got batch_size={size}"
+        yield (
+            f"task.mixup={task.mixup} and task.cutmix={task.cutmix} need two clips in a batch, got batch_size={size}: "
+            "raise it"
+        )
     several = len(task.frames) > 1 and 0 < recipe.norm_groups <= size
     if isinstance(task, SupervisedRecipe) and several and 0 < task.share < 1:
         got = rows_by_count(tuple(sorted(task.frames)), task.share, size // recipe.norm_groups)
@@ -144,6 +151,8 @@ def _schedules(recipe: Recipe) -> Iterator[str]:
             f'optimizer.nesterov needs "sgd" with a momentum, got {optimizer.name!r} with {optimizer.momentum}: set it '
             "to False"
         )
+    if optimizer.name != "adamw" and optimizer.b2 != OptimizerRecipe.b2 and 0 <= optimizer.b2 < 1:
+        yield f'optimizer.b2 is of "adamw" alone, got {optimizer.b2} with {optimizer.name!r}: leave it out'
 
 
 def _groups(recipe: Recipe) -> Iterator[str]:

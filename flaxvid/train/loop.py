@@ -125,7 +125,7 @@ def train(
     rate_at = jax.jit(schedule, out_shardings=same)  # outside the step, whose program is the same for all rates
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
     variables = task.init(init_key, plain)
-    phases = make_phases(recipe, variables, task.model.layers, epoch_steps)
+    phases = make_phases(recipe.optimizer, recipe.freeze, recipe.unfreeze, variables, task.model.layers, epoch_steps)
     keep_every = recipe.keep_every * epoch_steps or None
     checkpoints = opened.enter_context(Checkpoints(workdir / "checkpoints", recipe.keep, keep_every))
     phase = phase_of(phases, checkpoints.latest_step() or 0)

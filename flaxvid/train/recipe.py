@@ -104,6 +104,8 @@ class OptimizerRecipe:
         cosine_from_start: the cosine begins at epoch 0 and the warm-up rises to meet it, as in PySlowFast; else the
             cosine begins after the warm-up, at the peak.
         nesterov: SGD's momentum looks ahead, as torch's `nesterov=True`.
+        b2: how slowly AdamW forgets the squares of gradients; masked pre-training takes 0.95. Its mean of gradients has
+            always 0.9.
         clip_norm: the largest global gradient norm; 0 clips nothing.
         accumulate: parts of a batch that are computed one after the other, to save memory. The gradient is the whole
             batch's, but norms see one part at a time.
@@ -124,6 +126,7 @@ class OptimizerRecipe:
     warmup_start: float = 0.0
     cosine_from_start: bool = False
     nesterov: bool = False
+    b2: float = 0.999
     clip_norm: float = 20.0
     accumulate: int = 1
     ema: float = 0.0
@@ -272,7 +275,10 @@ def _from_json(kind: Any, saved: Any, where: str) -> Any:
 def _task(saved: dict[str, Any], where: str) -> tuple[dict[str, Any], list[Any]]:
     """The fields of a saved task, and its class. Old recipes have the fields of all tasks in one."""
     if saved.get("name") not in TASKS:
-        raise ValueError(f"{where}: expected the name of task as one of {', '.join(TASKS)}, got {saved.get('name')!r}")
+        raise ValueError(
+            f"{where}: expected the name of task as one of {', '.join(TASKS)}, got {saved.get('name')!r}: if a newer "
+            "version wrote it, update flaxvid"
+        )
     kind = TASKS[saved["name"]]
     own = {field.name for field in dataclasses.fields(kind)}
     others = {field.name for other in TASKS.values() for field in dataclasses.fields(other)} - own

@@ -10,7 +10,6 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from flaxvid import trees
-from flaxvid.adapt.freezing import is_frozen
 from flaxvid.types import Variables
 
 MOVERS = {"params": "gradient", "batch_stats": "forward pass", "ema": "step"}
@@ -39,7 +38,7 @@ def is_averaged(collection: str) -> bool:
 
 def is_trainable(path: str, freeze: Sequence[str] = ()) -> bool:
     """Whether the gradient changes a variable."""
-    return mover(path.partition("/")[0]) == "gradient" and not is_frozen(path, freeze)
+    return mover(path.partition("/")[0]) == "gradient" and not trees.lies_in(path, freeze)
 
 
 def trainable(variables: Variables, freeze: Sequence[str] = ()) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from flaxvid import trees
-from flaxvid.adapt.freezing import is_frozen, keep_statistics
+from flaxvid.adapt.freezing import keep_statistics
 from flaxvid.tasks.task import Metrics, Task, count_rows
 from flaxvid.train.mesh import divided, replicated
 from flaxvid.train.state import TrainState, is_averaged, is_trainable, mover
@@ -49,7 +49,7 @@ def train_step(
     """
     key = jax.random.fold_in(key, state.step)
     params, fixed = trees.split(state.variables, lambda path: is_trainable(path, freeze))
-    frozen, _ = trees.split(state.variables, lambda path: is_frozen(path, freeze))
+    frozen, _ = trees.split(state.variables, lambda path: trees.lies_in(path, freeze))
 
     if accumulate == norm_groups == 1:
 

@@ -140,6 +140,10 @@ def _from_folder(
         )
     saved = find_checkpoint(path, checkpoint)
     variables = averaged(restore_variables(saved))
+    if folder is None and "head" not in variables["params"]:
+        raise ValueError(
+            f"expected checkpoints of a classifier in {path}, got a masked pre-training: give its run's folder"
+        )
     if folder is None:  # checkpoints alone
         model = create_model(name, **{**(overrides or {}), "num_classes": count_logits(variables)})
         return _of_file(path, model, variables, private_counts(variables), classes)
