@@ -67,7 +67,7 @@ def _weights_kept(trained: Trained, folder: Path) -> Iterator[None]:
         yield
     finally:
         new.unlink(missing_ok=True)
-        if before is None and not any(folder.glob("*_frames.*")):
+        if before is None and not (folder / DESCRIPTION).exists():
             old.unlink(missing_ok=True)
 
 

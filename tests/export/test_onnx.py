@@ -57,6 +57,12 @@ def operators(file):
     return [node.op_type for node in onnx.load(file).graph.node]
 
 
+def transposed(file):
+    """The transposes of activations; masks of clips and frames have two axes."""
+    nodes = [node for node in onnx.load(file).graph.node if node.op_type == "Transpose"]
+    return [node for node in nodes if len(node.attribute[0].ints) > 2]
+
+
 @pytest.mark.parametrize("name", DISTINCT)
 def test_every_model_computes_the_same_in_onnxruntime(name, random_variables, clip, tmp_path):
     model = create_tiny(name)
@@ -71,11 +77,13 @@ def test_every_model_computes_the_same_in_onnxruntime(name, random_variables, cl
     assert np.abs(logits - wanted).max() < 1e-5 * np.abs(wanted).max()
     found = operators(files[spec.num_frames])
     assert found.count("Conv") == count_layers(model, variables, video, Conv)
-    assert found.count("LayerNormalization") == count_layers(model, variables, video, nn.LayerNorm)
+    unused = int(name == "timesformer_base")  # its head sees the class token, not the norm of the others
+    assert found.count("LayerNormalization") == count_layers(model, variables, video, nn.LayerNorm) - unused
     if name.startswith(CONVOLUTIONAL) and "attention" not in name:
         pathways = 2 if name.startswith("slowfast") else 1
-        assert found.count("Transpose") == pathways
-        assert not {"Mul", "Sqrt", "Reciprocal"} & {*found} or "x3d" in name or "_se" in name
+        assert len(transposed(files[spec.num_frames])) == pathways
+        assert not {"Sqrt", "Reciprocal"} & {*found}
+        assert "Mul" not in found or name.startswith(("x3d", "tsm")) or "_se" in name  # gates, and masks of shifts
 
 
 def test_a_frame_flexible_network_gives_a_program_for_each_count(random_variables, clip, randomise, tmp_path):
