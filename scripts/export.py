@@ -20,7 +20,7 @@ from rich.table import Table
 
 import flaxvid
 from flaxvid.arguments import add_weights, number, read_class_names
-from flaxvid.export.bundle import DESCRIPTION
+from flaxvid.train.bundle import DESCRIPTION
 from flaxvid.train.step import enable_compilation_cache
 from flaxvid.train.trained import load, name_classes
 from flaxvid.writing import read_json

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 Program = Callable[[Any], dict[str, Float[np.ndarray, "b k"]]]
 """uint8 video (b, t, h, w, 3), or one for each camera, to the logits of each target; a single target is called ""."""
@@ -29,10 +29,10 @@ def open_program(file: str | Path, runtime: str, threads: int | None = None) -> 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an unknown runtime.
+        ValueError: an unknown runtime; or the file is damaged, or has what `find_foreign` finds.
         ImportError: the runtime is not installed.
     """
-    shapes, run = _open(file, runtime, threads)
+    shapes, run = open_file(file, runtime, threads)
 
     def program(video: Any) -> dict[str, Float[np.ndarray, "b k"]]:
         given = {name: np.asarray(clips) for name, clips in _by_camera(video).items()}
@@ -41,52 +41,13 @@ def open_program(file: str | Path, runtime: str, threads: int | None = None) -> 
             wanted = ", ".join(f"{name} uint8 (batch, {', '.join(map(str, shape))})" for name, shape in shapes.items())
             got = ", ".join(f"{name} {clips.dtype} {clips.shape}" for name, clips in given.items())
             raise ValueError(f"expected {wanted}, got {got}: an exported program takes clips of its own size alone")
-        return _by_target(run(given))
+        return by_name(run(given))
 
     return program
 
 
-BEFORE, AFTER = "before/", "after/"
-"""What the names of a stream's memories begin with, as inputs and as outputs of its program."""
-
-
-class Stream:
-    """A network that sees one frame after the other; `open_stream` makes it.
-
-    Its answer to a frame rests on that frame and, by its memories, on those before.
-    """
-
-    def __init__(self, shapes: Shapes, run: Run):
-        self._shapes, self._run = shapes, run
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets all frames, for another video."""
-        self._memories: dict[str, np.ndarray] = {}
-
-    def __call__(self, frame: UInt8[np.ndarray, "b h w 3"]) -> dict[str, Float[np.ndarray, "b k"]]:
-        """The logits of the next frame, for each target.
-
-        Raises:
-            ValueError: a frame of another size, or of another batch than those before.
-        """
-        names = [name for name in self._shapes if name != "frame"]
-        batch = next((len(memory) for memory in self._memories.values()), len(frame))
-        wanted = (batch, *self._shapes["frame"][1:])
-        if frame.dtype != np.uint8 or frame.shape != wanted:
-            raise ValueError(f"expected frames of uint8 {wanted}, got {frame.dtype} {frame.shape}")
-        memories = self._memories or {name: np.zeros((batch, *self._shapes[name]), np.float32) for name in names}
-        outputs = self._run({"frame": frame[:, None], **memories})
-        self._memories = {name: outputs.pop(AFTER + name.removeprefix(BEFORE)) for name in names}
-        return _by_target(outputs)
-
-
-def open_stream(file: str | Path, runtime: str, threads: int | None = None) -> Stream:
-    """Makes a stream of a file of `flaxvid.export_stream`; arguments and errors as in `open_program`."""
-    return Stream(*_open(file, runtime, threads))
-
-
-def _open(file: str | Path, runtime: str, threads: int | None) -> tuple[Shapes, Run]:
+def open_file(file: str | Path, runtime: str, threads: int | None) -> tuple[Shapes, Run]:
+    """The shapes of an ONNX program's inputs, without the batch, and what runs it; see `open_program`."""
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime: expected {' or '.join(RUNTIMES)}, got {runtime!r}")
     if not is_installed(runtime):
@@ -94,10 +55,40 @@ def _open(file: str | Path, runtime: str, threads: int | None) -> tuple[Shapes, 
         raise ImportError(f'{runtime} is not installed: pip install "flaxvid[{extra}]"')
     if not Path(file).is_file():
         raise FileNotFoundError(f"expected an ONNX file, got none at {file}: flaxvid.export_onnx writes one")
-    return RUNTIMES[runtime](Path(file), threads)
+    content = Path(file).read_bytes()
+    if not (fault := find_foreign(content)):
+        try:
+            return RUNTIMES[runtime](content, threads)
+        except Exception as error:  # each runtime has its own
+            fault = str(error)
+    raise ValueError(f"expected an ONNX program of flaxvid, got {file} ({fault}): export it again")
 
 
-def _by_target(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def find_foreign(content: bytes) -> str:
+    """What an ONNX file has that flaxvid never writes: other files, other operators, control flow; "" if nothing."""
+    import onnx
+
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # of protobuf
+        return f"damaged: {error}"
+    tensors = [*model.graph.initializer]
+    for node in model.graph.node:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            return f"the operator {node.op_type} has a graph of its own"
+        if node.domain not in ("", "ai.onnx"):
+            return f"the operator {node.op_type} is of {node.domain}"
+        tensors += [attribute.t for attribute in node.attribute if attribute.HasField("t")]
+        tensors += [tensor for attribute in node.attribute for tensor in attribute.tensors]
+    if model.functions or model.graph.sparse_initializer:
+        return "it has functions or sparse tensors"
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
+        return "its weights are in another file"
+    return ""
+
+
+def by_name(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Logits by target."""
     return {"" if name == "logits" else name: logits for name, logits in outputs.items()}
 
 
@@ -106,22 +97,22 @@ def _by_camera(video: Any) -> Mapping[str, Any]:
 
 
 def is_installed(runtime: str) -> bool:
-    """Whether a runtime can be imported."""
-    return importlib.util.find_spec(runtime) is not None
+    """Whether a runtime can be imported, and onnx, which looks at a file before."""
+    return all(importlib.util.find_spec(package) is not None for package in ("onnx", runtime))
 
 
-def _onnxruntime(file: Path, threads: int | None) -> tuple[Shapes, Run]:
+def _onnxruntime(content: bytes, threads: int | None) -> tuple[Shapes, Run]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
     shapes = {node.name: tuple(node.shape[1:]) for node in session.get_inputs()}
     return shapes, lambda video: _named(outputs, session.run(outputs, video))
 
 
-def _openvino(file: Path, threads: int | None) -> tuple[Shapes, Run]:
+def _openvino(content: bytes, threads: int | None) -> tuple[Shapes, Run]:
     # Its telemetry would fork this process, which JAX's threads may not survive, to tell its maker of each file.
     sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
     import openvino
@@ -131,7 +122,7 @@ def _openvino(file: Path, threads: int | None) -> tuple[Shapes, Run]:
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
-    read = core.read_model(model=file.read_bytes())
+    read = core.read_model(model=content)
     names = [node.get_any_name() for node in read.outputs]  # compiled, they may have others, too
     model = core.compile_model(read, "CPU", config)
     shapes = {

@@ -14,13 +14,10 @@ from typing import Any
 from flaxvid.evaluate.record import any_frame_rows
 from flaxvid.export.programs import each_count
 from flaxvid.report.records import read_evaluation
+from flaxvid.train.bundle import DESCRIPTION, FORMAT, WEIGHTS, digests
 from flaxvid.train.network import Trained, save
 from flaxvid.train.setup import clip_config
-from flaxvid.train.trained import BUNDLED_WEIGHTS
 from flaxvid.writing import read_json, written_whole
-
-DESCRIPTION = "bundle.json"
-"""The file that says what is in a bundle."""
 
 Write = Callable[..., Mapping[str, float]]
 """Writes a program, given a path, the model, its ordinary variables, the frame count and the size of a frame; returns
@@ -56,7 +53,7 @@ def write_programs(
 @contextlib.contextmanager
 def _weights_kept(trained: Trained, folder: Path) -> Iterator[None]:
     """Writes the weights, and removes them again if no program follows. A model made by hand has no file of them."""
-    old, new = folder / BUNDLED_WEIGHTS, folder / f"new.{BUNDLED_WEIGHTS}"
+    old, new = folder / WEIGHTS, folder / f"new.{WEIGHTS}"
     before = old.read_bytes() if old.exists() else None
     try:
         if trained.model.zoo_name:
@@ -77,9 +74,10 @@ def _describe(trained: Trained, folder: Path, program: Mapping[str, Any]) -> Non
     others = read_json(file, dict).get("programs", []) if file.exists() else []
     programs = [*(other for other in others if other["file"] != program["file"]), program]
     description = {
+        "format": FORMAT,
         "flaxvid": importlib.metadata.version("flaxvid"),
         "network": model.zoo_name,
-        "weights": BUNDLED_WEIGHTS if model.zoo_name else None,
+        "weights": WEIGHTS if model.zoo_name else None,
         "frames": trained.frames,
         "input": {
             "names": list(model.cameras) or ["video"],
@@ -98,6 +96,7 @@ def _describe(trained: Trained, folder: Path, program: Mapping[str, Any]) -> Non
         "classes": trained.classes if trained.named else None,
         "accuracy": _accuracy(trained),
         "programs": sorted(programs, key=lambda one: one["file"]),
+        "files": digests(folder, (WEIGHTS, *(program["file"] for program in programs))),
     }
     with written_whole(file) as part:
         part.write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxvid import trees
-from flaxvid.evaluate.runtimes import AFTER, BEFORE, RUNTIMES, Stream, is_installed, open_stream
+from flaxvid.evaluate.runtimes import RUNTIMES, is_installed
+from flaxvid.evaluate.streams import Stream, open_stream, stream_function
 from flaxvid.export.bundle import write_programs
 from flaxvid.export.onnx import onnx_function
 from flaxvid.export.programs import compare
 from flaxvid.models.video_model import VideoModel
 from flaxvid.train.network import Trained
-from flaxvid.types import Variables, by_target
+from flaxvid.types import Variables
 
 
 def export_stream(trained: Trained, folder: str | Path, frames: tuple[int, ...] = ()) -> dict[int, Path]:
@@ -22,7 +22,7 @@ def export_stream(trained: Trained, folder: str | Path, frames: tuple[int, ...] 
 
     The program takes one uint8 frame, "frame" (b, 1, h, w, 3), and for each layer with a memory what the layer
     remembers, "before/...", at first zeros. It gives the logits of the frame and the new memories, "after/...".
-    `flaxvid.evaluate.runtimes.open_stream` keeps them. The mean of the frames' logits is compared with the logits that
+    `flaxvid.evaluate.streams.open_stream` keeps them. The mean of the frames' logits is compared with the logits that
     JAX gives for the clip, as in `flaxvid.export_onnx`.
 
     Args:
@@ -43,30 +43,7 @@ def export_stream(trained: Trained, folder: str | Path, frames: tuple[int, ...] 
 
 
 def _write(file: Path, model: VideoModel, variables: Variables, num_frames: int, size: int) -> dict[str, float]:
-    frame = (1, 1, size, size, 3)
-    if model.cameras:
-        raise ValueError("expected a network of one video, got one of several cameras: it has no program for streams")
-
-    def step(frame: Any, cache: Any) -> Any:
-        given = {**variables, "cache": cache} if cache else variables
-        return model.apply(given, frame, mutable=["cache"])
-
-    _, state = jax.eval_shape(lambda frame: step(frame, {}), jax.ShapeDtypeStruct(frame, np.uint8))
-    shapes = trees.flatten(state.get("cache", {}))
-    if not shapes:
-        raise ValueError(
-            'expected a network that sees no frames to come, got another: make it with shift="causal" and train it so'
-        )
-
-    def function(**inputs: Any) -> dict[str, Any]:
-        cache = {name.removeprefix(BEFORE): value for name, value in inputs.items() if name.startswith(BEFORE)}
-        logits, state = step(inputs["frame"], trees.unflatten(cache))
-        named = {target or "logits": value for target, value in by_target(logits).items()}
-        return named | {AFTER + path: value for path, value in trees.flatten(state["cache"]).items()}
-
-    inputs: dict[str, Any] = {"frame": (("batch", *frame[1:]), np.uint8)}
-    inputs |= {BEFORE + path: (("batch", *leaf.shape[1:]), leaf.dtype) for path, leaf in shapes.items()}
-    file.write_bytes(onnx_function(function, inputs).SerializeToString())
+    file.write_bytes(onnx_function(*stream_function(model, variables, size)).SerializeToString())
     streams = {runtime: _whole(open_stream(file, runtime)) for runtime in RUNTIMES if is_installed(runtime)}
     return compare(streams, model, variables, num_frames, size)
 

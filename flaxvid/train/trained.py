@@ -15,6 +15,7 @@ from flaxvid.evaluate.runtimes import RUNTIMES
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model, get_spec
 from flaxvid.models.video_model import VideoModel
+from flaxvid.train.bundle import AGAIN, DESCRIPTION, WEIGHTS, is_bundle, read_bundle
 from flaxvid.train.checkpoint import find_checkpoint, restore_variables
 from flaxvid.train.network import Trained, check_classes, count_logits, make_recipe, private_counts
 from flaxvid.train.recipe import read_recipe
@@ -26,9 +27,6 @@ from flaxvid.weights.download import resolve_weights
 from flaxvid.weights.native import check_fit, is_native, load_variables
 from flaxvid.weights.readings import find_implied
 from flaxvid.weights.torch import import_torch
-
-BUNDLED_WEIGHTS = "weights.safetensors"
-"""The file of weights in a folder that an export has written."""
 
 
 def load(
@@ -64,8 +62,9 @@ def load(
     path = Path(path)
     if runtime != "jax":
         return _with_programs(load(path, checkpoint, classes=classes), path, runtime)
-    bundled = path / BUNDLED_WEIGHTS
-    if path.is_dir() and not bundled.is_file():
+    if is_bundle(path) and checkpoint == "latest":
+        return _from_bundle(path, classes)
+    if path.is_dir() and not is_bundle(path):
         trained = _from_folder(path, checkpoint, classes, model, overrides)
         if trained.headless and not headless:
             raise ValueError(
@@ -74,11 +73,13 @@ def load(
             )
         return trained
     try:
-        file = bundled if path.is_dir() else resolve_weights(path)
+        file = path if is_bundle(path) else resolve_weights(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"expected a run's folder or a .safetensors file, got no folder and {error}") from error
     if checkpoint != "latest":
-        raise ValueError(f"expected a run's folder for checkpoint {checkpoint}, got the file {path}: leave it out")
+        raise ValueError(
+            f"expected a run's folder for checkpoint {checkpoint}, got the file or export {path}: leave it out"
+        )
     if is_native(file):
         return _from_file(file, classes)
     if not model:
@@ -93,17 +94,37 @@ def load(
     return dataclasses.replace(trained, fresh=imported.fresh)
 
 
+def _from_bundle(folder: Path, classes: Classes | None) -> Trained:
+    bundle = read_bundle(folder)
+    if WEIGHTS not in bundle.files:
+        raise ValueError(
+            f"expected an export with {WEIGHTS}, got {folder}, of a model made by hand: open its programs by "
+            "flaxvid.evaluate.runtimes.open_program"
+        )
+    trained = _from_file(bundle.path(WEIGHTS), classes)
+    if classes is None and bundle.classes != (trained.classes if trained.named else None):
+        raise ValueError(
+            f"expected the class names of {WEIGHTS} in {folder / DESCRIPTION}, got others: {AGAIN}, or give names of "
+            "your own by classes= or --classes FILE"
+        )
+    return trained
+
+
 def _with_programs(trained: Trained, folder: Path, runtime: str) -> Trained:
-    named = {file.name.removesuffix("_frames.onnx"): file for file in folder.glob("*_frames.onnx")}
-    programs = {int(count): file for count, file in named.items() if count.isdecimal()}
-    if runtime not in RUNTIMES or not programs:
+    bundle = read_bundle(folder) if is_bundle(folder) else None
+    kinds = ("onnx", "stream.onnx") if bundle and runtime in RUNTIMES else ()
+    files = [{n: bundle.path(name) for n, name in bundle.programs.get(kind, {}).items()} for kind in kinds if bundle]
+    if not any(files):
         raise ValueError(
             f"expected a folder with ONNX programs for {' or '.join(RUNTIMES)}, got {folder} for {runtime}: write one "
             f"by scripts/export.py {folder} FOLDER"
         )
-    counts = tuple(sorted(programs))
+    programs, streams = files
+    counts = tuple(sorted(programs or streams))
     recipe = dataclasses.replace(trained.recipe, eval_frames=counts)
-    return dataclasses.replace(trained, frames=counts, recipe=recipe, runtime=runtime, programs=programs)
+    return dataclasses.replace(
+        trained, frames=counts, recipe=recipe, runtime=runtime, programs=programs, streams=streams
+    )
 
 
 def name_classes(trained: Trained) -> Trained:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import flaxvid
-from flaxvid.evaluate.runtimes import open_stream
+from flaxvid.evaluate.streams import open_stream
 from flaxvid.models.registry import create_tiny
 
 pytest.importorskip("onnx")
