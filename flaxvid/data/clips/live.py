@@ -33,10 +33,10 @@ def live_frames(
     name, first, due, crop, painter = video_name(video), None, 0.0, None, None
     with open_stream(video, name) as stream:
         for frame in read_frames(stream, read_packets(stream), name):
-            if frame.time is None:
+            if frame.pts is None or stream.time_base is None:
                 raise VideoError(f"{name}: expected frames with times, got one without: send it in another container")
-            first = frame.time if first is None else first
-            time = frame.time - first
+            first = frame.pts if first is None else first
+            time = float((frame.pts - first) * stream.time_base)  # the last frames of a file have no `frame.time`
             if time < due - _EDGE:
                 continue
             if rate:
