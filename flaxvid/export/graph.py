@@ -13,6 +13,9 @@ from onnx.reference import ReferenceEvaluator
 
 from flaxvid.export.tensors import Axis, Factor, Tensor, axis_of, flat, match_factors, merge_axes, reshape_axes
 
+MOST_DIMS = 6
+"""Dims of a tensor to calculate with, element by element. OpenVINO 2026.4 adds tensors of 7 wrongly."""
+
 Value = str | np.ndarray
 """The name of a tensor, or a constant."""
 
@@ -145,6 +148,7 @@ class Graph:
         rank = max(len(x.axes) for x in tensors)
         tensors = self.match([x if x.axes else Tensor(x.value, ((),) * rank, x.dims) for x in tensors])
         dims = common_dims(tensors)
+        dims = _joined(dims, tensors) if len(dims) > MOST_DIMS else dims
         return [self.arrange(x, dims) for x in tensors]
 
     def reshape(self, x: Tensor, shape: Sequence[Axis]) -> Tensor:
@@ -213,9 +217,21 @@ def common_dims(tensors: Sequence[Tensor]) -> tuple[Axis, ...]:
     if len({x.dims for x in whole}) > 1:
         order = tuple(factor for factor in flat(axes) if factor in union)
         whole = [x for x in whole if x.held == order] or whole
-    dims = whole[0].dims if whole else tuple(tuple(factor for factor in axis if factor in union) for axis in axes)
+    in_order = tuple(tuple(factor for factor in axis if factor in union) for axis in axes)
+    dims = min((x.dims for x in whole), key=len, default=in_order)
     torn = {dim for dim in dims for x in tensors if 0 < len(set(dim) & set(x.held)) < len(dim)}
     return tuple(part for dim in dims for part in (((factor,) for factor in dim) if dim in torn else (dim,)))
+
+
+def _joined(dims: Sequence[Axis], tensors: Sequence[Tensor]) -> tuple[Axis, ...]:
+    """The dims, neighbours in one where each tensor has both in memory or neither."""
+    joined = [dims[0]]
+    for dim in dims[1:]:
+        if all(len({factor in x.held for factor in (*joined[-1], *dim)}) < 2 for x in tensors):
+            joined[-1] = (*joined[-1], *dim)
+        else:
+            joined.append(dim)
+    return tuple(joined)
 
 
 def result(value: Value, operands: Sequence[Tensor]) -> Tensor:
