@@ -37,8 +37,10 @@ def write_programs(
         write: see `Write`.
 
     Raises:
-        ValueError: the folder holds another network.
+        ValueError: the folder holds another network, or is a run's.
     """
+    if (Path(folder) / "recipe.json").exists():
+        raise ValueError(f"expected a folder of its own for exports, got the run {folder}: give another")
     programs, folder, files = list(each_count(trained, frames)), Path(folder), {}
     folder.mkdir(parents=True, exist_ok=True)
     with _weights_kept(trained, folder):

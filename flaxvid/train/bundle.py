@@ -55,8 +55,9 @@ class Bundle:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a path is a folder of exports."""
-    return (path / DESCRIPTION).is_file() or (path / WEIGHTS).is_file()
+    """Whether a path is a folder of exports. A run's folder never is, even if a file of weights was saved there."""
+    described = (path / DESCRIPTION).is_file() or (path / WEIGHTS).is_file()
+    return described and not (path / "recipe.json").exists()
 
 
 def read_bundle(folder: Path) -> Bundle:

@@ -10,6 +10,7 @@ import pytest
 import flaxvid
 from flaxvid.evaluate.runtimes import open_program
 from flaxvid.models.registry import create_tiny
+from flaxvid.train.bundle import is_bundle
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -99,6 +100,15 @@ def test_a_folder_holds_one_network(trained, folder, random_variables, tmp_path)
     assert flaxvid.load(copy, runtime="onnxruntime").frames == (2, 3, 4)
     programs = json.loads((copy / "bundle.json").read_text())["programs"]
     assert [program["frames"] for program in programs] == [2, 3, 4]
+
+
+def test_the_folder_of_a_run_stays_one(trained, tmp_path):
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected a folder of its own for exports, got the run"):
+        flaxvid.export_onnx(trained, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+    flaxvid.save(trained, tmp_path / "weights.safetensors")
+    assert not is_bundle(tmp_path)
 
 
 def test_a_model_made_by_hand_has_programs_but_no_weights(random_variables, tmp_path):
