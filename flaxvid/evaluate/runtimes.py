@@ -115,7 +115,7 @@ def _onnxruntime(content: bytes, threads: int | None) -> tuple[Shapes, Run]:
 def _openvino(content: bytes, threads: int | None) -> tuple[Shapes, Run]:
     # Its telemetry would fork this process, which JAX's threads may not survive, to tell its maker of each file.
     sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]  (of the extra [cpu])
 
     # Where a processor has bfloat16, OpenVINO would compute in that: an error of half a percent.
     config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}

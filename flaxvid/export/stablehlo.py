@@ -1,5 +1,6 @@
 """StableHLO: a network and its weights as one program that JAX runs without flaxvid, on any of its platforms."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def export_stablehlo(trained: Trained, folder: str | Path, frames: tuple[int, ..
 
     A program takes uint8 video (b, t, h, w, 3) with any batch b, or a dict of cameras, and gives logits (b, k), or a
     dict of targets. It runs on a CPU, on NVIDIA GPUs and on TPUs, where convolutions have the form that is fast there.
-    Python needs jax alone::
+    Python needs jax and flatbuffers::
 
         program = jax.export.deserialize(bytearray(pathlib.Path("8_frames.stablehlo").read_bytes()))
         logits = program.call(video)
@@ -34,9 +35,12 @@ def export_stablehlo(trained: Trained, folder: str | Path, frames: tuple[int, ..
         The file of each count.
 
     Raises:
+        ImportError: flatbuffers, which JAX writes programs with, is not installed.
         ValueError: the network has no head; the program, read back, gives other logits; or the folder holds another
             network.
     """
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ImportError('JAX writes programs with flatbuffers, which is not installed: pip install "flaxvid[export]"')
     return write_programs(trained, folder, frames, "stablehlo", _write)
 
 

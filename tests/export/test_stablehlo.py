@@ -11,6 +11,8 @@ import pytest
 import flaxvid
 from flaxvid.models.registry import create_tiny
 
+pytest.importorskip("flatbuffers")
+
 WITHOUT_FLAXVID = """
 import sys
 sys.modules["flaxvid"] = sys.modules["flax"] = None  # whoever imports them fails
