@@ -31,7 +31,7 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxvid.arguments import Renamed, add_weights, number, one_each, read_class_names, read_renames
+from flaxvid.arguments import Renamed, add_runtime, add_weights, number, one_each, read_class_names, read_renames
 from flaxvid.data.sources.subset import Subset
 from flaxvid.evaluate.reconstruction import finish_reconstruction
 from flaxvid.evaluate.record import finish_evaluation, output_folder
@@ -52,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="a run's folder, a file of flaxvid, or a torch file")
     add_weights(parser)
+    add_runtime(parser)
     parser.add_argument(
         "--frames", type=number(int, 1), action="append", help="frame counts (default: the recipe's eval_frames)"
     )
@@ -75,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
@@ -83,7 +84,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Loads, evaluates, measures, prints and writes."""
     enable_compilation_cache()
     names = read_class_names(arguments.classes) if arguments.classes else None
-    trained = load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model, headless=True)
+    trained = load(
+        arguments.run,
+        arguments.checkpoint,
+        classes=names,
+        model=arguments.model,
+        headless=True,
+        runtime=arguments.runtime,
+    )
     folder = output_folder(trained.folder, arguments.output)
     changes = {"root": arguments.root, "fold": arguments.fold, "lists": arguments.lists, "cameras": arguments.cameras}
     changes = {name: value for name, value in {**changes, "eval_split": arguments.split}.items() if value}
@@ -122,7 +130,8 @@ def classify(arguments: argparse.Namespace, trained: Trained, data: DataRecipe, 
             checkpoint=trained.checkpoint,
             folder=folder,
             protocol=(arguments.protocol or "the recipe's") + " with other numbers" * bool(views(arguments)),
-            timed={n: trained.select(n) for n in frames},
+            timed={n: trained.answering(n) for n in frames},
+            runtime=trained.runtime,
             own=(is_own(trained.recipe.data, data) and not arguments.limit) or folder != trained.folder,
         )
     print(evaluation_table(record), *evaluation_notes(record), sep="\n")

@@ -20,6 +20,7 @@ from flaxvid.evaluate.metrics import (
     mean_class_accuracy,
     reliability,
 )
+from flaxvid.evaluate.runtimes import Program
 from flaxvid.evaluate.views import average_views
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Batch, Variables, by_target
@@ -76,7 +77,7 @@ def score_rows(evaluations: Evaluations) -> list[dict[str, Any]]:
 
 def evaluate_videos(
     model: VideoModel,
-    variables: Mapping[int, Variables],
+    variables: Mapping[int, Variables | Program],
     batches: Iterable[Batch],
     *,
     put: Callable[[Batch], Batch] = lambda batch: batch,
@@ -87,7 +88,7 @@ def evaluate_videos(
 
     Args:
         model: the ordinary model.
-        variables: ordinary variables for each frame count.
+        variables: ordinary variables for each frame count, or exported programs.
         batches: of `eval_batches`, with video for each of these counts.
         put: moves a batch to the devices.
 

@@ -100,8 +100,8 @@ def evaluate_passes(
     evaluations = []
     for clips in passes:
         batches = eval_batches(source, clips, videos, num_threads=num_threads or trained.recipe.data.num_threads)
-        plain = {n: trained.select(n) for n in clips.frames}
-        evaluations.append(evaluate_videos(trained.model, plain, batches, put=put))
+        answering = {n: trained.answering(n) for n in clips.frames}
+        evaluations.append(evaluate_videos(trained.model, answering, batches, put=put))
     return join(evaluations)
 
 
