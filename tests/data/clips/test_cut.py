@@ -15,8 +15,8 @@ READERS = {
 @pytest.mark.parametrize(("suffix", "expected"), [("mp4", 0), ("ts", 1), ("avi", 1)])
 def test_a_video_is_decoded_in_full_at_most_once(tmp_path, write_video, monkeypatch, cut, suffix, expected):
     """MP4 proves its length by its bits. Of the others one pass of the decoder gives the length and the frames."""
-    passes, read = [], decoding._read
-    monkeypatch.setattr(decoding, "_read", lambda *given: passes.append(given) or read(*given))
+    passes, read = [], decoding.read_frames
+    monkeypatch.setattr(decoding, "read_frames", lambda *given: passes.append(given) or read(*given))
     item = {"video": str(write_video(tmp_path / f"a.{suffix}")), "label": 0, "id": "a"}
     views = READERS[cut](item, np.random.default_rng(0))
     assert len(passes) == expected

@@ -189,8 +189,8 @@ def test_very_many_windows_need_the_memory_of_one(tmp_path):
 
 
 def test_a_video_is_gone_through_once(tmp_path, monkeypatch):
-    path, passes, read = write(tmp_path / "a.mp4", [40 * i for i in range(100)]), [], decode_module._read
-    monkeypatch.setattr(decode_module, "_read", lambda *args: passes.append(args) or read(*args))
+    path, passes, read = write(tmp_path / "a.mp4", [40 * i for i in range(100)]), [], decode_module.read_frames
+    monkeypatch.setattr(decode_module, "read_frames", lambda *args: passes.append(args) or read(*args))
     rows = list(cut_windows(path, 0.2, CLIPS))
     assert (len(rows), len(passes)) == (20, 1)
     for number, (_, _, clip) in enumerate(rows):
