@@ -39,6 +39,7 @@ from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.start import fit_start, load_start
 from flaxvid.train.state import create_state, trainable
 from flaxvid.train.step import compile_step, enable_compilation_cache, jit_step, train_step
+from flaxvid.train.teachers import claim_teachers, load_teachers, make_task
 from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, is_finished, lock_workdir
 from flaxvid.trees import norm_modules
 from flaxvid.types import Variables
@@ -69,6 +70,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     shapes = find_shapes(recipe)  # before the data set is made: a slip shows at once
     check_frozen(shapes, recipe.freeze)
     check_rules(trainable(shapes), recipe.optimizer.rules)
+    teachers = load_teachers(recipe.task)
     enable_compilation_cache()
     workdir, mesh = Path(workdir), make_mesh()
     check_batch_size(recipe.batch_size, mesh, accumulate=recipe.optimizer.accumulate)
@@ -80,11 +82,13 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     trained = load_start(recipe, count_classes(source.classes))
     recipe = with_implied(recipe, trained)
     model = make_model(recipe, count_classes(source.classes))
-    task, plain = recipe.task.make(model), fit_start(recipe, model, trained, source.classes)
+    task = make_task(recipe.task, model, teachers, source.classes)
+    plain = fit_start(recipe, model, trained, source.classes)
     with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext(lambda: None) as check_there:
         claim_workdir(recipe, workdir)
         claim_classes(source.classes, workdir)
         claim_videos(source, workdir)
+        claim_teachers(task, workdir)
         if is_finished(workdir):
             finished = read_run(workdir)
             print(f"{workdir} is finished:\n{results_table(finished)}")
@@ -137,7 +141,7 @@ def train(
         norm_groups=recipe.norm_groups,
         freeze=recipe.freeze,
     )
-    batches = Prefetch(make_batches(recipe, splits.train), lambda clips: put_batch(clips, mesh))
+    batches = Prefetch(make_batches(recipe, task, splits.train), lambda clips: put_batch(clips, mesh))
     total = recipe.epochs * epoch_steps
     keep_every = recipe.keep_every * epoch_steps or None
     checkpoints = opened.enter_context(Checkpoints(workdir / "checkpoints", recipe.keep, keep_every))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
 from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.tasks.distil import DistilRecipe
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.masked import MaskedRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
@@ -13,7 +14,7 @@ from flaxvid.train.fields import choices
 from flaxvid.train.groups import DECAY_RULES, Rules, renew
 from flaxvid.writing import read_json
 
-TASKS = {kind.name: kind for kind in (SupervisedRecipe, FfnRecipe, MaskedRecipe)}
+TASKS = {kind.name: kind for kind in (SupervisedRecipe, FfnRecipe, MaskedRecipe, DistilRecipe)}
 """The recipes of tasks, by name."""
 
 
@@ -158,7 +159,7 @@ class Recipe:
 
     model: ModelRecipe = dataclasses.field(default_factory=ModelRecipe)
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
-    task: SupervisedRecipe | FfnRecipe | MaskedRecipe = dataclasses.field(default_factory=FfnRecipe)
+    task: SupervisedRecipe | FfnRecipe | MaskedRecipe | DistilRecipe = dataclasses.field(default_factory=FfnRecipe)
     optimizer: OptimizerRecipe = dataclasses.field(default_factory=OptimizerRecipe)
     batch_size: int = 32
     epochs: int = 50
