@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxvid.layers.conv import direct_form
+from flaxvid.layers.lowering import direct_form
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Variables
 

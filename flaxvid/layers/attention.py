@@ -11,6 +11,7 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Bool, Float
 
 from flaxvid.layers.blocks import FrameMask, Grid, fit_mask
+from flaxvid.layers.lowering import is_direct
 
 Cameras = Float[Array, "b v t h w c"]
 Present = Bool[Array, "b v"]
@@ -63,6 +64,10 @@ class Attention(nn.Module):
         return dense(c, name="project")(attend(q, k, v, keys).reshape(x.shape))
 
 
+_LONG = 128
+"""Keys of a row above which other programs than the plain one pay."""
+
+
 def attend(
     q: Float[Array, "b n heads d"],
     k: Float[Array, "b m heads d"],
@@ -70,28 +75,74 @@ def attend(
     keys: KeyMask = None,
     scores: Float[Array, "b heads n m"] | None = None,
 ) -> Float[Array, "b n heads d"]:
-    """`jax.nn.dot_product_attention`, by its fused kernel on GPUs that have it: no matrix of scores in memory.
+    """`jax.nn.dot_product_attention`, lowered for long rows to the fastest equal program of each platform.
+
+    GPUs that have a fused kernel take it: no matrix of scores in memory. A CPU takes one head after the other.
 
     Args:
         q, k, v: queries, keys and values.
         keys: (b, m), False for keys that no query attends to.
         scores: added to the products of queries and keys.
     """
-    plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
-    if keys is not None or scores is not None:  # the fused kernel takes a mask as a matrix of scores
-        return plain(q, k, v, bias=scores, mask=None if keys is None else keys[:, None, None])
-    if not _is_fused(k):
-        return plain(q, k, v)
-    fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-    # Without the checkpoint, the fused program would save the plain one's scores, too (as zeros).
-    plain = jax.checkpoint(plain, prevent_cse=False)  # pyright: ignore[reportPrivateImportUsage]
-    return jax.lax.platform_dependent(q, k, v, cuda=fused, default=plain)
+    # Several CPUs share the rows, and a loop over the rows would give each of them all.
+    shared = jax.default_backend() == "cpu" and jax.device_count() > 1
+    if k.shape[1] <= _LONG or shared or is_direct():
+        return _plain(q, k, v, keys, scores)
+    # The backward pass computes the float32 scores again, for they are larger than all else that it needs. Without the
+    # checkpoints, each platform's program would also save what the others need (as zeros).
+    by_head = jax.checkpoint(_by_head, prevent_cse=False)  # pyright: ignore[reportPrivateImportUsage]
+    plain = jax.checkpoint(_plain)  # pyright: ignore[reportPrivateImportUsage]
+    if keys is not None or scores is not None or not _is_fused(k):  # the kernel takes a mask as a matrix of scores
+        return jax.lax.platform_dependent(q, k, v, keys, scores, cpu=by_head, default=plain)
+    return jax.lax.platform_dependent(q, k, v, keys, scores, cpu=by_head, cuda=attend_fused, default=plain)
+
+
+def _plain(q, k, v, keys, scores):
+    mask = None if keys is None else keys[:, None, None]
+    return jax.nn.dot_product_attention(q, k, v, bias=scores, mask=mask, implementation="xla")
+
+
+def attend_fused(
+    q: Float[Array, "b n heads d"],
+    k: Float[Array, "b m heads d"],
+    v: Float[Array, "b m heads d"],
+    _keys: None = None,
+    _scores: None = None,
+) -> Float[Array, "b n heads d"]:
+    """cuDNN's kernel. It trains on even lengths only, so odd ones, as with a class token, get a row that does not
+    count."""
+    b, n, m = len(q), q.shape[1], k.shape[1]
+    attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    if n % 2 == m % 2 == 0:
+        return attention(q, k, v)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    y = attention(q, k, v, query_seq_lengths=jnp.full(b, n, jnp.int32), key_value_seq_lengths=jnp.full(b, m, jnp.int32))
+    return y[:, :n]
+
+
+def _by_head(q, k, v, keys, scores):
+    """One head of one row after the other. XLA's CPU backend multiplies two matrices several times faster than two
+    stacks of them, and the scores of one head stay in the cache; they are computed again in the backward pass."""
+    b, _, heads, _ = q.shape
+    q, k, v = (rearrange(x, "b n heads d -> (b heads) n d") for x in (q, k, v))
+    keys = None if keys is None else repeat(keys, "b m -> (b heads) m", heads=heads)
+    scores = None if scores is None else rearrange(scores, "b heads n m -> (b heads) n m")
+
+    def one(row):
+        q, k, v, keys, more = row
+        scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        scores = scores if more is None else scores + more
+        scores = scores if keys is None else jnp.where(keys, scores, jnp.finfo(scores.dtype).min)
+        return jax.nn.softmax(scores).astype(v.dtype) @ v
+
+    one = jax.checkpoint(one, prevent_cse=False)  # pyright: ignore[reportPrivateImportUsage]
+    return rearrange(jax.lax.map(one, (q, k, v, keys, scores)), "(b heads) n d -> b n heads d", b=b)
 
 
 def _is_fused(k: Float[Array, "b m heads d"]) -> bool:
-    """Whether the GPU of this process has a fused kernel for such keys, and rows are so long that it pays."""
-    *_, m, _, d = k.shape
-    if k.dtype != jnp.bfloat16 or d % 8 or d > 128 or m <= 128 or jax.default_backend() != "gpu":
+    """Whether the GPU of this process has a fused kernel for such keys."""
+    d = k.shape[-1]
+    if k.dtype != jnp.bfloat16 or d % 8 or d > 128 or jax.default_backend() != "gpu":
         return False
     capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
     return capability[:1].isdigit() and float(capability) >= 8  # NVIDIA's from Ampere on

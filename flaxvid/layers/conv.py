@@ -1,14 +1,13 @@
 """The one convolution layer of the library: the parameters and numbers of `nn.Conv`, fast on every platform."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from flaxvid.layers.lowering import Padding, convolve, direct_convolve
+from flaxvid.layers.lowering import Padding, convolve
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -53,26 +52,5 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, cin // self.groups, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = self.convolve(x, kernel)
+        y = convolve(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups)
         return y if bias is None else y + bias
-
-    def convolve(self, x: Float[Array, "*batch cin"], kernel: Array) -> Float[Array, "*batch cout"]:
-        """The convolution alone; `direct_form` replaces this method."""
-        return convolve(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups)
-
-
-@contextmanager
-def direct_form() -> Iterator[None]:
-    """Make every `Conv` traced inside one plain convolution, as ONNX export, int8 and cost counting must see it.
-
-    It acts while tracing: a function that was jitted and called before keeps its form, so trace a fresh one.
-    """
-
-    def direct(call, args, kwargs, context):
-        layer = context.module
-        if not isinstance(layer, Conv) or context.method_name != "convolve":
-            return call(*args, **kwargs)
-        return direct_convolve(*args, **kwargs, strides=layer.strides, padding=layer.padding, groups=layer.groups)
-
-    with nn.intercept_methods(direct):
-        yield

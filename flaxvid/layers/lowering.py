@@ -1,4 +1,4 @@
-"""Convolution and its CPU formulations, chosen where the program is lowered.
+"""Convolution and its CPU formulations, chosen where the program is lowered; and `direct_form`, which chooses none.
 
 XLA's CPU backend runs 3-D, grouped, depthwise and 1x1 convolutions and their gradients many times slower than equal
 programs of 2-D convolutions, dots and multiply-adds. `convolve` lowers to those on CPU and to the one convolution
@@ -6,7 +6,9 @@ everywhere else; only patches that do not overlap are one dot on every platform.
 convolution.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial, reduce
 from typing import Any
 
@@ -19,8 +21,29 @@ from jaxtyping import Array, Float
 Pairs = tuple[tuple[int, int], ...]
 Padding = int | Sequence[int] | Sequence[tuple[int, int]] | None
 
+_direct_form = ContextVar("direct form", default=False)
+
 _STRIPS = 16
 """How many strips of rows the gradient of a depthwise kernel adds up before it reduces them."""
+
+
+@contextmanager
+def direct_form() -> Iterator[None]:
+    """Make every `Conv` traced inside one plain convolution, as ONNX export, int8 and cost counting must see it.
+
+    Attention becomes its plain products, too. It acts while tracing: a function that was jitted and called before keeps
+    its form, so trace a fresh one.
+    """
+    before = _direct_form.set(True)
+    try:
+        yield
+    finally:
+        _direct_form.reset(before)
+
+
+def is_direct() -> bool:
+    """Whether this is inside `direct_form`."""
+    return _direct_form.get()
 
 
 def per_axis(value: int | Sequence[Any], rank: int, what: str) -> tuple[Any, ...]:
@@ -62,7 +85,7 @@ def direct_convolve(
     padding: Padding = None,
     groups: int = 1,
 ) -> Float[Array, "*batch cout"]:
-    """Channels-last convolution as one `lax.conv_general_dilated`, the form that ONNX, int8 and cost counting see.
+    """Channels-last convolution as one `lax.conv_general_dilated`, what `convolve` is in `direct_form`.
 
     Raises:
         ValueError: strides or padding do not fit the kernel.
@@ -85,7 +108,7 @@ def convolve(
     Raises:
         ValueError: strides or padding do not fit the kernel.
     """
-    return _apply(_by_platform, x, kernel, strides, padding, groups)
+    return _apply(_direct if is_direct() else _by_platform, x, kernel, strides, padding, groups)
 
 
 def _apply(form, x, kernel, strides, padding, groups):

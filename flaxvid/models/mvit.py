@@ -250,21 +250,25 @@ TORCH_KEYS = {
     "pyslowfast": _meta_keys("patch_embed.proj", "", "qkv", "norm", "head.projection"),
     "mmaction2": _meta_keys("patch_embed.projection", "", "qkv", "norm3", "cls_head.fc_cls", "backbone."),
 }
-"""Torchvision's keys; pytorchvideo's, today's and those of its older files; the authors'; and mmaction2's."""
+"""Torchvision's keys; pytorchvideo's, today's and those of its older files; the authors'; and mmaction2's.
 
-# Pytorchvideo's norms behind the poolings have torch's epsilon.
+Pixels are the same in all (0.45, 0.225), also in mmaction2's configs (configs/recognition/mvit), but for one: its small
+network for Something-Something v2 has ImageNet's. No tensor shows that; load it with `mean` and `std`."""
+
+# Pytorchvideo's norms behind the poolings have torch's epsilon, others' the epsilon of all norms.
 _POOL_EPSILON = {"pool_epsilon": 1e-5}
+_ONE_EPSILON = {"pool_epsilon": None}
 _24_BLOCKS = {"depth": 24, "stages": (2, 5, 21)}
 
 FIRST_FORMATS = {
-    "torchvision": Format(TORCH_KEYS["torchvision"]),
+    "torchvision": Format(TORCH_KEYS["torchvision"], _ONE_EPSILON),
     "pytorchvideo": Format(TORCH_KEYS["pytorchvideo"], _POOL_EPSILON),
     "pytorchvideo_fused": Format(TORCH_KEYS["pytorchvideo_fused"], _POOL_EPSILON),
-    "pyslowfast": Format(TORCH_KEYS["pyslowfast"]),
+    "pyslowfast": Format(TORCH_KEYS["pyslowfast"], _ONE_EPSILON),
 }
 LONG_FORMATS = {
     **FIRST_FORMATS,
-    "pyslowfast_24": Format(TORCH_KEYS["pyslowfast"], {**_24_BLOCKS, "pool_kernel": None}),
+    "pyslowfast_24": Format(TORCH_KEYS["pyslowfast"], {**_ONE_EPSILON, **_24_BLOCKS, "pool_kernel": None}),
 }
 SECOND_FORMATS = {name: Format(TORCH_KEYS[name]) for name in ("torchvision", "pyslowfast", "mmaction2")}
 

@@ -6,11 +6,12 @@ sees there is what it gets.
 
 Differs from transformers' implementation: any frame count and image size, the learnt tables interpolated (there the
 nearest entry is taken). A frame that only pads a clip has no part in the class token. Space-only attention gives one
-class token a frame, of which we take the mean, and transformers gives logits of each frame.
+class token a frame. Its authors and mmaction2 take the mean of these before the last norm; transformers takes none and
+gives logits of each frame, whose mean is what a mean behind the norm gives (`mean_first=False`).
 """
 
 import functools
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -21,7 +22,7 @@ from flaxvid.layers.blocks import FrameMask, Grid, mean_over_time
 from flaxvid.layers.heads import ClassToken, TokenHead
 from flaxvid.layers.position import resize_space, resize_time, token_keys
 from flaxvid.layers.transformer import Block, DropPath, Mlp, PatchEmbed, drop_rates
-from flaxvid.models.options import Count, Rate, choice
+from flaxvid.models.options import Count, Flag, Rate, choice
 from flaxvid.models.spec import Common, Format, KeyTable, ModelSpec
 from flaxvid.models.video_model import VideoModel
 from flaxvid.models.vit import TINY, MakeBlock, TableClip, block_keys, block_layers, table_shape
@@ -84,6 +85,7 @@ class Body(nn.Module):
         attention: "divided", "joint" or "space".
         table: (t, h, w) of the grid that the tables of positions are made for.
         drop_path: rate of the last block, see `drop_rates`.
+        mean_first: of space-only attention: the mean over the frames comes before the last norm, not behind it.
         dtype: compute type.
         norm_epsilon: of the last norm.
     """
@@ -93,6 +95,7 @@ class Body(nn.Module):
     attention: str
     table: tuple[int, int, int]
     drop_path: float = 0.0
+    mean_first: bool = True
     dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = 1e-6
 
@@ -124,10 +127,13 @@ class Body(nn.Module):
         y = _pack(jnp.broadcast_to(token, (len(x), c)), x)
         for index, rate in rates:
             y = self.block(drop_path=rate, name=f"block_{index}")(y, train, keys)
-        y = norm(y)
-        token = y[:, 0].reshape(b, -1, c)
-        token = mean_over_time(token, frame_mask) if self.attention == "space" else token[:, 0]
-        return ClassToken(token, y[:, 1:].reshape(b, t, h, w, c))
+        token, grid = y[:, 0], norm(y[:, 1:]).reshape(b, t, h, w, c)
+        if self.attention == "joint":
+            return ClassToken(norm(token), grid)
+        token = token.reshape(b, t, c)
+        if self.mean_first:
+            return ClassToken(norm(mean_over_time(token, frame_mask)), grid)
+        return ClassToken(mean_over_time(norm(token), frame_mask), grid)
 
 
 def build(
@@ -139,6 +145,7 @@ def build(
     mlp_ratio: Count = 4,
     patch_size: Count = 16,
     attention: Annotated[str, choice("divided", "joint", "space")] = "divided",
+    mean_first: Flag = True,
     positions: TableClip = None,
     drop_path: Rate = 0.0,
 ) -> VideoModel:
@@ -153,18 +160,21 @@ def build(
         patch_size: height and width of a patch, which is of one frame.
         attention: "divided", along time, then within each frame; "joint", between all patches; or "space", within each
             frame alone.
+        mean_first: of space-only attention: takes the mean of the frames' class tokens before the last norm, not
+            behind it.
         positions: (frames, size) of the clip that the tables of positions are made for, where it is another than the
             model's: (8, 224) in a model for 16 frames that starts from weights for 8.
         drop_path: rate of the last block.
     """
     patch = (1, patch_size, patch_size)
     computed = {"dtype": common.dtype, "norm_epsilon": common.norm_epsilon}
+    table = table_shape(common.clip, positions, patch)
     make_block = DividedBlock if attention == "divided" else Block
     make_block = nn.remat(make_block, static_argnums=(2,)) if common.remat else make_block
     block = functools.partial(make_block, num_heads, mlp_ratio * width, **computed)
     return VideoModel(
         stem=PatchEmbed(width, patch[1:], common.dtype),
-        body=Body(block, depth, attention, table_shape(common.clip, positions, patch), drop_path, **computed),
+        body=Body(block, depth, attention, table, drop_path, mean_first, **computed),
         head=TokenHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=width,
         clip=common.clip,
@@ -252,21 +262,26 @@ TORCH_KEYS = {
         (r"body/block_(\d+)/norm2", rf"{_MMACTION2}.norms.1"),
     ),
 }
-"""The keys of transformers, of TimeSformer's authors and of mmaction2. A file's keys show which attention it is for.
+"""The keys of transformers, of TimeSformer's authors and of mmaction2. A file's keys show which attention it is for."""
 
-Space-only models of the authors and of mmaction2 are not read: they take the mean over the frames before the last norm,
-and we behind it."""
-
+# mmaction2 (configs/recognition/timesformer) subtracts 127.5 and divides by it; others have 0.45 and 0.225.
 _PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
+
+def _format(table: str, attention: str, **implied: Any) -> Format:
+    return Format(TORCH_KEYS[table], {"attention": attention, **implied})
+
+
 FORMATS = {
-    "transformers": Format(TORCH_KEYS["transformers"]),
-    "transformers_joint": Format(TORCH_KEYS["transformers"], {"attention": "joint"}),
-    "transformers_space": Format(TORCH_KEYS["transformers"], {"attention": "space"}),
-    "authors": Format(TORCH_KEYS["authors"]),
-    "authors_joint": Format(TORCH_KEYS["authors"], {"attention": "joint"}),
-    "mmaction2": Format(TORCH_KEYS["mmaction2"], _PIXELS),
-    "mmaction2_joint": Format(TORCH_KEYS["mmaction2_joint"], {**_PIXELS, "attention": "joint"}),
+    "transformers": _format("transformers", "divided"),
+    "transformers_joint": _format("transformers", "joint"),
+    "transformers_space": _format("transformers", "space", mean_first=False),
+    "authors": _format("authors", "divided"),
+    "authors_joint": _format("authors", "joint"),
+    "authors_space": _format("authors", "space"),
+    "mmaction2": _format("mmaction2", "divided", **_PIXELS),
+    "mmaction2_joint": _format("mmaction2_joint", "joint", **_PIXELS),
+    "mmaction2_space": _format("mmaction2_joint", "space", **_PIXELS),
 }
 
 SPECS = {

@@ -264,10 +264,14 @@ too; and of mmaction2. Pre-training has no classifier, and a decoder."""
 
 _DECODES = (r"(encoder|videomae)\.(norm|layernorm)\..*", r"decoder\..*", r"encoder_to_decoder\..*", r"mask_token")
 
+# Pixels are ImageNet's in all (mmaction2: configs/_base_/models/vit_base.py; the Hub: preprocessor_config.json).
+_TRANSFORMERS = {"norm_epsilon": 1e-12, "head_epsilon": 1e-5}
+_OTHERS = {"norm_epsilon": 1e-6, "head_epsilon": 1e-6}
+
 FORMATS = {
     name: Format(
         keys,
-        {} if name.startswith("transformers") else {"norm_epsilon": 1e-6, "head_epsilon": 1e-6},
+        _TRANSFORMERS if name.startswith("transformers") else _OTHERS,
         # mmaction2 stores the sines and cosines.
         _DECODES if name.endswith("pretraining") else (r"pos_embed",) if name == "mmaction2" else (),
     )
@@ -287,7 +291,7 @@ TINY = {
 SPECS = {
     f"videomae_{size}": ModelSpec(
         build,
-        {"norm_epsilon": 1e-12, "depth": depth, "width": width, "num_heads": width // 64},
+        {"norm_epsilon": _TRANSFORMERS["norm_epsilon"], "depth": depth, "width": width, "num_heads": width // 64},
         ClipSpec(num_frames=16),
         dropout=0.0,
         classifier_std=0.02,

@@ -200,7 +200,11 @@ TORCH_KEYS = {
     ),
 }
 """The keys of transformers, today's and those of the Hub's older files, which has the joint model only; and of Scenic,
-whose files are flax's (msgpack)."""
+whose files are flax's (msgpack).
+
+Pixels are from -1 to 1 in Scenic and in Google's files on the Hub, which come from there. Trap: transformers'
+`VivitImageProcessor` as it is by default makes them -3 to 1. A network that was fine-tuned with it is loaded with
+``mean=(0.75, 0.75, 0.75), std=(0.25, 0.25, 0.25)``."""
 
 FORMATS = {
     name: Format(keys, {"attention": "factorised"} if name == "scenic_factorised" else {})

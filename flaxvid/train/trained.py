@@ -23,6 +23,7 @@ from flaxvid.train.workdir import CLASSES_FILE, read_classes, run_folder
 from flaxvid.types import Classes, Variables
 from flaxvid.weights.download import resolve_weights
 from flaxvid.weights.native import check_fit, is_native, load_variables
+from flaxvid.weights.readings import find_implied
 from flaxvid.weights.torch import import_torch
 
 
@@ -77,7 +78,7 @@ def load(
         )
     imported = import_torch(model, file, num_classes=num_classes, overrides=overrides)
     plain = imported.model.model if isinstance(imported.model, FrameFlexible) else imported.model
-    implied = get_spec(model).formats[imported.format].overrides
+    implied = find_implied(model, get_spec(model).formats[imported.format], {})
     trained = _of_file(path, plain, imported.variables, imported.frames, classes, implied)
     return dataclasses.replace(trained, fresh=imported.fresh)
 

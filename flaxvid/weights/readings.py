@@ -52,7 +52,7 @@ class Reading:
 
     Attributes:
         format: its name.
-        implied: the options that the format implies and the caller did not give.
+        implied: of `find_implied`.
         model: made with these and the caller's.
         frames: frame counts with variables of their own; () where the checkpoint has none, None for a plain format.
         alteration: of the `FrameFlexible` with these; "" for a plain format.
@@ -133,6 +133,7 @@ def choose(
     best = [reading for reading in readings if _count(reading.faults) == fewest]
     if any(reading.implied != best[0].implied for reading in best):
         best = [reading for reading in best if reading.exact] or best
+        best = [reading for reading in best if _agrees(formats[reading.format], overrides)] or best
         said = [reading for reading in best if formats[reading.format].overrides and not reading.implied]
         best = said or best  # a caller who names all that one origin implies means that one
     other = next((reading for reading in best if reading.implied != best[0].implied), None)
@@ -147,6 +148,19 @@ def choose(
             f"compute different things. Say which one wrote it:\n{calls}"
         )
     return best[0]
+
+
+def _agrees(format: Format, overrides: Mapping[str, Any]) -> bool:
+    """Whether the caller's options contradict nothing that a format implies."""
+    return all(overrides.get(option, value) == value for option, value in format.overrides.items())
+
+
+def find_implied(name: str, format: Format, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a format implies, the caller does not give, and the model does not have by itself."""
+    own = list_options(name)
+    return {
+        option: value for option, value in format.overrides.items() if option not in overrides and own[option] != value
+    }
 
 
 def as_options(overrides: Mapping[str, Any]) -> str:
@@ -211,7 +225,7 @@ def _readings(
     asked = {**overrides, **({} if classes is None else {"num_classes": classes})}
     made: list[tuple[Mapping[str, Any], VideoModel, Variables]] = []
     for fmt, format in formats.items():
-        implied = {option: value for option, value in format.overrides.items() if option not in overrides}
+        implied = find_implied(name, format, overrides)
         if not any(implied == before for before, *_ in made):
             model = create_model(name, **{**implied, **asked})
             made.append((implied, model, jax.eval_shape(model.init, jax.random.key(0), blank_video(model))))

@@ -36,6 +36,7 @@ from flaxvid.weights.readings import (
     choose,
     count_classes,
     describe,
+    find_implied,
     known_formats,
     read_tree,
     some,
@@ -51,7 +52,8 @@ class Imported:
         model: computes what the checkpoint's origin computes: a `FrameFlexible` where there are `frames`.
         variables: the model's.
         format: the reference whose keys the checkpoint has.
-        implied: the options of `model` that the format implies and the caller did not give.
+        implied: the options of `model` that the format implies, the caller did not give, and the name does not have
+            by itself.
         frames: the frame counts with variables of their own; None for a plain model.
         num_classes: of the model's head; None where neither the checkpoint nor the caller says.
         keys: variable path to source keys, for all that came from the source.
@@ -198,8 +200,7 @@ def load_pretraining(
     tensors, label = _read(source, allow_nonfinite), _names_of(source)[0]
     checkpoint = describe(tensors, *_names_of(source))
     fmt, shorts = read_tree(name, checkpoint, formats, shapes, overrides)
-    implied = {option: value for option, value in formats[fmt].overrides.items() if option not in overrides}
-    if implied:
+    if implied := find_implied(name, formats[fmt], overrides):
         raise ValueError(
             f"{label} is of {fmt!r}, whose {name} has {as_options(implied)}: make the model so and say it here: "
             f"overrides={implied!r}"
@@ -274,7 +275,7 @@ def to_torch(
         name: the model's name.
         variables: of the model or of `FrameFlexible`.
         format: one of the model's formats; None is the first that has a place for every variable and implies nothing
-            that `overrides` lacks, for `FrameFlexible` variables thus the FFN authors'.
+            else than the model has, for `FrameFlexible` variables thus the FFN authors'.
         overrides: the options with which the model was made.
 
     Returns:
@@ -284,7 +285,7 @@ def to_torch(
         ValueError: the format has no place for some variables.
 
     Warns:
-        UserWarning: the format implies options that `overrides` lacks; its readers, `load_model` too, then compute
+        UserWarning: the format implies other options than the model has; its readers, `load_model` too, then compute
             something else than the model that `overrides` tell of.
     """
     formats, overrides = known_formats(name, format), overrides or {}
@@ -294,8 +295,9 @@ def to_torch(
     if not fitting:
         reasons = "; ".join(f"{fmt!r} has no place for {some(paths, 3)}" for fmt, paths in homeless.items())
         raise ValueError(f"{reasons}. FrameFlexible.select(variables, n) gives what a plain format can hold")
+    options = {**list_options(name), **overrides}
     unsaid = {
-        fmt: {option: value for option, value in formats[fmt].overrides.items() if overrides.get(option) != value}
+        fmt: {option: value for option, value in formats[fmt].overrides.items() if options[option] != value}
         for fmt in fitting
     }
     chosen = next((fmt for fmt in fitting if not unsaid[fmt]), fitting[0])
@@ -306,7 +308,6 @@ def to_torch(
             stacklevel=2,
         )
     state_dict = {}
-    options = {**list_options(name), **overrides}
     for path, leaf in flat.items():
         for key, tensor in to_tensors(path, np.asarray(leaf), formats[chosen].keys, options).items():
             state_dict[key] = np.array(tensor, np.float32, order="C")

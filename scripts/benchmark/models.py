@@ -44,6 +44,14 @@ FAMILIES = (
     "x3d_l",
     "slowfast_r50",
     "slowfast_r101",
+    "cnn_lstm",
+    "cnn_gru",
+    "videomae_small",
+    "videomae_base",
+    "vivit_base",
+    "timesformer_base",
+    "mvit_base",
+    "mvit_v2_s",
 )
 """The models of the README's table, each at its own clip."""
 
@@ -80,6 +88,8 @@ class FlaxvidTrainer:
         start = time.perf_counter()
         self.step = step.lower(self.state, self.batch, self.key).compile()
         self.compile_seconds = time.perf_counter() - start
+        analysis: Any = self.step.memory_analysis()
+        self.temporary_bytes = analysis.temp_size_in_bytes
 
         def evaluate(variables, clip, count):
             return model.apply(task.select(variables, count), clip)
@@ -123,7 +133,8 @@ def in_fresh_process(peer: str, *setup: Any, cache: str = "", calls: int = 0) ->
 
 
 def once(peer: str, cache: str, calls: int, setup: Sequence[Any]) -> dict[str, float]:
-    """Takes two training steps: {"compile seconds", "peak MB"}. With `calls` also {"train", "forward"}, in seconds.
+    """Takes two training steps: {"compile seconds", "peak MB", "temporaries MB"}. With `calls` also {"train",
+    "forward"}, in seconds. Temporaries are what XLA plans for a step beside arguments and results; torch plans nothing.
 
     These are the time of one call, where `calls` of them follow each other.
     """
@@ -137,6 +148,7 @@ def once(peer: str, cache: str, calls: int, setup: Sequence[Any]) -> dict[str, f
     result = {
         "compile seconds": getattr(trainer, "compile_seconds", 0.0),
         "peak MB": (trainer.peak_bytes() or resident_peak()) / 1e6,
+        "temporaries MB": getattr(trainer, "temporary_bytes", 0) / 1e6,
     }
     for method in ("train", "forward") if calls else ():
         run = functools.partial(getattr(trainer, method), calls)
@@ -184,9 +196,9 @@ def compare_families(names: Sequence[str], batch: int, scale: float, timing: Tim
         clip = flaxvid.create_model(name).clip
         setup = (name, (clip.num_frames,), batch, round(clip.image_size * scale), "float32")
         own = time_model(setup, timing)
-        own[f"{label_of(*setup)}, peak MB"] = {
-            peer: in_fresh_process(peer, *setup)["peak MB"] for peer in peers_of(name)
-        }
+        found = {peer: in_fresh_process(peer, *setup) for peer in peers_of(name)}
+        own[f"{label_of(*setup)}, peak MB"] = {peer: found[peer]["peak MB"] for peer in found}
+        own[f"{label_of(*setup)}, temporaries MB"] = {"flaxvid": found["flaxvid"]["temporaries MB"]}
         print_rows(own)
         rows |= own
     return rows

@@ -41,8 +41,11 @@ def compare_recurrent(batch: int, frames: int, hidden: int, timing: Timing) -> R
                 runs["forward+backward"][f"torch {cell}"] = functools.partial(_torch_backward, net, video)
         for direction, peers in runs.items():
             name = f"{frames} frames of {channels}, hidden {hidden}, batch {batch}, {direction}"
-            rows[f"{name}, seconds"] = interleaved(peers, timing, seconds=20)
+            seconds = interleaved(peers, timing, seconds=20)
+            rows[f"{name}, seconds"] = {cell: seconds[cell] for cell in memory[direction]}
             rows[f"{name}, MiB"] = memory[direction]
+            for cell in CELLS if torch is not None else ():
+                rows[f"{name}, {cell}, seconds"] = {"flaxvid": seconds[cell], "torch": seconds[f"torch {cell}"]}
     print_rows(rows)
     return rows
 

@@ -55,4 +55,4 @@ def print_rows(rows: Rows) -> None:
         first, *others = row
         values = "  ".join(f"{peer} {value:.4g}" for peer, value in row.items())
         ratios = "  ".join(f"{first}/{peer} {row[first] / row[peer]:.2f}" for peer in others)
-        print(f"{name:62s} {values:60s} {ratios}", flush=True)
+        print(f"{name:74s} {values:60s} {ratios}", flush=True)

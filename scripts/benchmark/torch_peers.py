@@ -1,5 +1,5 @@
-"""The torch peers of the benchmarks: one convolution, ResNets with temporal shift, plain or frame-flexible, and the 3-D
-networks of torchvision and pytorchvideo."""
+"""The torch peers of the benchmarks: one convolution, ResNets with temporal shift, plain or frame-flexible, the 3-D
+networks of torchvision and pytorchvideo, recurrent networks, and the transformers of torchvision and transformers."""
 
 import contextlib
 import copy
@@ -146,18 +146,75 @@ class Excited(nn.Module):
 
 TORCHVISION = ("r3d_18", "r3d_18_se", "r2plus1d_r18", "r2plus1d_r34")
 PYTORCHVIDEO = re.compile(r"slow_r50|res3dcnn|r2plus1d_r50|x3d_\w+|slowfast_r\d+")
+MVIT = {"mvit_base": "mvit_v1_b", "mvit_v2_s": "mvit_v2_s"}
+TRANSFORMERS = {
+    "videomae_small": ("VideoMAE", {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}),
+    "videomae_base": ("VideoMAE", {}),
+    "vivit_base": ("Vivit", {}),
+    "timesformer_base": ("Timesformer", {}),
+}
+"""The first part of the name of their classes, and what their configuration has other than its defaults."""
 
 
 def has_reference(name: str) -> bool:
     """Whether torch has a network of this name, in a package that is installed."""
     package = "pytorchvideo" if PYTORCHVIDEO.fullmatch(name) else "torchvision"
-    known = name in TORCHVISION or re.match(r"ts[mn]_resnet", name) or package == "pytorchvideo"
-    return bool(known and importlib.util.find_spec(package))
+    if name in TRANSFORMERS:
+        package = "transformers"
+    known = name in {*TORCHVISION, *MVIT, "cnn_lstm", "cnn_gru"} or re.match(r"ts[mn]_resnet", name)
+    return bool((known or package != "torchvision") and importlib.util.find_spec(package))
+
+
+class FramesRead(nn.Module):
+    """ResNet-50 on each frame, two bi-directional layers of LSTM or GRU, and a classifier of their mean."""
+
+    def __init__(self, name: str, classes: int, hidden: int = 512):
+        super().__init__()
+        from torchvision.models import resnet50
+
+        self.backbone = resnet50()
+        make = nn.LSTM if name == "cnn_lstm" else nn.GRU
+        self.rnn = make(self.backbone.fc.in_features, hidden, 2, batch_first=True, dropout=0.3, bidirectional=True)
+        self.backbone.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+        self.fc = nn.Sequential(nn.Dropout(0.3), nn.Linear(2 * hidden, classes))
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        """(b, 3, t, h, w) to logits."""
+        x = self.backbone(video.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(video), -1))
+        return self.fc(self.rnn(x)[0].mean(1))
+
+
+class FramesFirst(nn.Module):
+    """A network of transformers, whose videos are (b, t, 3, h, w)."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        """(b, 3, t, h, w) to logits."""
+        return self.network(video.transpose(1, 2)).logits
+
+
+def make_transformer(name: str, frames: int, size: int, classes: int = 174) -> nn.Module:
+    """The network of a name, (b, 3, t, h, w) to logits, its attention as transformers and torchvision choose it."""
+    declare_operators()
+    if name in MVIT:
+        from torchvision.models import video
+
+        return getattr(video, MVIT[name])(num_classes=classes)  # for clips of 16 x 224 x 224 alone
+    import transformers
+
+    family, options = TRANSFORMERS[name]
+    config = getattr(transformers, f"{family}Config")(num_labels=classes, num_frames=frames, image_size=size, **options)
+    return FramesFirst(getattr(transformers, f"{family}ForVideoClassification")(config))
 
 
 def make_network_3d(name: str, classes: int = 174) -> nn.Module:
     """The network of a name, (b, 3, t, h, w) to logits at any size: its head pools all that it gets; no softmax."""
     declare_operators()
+    if name.startswith("cnn_"):
+        return FramesRead(name, classes)
     if name in TORCHVISION:
         from torchvision.models.video import r2plus1d_18, r3d_18, resnet
 
@@ -205,8 +262,13 @@ class TorchTrainer:
         self.device = "cuda" if device == "gpu" else "cpu"
         self.flat = re.match(r"ts[mn]_", name) is not None
         memory_format = torch.channels_last if self.flat else torch.channels_last_3d
-        network = (make_network(name, frames) if self.flat else make_network_3d(name)).to(self.device)
-        self.network = network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+        if name in TRANSFORMERS:
+            memory_format = torch.contiguous_format
+        if name in MVIT or name in TRANSFORMERS:
+            network = make_transformer(name, frames[0], size)
+        else:
+            network = make_network(name, frames) if self.flat else make_network_3d(name)
+        self.network = network.to(self.device).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
         if compiled:
             self.network = torch.compile(self.network, dynamic=False)
         self.optimizer = torch.optim.SGD(self.network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)

@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 
 from flaxvid.layers.blocks import ConvNorm, SqueezeExcitation, fit_mask, global_mean, mask_frames
-from flaxvid.layers.conv import direct_convolve
+from flaxvid.layers.lowering import direct_convolve
 
 MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from jax import export
 
-from flaxvid.layers.conv import Conv, convolve, direct_convolve, direct_form
+from flaxvid.layers.conv import Conv
+from flaxvid.layers.lowering import convolve, direct_convolve, direct_form
 
 # name: input shape, kernel size, strides, padding, groups, features
 CASES = {

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from flaxvid import trees
-from flaxvid.layers.attention import Attention, attend
+from flaxvid.layers.attention import Attention
 from flaxvid.layers.transformer import Block, DropPath, Mlp, PatchEmbed, drop_rates
 
 
@@ -57,45 +57,6 @@ def test_the_softmax_of_bfloat16_is_float32(randomise):
     exponentials = [line for line in str(jax.make_jaxpr(layer.apply)(variables, x)).split("\n") if " = exp " in line]
     assert exponentials
     assert all("f32" in line.split(" = ")[0] and "bf16" not in line.split(" = ")[0] for line in exponentials)
-
-
-class Gpu:
-    """A device as far as the choice of a kernel asks."""
-
-    def __init__(self, compute_capability):
-        self.compute_capability = compute_capability
-
-
-@pytest.mark.parametrize(
-    ("capability", "dtype", "length", "masked", "fused"),
-    [
-        ("9.0", "bfloat16", 130, False, True),
-        ("8.0", "bfloat16", 130, False, True),
-        ("7.0", "bfloat16", 130, False, False),
-        ("gfx942", "bfloat16", 130, False, False),
-        ("9.0", "float32", 130, False, False),
-        ("9.0", "bfloat16", 8, False, False),
-        ("9.0", "bfloat16", 130, True, False),
-    ],
-)
-def test_the_fused_kernel_is_taken_where_there_is_one(monkeypatch, capability, dtype, length, masked, fused):
-    computed, taken = jax.nn.dot_product_attention, set()
-
-    def record(*arguments, implementation, **options):
-        taken.add(implementation)
-        return computed(*arguments, implementation="xla", **options)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
-    q, k, v = random(3, 1, length, 2, 8).astype(dtype)
-    keys = jnp.ones((1, length), bool) if masked else None
-    expected = attend(q, k, v, keys)
-    assert taken == {"xla"}
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "local_devices", lambda: [Gpu(capability)])
-    # Lowered for this CPU, it is the plain one all the same.
-    again = jax.jit(lambda *rows: attend(*rows))(q, k, v, keys)  # traced afresh
-    chex.assert_trees_all_close(again, expected, rtol=1e-2)
-    assert ("cudnn" in taken) == fused
 
 
 def test_patches_are_one_dense_layer(randomise):

@@ -223,12 +223,43 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("attention", ["divided", "joint", "space"])
-def test_a_timesformer_file_says_which_attention_it_is_for(attention, random_variables):
-    options = {name: value for name, value in get_spec("timesformer_base").tiny.items() if name != "num_classes"}
-    variables = random_variables(create_tiny("timesformer_base", attention=attention))
-    state_dict = flaxvid.to_torch("timesformer_base", variables, overrides={"attention": attention})
-    assert state_dict["timesformer.embeddings.patch_embeddings.projection.weight"].shape == (16, 3, 8, 8)
-    model, loaded = flaxvid.load_model("timesformer_base", state_dict, **options)
-    assert model.body.attention == attention
+@pytest.mark.parametrize(
+    ("options", "fmt"),
+    [
+        ({"attention": "divided"}, "transformers"),
+        ({"attention": "joint"}, "transformers_joint"),
+        ({"attention": "space", "mean_first": False}, "transformers_space"),
+        ({"attention": "space"}, "authors_space"),
+    ],
+)
+def test_a_timesformer_file_says_which_attention_it_is_for(options, fmt, random_variables):
+    """Export takes the first format whose readers make the same model."""
+    sizes = {name: value for name, value in get_spec("timesformer_base").tiny.items() if name != "num_classes"}
+    variables = random_variables(create_tiny("timesformer_base", **options))
+    state_dict = flaxvid.to_torch("timesformer_base", variables, overrides=options)
+    assert (min(state_dict).startswith("model.")) == (fmt == "authors_space")
+    model, loaded = flaxvid.load_model("timesformer_base", state_dict, **sizes)
+    assert repr(model) == repr(create_tiny("timesformer_base", **options))
     chex.assert_trees_all_equal(loaded, variables)
+    again, _ = flaxvid.load_model("timesformer_base", state_dict, **sizes, attention=options["attention"])
+    assert repr(again) == repr(model)
+
+
+def test_space_alone_takes_the_mean_before_or_behind_the_last_norm(clip, random_variables):
+    video = clip(2, 4, 32, 32)
+    first = create_tiny("timesformer_base", attention="space")
+    behind = create_tiny("timesformer_base", attention="space", mean_first=False)
+    variables = random_variables(first)
+    _, seen = first.apply(variables, video, capture_intermediates=lambda module, _: module.name == "block_1")
+    (tokens,) = seen["intermediates"]["body"]["block_1"]["__call__"]
+    tokens = np.asarray(tokens[:, 0], np.float64).reshape(2, 4, 16)  # the class token of each frame
+    norm, classifier = variables["params"]["body"]["norm"], variables["params"]["head"]["classifier"]
+
+    def normalised(x):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * norm["scale"] + norm["bias"]
+
+    for model, feature in ((first, normalised(tokens.mean(1))), (behind, normalised(tokens).mean(1))):
+        logits = jax.jit(model.apply)(variables, video)
+        close(np.asarray(logits), feature @ np.asarray(classifier["kernel"]) + np.asarray(classifier["bias"]))
+    assert not np.allclose(normalised(tokens.mean(1)), normalised(tokens).mean(1), rtol=1e-2)

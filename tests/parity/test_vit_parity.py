@@ -26,7 +26,11 @@ CASES = {
     "vivit_base": ("Vivit", {}, {}),
     "timesformer_base": ("Timesformer", {"attention_type": "divided_space_time"}, {"attention": "divided"}),
     "timesformer_base, joint": ("Timesformer", {"attention_type": "joint_space_time"}, {"attention": "joint"}),
-    "timesformer_base, space": ("Timesformer", {"attention_type": "space_only"}, {"attention": "space"}),
+    "timesformer_base, space": (
+        "Timesformer",
+        {"attention_type": "space_only"},
+        {"attention": "space", "mean_first": False},
+    ),
 }
 
 
@@ -80,3 +84,42 @@ def test_the_hubs_older_names_give_the_same_variables(pair):
         state_dict[key] = tensor
     _, loaded = flaxvid.load_model(name, state_dict, **OURS, **ours)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+AUTHORS = {
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "encoder.layer": "blocks",
+    "attention.attention.qkv": "attn.qkv",
+    "attention.output.dense": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "layernorm": "norm",
+    "classifier": "head",
+}
+
+
+def test_space_alone_of_its_authors_has_the_mean_before_the_last_norm(torchvision_models, randomised, relative_error):
+    """The modules are transformers', put together in the other order; the keys are the authors'."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.TimesformerConfig(**SIZES, attention_type="space_only")
+    net = randomised(transformers.TimesformerForVideoClassification(config))
+    state_dict = {}
+    for key, tensor in net.state_dict().items():
+        for theirs, ours in AUTHORS.items():
+            key = key.replace(theirs, ours)
+        state_dict["model." + key.removeprefix("timesformer.")] = tensor
+    video = np.random.default_rng(0).standard_normal((2, 6, 48, 48, 3)).astype(np.float32)
+    body = net.timesformer
+    with torch.no_grad():
+        x = body.encoder(body.embeddings(torch.from_numpy(video).permute(0, 1, 4, 2, 3))).last_hidden_state
+        reference = net.classifier(body.layernorm(x.reshape(2, 6, -1, 48).mean(1))[:, 0])
+    model, variables = flaxvid.load_model("timesformer_base", {"model_state": state_dict}, **OURS)
+    error = relative_error(jax.jit(model.apply)(variables, video), reference)
+    print(f"TimeSformer of its authors, space alone: relative error {error:.1e}")
+    assert error < 1e-4
+    exported = flaxvid.to_torch("timesformer_base", variables, overrides={**OURS, "attention": "space"})
+    assert exported.keys() == state_dict.keys()

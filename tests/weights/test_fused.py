@@ -14,6 +14,7 @@ from flaxvid import trees
 from flaxvid.layers.attention import Attention
 from flaxvid.models.registry import create_tiny, get_spec
 from flaxvid.weights.keys import from_tensors, to_tensors
+from flaxvid.weights.readings import find_implied
 from flaxvid.weights.tensors import read_tensors
 from flaxvid.weights.torch import import_torch, load_pretraining
 
@@ -43,10 +44,12 @@ KEYS = {
     ("timesformer_base", "authors"): "model.blocks.1.temporal_attn.qkv.weight (48, 16) model.time_embed (1, 4, 16)"
     " model.blocks.1.temporal_fc.bias (16,) model.blocks.0.temporal_norm1.weight (16,) model.head.bias (5,)",
     ("timesformer_base", "authors_joint"): "model.blocks.1.attn.proj.weight (16, 16) model.cls_token (1, 1, 16)",
+    ("timesformer_base", "authors_space"): "model.blocks.1.norm1.weight (16,) model.pos_embed (1, 17, 16)",
     ("timesformer_base", "mmaction2"): "backbone.transformer_layers.layers.1.attentions.0.attn.in_proj_weight (48, 16)"
     " backbone.transformer_layers.layers.1.attentions.0.temporal_fc.weight (16, 16)"
     " backbone.transformer_layers.layers.1.ffns.0.norm.weight (16,) backbone.pos_embed (1, 17, 16)",
     ("timesformer_base", "mmaction2_joint"): "backbone.transformer_layers.layers.1.norms.1.bias (16,)",
+    ("timesformer_base", "mmaction2_space"): "backbone.transformer_layers.layers.0.norms.0.weight (16,)",
 }
 
 
@@ -80,7 +83,7 @@ def test_there_and_back(name, fmt, exported):
         warnings.simplefilter("error")
         imported = import_torch(name, {"module": state_dict, "epoch": 3}, overrides=SMALL[name])
     assert (imported.format, imported.num_classes) == (fmt, 5)
-    assert imported.implied == get_spec(name).formats[fmt].overrides
+    assert imported.implied == find_implied(name, get_spec(name).formats[fmt], {})
     assert sorted(key for keys in imported.keys.values() for key in keys) == sorted(state_dict)
     chex.assert_trees_all_equal(imported.variables, variables)
 
@@ -91,6 +94,7 @@ def test_there_and_back(name, fmt, exported):
         ("videomae_base", "authors", "norm_epsilon=1e-06, head_epsilon=1e-06"),
         ("videomae_base", "mmaction2", "norm_epsilon=1e-06, head_epsilon=1e-06"),
         ("vivit_base", "scenic_factorised", "attention='factorised'"),
+        ("timesformer_base", "transformers_space", "attention='space', mean_first=False"),
         ("timesformer_base", "mmaction2", r"mean=\(0.5, 0.5, 0.5\), std=\(0.5, 0.5, 0.5\)"),
     ],
 )
@@ -212,7 +216,7 @@ def test_pretraining_there_and_back_and_a_classifier_of_it(fmt, pretrained):
     with pytest.warns(UserWarning, match="no classes, .* needs training; 3. tensors are left out: .* more"):
         imported = import_torch("videomae_base", state_dict, num_classes=7, overrides=SMALL["videomae_base"])
     assert imported.format == fmt
-    assert imported.implied == get_spec("videomae_base").formats[fmt].overrides
+    assert imported.implied == find_implied("videomae_base", get_spec("videomae_base").formats[fmt], {})
     assert {path.rpartition("/")[0] for path in imported.fresh} == {"params/head/norm", "params/head/classifier"}
     assert len(imported.left_out) == len(state_dict) - sum(map(len, imported.keys.values()))
     chex.assert_trees_all_equal(imported.variables["params"]["body"], pretrained["params"]["body"])

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import flaxvid
-from flaxvid.models.registry import get_spec, list_models
+from flaxvid.models.registry import create_tiny, get_spec, list_models
 from flaxvid.train.trained import load
 from flaxvid.weights.native import WeightsInfo, load_variables
 
@@ -66,21 +66,33 @@ def test_what_the_formats_of_each_name_imply():
         **{f"x3d_{size}: pyslowfast": {"shortcut_norm": True} for size in ("xs", "s", "m", "l")},
         "r2plus1d_r34: ig65m": {"norm_epsilon": 1e-3},
         "r2plus1d_r34: torchvision": {"shared_midplanes": True},
-        **{f"timesformer_base: transformers_{attention}": {"attention": attention} for attention in ("joint", "space")},
-        "timesformer_base: authors_joint": {"attention": "joint"},
-        "timesformer_base: mmaction2": PIXELS,
-        "timesformer_base: mmaction2_joint": {**PIXELS, "attention": "joint"},
         **{
-            f"{name}: {fmt}": {"pool_epsilon": 1e-5}
-            for name in ("mvit_base", "mvit_base_32x3")
-            for fmt in ("pytorchvideo", "pytorchvideo_fused")
+            f"timesformer_base: {fmt}{suffix}": {"attention": attention, **implied}
+            for fmt, implied in (("transformers", {}), ("authors", {}), ("mmaction2", PIXELS))
+            for suffix, attention in (("", "divided"), ("_joint", "joint"), ("_space", "space"))
         },
-        "mvit_base_32x3: pyslowfast_24": {"depth": 24, "stages": (2, 5, 21), "pool_kernel": None},
+        "timesformer_base: transformers_space": {"attention": "space", "mean_first": False},
+        **{
+            f"{name}: {fmt}": {"pool_epsilon": 1e-5 if fmt.startswith("pytorchvideo") else None}
+            for name in ("mvit_base", "mvit_base_32x3")
+            for fmt in ("torchvision", "pytorchvideo", "pytorchvideo_fused", "pyslowfast")
+        },
+        "mvit_base_32x3: pyslowfast_24": {
+            "pool_epsilon": None,
+            "depth": 24,
+            "stages": (2, 5, 21),
+            "pool_kernel": None,
+        },
         "vivit_base: scenic_factorised": {"attention": "factorised"},
         **{
             f"videomae_{size}: {fmt}": {"norm_epsilon": 1e-6, "head_epsilon": 1e-6}
             for size in ("small", "base", "large")
             for fmt in ("authors", "authors_pretraining", "mmaction2")
+        },
+        **{
+            f"videomae_{size}: transformers{fmt}": {"norm_epsilon": 1e-12, "head_epsilon": 1e-5}
+            for size in ("small", "base", "large")
+            for fmt in ("", "_4", "_pretraining", "_4_pretraining")
         },
     }
 
@@ -102,6 +114,25 @@ def test_the_model_is_the_origins_or_there_is_one_error(name, fmt, implied):
     )
     served = flaxvid.load_torch(name, state_dict, overrides={**SMALL[name], **implied})
     chex.assert_trees_all_equal(served, variables)
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt", "options"),
+    [
+        ("videomae_base", "transformers", {}),
+        ("videomae_base", "authors", {"norm_epsilon": 1e-6, "head_epsilon": 1e-6}),
+        ("mvit_base", "torchvision", {}),
+        ("mvit_base", "pytorchvideo", {"pool_epsilon": 1e-5}),
+    ],
+)
+def test_export_takes_the_first_format_that_means_the_model(name, fmt, options):
+    """Shapes are the same; the epsilon differs."""
+    tiny = {option: value for option, value in get_spec(name).tiny.items() if option != "num_classes"}
+    model = create_tiny(name, **options)
+    variables = model.init(jax.random.key(0), np.zeros((1, 4, 32, 32, 3), np.uint8))
+    state_dict = flaxvid.to_torch(name, variables, overrides={**tiny, **options})
+    assert state_dict.keys() == flaxvid.to_torch(name, variables, fmt, overrides={**tiny, **options}).keys()
+    assert repr(flaxvid.load_model(name, state_dict, **tiny)[0]) == repr(model)
 
 
 def test_the_error_shows_the_call_with_the_file(tmp_path):
