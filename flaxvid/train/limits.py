@@ -25,7 +25,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda value: value > 0,
         (
             *("epochs", "batch_size", "eval_batch_size", "norm_groups", "keep", "checkpoint_every", "log_every"),
-            *("model.num_frames", "model.image_size", "data.num_threads"),
+            *("model.num_frames", "model.image_size", "data.num_threads", "pruning.every"),
         ),
     ),
     (
@@ -34,10 +34,14 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         (
             *("seed", "eval_every", "keep_every", "data.num_workers", "data.fold"),
             *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm"),
-            *("optimizer.warmup_epochs", "optimizer.warmup_start"),
+            *("optimizer.warmup_epochs", "optimizer.warmup_start", "pruning.begin"),
         ),
     ),
-    ("lie in [0, 1)", lambda value: 0 <= value < 1, ("optimizer.momentum", "optimizer.ema", "model.dropout")),
+    (
+        "lie in [0, 1)",
+        lambda value: 0 <= value < 1,
+        ("optimizer.momentum", "optimizer.ema", "model.dropout", "pruning.sparsity"),
+    ),
     ("lie in [0, 1]", lambda value: 0 <= value <= 1, ("data.max_broken",)),
     ("lie in (0, 1]", lambda value: 0 < value <= 1, ("optimizer.layer_decay",)),
 )
@@ -58,7 +62,7 @@ def check(recipe: Recipe) -> None:
         if (value := operator.attrgetter(name)(mended)) is not None and not holds(value)
     ]
     problems += [f"task.{problem}" for problem in mended.task.problems()]
-    problems += [message for rule in (_batches, _schedules, _groups) for message in rule(mended)]
+    problems += [message for rule in (_batches, _schedules, _pruning, _groups) for message in rule(mended)]
     network = None
     if not any(problem.startswith("model.") for problem in problems):
         try:
@@ -146,6 +150,16 @@ def _schedules(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def _pruning(recipe: Recipe) -> Iterator[str]:
+    """The schedule of pruning."""
+    pruning = recipe.pruning
+    if pruning.sparsity > 0 and not pruning.begin < pruning.end <= recipe.epochs:
+        yield (
+            f"pruning must begin before it ends, and end within the run's epochs={recipe.epochs}, got "
+            f"pruning.begin={pruning.begin}, pruning.end={pruning.end}"
+        )
+
+
 def _groups(recipe: Recipe) -> Iterator[str]:
     """Starting weights, patterns of parameters, and the backbone's options. The network shows later what they match."""
     if recipe.model.inflate and not recipe.model.weights:
@@ -154,7 +168,11 @@ def _groups(recipe: Recipe) -> Iterator[str]:
         if min(rule[1:]) < 0:
             yield f"optimizer.rules: factors of rate and decay must not be negative, got {tuple(rule)}"
     patterns = [("optimizer.rules", rule[0]) for rule in recipe.optimizer.rules]
-    for name, pattern in (*patterns, *(("freeze", pattern) for pattern in recipe.freeze)):
+    for name, pattern in (
+        *patterns,
+        *(("freeze", pattern) for pattern in recipe.freeze),
+        *(("pruning.keep", pattern) for pattern in recipe.pruning.keep),
+    ):
         try:
             re.compile(pattern)
         except re.error as error:

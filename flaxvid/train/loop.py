@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from flaxvid.adapt.freezing import check_frozen
+from flaxvid.compress.prune import MASKS, first_masks
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import steps_per_epoch
 from flaxvid.data.sources.open import Source
@@ -22,7 +23,7 @@ from flaxvid.train.interrupt import StopRequest
 from flaxvid.train.limits import check
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
-from flaxvid.train.optimizer import make_optimizer, make_schedule
+from flaxvid.train.optimizer import make_optimizer, make_pruning, make_schedule
 from flaxvid.train.origin import with_implied
 from flaxvid.train.prefetch import Prefetch, make_batches
 from flaxvid.train.recipe import Recipe
@@ -70,6 +71,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     shapes = find_shapes(recipe)  # before the data set is made: a slip shows at once
     check_frozen(shapes, recipe.freeze)
     check_rules(trainable(shapes), recipe.optimizer.rules)
+    if recipe.pruning.sparsity:
+        jax.eval_shape(functools.partial(first_masks, keep=parts_kept(recipe)), shapes["params"])
     teachers = load_teachers(recipe.task)
     enable_compilation_cache()
     workdir, mesh = Path(workdir), make_mesh()
@@ -128,6 +131,8 @@ def train(
     rate_at = jax.jit(schedule, out_shardings=same)  # outside the step, whose program is the same for all rates
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
     variables = task.init(init_key, plain)
+    if pruning := make_pruning(recipe.pruning, epoch_steps):
+        variables[MASKS] = first_masks(variables["params"], parts_kept(recipe))
     optimizer = make_optimizer(recipe.optimizer, norm_modules(variables), task.model.layers)
     state = create_state(variables, optimizer, ema=recipe.optimizer.ema > 0, freeze=recipe.freeze)
     state = jax.device_put(state, same)
@@ -140,6 +145,7 @@ def train(
         ema=recipe.optimizer.ema,
         norm_groups=recipe.norm_groups,
         freeze=recipe.freeze,
+        pruning=pruning,
     )
     batches = Prefetch(make_batches(recipe, task, splits.train), lambda clips: put_batch(clips, mesh))
     total = recipe.epochs * epoch_steps
@@ -193,6 +199,11 @@ def describe_run(recipe: Recipe, splits: Splits, mesh: Mesh, epoch_steps: int, s
         f"{recipe.epochs} epochs of {epoch_steps} steps on {mesh.size} {jax.default_backend()} device(s)"
         + (f"; going on after step {start}" if start else "")
     )
+
+
+def parts_kept(recipe: Recipe) -> tuple[str, ...]:
+    """Patterns of the parts that lose no weights."""
+    return (*recipe.pruning.keep, *recipe.freeze)
 
 
 def count_steps(recipe: Recipe, source: Source) -> int:

@@ -131,6 +131,27 @@ class OptimizerRecipe:
 
 
 @dataclasses.dataclass
+class PruningRecipe:
+    """Which weights training removes; see `compress.prune`.
+
+    Attributes:
+        sparsity: share of the weights that is removed in the end; 0 prunes nothing.
+        begin, end: epochs at which pruning begins, and at which the share is reached; parts of an epoch are allowed.
+            What is left of the training makes up for it.
+        every: steps between prunings.
+        scope: "global" compares the weights of all kernels, "layer" removes the same share of each kernel.
+        keep: parts that lose nothing, as patterns as in `freeze`; frozen parts lose nothing either.
+    """
+
+    sparsity: float = 0.0
+    begin: float = 0.0
+    end: float = 1.0
+    every: int = 50
+    scope: Literal["global", "layer"] = "global"
+    keep: tuple[str, ...] = ("stem", "head")
+
+
+@dataclasses.dataclass
 class Recipe:
     """A run.
 
@@ -139,6 +160,7 @@ class Recipe:
         data: which videos.
         task: what is learnt.
         optimizer: how the network learns.
+        pruning: which weights are removed in training.
         batch_size: training clips in a step, over all devices and hosts.
         epochs: passes over the training videos.
         freeze: parts whose parameters and statistics stay as they are, to the last bit, as patterns of their paths:
@@ -161,6 +183,7 @@ class Recipe:
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
     task: SupervisedRecipe | FfnRecipe | MaskedRecipe | DistilRecipe = dataclasses.field(default_factory=FfnRecipe)
     optimizer: OptimizerRecipe = dataclasses.field(default_factory=OptimizerRecipe)
+    pruning: PruningRecipe = dataclasses.field(default_factory=PruningRecipe)
     batch_size: int = 32
     epochs: int = 50
     freeze: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from flaxvid import trees
 from flaxvid.adapt.freezing import is_frozen, keep_statistics
+from flaxvid.compress.prune import MASKS, Pruning, masked, sparsity
 from flaxvid.tasks.task import Metrics, Task, count_rows
 from flaxvid.train.mesh import divided, replicated
 from flaxvid.train.state import TrainState, is_averaged, is_trainable, mover
@@ -32,6 +33,7 @@ def train_step(
     ema: float = 0.0,
     norm_groups: int = 1,
     freeze: Sequence[str] = (),
+    pruning: Pruning | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Computes loss and gradient, and updates the state.
 
@@ -43,6 +45,7 @@ def train_step(
         task: gives the loss.
         optimizer: updates the ``params*`` collections.
         accumulate, ema, norm_groups, freeze: see `Recipe` and `OptimizerRecipe`.
+        pruning: removes weights; the variables then have `MASKS`.
 
     Returns:
         The new state and the batch's mean metrics, with the gradient's norm before clipping.
@@ -63,11 +66,15 @@ def train_step(
             params, fixed, batch, key, task=task, accumulate=accumulate, norm_groups=norm_groups, freeze=freeze
         )
 
+    if pruning:
+        grads = {**grads, "params": masked(grads["params"], state.variables[MASKS])}
     updates: Any
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     moved_params: Any = optax.apply_updates(params, optax.tree.scale(rate, updates))
     variables = trees.merge(fixed, updated, moved_params)
     variables = task.after(variables, state.step)
+    if pruning:
+        variables = pruning.prune(variables, state.step + 1)
     if ema:
         current = {name: tree for name, tree in variables.items() if is_averaged(name)}
         averages = {name: variables[f"ema_{name}"] for name in current}
@@ -75,6 +82,8 @@ def train_step(
         variables = {**variables, **{f"ema_{name}": tree for name, tree in moved.items()}}
     variables = trees.merge(variables, frozen)  # a mean over groups or over time may change the last bit
     metrics = {**metrics, "gradient_norm": optax.tree.norm(grads)}
+    if pruning:
+        metrics["sparsity"] = sparsity(variables[MASKS])
     return TrainState(state.step + 1, variables, opt_state), metrics
 
 
