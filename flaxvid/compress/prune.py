@@ -118,7 +118,8 @@ def chosen(params: Variables, masks: Variables) -> dict[str, Array]:
 def sparsity(masks: Variables) -> Float[Array, ""]:
     """The share of the weights that is removed, of those that have a mask."""
     leaves = jax.tree.leaves(masks)
-    return 1 - sum(jnp.sum(mask, dtype=jnp.float32) for mask in leaves) / float(sum(np.size(mask) for mask in leaves))
+    left = jnp.stack([jnp.sum(mask, dtype=jnp.float32) for mask in leaves]).sum()
+    return 1 - left / sum(np.size(mask) for mask in leaves)
 
 
 def _threshold(magnitudes: Float[Array, " n"], share: Float[Array, ""] | float) -> Float[Array, ""]:

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Num
 
 from flaxvid.layers.heads import Logits
+from flaxvid.models.inner import Axes
 from flaxvid.types import ClipSpec
 
 Video = Num[Array, "b t h w 3"] | Mapping[str, Num[Array, "b t h w 3"]]
@@ -39,6 +40,9 @@ class VideoModel(nn.Module):
         multiple_of: what the frame count, the height and the width of a video must be multiples of.
         layers: the parameters of each layer, in order of depth, stem first: regular expressions of their whole paths
             below "params". What none of them names belongs to the last layer, the head.
+        inner: the channels that only one block sees, as pairs of a pattern of the block's path below "params" and, for
+            each of its rows of channels, what has an axis of them; see `models.inner`. The last name of that path is
+            the block's name in the option `inner`.
         zoo_name: the name that `create_model` was given; "" for a model that was put together by hand.
         overrides: what else it was given. So a file can say how to make the model again.
     """
@@ -52,6 +56,7 @@ class VideoModel(nn.Module):
     cameras: tuple[str, ...] = ()
     multiple_of: tuple[int, int, int] = (1, 1, 1)
     layers: tuple[str, ...] = ()
+    inner: tuple[tuple[str, tuple[Axes, ...]], ...] = ()
     # How a model was asked for makes no other model of it: equal ones share their compiled programs.
     zoo_name: str = dataclasses.field(default="", compare=False)
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
