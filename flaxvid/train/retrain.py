@@ -6,7 +6,7 @@ from typing import Literal
 
 from flaxvid.compress.channels import remove_channels
 from flaxvid.train.network import Trained, save
-from flaxvid.train.recipe import PruningRecipe, Recipe
+from flaxvid.train.recipe import PruningRecipe, Recipe, read_recipe
 from flaxvid.train.workdir import has_results
 
 START_FILE = "pruned.safetensors"
@@ -66,12 +66,17 @@ def make_thin(
 
     Returns:
         The recipe that starts from the thinner network, and that network.
+
+    Raises:
+        ValueError: a run with other channels has begun in `workdir`.
     """
     model, variables = remove_channels(trained.model, trained.variables, share, multiple)
     thin = dataclasses.replace(trained, model=model, variables=variables)
+    inner = {block: tuple(counts) for block, counts in model.overrides["inner"].items()}
     if not has_results(workdir):
         save(thin, workdir / START_FILE)
-    inner = {block: tuple(counts) for block, counts in model.overrides["inner"].items()}
+    elif read_recipe(workdir).model.options.get("inner") != inner:
+        raise ValueError(f"{workdir} holds a run with other channels: give --workdir another folder")
     options = {**recipe.model.options, "inner": inner}
     return dataclasses.replace(
         recipe, model=dataclasses.replace(recipe.model, weights=str(workdir / START_FILE), options=options)
