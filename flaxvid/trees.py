@@ -42,6 +42,18 @@ def first_match(rules: Iterable[tuple[str, T]], path: str, default: T) -> T:
     return next((value for pattern, value in rules if re.fullmatch(pattern, path)), default)
 
 
+def lies_in(path: str, parts: Iterable[str]) -> bool:
+    """Whether a variable lies in one of some parts of a network.
+
+    Args:
+        path: of the variable, with its collection: "params_4f/body/layer1_0/norm1/scale".
+        parts: regular expressions of paths without the collection, so they hold for all collections. Each names all
+            that lies below it: "body", "body/layer[12]_.*", "body/.*/kernel".
+    """
+    below = path.partition("/")[2]
+    return any(re.fullmatch(f"(?:{part})(?:/.*)?", below) for part in parts)
+
+
 def norm_modules(variables: Mapping[str, Any]) -> frozenset[str]:
     """The paths, without the collection, of all norms: ``{"stem/norm1", "body/layer1_0/norm2", ...}``.
 

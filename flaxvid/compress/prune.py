@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxvid import trees
-from flaxvid.adapt.freezing import is_frozen
 from flaxvid.types import Variables
 
 MASKS = "masks"
@@ -64,20 +63,15 @@ def first_masks(params: Variables, keep: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
         params: the collection "params", or its shapes.
-        keep: patterns of paths, as of `adapt.freezing.is_frozen`.
+        keep: patterns of paths, see `trees.lies_in`.
 
     Raises:
-        ValueError: a pattern matches nothing (a network without a head may do without "head"), or no kernel is left.
+        ValueError: no kernel is left.
     """
-    paths = [f"params/{path}" for path in trees.flatten(params)]
-    for pattern in keep:
-        if pattern != "head" and not any(is_frozen(path, [pattern]) for path in paths):
-            parts = ", ".join(dict.fromkeys("/".join(path.split("/")[1:3]) for path in paths))
-            raise ValueError(f"pruning.keep={pattern!r} matches no part of the network: its parts are {parts}")
     kernels = {
         path: jnp.ones(leaf.shape, bool)
         for path, leaf in trees.flatten(params).items()
-        if path.rpartition("/")[2] == "kernel" and leaf.ndim > 1 and not is_frozen(f"params/{path}", keep)
+        if path.rpartition("/")[2] == "kernel" and leaf.ndim > 1 and not trees.lies_in(f"params/{path}", keep)
     }
     if not kernels:
         raise ValueError(f"nothing is left to prune beside the parts {', '.join(keep)}: keep or freeze fewer")

@@ -158,21 +158,33 @@ def _pruning(recipe: Recipe) -> Iterator[str]:
             f"pruning must begin before it ends, and end within the run's epochs={recipe.epochs}, got "
             f"pruning.begin={pruning.begin}, pruning.end={pruning.end}"
         )
+    if pruning.sparsity > 0 and recipe.unfreeze:
+        yield "pruning does not go with unfreeze: unfreeze first, and prune in a second run from these weights"
 
 
 def _groups(recipe: Recipe) -> Iterator[str]:
     """Starting weights, patterns of parameters, and the backbone's options. The network shows later what they match."""
     if recipe.model.inflate and not recipe.model.weights:
         yield f"model.inflate={recipe.model.inflate!r} needs model.weights of a 2-D network: name them, or set it to ''"
+    if recipe.optimizer.decay_to_start and not (recipe.model.weights and recipe.optimizer.weight_decay > 0):
+        yield (
+            "optimizer.decay_to_start needs model.weights to start from and a positive optimizer.weight_decay, got "
+            f"{recipe.model.weights!r} and {recipe.optimizer.weight_decay}: give them, or leave it empty"
+        )
+    after = [epochs for epochs, _ in recipe.unfreeze]
+    if after != sorted(after) or not all(0 < epochs < recipe.epochs for epochs in after):
+        yield f"unfreeze must have ascending epochs between 1 and {recipe.epochs - 1}, got {recipe.unfreeze}"
     for rule in recipe.optimizer.rules:
         if min(rule[1:]) < 0:
             yield f"optimizer.rules: factors of rate and decay must not be negative, got {tuple(rule)}"
-    patterns = [("optimizer.rules", rule[0]) for rule in recipe.optimizer.rules]
-    for name, pattern in (
-        *patterns,
-        *(("freeze", pattern) for pattern in recipe.freeze),
-        *(("pruning.keep", pattern) for pattern in recipe.pruning.keep),
-    ):
+    patterns = {
+        "optimizer.rules": [group for group, *_ in recipe.optimizer.rules],
+        "optimizer.decay_to_start": recipe.optimizer.decay_to_start,
+        "freeze": recipe.freeze,
+        "unfreeze": [pattern for _, pattern in recipe.unfreeze],
+        "pruning.keep": recipe.pruning.keep,
+    }
+    for name, pattern in ((name, pattern) for name, several in patterns.items() for pattern in several):
         try:
             re.compile(pattern)
         except re.error as error:

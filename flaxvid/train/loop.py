@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from flaxvid.adapt.freezing import check_frozen
+from flaxvid.adapt.freezing import check_frozen, check_parts
 from flaxvid.compress.prune import MASKS, first_masks
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import steps_per_epoch
@@ -23,8 +23,9 @@ from flaxvid.train.interrupt import StopRequest
 from flaxvid.train.limits import check
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
-from flaxvid.train.optimizer import make_optimizer, make_pruning, make_schedule
+from flaxvid.train.optimizer import make_pruning, make_schedule
 from flaxvid.train.origin import with_implied
+from flaxvid.train.phases import make_phases, phase_of
 from flaxvid.train.prefetch import Prefetch, make_batches
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.session import Session
@@ -38,11 +39,10 @@ from flaxvid.train.setup import (
 )
 from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.start import fit_start, load_start
-from flaxvid.train.state import create_state, trainable
+from flaxvid.train.state import create_state, trainable, unfreeze
 from flaxvid.train.step import compile_step, enable_compilation_cache, jit_step, train_step
 from flaxvid.train.teachers import claim_teachers, load_teachers, make_task
 from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, is_finished, lock_workdir
-from flaxvid.trees import norm_modules
 from flaxvid.types import Variables
 
 Rows = list[dict[str, float]]
@@ -69,9 +69,11 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     check_name(Path(workdir))
     recipe = complete(recipe)
     shapes = find_shapes(recipe)  # before the data set is made: a slip shows at once
-    check_frozen(shapes, recipe.freeze)
+    check_frozen(shapes, recipe.freeze, recipe.unfreeze)
+    check_parts(shapes, recipe.optimizer.decay_to_start, "optimizer.decay_to_start")
     check_rules(trainable(shapes), recipe.optimizer.rules)
     if recipe.pruning.sparsity:
+        check_parts(shapes, recipe.pruning.keep, "pruning.keep")
         jax.eval_shape(functools.partial(first_masks, keep=parts_kept(recipe)), shapes["params"])
     teachers = load_teachers(recipe.task)
     enable_compilation_cache()
@@ -133,24 +135,23 @@ def train(
     variables = task.init(init_key, plain)
     if pruning := make_pruning(recipe.pruning, epoch_steps):
         variables[MASKS] = first_masks(variables["params"], parts_kept(recipe))
-    optimizer = make_optimizer(recipe.optimizer, norm_modules(variables), task.model.layers)
-    state = create_state(variables, optimizer, ema=recipe.optimizer.ema > 0, freeze=recipe.freeze)
+    phases = make_phases(recipe, variables, task.model.layers, epoch_steps)
+    keep_every = recipe.keep_every * epoch_steps or None
+    checkpoints = opened.enter_context(Checkpoints(workdir / "checkpoints", recipe.keep, keep_every))
+    phase = phase_of(phases, checkpoints.latest_step() or 0)
+    state = create_state(variables, phase.optimizer, ema=recipe.optimizer.ema > 0, freeze=phase.freeze)
     state = jax.device_put(state, same)
     step_key = jax.jit(lambda key: key, out_shardings=same)(step_key)  # device_put takes no keys to other hosts
     one_step = functools.partial(
         train_step,
         task=task,
-        optimizer=optimizer,
         accumulate=recipe.optimizer.accumulate,
         ema=recipe.optimizer.ema,
         norm_groups=recipe.norm_groups,
-        freeze=recipe.freeze,
         pruning=pruning,
     )
     batches = Prefetch(make_batches(recipe, task, splits.train), lambda clips: put_batch(clips, mesh))
     total = recipe.epochs * epoch_steps
-    keep_every = recipe.keep_every * epoch_steps or None
-    checkpoints = opened.enter_context(Checkpoints(workdir / "checkpoints", recipe.keep, keep_every))
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state, batches)
     start = int(state.step)
@@ -179,8 +180,14 @@ def train(
     compiled = None
     for step in range(start + 1, total + 1):
         batch, clips = session.next_batch(step, state)
+        if (now := phase_of(phases, step)) is not phase:
+            phase, compiled = now, None
+            log.print(phase.news)
+            state = unfreeze(state, phase.optimizer, phase.freeze, same)
         rate = rate_at(state.step)
-        compiled = compiled or compile_step(jit_step(one_step, mesh), (state, batch, step_key, rate), log.print)
+        if compiled is None:
+            jitted = jit_step(functools.partial(one_step, optimizer=phase.optimizer, freeze=phase.freeze), mesh)
+            compiled = compile_step(jitted, (state, batch, step_key, rate), log.print)
         stop.hold()
         state, metrics = compiled(state, batch, step_key, rate)
         session.log_if_due(step, metrics, clips)

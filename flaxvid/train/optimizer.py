@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flaxvid import trees
 from flaxvid.compress.prune import Pruning
 from flaxvid.train.groups import group_factors, layer_factors
 from flaxvid.train.recipe import OptimizerRecipe, PruningRecipe
@@ -37,7 +38,10 @@ def make_schedule(recipe: OptimizerRecipe, epochs: int, steps_per_epoch: int) ->
 
 
 def make_optimizer(
-    recipe: OptimizerRecipe, norms: Collection[str] | None = None, layers: Sequence[str] = ()
+    recipe: OptimizerRecipe,
+    norms: Collection[str] | None = None,
+    layers: Sequence[str] = (),
+    frozen: Sequence[Sequence[str]] = (),
 ) -> optax.GradientTransformation:
     """The optimizer over ``{"params": ..., "params_4f": ...}``, at a learning rate of 1.
 
@@ -50,22 +54,20 @@ def make_optimizer(
         norms: the network's, by `trees.norm_modules`; None finds them in the parameters that are trained, which is not
             enough where a norm is frozen in part.
         layers: the network's, `VideoModel.layers`, for `recipe.layer_decay`.
+        frozen: patterns of what is frozen, in each phase so far of gradual unfreezing; () without it.
     """
-
-    def decay(updates, params):
-        _, decays = group_factors(params, recipe.rules, norms)
-        return jax.tree.map(lambda u, p, factor: u + recipe.weight_decay * factor * p, updates, params, decays)
 
     def scale(updates, params):
         rates, _ = group_factors(params, recipe.rules, norms)
         depths = layer_factors(params, layers, recipe.layer_decay)
         return jax.tree.map(lambda u, factor, depth: factor * depth * u, updates, rates, depths)
 
+    decay = _decay(recipe, norms)
     clip = optax.clip_by_global_norm(recipe.clip_norm) if recipe.clip_norm else optax.identity()
     if recipe.name == "sgd":
-        middle = (optax.stateless(decay), optax.trace(recipe.momentum, recipe.nesterov))
+        middle = (decay, optax.trace(recipe.momentum, recipe.nesterov))
     else:
-        middle = (optax.scale_by_adam(), optax.stateless(decay))
+        middle = (_adam(frozen), decay)
     # A schedule, for its counter: checkpoints have had it since the rate was a part of the optimizer.
     down = optax.scale_by_schedule(lambda _: -1.0)
     return optax.chain(clip, *middle, optax.stateless(scale), down)
@@ -77,3 +79,44 @@ def make_pruning(recipe: PruningRecipe, steps_per_epoch: int) -> Pruning | None:
         return None
     begin, end = (round(epochs * steps_per_epoch) for epochs in (recipe.begin, recipe.end))
     return Pruning(recipe.sparsity, begin, max(begin + 1, end), recipe.every, recipe.scope)
+
+
+def _decay(recipe: OptimizerRecipe, norms: Collection[str] | None) -> optax.GradientTransformation:
+    """Adds weight decay to the updates: towards zero, or for `recipe.decay_to_start` towards the start.
+
+    The state is that start: the values of these parameters when they began to learn.
+    """
+
+    def to_start(params):
+        return trees.split(params, lambda path: trees.lies_in(path, recipe.decay_to_start))[0]
+
+    def add(updates, params, start):
+        _, decays = group_factors(params, recipe.rules, norms)
+        away = trees.merge(params, jax.tree.map(jnp.subtract, to_start(params), start))
+        return jax.tree.map(lambda u, p, factor: u + recipe.weight_decay * factor * p, updates, away, decays)
+
+    if not recipe.decay_to_start:
+        return optax.stateless(lambda updates, params: add(updates, params, {}))
+    return optax.GradientTransformation(
+        to_start, lambda updates, state, params=None: (add(updates, params, state), state)
+    )
+
+
+def _adam(frozen: Sequence[Sequence[str]]) -> optax.GradientTransformation:
+    """Adam, in which each release of gradual unfreezing has a count of steps of its own.
+
+    Adam corrects its young averages by the count. With the count of the others, the first steps of what was just
+    released would be three times too long.
+    """
+    if not frozen:
+        return optax.scale_by_adam()
+
+    def phases(params):
+        """The phase in which each parameter began to learn."""
+        began = {
+            path: str(next(phase for phase, parts in enumerate(frozen) if not trees.lies_in(path, parts)))
+            for path in trees.flatten(params)
+        }
+        return trees.unflatten(began)
+
+    return optax.partition({str(phase): optax.scale_by_adam() for phase in range(len(frozen))}, phases)

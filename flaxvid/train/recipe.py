@@ -111,6 +111,8 @@ class OptimizerRecipe:
         ema: decay of the moving average that is evaluated, see `train.step.warmed_decay`; 0 keeps none.
         rules: parameter groups, `(group, learning-rate factor, weight-decay factor)`; see `train.groups`.
         layer_decay: factor of the learning rate from each layer to the one below it, beside that of `rules`; 1 is off.
+        decay_to_start: parts that weight decay pulls to where they started and not to zero (L2-SP, arXiv 1802.01483),
+            as patterns of their paths: ("stem", "body") of a trained network. `rules` say what decays at all.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -128,6 +130,7 @@ class OptimizerRecipe:
     ema: float = 0.0
     rules: Rules = DECAY_RULES
     layer_decay: float = 1.0
+    decay_to_start: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -165,6 +168,8 @@ class Recipe:
         epochs: passes over the training videos.
         freeze: parts whose parameters and statistics stay as they are, to the last bit, as patterns of their paths:
             ("stem", "body") trains the head alone; see `adapt.freezing`.
+        unfreeze: gradual unfreezing, pairs of epochs and a pattern: ((5, "body/layer4_.*"), (10, "body")) lets a part
+            of what is frozen learn after 5 epochs, and more after 10. What learns already keeps its optimizer state.
         norm_groups: parts of a batch that norms see one by one; running statistics are the mean over the parts. 1 is
             the whole batch, over all devices. As many as devices spare the communication.
         seed: the seed of initialisation, sampling and dropout.
@@ -187,6 +192,7 @@ class Recipe:
     batch_size: int = 32
     epochs: int = 50
     freeze: tuple[str, ...] = ()
+    unfreeze: tuple[tuple[int, str], ...] = ()
     norm_groups: int = 1
     seed: int = 0
     eval_batch_size: int = 32

@@ -16,7 +16,7 @@ START_FILE = "pruned.safetensors"
 def retrained(trained: Trained, epochs: int | None = None, learning_rate: float | None = None, seed: int = 0) -> Recipe:
     """The recipe of a run that starts from what it has learnt and goes through its schedule once more.
 
-    That the learning rate begins high again serves pruned networks better than a low one (arXiv 2003.02389).
+    Nothing is frozen. That the learning rate begins high again serves pruned networks better than a low one (arXiv 2003.02389).
 
     Args:
         trained: the run.
@@ -44,7 +44,15 @@ def retrained(trained: Trained, epochs: int | None = None, learning_rate: float 
     )
     model = dataclasses.replace(run.model, weights=str(trained.folder), inflate="")
     return dataclasses.replace(
-        run, model=model, optimizer=optimizer, epochs=epochs, seed=seed, pruning=PruningRecipe(), published=""
+        run,
+        model=model,
+        optimizer=optimizer,
+        epochs=epochs,
+        freeze=(),
+        unfreeze=(),
+        seed=seed,
+        pruning=PruningRecipe(),
+        published="",
     )
 
 

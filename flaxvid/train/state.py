@@ -1,5 +1,6 @@
 """The state of a training."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,3 +73,22 @@ def create_state(
         variables = variables | {f"ema_{name}": tree for name, tree in variables.items() if is_averaged(name)}
     state = TrainState(jax.numpy.zeros((), "int32"), variables, optimizer.init(trainable(variables, freeze)))
     return jax.device_put(state, may_alias=False)
+
+
+def unfreeze(
+    state: TrainState, optimizer: optax.GradientTransformation, freeze: Sequence[str], sharding: jax.sharding.Sharding
+) -> TrainState:
+    """The state for steps that freeze less; what learnt already keeps its optimizer state, to the last bit.
+
+    Args:
+        state: of the steps before.
+        optimizer: of the steps that follow.
+        freeze: patterns of what they freeze.
+        sharding: of the state's leaves.
+    """
+    begun = jax.jit(optimizer.init, out_shardings=sharding)(trainable(state.variables, freeze))
+    old, _ = jax.tree_util.tree_flatten_with_path(state.opt_state)
+    kept = {jax.tree_util.keystr(path): leaf for path, leaf in old}
+    opt_state = jax.tree_util.tree_map_with_path(lambda path, leaf: kept.get(jax.tree_util.keystr(path), leaf), begun)
+    # As in `create_state`: what begins to learn may share memory with the variables.
+    return dataclasses.replace(state, opt_state=jax.device_put(opt_state, sharding, may_alias=False))

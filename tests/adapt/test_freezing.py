@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from flaxvid import trees
-from flaxvid.adapt.freezing import check_frozen, is_frozen, keep_statistics
+from flaxvid.adapt.freezing import check_frozen, frozen_after, is_frozen, keep_statistics
 from flaxvid.models.registry import create_tiny
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
@@ -118,6 +118,23 @@ def test_patterns_are_of_whole_names():
     assert not is_frozen("params/head/body/kernel", ["body"])
 
 
+def test_what_is_released_learns():
+    freeze, unfreeze = ("stem", "body"), ((1, r"body/layer2_\d+"), (3, "body"), (3, r"stem/conv\d"))
+    paths = {
+        name: f"params_4f/{name}/kernel" for name in ("stem/conv1", "stem/norm1", "body/layer1_0", "body/layer2_1")
+    }
+
+    def frozen(epochs):
+        return {name for name, path in paths.items() if is_frozen(path, frozen_after(freeze, unfreeze, epochs))}
+
+    assert frozen_after(freeze, unfreeze, 0) == freeze
+    assert frozen(0) == set(paths)
+    assert frozen(1) == frozen(2) == {"stem/conv1", "stem/norm1", "body/layer1_0"}
+    assert frozen(3) == {"stem/norm1"}
+    # Whole names here, too.
+    assert is_frozen("params/body/layer10_0/kernel", frozen_after(("body",), ((1, "body/layer1"),), 1))
+
+
 def test_slips_are_told(start):
     _, variables = start("2-D")
     with pytest.raises(
@@ -128,3 +145,10 @@ def test_slips_are_told(start):
     with pytest.raises(ValueError, match=r"freeze=\('\.\*',\) leaves nothing to train"):
         check_frozen(variables, (".*",))
     check_frozen(variables, ())
+    with pytest.raises(ValueError, match=r"unfreeze='bodi' matches no part of the network"):
+        check_frozen(variables, ("body",), ((1, "bodi"),))
+    with pytest.raises(
+        ValueError, match=r"unfreeze=\(2, 'body/layer1_0'\) frees nothing: what it names learns already"
+    ):
+        check_frozen(variables, ("body",), ((1, "body"), (2, "body/layer1_0")))
+    check_frozen(variables, ("stem", "body"), ((1, "body/layer1_0"), (2, "body"), (2, "stem")))

@@ -12,6 +12,7 @@ from flaxvid import trees
 from flaxvid.train.groups import FFN_RULES, group_factors
 from flaxvid.train.optimizer import make_optimizer, make_schedule
 from flaxvid.train.recipe import OptimizerRecipe
+from flaxvid.train.state import TrainState, unfreeze
 
 PARAMS = {
     "params": {
@@ -162,3 +163,44 @@ def test_layer_decay_multiplies_with_the_rules(name):
         factor = 0.25 if "conv1" in path else 0.5 if "norm1" in path else 1.0
         np.testing.assert_allclose(moves[0.5][path], factor * update, rtol=1e-6, err_msg=path)
         assert np.any(update)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_l2_sp_decays_to_the_start(name):
+    """arXiv 1802.01483, equation 3: the body's penalty is its distance from the start, the head's its size."""
+    recipe = OptimizerRecipe(name, 0.05, 0.0, 0.1, "constant", clip_norm=0.0, rules=(), decay_to_start=("body",))
+    optimizer = make_optimizer(recipe)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    zeros = jax.tree.map(np.zeros_like, PARAMS)
+    for _ in range(3):
+        before = trees.flatten(params)
+        moved = optax.apply_updates(params, optax.tree.scale(0.05, optimizer.update(zeros, state, params)[0]))
+        for path, leaf in trees.flatten(moved).items():
+            start = trees.flatten(PARAMS)[path] if "/body/" in path else 0.0
+            np.testing.assert_allclose(leaf, before[path] - 0.05 * 0.1 * (before[path] - start), rtol=1e-5)
+        params = jax.tree.map(lambda leaf: leaf + np.float32(0.3), moved)
+    assert {path.partition("/")[2] for path in trees.flatten(trees.split(PARAMS, lambda p: "/body/" in p)[0])} == {
+        path.partition("/")[2] for path in trees.flatten(next(part for part in state if isinstance(part, dict)))
+    }
+
+
+def test_what_is_released_has_young_averages_of_its_own():
+    """Adam's first step is as long as the rate, whenever a parameter begins; the others go on as they were."""
+    recipe = OptimizerRecipe("adamw", weight_decay=0.0, clip_norm=0.0, rules=())
+    alone, both = make_optimizer(recipe, frozen=(("body",),)), make_optimizer(recipe, frozen=(("body",), ()))
+    params, _ = trees.split(PARAMS, lambda path: "/head/" in path)
+    state = TrainState(jnp.zeros((), int), PARAMS, alone.init(params))
+    step_of = {id(tx): jax.jit(tx.update) for tx in (alone, both)}
+    for step in range(4):
+        grads = trees.split(gradients(step), lambda path: "/head/" in path)[0]
+        _, opt_state = step_of[id(alone)](grads, state.opt_state, params)
+        state = dataclasses.replace(state, opt_state=opt_state)
+    wanted, _ = step_of[id(alone)](trees.split(gradients(4), lambda path: "/head/" in path)[0], state.opt_state, params)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    released = unfreeze(state, both, (), here)
+    updates, _ = step_of[id(both)](gradients(4), released.opt_state, PARAMS)
+    updates = trees.flatten(updates)
+    for path, leaf in trees.flatten(wanted).items():
+        np.testing.assert_array_equal(updates.pop(path), leaf)
+    for path, leaf in updates.items():
+        np.testing.assert_allclose(np.abs(leaf), 1, rtol=1e-4, err_msg=path)
