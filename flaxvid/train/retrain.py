@@ -16,7 +16,8 @@ START_FILE = "pruned.safetensors"
 def retrained(trained: Trained, epochs: int | None = None, learning_rate: float | None = None, seed: int = 0) -> Recipe:
     """The recipe of a run that starts from what it has learnt and goes through its schedule once more.
 
-    Nothing is frozen. That the learning rate begins high again serves pruned networks better than a low one (arXiv 2003.02389).
+    Nothing is frozen. The learning rate begins high again, which serves pruned networks better than a low one (arXiv
+    2003.02389).
 
     Args:
         trained: the run.
