@@ -3,6 +3,7 @@
 import dataclasses
 
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ import flaxvid
 from flaxvid import trees
 from flaxvid.compress.prune import MASKS, sparsity
 from flaxvid.report.run import read_metrics
+from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train import session
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.limits import check
@@ -98,6 +100,20 @@ def test_a_thinner_network_starts_as_what_is_left(trained, tmp_path):
     recipe, thin = make_thin(retrained(trained), trained, tmp_path, 0.5)
     chex.assert_trees_all_equal(dict(load(tmp_path / "pruned.safetensors").variables), thin.variables)
     assert recipe.model.options["inner"] == {"layer1_0": (4,)}
+
+
+def test_a_thin_run_of_ffn_keeps_what_each_frame_count_has(colour_recipe, tmp_path, capsys):
+    recipe = dataclasses.replace(colour_recipe, task=FfnRecipe((2, 3)), epochs=1, eval_frames=(2, 3))
+    flaxvid.run(recipe, tmp_path / "ffn")
+    trained = load(tmp_path / "ffn")
+    again, thin = make_thin(retrained(trained), trained, tmp_path / "thin", 0.5)
+    again.optimizer.learning_rate = 0.0
+    flaxvid.run(again, tmp_path / "thin")
+    assert "the variables of its own of each frame count are kept" in capsys.readouterr().out
+    params = restore_variables(tmp_path / "thin")
+    for name in ("params", "params_2f", "params_3f"):
+        chex.assert_trees_all_equal(params[name], jax.tree.map(np.asarray, dict(thin.variables[name])))
+    assert params["params_2f"]["body"]["layer1_0"]["norm1"]["scale"].shape == (4,)
 
 
 def test_what_cannot_be(trained, tmp_path):
