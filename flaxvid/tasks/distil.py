@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flaxvid.layers.heads import Logits
+from flaxvid.layers.int8 import int8_form
 from flaxvid.losses.classification import HardOrMixed, cross_entropy
 from flaxvid.losses.distillation import feature_loss, logit_loss, mean_probabilities
 from flaxvid.losses.multitask import sum_over_targets
@@ -199,8 +200,9 @@ class Distillation(LabelledTask):
 
 def logits_and_features(model: VideoModel, video: Video, train: bool = False) -> tuple[Logits, Float[Array, "b c"]]:
     """The logits of a clip and its pooled feature; a method for `VideoModel.apply`."""
-    x = model.body(model.stem(model.normalise(video), train, None), train, None)
-    return model.head(x, train, None), model.head.pool(x, train, None)  # pyright: ignore[reportAttributeAccessIssue]
+    with int8_form(model.int8):
+        x = model.body(model.stem(model.normalise(video), train, None), train, None)
+        return model.head(x, train, None), model.head.pool(x, train, None)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _project(features: Float[Array, "b c"], projection: Variables | None) -> Float[Array, "b d"]:

@@ -127,6 +127,6 @@ def test_what_cannot_be(trained, tmp_path):
     with pytest.raises(ValueError, match=r"pruning.keep: '\(' is no regular expression"):
         check(dataclasses.replace(recipe, pruning=PruningRecipe(0.5, keep=("(",))))
     with pytest.raises(ValueError, match="pruning does not go with unfreeze"):
-        check(dataclasses.replace(recipe, pruning=PruningRecipe(0.5), freeze=("stem",), unfreeze=((1.0, "stem"),)))
+        check(dataclasses.replace(recipe, pruning=PruningRecipe(0.5), freeze=("stem",), unfreeze=((1, "stem"),)))
     with pytest.raises(ValueError, match=r"pruning.keep='boddy' matches no part of the network"):
         flaxvid.run(dataclasses.replace(recipe, pruning=PruningRecipe(0.5, keep=("boddy",))), tmp_path / "run")
