@@ -28,6 +28,7 @@ class ModelRecipe:
             "torchvision/resnet50-imagenet1k-v1". They are the network's own or its backbone's. "" trains from scratch.
         num_frames, image_size, dropout: see `models.spec.Common`; None is the network's own value.
         dtype, remat: see `models.spec.Common`.
+        int8_training: round inputs and kernels as int8 does, so that scripts/quantise.py costs less accuracy later.
         options: the network's other options, by name.
         inflate: how the kernels of a 2-D ResNet's `weights` get a time axis: "mean" or "centre", see
             `adapt.surgery.inflate`; "" where `weights` are not of a 2-D network.
@@ -40,6 +41,7 @@ class ModelRecipe:
     dropout: float | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    int8_training: bool = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     inflate: Literal["", "mean", "centre"] = ""
 
