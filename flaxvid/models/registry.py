@@ -97,7 +97,9 @@ def create_model(name: str, **overrides: Any) -> VideoModel:
     Raises:
         ValueError: unknown name; unknown override, and the message lists the valid ones; or a value that cannot be.
     """
-    return _make(name, overrides)[0].clone(zoo_name=name, overrides=dict(sorted(overrides.items())))
+    model, _ = _make(name, overrides)
+    _check_layers(model)
+    return model.clone(zoo_name=name, overrides=dict(sorted(overrides.items())))
 
 
 def create_tiny(name: str, **overrides: Any) -> VideoModel:
@@ -122,7 +124,6 @@ def _make(name: str, overrides: Mapping[str, Any]) -> tuple[VideoModel, Common]:
         model = _with_attentive_head(model, common)
     if common.int8 is not None:
         model = model.clone(int8=common.int8)
-        _check_layers(model)
     return model, common
 
 
