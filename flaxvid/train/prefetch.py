@@ -9,10 +9,10 @@ import grain
 import jax
 
 from flaxvid.data.pipeline import next_batch, train_batches
-from flaxvid.data.sources.open import Source
 from flaxvid.tasks.task import Task
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.setup import clip_config
+from flaxvid.train.splits import Splits
 from flaxvid.types import Batch
 
 AHEAD = 2
@@ -64,13 +64,13 @@ class Prefetch:
         self._data.close()
 
 
-def make_batches(recipe: Recipe, task: Task, source: Source) -> grain.DatasetIterator:
+def make_batches(recipe: Recipe, task: Task, splits: Splits) -> grain.DatasetIterator:
     """The training batches of this process."""
     hosts = jax.process_count()
     # The size of a test's frames plays no part, and might be below that of a teacher's clips.
     clips = dataclasses.replace(clip_config(recipe, task.frames), image_size=task.image_size, test_size=None)
     return train_batches(
-        source,
+        splits.train,
         clips,
         recipe.batch_size // hosts,
         seed=recipe.seed,
@@ -78,4 +78,5 @@ def make_batches(recipe: Recipe, task: Task, source: Source) -> grain.DatasetIte
         shard_count=hosts,
         num_threads=recipe.data.num_threads,
         num_workers=recipe.data.num_workers,
+        buckets=splits.buckets,
     )

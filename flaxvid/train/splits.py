@@ -4,13 +4,14 @@ from typing import NamedTuple
 
 import jax
 
+from flaxvid.data.buckets import Buckets, describe_buckets, sort_by_length
 from flaxvid.data.sources.account import check_labels, describe_splits
 from flaxvid.data.sources.class_names import relabel
 from flaxvid.data.sources.open import Source
 from flaxvid.data.sources.splits import NoSplitError
 from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.train.recipe import Recipe
-from flaxvid.train.setup import open_data
+from flaxvid.train.setup import clip_config, open_data
 
 
 class Splits(NamedTuple):
@@ -20,11 +21,13 @@ class Splits(NamedTuple):
         train: the network learns from these.
         validation: these choose the best checkpoint; None for no evaluation during training.
         test: the final table is of these.
+        buckets: the training videos by length, where the task asks for it.
     """
 
     train: Source
     validation: Source | None
     test: Source
+    buckets: Buckets | None = None
 
 
 def open_splits(recipe: Recipe) -> Splits:
@@ -57,4 +60,18 @@ def open_splits(recipe: Recipe) -> Splits:
         account = describe_splits({split: sources[split] for split in shown if split in sources})
         for text in filter(None, (account, note)):
             print(text)
-    return Splits(first, sources.get(chosen) if recipe.eval_every else None, sources[data.eval_split])
+    return Splits(
+        first,
+        sources.get(chosen) if recipe.eval_every else None,
+        sources[data.eval_split],
+        _buckets(recipe, first) if getattr(recipe.task, "sampling", "") == "bucketed" else None,
+    )
+
+
+def _buckets(recipe: Recipe, source: Source) -> Buckets:
+    """The training videos by length."""
+    videos = recipe.batch_size // recipe.data.clips.repeats
+    buckets = sort_by_length(source, clip_config(recipe, recipe.task.frames), videos, recipe.data.num_threads)
+    if jax.process_index() == 0:
+        print(describe_buckets(buckets, videos))
+    return buckets

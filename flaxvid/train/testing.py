@@ -13,6 +13,7 @@ from flaxvid.data.sources.class_names import are_numbers, relabel
 from flaxvid.data.sources.names import list_names
 from flaxvid.data.sources.open import Source
 from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, join
+from flaxvid.tasks.task import Findings
 from flaxvid.train.mesh import make_mesh, put_batch
 from flaxvid.train.recipe import DataRecipe
 from flaxvid.train.setup import clip_config, count_classes, data_origin, open_data
@@ -97,20 +98,55 @@ def evaluate_passes(
         num_threads: threads that decode; 0 is the recipe's.
         advance: is called with the number of videos of each batch.
     """
-    mesh, recipe = make_mesh(), trained.recipe
-    at_once = (batch_size or recipe.eval_batch_size) // passes[0].views
-    videos = max(mesh.size, at_once - at_once % mesh.size)
+    videos, put = _plan(trained, passes[0], batch_size, advance)
+    evaluations = []
+    for clips in passes:
+        batches = eval_batches(source, clips, videos, num_threads=num_threads or trained.recipe.data.num_threads)
+        answering = {n: trained.answering(n) for n in clips.frames}
+        evaluations.append(evaluate_videos(trained.model, answering, batches, put=put))
+    return join(evaluations)
+
+
+def evaluate_masked(
+    trained: Trained,
+    source: Source,
+    clips: ClipConfig,
+    *,
+    batch_size: int,
+    num_threads: int,
+    advance: Callable[[int], None],
+) -> Findings:
+    """Evaluates a masked pre-training: how well it reconstructs the videos.
+
+    Args:
+        trained: the run.
+        source: the videos; their labels play no part.
+        clips: how they are cut.
+        batch_size, num_threads, advance: as in `evaluate_passes`.
+
+    Raises:
+        ValueError: the frames of a patch do not divide a frame count.
+    """
+    times = trained.model.multiple_of[0]
+    if wrong := [count for count in clips.frames if count % times]:
+        raise ValueError(f"frames must be multiples of {times}, the frames of a patch, got {wrong}: give others")
+    videos, put = _plan(trained, clips, batch_size, advance)
+    batches = eval_batches(source, clips, videos, num_threads=num_threads or trained.recipe.data.num_threads)
+    return trained.recipe.task.make(trained.model).evaluate(trained.variables, batches, clips.frames, put)
+
+
+def _plan(
+    trained: Trained, clips: ClipConfig, batch_size: int, advance: Callable[[int], None]
+) -> tuple[int, Callable[[Batch], Batch]]:
+    """How many videos a step has, and what moves a batch to the devices."""
+    mesh = make_mesh()
+    at_once = (batch_size or trained.recipe.eval_batch_size) // clips.views
 
     def put(batch: Batch) -> Batch:
         advance(int((batch["index"] >= 0).sum()))
         return put_batch(batch, mesh)
 
-    evaluations = []
-    for clips in passes:
-        batches = eval_batches(source, clips, videos, num_threads=num_threads or recipe.data.num_threads)
-        plain = {n: trained.select(n) for n in clips.frames}
-        evaluations.append(evaluate_videos(trained.model, plain, batches, put=put))
-    return join(evaluations)
+    return max(mesh.size, at_once - at_once % mesh.size), put
 
 
 def calibration_clips(trained: Trained, source: Source, num_threads: int = 0) -> Iterator[Any]:

@@ -126,6 +126,7 @@ MAY_CHANGE = frozenset(
     {
         *("data.root", "data.lists", "data.missing", "data.max_broken", "data.num_threads", "data.validation_split"),
         *("checkpoint_every", "keep", "keep_every", "log_every", "eval_every", "eval_batch_size", "published"),
+        *("fsdp", "tensor"),
         *("task.teachers", "task.teacher_models", "task.teacher_frames", "task.teacher_sizes"),
     }
 )
