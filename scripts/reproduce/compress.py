@@ -16,42 +16,41 @@ from cameras import cell
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# name: the script and its arguments; {name} is another run's folder of the same seed.
-Commands = dict[str, tuple[str, ...]]
+# name: the row's title, then the script and its arguments; {name} is another run's folder of the same seed.
+Rows = dict[str, tuple[str, ...]]
 
-DISTILLATION: Commands = {
-    "teacher": ("train.py", "--config", "configs/distill.py:motion_teacher"),
-    "alone": ("train.py", "--config", "configs/distill.py:motion_alone"),
-    "logits": ("train.py", "--config", "configs/distill.py", "--config.task.teachers=('{teacher}',)"),
-    "features": (
-        *("train.py", "--config", "configs/distill.py", "--config.task.teachers=('{teacher}',)"),
-        *("--config.task.logit_weight=0", "--config.task.feature_weight=1", "--config.task.label_weight=1"),
-    ),
+DISTIL = ("train.py", "--config", "configs/distill.py", "--config.task.teachers=('{teacher}',)")
+FEATURES = ("--config.task.logit_weight=0", "--config.task.feature_weight=1", "--config.task.label_weight=1")
+ALONE = ("train.py", "--config", "configs/distill.py:motion_alone")
+AGAIN = ("--epochs", "2")
+
+DISTILLATION: Rows = {
+    "teacher": ("the teacher", "train.py", "--config", "configs/distill.py:motion_teacher"),
+    "alone": ("the student, from the labels alone", *ALONE),
+    "logits": ("the student, from the teacher's logits", *DISTIL),
+    "features": ("the student, from the teacher's features", *DISTIL, *FEATURES),
 }
 
-PRUNING: Commands = {
-    "trained": ("train.py", "--config", "configs/tsm.py"),
-    "0": ("train.py", "--config", "configs/tsm.py", "--config.model.weights={trained}"),
-    **{f"channels-{share}": ("prune.py", "{trained}", "--channels", f"0.{share}") for share in ("3", "5", "7")},
-    **{f"weights-{share}": ("prune.py", "{trained}", "--sparsity", f"0.{share}") for share in ("5", "8", "9")},
-}
-
-ROWS = {
-    "teacher": "the teacher",
-    "alone": "the student, from the labels alone",
-    "logits": "the student, from the teacher's logits",
-    "features": "the student, from the teacher's features",
-    "trained": "trained",
-    "0": "... and trained once more",
-    **{f"channels-{share}": f"{share}0 % of the inner channels removed" for share in ("3", "5", "7")},
-    **{f"weights-{share}": f"{share}0 % of the weights removed" for share in ("5", "8", "9")},
+PRUNING: Rows = {
+    "alone": ("trained", *ALONE),
+    "again": ("... and trained again for two epochs", *ALONE, "--config.model.weights={alone}", "--config.epochs=2"),
+    **{
+        f"channels-{share}": (f"{share}0 % of the inner channels removed", "prune.py", "{alone}")
+        + ("--channels", f"0.{share}", *AGAIN)
+        for share in (3, 5, 7)
+    },
+    **{
+        f"weights-{share}": (f"{share}0 % of the weights removed", "prune.py", "{alone}")
+        + ("--sparsity", f"0.{share}", *AGAIN)
+        for share in (5, 8, 9)
+    },
 }
 
 
-def make(commands: Commands, seed: int, folder: Path) -> None:
+def make(rows: Rows, seed: int, folder: Path) -> None:
     """Makes the runs of a seed, one after the other."""
-    places = {name: str((folder / f"{name}-seed{seed}").resolve()) for name in commands}
-    for name, (script, *words) in commands.items():
+    places = {name: str((folder / f"{name}-seed{seed}").resolve()) for name in rows}
+    for name, (_, script, *words) in rows.items():
         words = [word.format(**places) for word in words]
         chosen = [f"--config.seed={seed}"] if script == "train.py" else ["--seed", str(seed)]
         command = [f"scripts/{script}", *words, *chosen, "--workdir", places[name]]
@@ -84,17 +83,17 @@ def main() -> None:
     args = parser.parse_args()
     from flaxvid.report.tables import render
 
-    for table, commands in tables.items():
+    for table, rows in tables.items():
         if args.only in (None, table):
             for seed in args.seeds:
-                make(commands, seed, args.folder)
-            rows = []
-            for name in commands:
+                make(rows, seed, args.folder)
+            lines = []
+            for name, (title, *_) in rows.items():
                 measured = [measure(args.folder / f"{name}-seed{seed}") for seed in args.seeds]
                 (parameters, gmacs, *_), milliseconds = measured[0], min(one[2] for one in measured)
                 accuracies = [top1 for *_, top1 in measured]
-                rows.append((ROWS[name], f"{parameters:,}", f"{gmacs:.4f}", f"{milliseconds:.2f}", cell(accuracies)))
-            text = render(("network", "parameters", "GMACs", "ms a clip", "top-1 (%)"), rows)
+                lines.append((title, f"{parameters:,}", f"{gmacs:.4f}", f"{milliseconds:.2f}", cell(accuracies)))
+            text = render(("network", "parameters", "GMACs", "ms a clip", "top-1 (%)"), lines)
             (args.folder / f"{table}.md").write_text(text + "\n")
             print(text)
 
