@@ -12,7 +12,7 @@ FLOORS = (
     ("layers", "losses", "data", "report"),
     ("models", "frames"),
     ("weights", "adapt"),
-    ("evaluate",),
+    ("evaluate", "compress"),
     ("tasks",),
     ("train",),
     ("export",),

@@ -52,5 +52,10 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, cin // self.groups, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel = self.operands(x, kernel)
         y = convolve(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups)
         return y if bias is None else y + bias
+
+    def operands(self, x: Float[Array, "*batch cin"], kernel: Array) -> tuple[Float[Array, "*batch cin"], Array]:
+        """What is convolved; `int8_form` rounds both here."""
+        return x, kernel

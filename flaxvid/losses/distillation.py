@@ -1,8 +1,9 @@
-"""Distillation between the frame counts of one network."""
+"""Distillation: from teachers to a student, and between the frame counts of one network."""
 
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
@@ -70,4 +71,46 @@ def label_loss(
     parts = {
         f"ce_{count}": cross_entropy(z, labels, label_smoothing, label_weights) for count, z in sorted(logits.items())
     }
-    return sum(parts.values(), start=jax.numpy.zeros(())), parts
+    return sum(parts.values(), start=jnp.zeros(())), parts
+
+
+def mean_probabilities(logits: Sequence[Float[Array, "b k"]], temperature: float = 1.0) -> Float[Array, "b k"]:
+    """The mean of several networks' probabilities, ``softmax(z / temperature)`` of each."""
+    return jnp.stack([jax.nn.softmax(own / temperature) for own in logits]).mean(axis=0)
+
+
+def logit_loss(
+    logits: Float[Array, "b k"], teachers: Sequence[Float[Array, "b k"]], temperature: float = 1.0
+) -> Float[Array, ""]:
+    """The student learns the teachers' probabilities (Hinton et al., arXiv 1503.02531).
+
+    ``T ** 2 * KL(p || q)``, the mean over the batch, with p the `mean_probabilities` of the teachers and q those of the
+    student, both at temperature T. The square keeps the gradient's size at any temperature. It does not move the
+    teachers (`stop_gradient`).
+
+    Args:
+        logits: the student's.
+        teachers: the logits of each teacher.
+        temperature: a high one shows more of how a teacher ranks the wrong classes.
+    """
+    p = jax.lax.stop_gradient(mean_probabilities(teachers, temperature))
+    log_q = jax.nn.log_softmax(logits / temperature)
+    return temperature**2 * optax.losses.kl_divergence(log_q, p).mean()
+
+
+def feature_loss(features: Float[Array, "b c"], teacher: Float[Array, "b c"]) -> Float[Array, ""]:
+    """The squared distance of two features of unit length, ``2 - 2 cos``, the mean over the batch.
+
+    FitNets (arXiv 1412.6550) teach features, through a projection where the widths differ. Here only directions count
+    (arXiv 1612.03928, section 3.1), so that one weight suits features of any size. It does not move the teacher.
+
+    Args:
+        features: the student's, projected to the teacher's width.
+        teacher: the teacher's.
+    """
+    ours, theirs = _unit(features), jax.lax.stop_gradient(_unit(teacher))
+    return jnp.square(ours - theirs).sum(axis=-1).mean()
+
+
+def _unit(x: Float[Array, "b c"]) -> Float[Array, "b c"]:
+    return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-12)

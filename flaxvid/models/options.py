@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
+from flaxvid.layers.int8 import DYNAMIC
 from flaxvid.types import RGB
 
 
@@ -112,6 +113,15 @@ def _classes(value: Any) -> int | FrozenDict[str, int]:
     return FrozenDict({target: whole(count) for target, count in value.items()})
 
 
+def _int8(value: Any) -> str | FrozenDict[str, tuple[float, float]] | None:
+    if value is None or value == DYNAMIC:
+        return value
+    require(isinstance(value, Mapping) and value and all(isinstance(path, str) for path in value))
+    ranges = FrozenDict({path: several(_number, 2, 2)(limits) for path, limits in value.items()})
+    require(all(low <= 0 <= high and low < high for low, high in ranges.values()))
+    return ranges
+
+
 def several(read: Callable[[Any], Any], least: int = 1, most: float = math.inf) -> Callable[[Any], tuple[Any, ...]]:
     """Reads a tuple of so many values."""
 
@@ -158,4 +168,12 @@ Flag = Annotated[bool, Kind("True or False", _flag)]
 Mean = Annotated[RGB, Kind("three numbers, one a colour", several(_number, 3, 3))]
 Deviation = Annotated[RGB, Kind("three positive numbers, one a colour", several(_positive, 3, 3))]
 Dtype = Annotated[Any, Kind('"float32" or "bfloat16"', _dtype)]
+Int8 = Annotated[
+    Any,
+    Kind(
+        'None, "dynamic", or the smallest and the largest input of layers by path, such as {"body/layer1_0/conv1": '
+        "(0, 4.2)}",
+        _int8,
+    ),
+]
 ClassCount = Annotated[int | Mapping[str, int], Kind("a positive number or a dict of them by target", _classes)]

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, Strides
 from flaxvid.layers.heads import PoolHead
 from flaxvid.layers.norm import BatchNorm
+from flaxvid.models.inner import ALL_CHANNELS, Inner, check_inner, stage_names, unit_axes
 from flaxvid.models.options import Count, Flag, FourDepths
 from flaxvid.models.resnet3d import (
     PYTORCHVIDEO_CLIP,
@@ -40,10 +41,14 @@ def midplanes(inputs: int, outputs: int) -> int:
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions of 3x3x3, each as 1x3x3 and 3x1x1; the first has the strides."""
+    """Two convolutions of 3x3x3, each as 1x3x3 and 3x1x1; the first has the strides.
+
+    `inner` has the channels behind each of the four but the last; () is the paper's.
+    """
 
     width: int
     strides: Strides = (1, 1, 1)
+    inner: tuple[int, ...] = ()
     shared_midplanes: bool = False
     dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = BatchNorm.epsilon
@@ -55,8 +60,9 @@ class BasicBlock(nn.Module):
         active = functools.partial(unit, activation=nn.relu)
         (t, h, w), first = self.strides, midplanes(x.shape[-1], self.width)
         second = first if self.shared_midplanes else midplanes(self.width, self.width)
+        first, middle, second = self.inner or (first, self.width, second)
         y = active(first, (1, 3, 3), (1, h, w), name="conv1_spatial")(x, train, frame_mask)
-        y = active(self.width, (3, 1, 1), (t, 1, 1), name="conv1_temporal")(y, train, frame_mask)
+        y = active(middle, (3, 1, 1), (t, 1, 1), name="conv1_temporal")(y, train, frame_mask)
         y = active(second, (1, 3, 3), name="conv2_spatial")(y, train, frame_mask)
         y = unit(self.width, (3, 1, 1), name="conv2_temporal")(y, train, frame_mask)
         if x.shape != y.shape:
@@ -65,10 +71,14 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1x1, 3x1x1, 1x3x3 and 1x1x1 convolutions (pytorchvideo's R(2+1)D-50)."""
+    """1x1x1, 3x1x1, 1x3x3 and 1x1x1 convolutions (pytorchvideo's R(2+1)D-50).
+
+    `inner` has the channels behind each but the last; () is `width`.
+    """
 
     width: int
     strides: Strides = (1, 1, 1)
+    inner: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = BatchNorm.epsilon
 
@@ -78,11 +88,12 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, `strides` times smaller."""
         unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
-        active = functools.partial(unit, self.width, activation=nn.relu)
+        active = functools.partial(unit, activation=nn.relu)
+        first, second, third = self.inner or (self.width,) * 3
         (t, h, w), features = self.strides, self.width * self.expansion
-        y = active((1, 1, 1), name="conv_a")(x, train, frame_mask)
-        y = active((3, 1, 1), (t, 1, 1), name="conv_b_temporal")(y, train, frame_mask)
-        y = active((1, 3, 3), (1, h, w), name="conv_b_spatial")(y, train, frame_mask)
+        y = active(first, (1, 1, 1), name="conv_a")(x, train, frame_mask)
+        y = active(second, (3, 1, 1), (t, 1, 1), name="conv_b_temporal")(y, train, frame_mask)
+        y = active(third, (1, 3, 3), (1, h, w), name="conv_b_spatial")(y, train, frame_mask)
         y = unit(features, (1, 1, 1), name="conv_c")(y, train, frame_mask)
         if x.shape != y.shape:
             x = unit(features, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
@@ -111,6 +122,7 @@ def build_basic(
     depths: FourDepths = (2, 2, 2, 2),
     width: Count = 64,
     shared_midplanes: Flag = False,
+    inner: Inner = ALL_CHANNELS,
 ) -> VideoModel:
     """R(2+1)D with basic blocks.
 
@@ -119,17 +131,21 @@ def build_basic(
         depths: blocks of each stage.
         width: channels of the stem and the first stage.
         shared_midplanes: torchvision's reading of a block's midplanes, else the authors'.
+        inner: channels of each block's first three convolutions, by block; see `models.inner`.
     """
+    check_inner(inner, stage_names(depths), 3)
+    axes = unit_axes("conv1_spatial", "conv1_temporal", "conv2_spatial", "conv2_temporal")
     strides = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
     blocks = stage_blocks(BasicBlock, ({"shared_midplanes": shared_midplanes},) * 4, common)
     return VideoModel(
         stem=FactorisedStem(width, common.dtype, common.norm_epsilon),
-        body=Body(blocks, strides, depths, width),
+        body=Body(blocks, strides, depths, width, inner),
         head=PoolHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1),
         clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv1_spatial/conv/kernel", -2),),
         layers=stage_layers(depths),
+        inner=((r"body/layer\d+_\d+", axes),),
     )
 
 
@@ -138,6 +154,7 @@ def build_bottleneck(
     *,
     depths: FourDepths = (3, 4, 6, 3),
     width: Count = 64,
+    inner: Inner = ALL_CHANNELS,
 ) -> VideoModel:
     """R(2+1)D with bottlenecks.
 
@@ -145,16 +162,19 @@ def build_bottleneck(
         common: what every model takes.
         depths: blocks of each stage.
         width: channels of the stem and of the first stage's inner convolutions.
+        inner: channels of each block's first three convolutions, by block; see `models.inner`.
     """
+    check_inner(inner, stage_names(depths), 3)
     strides = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
     return VideoModel(
         stem=Stem(width, 1, False, common.dtype, common.norm_epsilon),
-        body=Body(stage_blocks(Bottleneck, ({},) * 4, common), strides, depths, width),
+        body=Body(stage_blocks(Bottleneck, ({},) * 4, common), strides, depths, width, inner),
         head=PoolHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1) * Bottleneck.expansion,
         clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv_a/conv/kernel", -2),),
         layers=stage_layers(depths),
+        inner=((r"body/layer\d+_\d+", unit_axes("conv_a", "conv_b_temporal", "conv_b_spatial", "conv_c")),),
     )
 
 

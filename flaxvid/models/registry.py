@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from flaxvid import trees
 from flaxvid.layers.attentive import AttentiveHead
 from flaxvid.layers.blocks import fit_mask
 from flaxvid.layers.heads import ClassToken
@@ -27,7 +28,7 @@ from flaxvid.models import (
 )
 from flaxvid.models.options import Kind, option_kinds, read_option
 from flaxvid.models.spec import Common, ModelSpec
-from flaxvid.models.video_model import VideoModel, body_shapes
+from flaxvid.models.video_model import VideoModel, blank_video, body_shapes
 
 SPECS: dict[str, ModelSpec] = {
     **resnet2d.SPECS,
@@ -96,7 +97,9 @@ def create_model(name: str, **overrides: Any) -> VideoModel:
     Raises:
         ValueError: unknown name; unknown override, and the message lists the valid ones; or a value that cannot be.
     """
-    return _make(name, overrides)[0].clone(zoo_name=name, overrides=dict(sorted(overrides.items())))
+    model, _ = _make(name, overrides)
+    _check_layers(model)
+    return model.clone(zoo_name=name, overrides=dict(sorted(overrides.items())))
 
 
 def create_tiny(name: str, **overrides: Any) -> VideoModel:
@@ -119,7 +122,19 @@ def _make(name: str, overrides: Mapping[str, Any]) -> tuple[VideoModel, Common]:
     model = spec.build(common, **parts, **_read(given, own))
     if common.head == "attention" and not model.cameras:  # several cameras have their backbone's head
         model = _with_attentive_head(model, common)
+    if common.int8 is not None:
+        model = model.clone(int8=common.int8)
     return model, common
+
+
+def _check_layers(model: VideoModel) -> None:
+    """Refuses ranges of layers that a network does not have."""
+    if isinstance(model.int8, str) or model.int8 is None:
+        return
+    shapes: Any = jax.eval_shape(model.init, jax.random.key(0), blank_video(model))
+    paths = {path.removesuffix("/kernel") for path in trees.flatten(shapes["params"]) if path.endswith("/kernel")}
+    if unknown := sorted(model.int8.keys() - paths):
+        raise ValueError(f"int8: this network has no layers {', '.join(unknown[:4])}: calibrate it anew")
 
 
 def _with_attentive_head(model: VideoModel, common: Common) -> VideoModel:

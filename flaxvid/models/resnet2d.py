@@ -9,7 +9,7 @@ Differs from the authors' TSM: their ResNet-101 and -152, and mmaction2's, shift
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from flaxvid.layers.heads import ConsensusHead
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.pooling import max_pool
 from flaxvid.layers.shift import TemporalShift
+from flaxvid.models.inner import ALL_CHANNELS, Inner, check_inner, conv_axes, stage_names
 from flaxvid.models.options import Count, Depths, Flag, choice
 from flaxvid.models.spec import Common, Format, ModelSpec, formats
 from flaxvid.models.video_model import VideoModel, stage_layers
@@ -36,13 +37,15 @@ EXPANSION = 4
 class Block(nn.Module):
     """Two 3x3 convolutions (ResNet-18 and -34) or, with `bottleneck`, 1x1, 3x3 and 1x1 ones (ResNet-50 and deeper).
 
-    The first 3x3 convolution has the stride. `shift`, if any, stands at the start of the residual branch.
+    The first 3x3 convolution has the stride. `shift`, if any, stands at the start of the residual branch. `inner` has
+    the channels behind each convolution but the last; () is `width`.
     """
 
     width: int
     stride: int = 1
     bottleneck: bool = False
     shift: MakeShift | None = None
+    inner: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = BatchNorm.epsilon
 
@@ -52,9 +55,10 @@ class Block(nn.Module):
         conv = functools.partial(Conv, dtype=self.dtype)
         norm = functools.partial(BatchNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
         features = self.width * (EXPANSION if self.bottleneck else 1)
-        layers = [(self.width, 3, self.stride), (features, 1 if self.bottleneck else 3, 1)]
+        *widths, last = self.inner or (self.width,) * (2 if self.bottleneck else 1)
+        layers = [(last, 3, self.stride), (features, 1 if self.bottleneck else 3, 1)]
         if self.bottleneck:
-            layers = [(self.width, 1, 1), *layers]
+            layers = [(*widths, 1, 1), *layers]
         y = x if self.shift is None else self.shift(name="shift")(x, frame_mask)
         for number, (channels, size, stride) in enumerate(layers, start=1):
             y = y if number == 1 else nn.relu(y)
@@ -90,6 +94,7 @@ class Body(nn.Module):
     width: int = 64
     shift: MakeShift | None = None
     shift_every: int = 1
+    inner: Mapping[str, tuple[int, ...]] = ALL_CHANNELS
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = BatchNorm.epsilon
@@ -100,14 +105,16 @@ class Body(nn.Module):
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for stage, depth in enumerate(self.depths):
             for index in range(depth):
+                name = f"layer{stage + 1}_{index}"
                 x = block(
                     self.width * 2**stage,
                     stride=2 if stage > 0 and index == 0 else 1,
                     bottleneck=self.bottleneck,
                     shift=self.shift if index % self.shift_every == 0 else None,
+                    inner=self.inner.get(name, ()),
                     dtype=self.dtype,
                     norm_epsilon=self.norm_epsilon,
-                    name=f"layer{stage + 1}_{index}",
+                    name=name,
                 )(x, train, frame_mask)
         return x
 
@@ -121,6 +128,7 @@ def build(
     shift: Annotated[str, choice("both", "causal", "none")] = "both",
     shift_div: Count = 8,
     shift_every: Count = 1,
+    inner: Inner = ALL_CHANNELS,
 ) -> VideoModel:
     """TSN or TSM on a ResNet.
 
@@ -132,16 +140,22 @@ def build(
         shift: "both" (TSM), "causal" (uni-directional TSM for streams) or "none" (TSN).
         shift_div: one part in `shift_div` of the channels moves each way.
         shift_every: shift in blocks 0, n, 2n, ... of each stage.
+        inner: channels behind each convolution of a block but the last, by block; see `models.inner`.
     """
+    axes = conv_axes(*((f"conv{number}", f"norm{number}") for number in range(1, 4 if bottleneck else 3)))
+    check_inner(inner, stage_names(depths), len(axes))
     make_shift = None if shift == "none" else functools.partial(TemporalShift, shift_div, shift == "causal")
     return VideoModel(
         stem=Stem(width, common.dtype, common.norm_epsilon),
-        body=Body(depths, bottleneck, width, make_shift, shift_every, common.remat, common.dtype, common.norm_epsilon),
+        body=Body(
+            depths, bottleneck, width, make_shift, shift_every, inner, common.remat, common.dtype, common.norm_epsilon
+        ),
         head=ConsensusHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1) * (EXPANSION if bottleneck else 1),
         clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv1/kernel", -2),),
         layers=stage_layers(depths),
+        inner=((r"body/layer\d+_\d+", axes),),
     )
 
 

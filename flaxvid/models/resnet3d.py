@@ -87,6 +87,7 @@ from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, 
 from flaxvid.layers.heads import PoolHead
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.pooling import max_pool
+from flaxvid.models.inner import ALL_CHANNELS, Inner, check_inner, stage_names, unit_axes
 from flaxvid.models.options import Count, Flag, FourDepths, Kind, Odd, Odds, choice, require, several, whole
 from flaxvid.models.spec import Common, KeyTable, ModelSpec, formats
 from flaxvid.models.video_model import VideoModel, stage_layers
@@ -102,11 +103,13 @@ class BasicBlock(nn.Module):
     Attributes:
         width: channels.
         strides: (t, h, w) of the first convolution.
+        inner: channels between the convolutions; () is `width`.
         se: as in `build_r3d`; "" for none.
     """
 
     width: int
     strides: Strides = (1, 1, 1)
+    inner: tuple[int, ...] = ()
     se: str = ""
     se_reduction: int = 16
     dtype: jnp.dtype = jnp.float32
@@ -117,7 +120,8 @@ class BasicBlock(nn.Module):
         """Grid to grid, `strides` times smaller."""
         unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
         hidden = max(1, self.width // self.se_reduction)
-        y = unit(self.width, (3, 3, 3), self.strides, activation=nn.relu, name="conv1")(x, train, frame_mask)
+        (inner,) = self.inner or (self.width,)
+        y = unit(inner, (3, 3, 3), self.strides, activation=nn.relu, name="conv1")(x, train, frame_mask)
         y = unit(self.width, (3, 3, 3), name="conv2")(y, train, frame_mask)
         if self.se == "residual":
             y = SqueezeExcitation(hidden, dtype=self.dtype, name="se")(y, frame_mask)
@@ -135,11 +139,13 @@ class Bottleneck(nn.Module):
     Attributes:
         width: channels of the first two.
         strides: (t, h, w); the first convolution has the temporal one.
+        inner: channels of the first and of the second; () is `width`.
         temporal_kernel: frames that the first convolution sees.
     """
 
     width: int
     strides: Strides = (1, 1, 1)
+    inner: tuple[int, ...] = ()
     temporal_kernel: int = 1
     zero_init: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -152,9 +158,9 @@ class Bottleneck(nn.Module):
         """Grid to grid, `strides` times smaller."""
         unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
         (t, h, w), features = self.strides, self.width * self.expansion
-        kernel = (self.temporal_kernel, 1, 1)
-        y = unit(self.width, kernel, (t, 1, 1), activation=nn.relu, name="conv_a")(x, train, frame_mask)
-        y = unit(self.width, (1, 3, 3), (1, h, w), activation=nn.relu, name="conv_b")(y, train, frame_mask)
+        kernel, (first, second) = (self.temporal_kernel, 1, 1), self.inner or (self.width,) * 2
+        y = unit(first, kernel, (t, 1, 1), activation=nn.relu, name="conv_a")(x, train, frame_mask)
+        y = unit(second, (1, 3, 3), (1, h, w), activation=nn.relu, name="conv_b")(y, train, frame_mask)
         y = unit(features, (1, 1, 1), zero_init=self.zero_init, name="conv_c")(y, train, frame_mask)
         if x.shape != y.shape:
             x = unit(features, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
@@ -186,21 +192,23 @@ class Body(nn.Module):
         blocks: for each stage what makes a block of it: a block class with what is the stage's own filled in.
         strides: (t, h, w) of each stage's first block.
         depths: blocks of each stage; there may be fewer stages than `blocks`.
+        inner: inner channels of blocks, by name; of the others all.
     """
 
     blocks: tuple[Callable[..., nn.Module], ...]
     strides: tuple[Strides, ...]
     depths: tuple[int, ...]
     width: int = 64
+    inner: Mapping[str, tuple[int, ...]] = ALL_CHANNELS
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, smaller by the product of the strides."""
         for stage, depth in enumerate(self.depths):
             for index in range(depth):
-                strides = self.strides[stage] if index == 0 else (1, 1, 1)
-                block = self.blocks[stage](self.width * 2**stage, strides, name=f"layer{stage + 1}_{index}")
-                x = block(x, train, frame_mask)
+                strides, name = self.strides[stage] if index == 0 else (1, 1, 1), f"layer{stage + 1}_{index}"
+                inner = self.inner.get(name, ())
+                x = self.blocks[stage](self.width * 2**stage, strides, inner, name=name)(x, train, frame_mask)
         return x
 
 
@@ -226,6 +234,7 @@ def build_slow(
     stem_kernel: Odd = 1,
     temporal_kernels: Odds = (1, 1, 3, 3),
     zero_init: Flag = False,
+    inner: Inner = ALL_CHANNELS,
 ) -> VideoModel:
     """Slow, or with other kernels over time the networks of its shape; no layer strides over time.
 
@@ -236,19 +245,22 @@ def build_slow(
         stem_kernel: frames that the stem's convolution sees.
         temporal_kernels: frames that the first convolution of a block sees, for each stage.
         zero_init: the scale of each block's last norm starts at zero; see `ConvNorm`.
+        inner: channels of each block's first two convolutions, by block; see `models.inner`.
     """
+    check_inner(inner, stage_names(depths), 2)
     if len(depths) > len(temporal_kernels):
         raise ValueError(f"temporal_kernels must have one for each of the {len(depths)} stages, got {temporal_kernels}")
     strides = ((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2))
     stages = tuple({"temporal_kernel": kernel, "zero_init": zero_init} for kernel in temporal_kernels)
     return VideoModel(
         stem=Stem(width, stem_kernel, True, common.dtype, common.norm_epsilon),
-        body=Body(stage_blocks(Bottleneck, stages, common), strides, depths, width),
+        body=Body(stage_blocks(Bottleneck, stages, common), strides, depths, width, inner),
         head=PoolHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1) * Bottleneck.expansion,
         clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv_a/conv/kernel", -2),),
         layers=stage_layers(depths),
+        inner=((r"body/layer\d+_\d+", unit_axes("conv_a", "conv_b", "conv_c")),),
     )
 
 
@@ -260,6 +272,7 @@ def build_r3d(
     se: Annotated[str, choice("output", "residual")] = "output",
     se_stages: Annotated[tuple[int, ...], Kind("a tuple of some of the stages 1, 2, 3, 4", several(_stage, 0))] = (),
     se_reduction: Count = 16,
+    inner: Inner = ALL_CHANNELS,
 ) -> VideoModel:
     """R3D with basic blocks, and squeeze-and-excitation in some stages.
 
@@ -274,17 +287,20 @@ def build_r3d(
             addition, which is the usual place.
         se_stages: the stages that have it, from 1; (1, 2, 3, 4) are all.
         se_reduction: how many times fewer channels there are inside it.
+        inner: channels of each block's first convolution, by block; see `models.inner`.
     """
+    check_inner(inner, stage_names(depths), 1)
     strides = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
     stages = tuple({"se": se if stage in se_stages else "", "se_reduction": se_reduction} for stage in (1, 2, 3, 4))
     return VideoModel(
         stem=Stem(width, 3, False, common.dtype, common.norm_epsilon),
-        body=Body(stage_blocks(BasicBlock, stages, common), strides, depths, width),
+        body=Body(stage_blocks(BasicBlock, stages, common), strides, depths, width, inner),
         head=PoolHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1),
         clip=common.clip,
         altered=((r"body/layer\d+_\d+/conv1/conv/kernel", -2),),
         layers=stage_layers(depths),
+        inner=((r"body/layer\d+_\d+", unit_axes("conv1", "conv2")),),
     )
 
 

@@ -14,6 +14,7 @@ pytorchvideo and PySlowFast (0, 4, 8, 13, ... of 32, not every fourth), computed
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from flaxvid.layers.blocks import ConvNorm, FrameMask
 from flaxvid.layers.heads import PoolHead
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.models import resnet3d
+from flaxvid.models.inner import ALL_CHANNELS, Inner, check_inner, stage_names, unit_axes
 from flaxvid.models.options import Count, Flag, FourDepths, Kind, Odd, require, whole
 from flaxvid.models.spec import Common, ModelSpec, formats
 from flaxvid.models.video_model import VideoModel
@@ -81,6 +83,7 @@ class Body(nn.Module):
     beta: int = 8
     fusion_kernel: int = 7
     zero_init: bool = False
+    inner: Mapping[str, tuple[int, ...]] = ALL_CHANNELS
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = BatchNorm.epsilon
@@ -104,8 +107,12 @@ class Body(nn.Module):
                 strides, name = (1, 2, 2) if stage > 0 and index == 0 else (1, 1, 1), f"layer{stage + 1}_{index}"
                 how = {"strides": strides, "zero_init": self.zero_init}
                 how |= {"dtype": self.dtype, "norm_epsilon": self.norm_epsilon}
-                slow_block = block(width, temporal_kernel=SLOW_KERNELS[stage], **how, name=f"slow_{name}")
-                fast_block = block(width // self.beta, temporal_kernel=FAST_KERNELS[stage], **how, name=f"fast_{name}")
+                for_slow = {"temporal_kernel": SLOW_KERNELS[stage], "name": f"slow_{name}"}
+                for_fast = {"temporal_kernel": FAST_KERNELS[stage], "name": f"fast_{name}"}
+                slow_block, fast_block = (
+                    block(channels, inner=self.inner.get(own["name"], ()), **own, **how)
+                    for channels, own in ((width, for_slow), (width // self.beta, for_fast))
+                )
                 slow, fast = slow_block(slow, train, frame_mask), fast_block(fast, train, frame_mask)
         return slow, fast
 
@@ -125,6 +132,7 @@ def build(
     beta: Count = 8,
     fusion_kernel: Odd = 7,
     zero_init: Flag = False,
+    inner: Inner = ALL_CHANNELS,
 ) -> VideoModel:
     """SlowFast on bottlenecks: 8x8 by default; ``alpha=8, fusion_kernel=5`` makes 4x16 of the same 32 frames.
 
@@ -136,18 +144,21 @@ def build(
         beta: how many times fewer channels the fast pathway has.
         fusion_kernel: frames that the lateral convolutions see, an odd number.
         zero_init: the scale of each block's last norm starts at zero; see `ConvNorm`.
+        inner: channels of each block's first two convolutions, by block; see `models.inner`.
     """
+    check_inner(inner, [*stage_names(depths, "slow_layer"), *stage_names(depths, "fast_layer")], 2)
     if width % beta:
         raise ValueError(f"width must be a multiple of beta={beta}, got {width}")
     slow_dim = width * 2 ** (len(depths) - 1) * resnet3d.Bottleneck.expansion
     computed = {"dtype": common.dtype, "norm_epsilon": common.norm_epsilon}
     return VideoModel(
         stem=Stem(width, alpha, beta, **computed),
-        body=Body(depths, width, alpha, beta, fusion_kernel, zero_init, common.remat, **computed),
+        body=Body(depths, width, alpha, beta, fusion_kernel, zero_init, inner, common.remat, **computed),
         head=PoolHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=slow_dim + slow_dim // beta,
         clip=common.clip,
         altered=((r"body/(slow|fast)_layer\d+_\d+/conv_a/conv/kernel", -2),),
+        inner=((r"body/(slow|fast)_layer\d+_\d+", unit_axes("conv_a", "conv_b", "conv_c")),),
         # Each fusion belongs to the layer whose output it reads.
         layers=(
             r"stem/.*|body/fusion0/.*",

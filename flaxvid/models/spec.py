@@ -11,6 +11,7 @@ from flaxvid.models.options import (
     Deviation,
     Dtype,
     Flag,
+    Int8,
     Mean,
     NotNegative,
     Positive,
@@ -50,6 +51,8 @@ class Common:
         head: "own", or "attention" for an `AttentiveHead` instead, which asks all tokens of the body. With
             ``freeze=("stem", "body")`` in a recipe and weights of the model with its own head, it is the attentive
             probe of a frozen network.
+        int8: None; "dynamic" to round inputs and kernels of the body's layers as int8 does, for training that is aware
+            of it; or the ranges of `compress.quantise.calibrate`, by which inputs are rounded. See `layers.int8`.
     """
 
     num_classes: ClassCount = 400
@@ -63,6 +66,7 @@ class Common:
     remat: Flag = False
     norm_epsilon: Positive = 1e-5
     head: Annotated[str, choice("own", "attention")] = "own"
+    int8: Int8 = None
 
     @property
     def clip(self) -> ClipSpec:

@@ -12,6 +12,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Num
 
 from flaxvid.layers.heads import Logits
+from flaxvid.layers.int8 import Ranges, int8_form
+from flaxvid.models.inner import Axes
 from flaxvid.types import ClipSpec
 
 Video = Num[Array, "b t h w 3"] | Mapping[str, Num[Array, "b t h w 3"]]
@@ -39,6 +41,10 @@ class VideoModel(nn.Module):
         multiple_of: what the frame count, the height and the width of a video must be multiples of.
         layers: the parameters of each layer, in order of depth, stem first: regular expressions of their whole paths
             below "params". What none of them names belongs to the last layer, the head.
+        inner: the channels that only one block sees, as pairs of a pattern of the block's path below "params" and, for
+            each of its rows of channels, what has an axis of them; see `models.inner`. The last name of that path is
+            the block's name in the option `inner`.
+        int8: what is rounded in a call and in `features`; see `models.spec.Common`.
         zoo_name: the name that `create_model` was given; "" for a model that was put together by hand.
         overrides: what else it was given. So a file can say how to make the model again.
     """
@@ -52,6 +58,8 @@ class VideoModel(nn.Module):
     cameras: tuple[str, ...] = ()
     multiple_of: tuple[int, int, int] = (1, 1, 1)
     layers: tuple[str, ...] = ()
+    inner: tuple[tuple[str, tuple[Axes, ...]], ...] = ()
+    int8: Ranges | str | None = None
     # How a model was asked for makes no other model of it: equal ones share their compiled programs.
     zoo_name: str = dataclasses.field(default="", compare=False, repr=False)
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
@@ -109,8 +117,9 @@ class VideoModel(nn.Module):
         Returns:
             (b, num_classes) in float32; a dict of them for a model with a dict of classes.
         """
-        x = self.body(self.stem(self.normalise(video), train, frame_mask), train, frame_mask)
-        return self.head(x, train, frame_mask)
+        with int8_form(self.int8):
+            x = self.body(self.stem(self.normalise(video), train, frame_mask), train, frame_mask)
+            return self.head(x, train, frame_mask)
 
     def features(
         self,
@@ -120,8 +129,9 @@ class VideoModel(nn.Module):
         frame_mask: Bool[Array, "b t"] | None = None,
     ) -> Float[Array, "b c"]:
         """The pooled feature before the classifier, (b, feature_dim); arguments as in a call."""
-        x = self.body(self.stem(self.normalise(video), train, frame_mask), train, frame_mask)
-        return self.head.pool(x, train, frame_mask)  # pyright: ignore[reportAttributeAccessIssue]
+        with int8_form(self.int8):
+            x = self.body(self.stem(self.normalise(video), train, frame_mask), train, frame_mask)
+            return self.head.pool(x, train, frame_mask)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def stage_layers(depths: Sequence[int]) -> tuple[str, ...]:

@@ -75,7 +75,9 @@ class FrameFlexibleTask(LabelledTask):
         return self.flexible.frames
 
     def init(self, key: Array, plain: Variables | None = None) -> dict[str, Any]:
-        """Random variables, or `plain` specialised."""
+        """Random variables, or `plain` specialised; frame-flexible ones stay as they are."""
+        if plain is not None and plain.keys() - {"params", "batch_stats"}:
+            return dict(plain)
         model_key, gain_key = jax.random.split(key)
         return self.flexible.specialise(init_model(self.model, model_key) if plain is None else plain, gain_key)
 

@@ -92,6 +92,11 @@ def accuracy(
 class LabelledTask:
     """The parts of `Task` that are the same for all labels; `divide`, `share_loss` and `select` are each task's own."""
 
+    @property
+    def image_size(self: Task) -> int:
+        """Height and width of the clips of a batch, pixels."""
+        return self.model.clip.image_size
+
     def loss(self: Task, variables: Variables, batch: Batch, key: Array) -> LossOutput:
         """The loss of a whole batch, share by share; each share takes the statistics of the one before."""
         updated: dict[str, Any] = {}

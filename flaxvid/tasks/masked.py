@@ -94,6 +94,11 @@ class MaskedTask:
         return tuple(self.recipe.frames)
 
     @property
+    def image_size(self) -> int:
+        """Height and width of the clips of a batch, pixels."""
+        return self.model.clip.image_size
+
+    @property
     def grid(self) -> tuple[int, int, int]:
         """Tokens of a training clip along time, height and width."""
         _check = self.decoder  # says what is wrong with another network, whose patch is none

@@ -52,6 +52,11 @@ class Task(Protocol):
         """The frame counts that each batch must hold, ascending."""
         ...
 
+    @property
+    def image_size(self) -> int:
+        """Height and width of the clips of a batch, pixels."""
+        ...
+
     def init(self, key: Array, plain: Variables | None = None) -> dict[str, Any]:
         """Makes all collections: random, or from the ordinary variables `plain`."""
         ...

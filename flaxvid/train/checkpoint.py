@@ -23,6 +23,7 @@ from grain.checkpoint import CheckpointRestore, CheckpointSave
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from flaxvid.train.state import GIVEN
 from flaxvid.train.workdir import plainly_named
 from flaxvid.types import Variables
 from flaxvid.writing import written_whole
@@ -164,7 +165,8 @@ class Checkpoints:
             _check_processes(folder)
             items["data"] = CheckpointRestore(data)
         restored = self._manager.restore(int(folder.name), args=ocp.args.Composite(**items))
-        return dataclasses.replace(state, variables=restored.variables, **restored.training)  # pyright: ignore
+        variables = {**state.variables, **restored.variables}  # pyright: ignore
+        return dataclasses.replace(state, variables=variables, **restored.training)  # pyright: ignore
 
     def wait(self) -> None:
         """Waits until every save is on disk; raises what went wrong in the background."""
@@ -339,9 +341,10 @@ def _read_numpy(folder: Path) -> Any:
 
 
 def _split(state: Any) -> tuple[Variables, dict[str, Any]]:
-    """Splits a state into its variables and its other pytree fields."""
+    """Splits a state into its variables, without those that are `GIVEN`, and its other pytree fields."""
     nodes = [f.name for f in dataclasses.fields(state) if f.metadata.get("pytree_node", True)]
-    return state.variables, {name: getattr(state, name) for name in nodes if name != "variables"}
+    variables = {name: tree for name, tree in state.variables.items() if not name.startswith(GIVEN)}
+    return variables, {name: getattr(state, name) for name in nodes if name != "variables"}
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -29,7 +29,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         (
             *("epochs", "batch_size", "eval_batch_size", "norm_groups", "keep", "checkpoint_every", "log_every"),
             *("fsdp", "tensor"),
-            *("model.num_frames", "model.image_size", "data.num_threads"),
+            *("model.num_frames", "model.image_size", "data.num_threads", "pruning.every"),
         ),
     ),
     (
@@ -38,13 +38,13 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         (
             *("seed", "eval_every", "keep_every", "data.num_workers", "data.fold"),
             *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm"),
-            *("optimizer.warmup_epochs", "optimizer.warmup_start"),
+            *("optimizer.warmup_epochs", "optimizer.warmup_start", "pruning.begin"),
         ),
     ),
     (
         "lie in [0, 1)",
         lambda value: 0 <= value < 1,
-        ("optimizer.momentum", "optimizer.b2", "optimizer.ema", "model.dropout"),
+        ("optimizer.momentum", "optimizer.b2", "optimizer.ema", "model.dropout", "pruning.sparsity"),
     ),
     ("lie in [0, 1]", lambda value: 0 <= value <= 1, ("data.max_broken",)),
     ("lie in (0, 1]", lambda value: 0 < value <= 1, ("optimizer.layer_decay",)),
@@ -66,7 +66,7 @@ def check(recipe: Recipe) -> None:
         if (value := operator.attrgetter(name)(mended)) is not None and not holds(value)
     ]
     problems += [f"task.{problem}" for problem in mended.task.problems()]
-    problems += [message for rule in (_batches, _schedules, _groups) for message in rule(mended)]
+    problems += [message for rule in (_batches, _schedules, _pruning, _groups) for message in rule(mended)]
     network = None
     if not any(problem.startswith("model.") for problem in problems):
         try:
@@ -177,6 +177,18 @@ def _schedules(recipe: Recipe) -> Iterator[str]:
         yield f'optimizer.b2 is of "adamw" alone, got {optimizer.b2} with {optimizer.name!r}: leave it out'
 
 
+def _pruning(recipe: Recipe) -> Iterator[str]:
+    """The schedule of pruning."""
+    pruning = recipe.pruning
+    if pruning.sparsity > 0 and not pruning.begin < pruning.end <= recipe.epochs:
+        yield (
+            f"pruning must begin before it ends, and end within the run's epochs={recipe.epochs}, got "
+            f"pruning.begin={pruning.begin}, pruning.end={pruning.end}"
+        )
+    if pruning.sparsity > 0 and recipe.unfreeze:
+        yield "pruning does not go with unfreeze: unfreeze first, and prune in a second run from these weights"
+
+
 def _groups(recipe: Recipe) -> Iterator[str]:
     """Starting weights, patterns of parameters, and the backbone's options. The network shows later what they match."""
     if recipe.model.inflate and not recipe.model.weights:
@@ -197,6 +209,7 @@ def _groups(recipe: Recipe) -> Iterator[str]:
         "optimizer.decay_to_start": recipe.optimizer.decay_to_start,
         "freeze": recipe.freeze,
         "unfreeze": [pattern for _, pattern in recipe.unfreeze],
+        "pruning.keep": recipe.pruning.keep,
     }
     for name, pattern in ((name, pattern) for name, several in patterns.items() for pattern in several):
         try:

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from flaxvid.adapt.freezing import check_frozen, check_parts
+from flaxvid.compress.prune import MASKS, first_masks
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import steps_per_epoch
 from flaxvid.report.run import read_run
@@ -21,7 +22,7 @@ from flaxvid.train.interrupt import StopRequest
 from flaxvid.train.limits import check
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
-from flaxvid.train.optimizer import make_schedule
+from flaxvid.train.optimizer import make_pruning, make_schedule
 from flaxvid.train.origin import with_implied
 from flaxvid.train.phases import make_phases, phase_of
 from flaxvid.train.prefetch import Prefetch, make_batches
@@ -40,6 +41,7 @@ from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.start import fit_start, load_start
 from flaxvid.train.state import create_state, trainable, unfreeze
 from flaxvid.train.step import TrainStep, compile_step, enable_compilation_cache, jit_step, train_step
+from flaxvid.train.teachers import claim_teachers, load_teachers, make_task
 from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, is_finished, lock_workdir
 from flaxvid.types import Variables
 
@@ -70,6 +72,10 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     check_frozen(shapes, recipe.freeze, recipe.unfreeze)
     check_parts(shapes, recipe.optimizer.decay_to_start, "optimizer.decay_to_start")
     check_rules(trainable(shapes), recipe.optimizer.rules)
+    if recipe.pruning.sparsity:
+        check_parts(shapes, recipe.pruning.keep, "pruning.keep")
+        jax.eval_shape(functools.partial(first_masks, keep=parts_kept(recipe)), shapes["params"])
+    teachers = load_teachers(recipe.task)
     enable_compilation_cache()
     check_tensor(shapes, recipe.tensor)
     workdir, mesh = Path(workdir), make_mesh(recipe.fsdp, recipe.tensor)
@@ -82,11 +88,13 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     trained = load_start(recipe, count_classes(source.classes))
     recipe = with_implied(recipe, trained)
     model = make_model(recipe, count_classes(source.classes))
-    task, plain = recipe.task.make(model), fit_start(recipe, model, trained, source.classes)
+    task = make_task(recipe.task, model, teachers, source.classes)
+    plain = fit_start(recipe, model, trained, source.classes)
     with lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext(lambda: None) as check_there:
         claim_workdir(recipe, workdir)
         claim_classes(source.classes, workdir)
         claim_videos(source, workdir)
+        claim_teachers(task, workdir)
         if is_finished(workdir):
             finished = read_run(workdir)
             print(f"{workdir} is finished:\n{results_table(finished)}")
@@ -126,6 +134,8 @@ def train(
     rate_at = jax.jit(schedule, out_shardings=same)  # outside the step, whose program is the same for all rates
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
     variables = task.init(init_key, plain)
+    if pruning := make_pruning(recipe.pruning, epoch_steps):
+        variables[MASKS] = first_masks(variables["params"], parts_kept(recipe))
     phases = make_phases(recipe.optimizer, recipe.freeze, recipe.unfreeze, variables, task.model.layers, epoch_steps)
     keep_every = recipe.keep_every * epoch_steps or None
     checkpoints = opened.enter_context(Checkpoints(workdir / "checkpoints", recipe.keep, keep_every))
@@ -141,8 +151,9 @@ def train(
         ema=recipe.optimizer.ema,
         norm_groups=recipe.norm_groups,
         mesh=mesh,
+        pruning=pruning,
     )
-    batches = Prefetch(make_batches(recipe, splits), lambda clips: put_batch(clips, mesh))
+    batches = Prefetch(make_batches(recipe, task, splits), lambda clips: put_batch(clips, mesh))
     total = recipe.epochs * epoch_steps
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state, batches)
@@ -198,6 +209,11 @@ def describe_run(recipe: Recipe, splits: Splits, mesh: Mesh, epoch_steps: int, s
         f"{recipe.epochs} epochs of {epoch_steps} steps on {mesh.size} {jax.default_backend()} device(s)"
         + (f"; going on after step {start}" if start else "")
     )
+
+
+def parts_kept(recipe: Recipe) -> tuple[str, ...]:
+    """Patterns of the parts that lose no weights."""
+    return (*recipe.pruning.keep, *recipe.freeze)
 
 
 def count_steps(recipe: Recipe, splits: Splits) -> int:

@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule out of a recipe, from optax's parts."""
+"""Optimizer, learning-rate schedule and pruning schedule out of a recipe."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from flaxvid import trees
+from flaxvid.compress.prune import Pruning
 from flaxvid.train.groups import group_factors, layer_factors
-from flaxvid.train.recipe import OptimizerRecipe
+from flaxvid.train.recipe import OptimizerRecipe, PruningRecipe
 
 
 def make_schedule(recipe: OptimizerRecipe, epochs: int, steps_per_epoch: int) -> optax.Schedule:
@@ -70,6 +71,14 @@ def make_optimizer(
     # A schedule, for its counter: checkpoints have had it since the rate was a part of the optimizer.
     down = optax.scale_by_schedule(lambda _: -1.0)
     return optax.chain(clip, *middle, optax.stateless(scale), down)
+
+
+def make_pruning(recipe: PruningRecipe, steps_per_epoch: int) -> Pruning | None:
+    """The pruning schedule in steps; None if nothing is pruned."""
+    if not recipe.sparsity:
+        return None
+    begin, end = (round(epochs * steps_per_epoch) for epochs in (recipe.begin, recipe.end))
+    return Pruning(recipe.sparsity, begin, max(begin + 1, end), recipe.every, recipe.scope)
 
 
 def _decay(recipe: OptimizerRecipe, norms: Collection[str] | None) -> optax.GradientTransformation:

@@ -10,7 +10,7 @@ from flaxvid.train.trained import Trained
 
 _OWN = {
     "num_classes", "num_frames", "image_size", "dropout", "classifier_std", "dtype", "remat", "cameras",
-    "camera_dropout",
+    "camera_dropout", "int8",
 }  # fmt: skip
 """Options that a run chooses for itself."""
 

@@ -1,6 +1,7 @@
 """Puts training batches on the devices before the step that needs them."""
 
 import collections
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import grain
 import jax
 
 from flaxvid.data.pipeline import next_batch, train_batches
+from flaxvid.tasks.task import Task
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.setup import clip_config
 from flaxvid.train.splits import Splits
@@ -62,12 +64,14 @@ class Prefetch:
         self._data.close()
 
 
-def make_batches(recipe: Recipe, splits: Splits) -> grain.DatasetIterator:
+def make_batches(recipe: Recipe, task: Task, splits: Splits) -> grain.DatasetIterator:
     """The training batches of this process."""
     hosts = jax.process_count()
+    # The size of a test's frames plays no part, and might be below that of a teacher's clips.
+    clips = dataclasses.replace(clip_config(recipe, task.frames), image_size=task.image_size, test_size=None)
     return train_batches(
         splits.train,
-        clip_config(recipe, recipe.task.frames),
+        clips,
         recipe.batch_size // hosts,
         seed=recipe.seed,
         shard_index=jax.process_index(),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
 from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.tasks.distil import DistilRecipe
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.masked import MaskedRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
@@ -13,7 +14,7 @@ from flaxvid.train.fields import choices
 from flaxvid.train.groups import DECAY_RULES, Rules, renew
 from flaxvid.writing import read_json
 
-TASKS = {kind.name: kind for kind in (SupervisedRecipe, FfnRecipe, MaskedRecipe)}
+TASKS = {kind.name: kind for kind in (SupervisedRecipe, FfnRecipe, MaskedRecipe, DistilRecipe)}
 """The recipes of tasks, by name."""
 
 
@@ -27,6 +28,7 @@ class ModelRecipe:
             "torchvision/resnet50-imagenet1k-v1". They are the network's own or its backbone's. "" trains from scratch.
         num_frames, image_size, dropout: see `models.spec.Common`; None is the network's own value.
         dtype, remat: see `models.spec.Common`.
+        int8_training: round inputs and kernels as int8 does, so that scripts/quantise.py costs less accuracy later.
         options: the network's other options, by name.
         inflate: how the kernels of a 2-D ResNet's `weights` get a time axis: "mean" or "centre", see
             `adapt.surgery.inflate`; "" where `weights` are not of a 2-D network.
@@ -39,6 +41,7 @@ class ModelRecipe:
     dropout: float | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    int8_training: bool = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     inflate: Literal["", "mean", "centre"] = ""
 
@@ -136,6 +139,27 @@ class OptimizerRecipe:
 
 
 @dataclasses.dataclass
+class PruningRecipe:
+    """Which weights training removes; see `compress.prune`.
+
+    Attributes:
+        sparsity: share of the weights that is removed in the end; 0 prunes nothing.
+        begin, end: epochs at which pruning begins, and at which the share is reached; parts of an epoch are allowed.
+            What is left of the training makes up for it.
+        every: steps between prunings.
+        scope: "global" compares the weights of all kernels, "layer" removes the same share of each kernel.
+        keep: parts that lose nothing, as patterns as in `freeze`; frozen parts lose nothing either.
+    """
+
+    sparsity: float = 0.0
+    begin: float = 0.0
+    end: float = 1.0
+    every: int = 50
+    scope: Literal["global", "layer"] = "global"
+    keep: tuple[str, ...] = ("stem", "head")
+
+
+@dataclasses.dataclass
 class Recipe:
     """A run.
 
@@ -144,6 +168,7 @@ class Recipe:
         data: which videos.
         task: what is learnt.
         optimizer: how the network learns.
+        pruning: which weights are removed in training.
         batch_size: training clips in a step, over all devices and hosts.
         epochs: passes over the training videos.
         freeze: parts whose parameters and statistics stay as they are, to the last bit, as patterns of their paths:
@@ -170,8 +195,9 @@ class Recipe:
 
     model: ModelRecipe = dataclasses.field(default_factory=ModelRecipe)
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
-    task: SupervisedRecipe | FfnRecipe | MaskedRecipe = dataclasses.field(default_factory=FfnRecipe)
+    task: SupervisedRecipe | FfnRecipe | MaskedRecipe | DistilRecipe = dataclasses.field(default_factory=FfnRecipe)
     optimizer: OptimizerRecipe = dataclasses.field(default_factory=OptimizerRecipe)
+    pruning: PruningRecipe = dataclasses.field(default_factory=PruningRecipe)
     batch_size: int = 32
     epochs: int = 50
     freeze: tuple[str, ...] = ()

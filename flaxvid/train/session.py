@@ -113,7 +113,8 @@ class Session:
         The score decides which checkpoint is the best.
         """
         if self._is_evaluated(step) and not self.checkpoints.has_score(step):
-            findings = self._evaluate(self.splits.validation, state, self.task.frames, clips=1, crops=1)
+            frames = tuple(sorted(self.recipe.task.frames))
+            findings = self._evaluate(self.splits.validation, state, frames, clips=1, crops=1)
             self._write(step, "eval", findings)
             self.check_there()
             self.checkpoints.set_score(step, findings.score)

@@ -11,6 +11,7 @@ import jax
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.sources.cameras import open_scenes
 from flaxvid.data.sources.open import Source, open_source
+from flaxvid.layers.int8 import DYNAMIC
 from flaxvid.models.registry import create_model, list_options
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.labelled import LabelledRecipe
@@ -60,7 +61,7 @@ def make_model(recipe: Recipe, num_classes: int | Mapping[str, int]) -> VideoMod
             video, or the other way round.
     """
     model, cameras = recipe.model, tuple(recipe.data.cameras)
-    own = {"dtype": model.dtype, "remat": model.remat}
+    own = {"dtype": model.dtype, "remat": model.remat} | ({"int8": DYNAMIC} if model.int8_training else {})
     sizes = {"num_frames": model.num_frames, "image_size": model.image_size, "dropout": model.dropout}
     repeated = sorted(model.options.keys() & {"num_classes", *own, *sizes})
     if repeated:

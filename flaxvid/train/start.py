@@ -10,9 +10,12 @@ from flaxvid import trees
 from flaxvid.adapt.surgery import CLASSIFIER, FLAT_SIBLINGS, adopt, arrange_head, has_same_head, inflate, spread
 from flaxvid.data.sources.class_names import are_numbers, find_classes
 from flaxvid.data.sources.names import list_names
+from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import backbone_of, get_spec
 from flaxvid.models.video_model import VideoModel
+from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.task import init_model
+from flaxvid.train.network import private_counts
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.setup import make_model
 from flaxvid.train.trained import Trained, load
@@ -41,10 +44,11 @@ def load_start(recipe: Recipe, num_classes: int | Mapping[str, int]) -> Trained 
 def fit_start(
     recipe: Recipe, model: VideoModel, trained: Trained | None, classes: Classes | None = None
 ) -> dict[str, Any] | None:
-    """Ordinary variables to start from; None from scratch.
+    """Variables to start from; None from scratch.
 
-    Frame-flexible weights give those of their longest frame count. A network on a backbone takes its own weights or its
-    backbone's; what the backbone lacks starts anew, and this is printed.
+    They are ordinary ones; frame-flexible weights give those of their longest frame count. But a run of FFN goes on
+    with all of them if it has the same frame counts, and this is printed. A network on a backbone takes its own weights
+    or its backbone's; what the backbone lacks starts anew, and this is printed.
 
     The head is kept if its classes have the same names; its columns are put into the order of `classes`. Otherwise it
     starts anew, even with the same number of classes, and the reason is printed. If the weights have no names, as
@@ -63,7 +67,7 @@ def fit_start(
         return None
     backbone, number = of_backbone(recipe), model.head.num_classes  # pyright: ignore[reportAttributeAccessIssue]
     if backbone is None or type(trained.model.body) is type(model.body):
-        return _fit(recipe, model, trained, classes)
+        return _with_private(recipe, model, trained, _fit(recipe, model, trained, classes))
     what = f", of {', '.join(model.cameras)}" if model.cameras else ""
     print(f"{recipe.model.weights}: for the backbone, {backbone.model.name}{what}; what it lacks starts anew")
     if model.cameras:  # their head is the backbone's
@@ -132,6 +136,22 @@ def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes |
     if classes and not trained.named and not any(map(CLASSIFIER.fullmatch, fresh)):
         print(f"{weights}: does not name its classes; the head is kept, since their number is the data's")
     return adopted
+
+
+def _with_private(recipe: Recipe, model: VideoModel, trained: Trained, plain: dict[str, Any]) -> dict[str, Any]:
+    """The weights' frame-flexible variables with the head of `plain`, if they are what the run trains; else `plain`."""
+    task = recipe.task
+    if not (isinstance(task, FfnRecipe) and private_counts(trained.variables) == tuple(sorted(task.frames))):
+        return plain
+    flexible = FrameFlexible(model, task.frames, task.alteration, task.private_norms)
+    want = trees.flatten(jax.eval_shape(flexible.specialise, plain))
+    have = trees.flatten(trained.variables) | {
+        f"params/{path}": leaf for path, leaf in trees.flatten(plain["params"]).items() if path.startswith("head/")
+    }
+    if any(path not in have or have[path].shape != leaf.shape for path, leaf in want.items()):
+        return plain
+    print(f"{recipe.model.weights}: the variables of its own of each frame count are kept")
+    return trees.unflatten({path: have[path] for path in want})
 
 
 def _fit_head(weights: str, variables: Variables, names: Classes, classes: Classes) -> dict[str, Any]:

@@ -13,8 +13,11 @@ from flaxvid import trees
 from flaxvid.types import Variables
 
 MOVERS = {"params": "gradient", "batch_stats": "forward pass", "ema": "step"}
-"""Who changes a collection in training, by the beginning of its name. Nobody changes the others, such as "teacher",
-but a task's own `after`; they are saved and restored, and never averaged."""
+"""Who changes a collection in training, by the beginning of its name. Nobody changes the others but a
+task's own `after`, and pruning its masks; they are never averaged."""
+
+GIVEN = "teacher"
+"""Collections that begin so are made at each start, and no checkpoint holds them."""
 
 
 @struct.dataclass

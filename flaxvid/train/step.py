@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from flaxvid import trees
 from flaxvid.adapt.freezing import keep_statistics
+from flaxvid.compress.prune import MASKS, Pruning, masked, sparsity
 from flaxvid.tasks.task import Metrics, Task, count_rows
 from flaxvid.train.mesh import divided, replicated
 from flaxvid.train.sharding import gather, place_state
@@ -34,6 +35,7 @@ def train_step(
     norm_groups: int = 1,
     freeze: Sequence[str] = (),
     mesh: Mesh | None = None,
+    pruning: Pruning | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Computes loss and gradient, and updates the state.
 
@@ -46,6 +48,7 @@ def train_step(
         optimizer: updates the ``params*`` collections.
         accumulate, ema, norm_groups, freeze: see `Recipe` and `OptimizerRecipe`.
         mesh: over which parameters are divided; None if they are not.
+        pruning: removes weights; the variables then have `MASKS`.
 
     Returns:
         The new state and the batch's mean metrics, with the gradient's norm before clipping.
@@ -74,11 +77,15 @@ def train_step(
             mesh=mesh,
         )
 
+    if pruning:
+        grads = {**grads, "params": masked(grads["params"], state.variables[MASKS])}
     updates: Any
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     moved_params: Any = optax.apply_updates(params, optax.tree.scale(rate, updates))
     variables = trees.merge(fixed, updated, moved_params)
     variables = task.after(variables, state.step)
+    if pruning:
+        variables = pruning.prune(variables, state.step + 1)
     if ema:
         current = {name: tree for name, tree in variables.items() if is_averaged(name)}
         averages = {name: variables[f"ema_{name}"] for name in current}
@@ -86,6 +93,8 @@ def train_step(
         variables = {**variables, **{f"ema_{name}": tree for name, tree in moved.items()}}
     variables = trees.merge(variables, frozen)  # a mean over groups or over time may change the last bit
     metrics = {**metrics, "gradient_norm": optax.tree.norm(grads)}
+    if pruning:
+        metrics["sparsity"] = sparsity(variables[MASKS])
     return TrainState(state.step + 1, variables, opt_state), metrics
 
 

@@ -1,8 +1,10 @@
 """Tests a trained network on videos of the user's choice."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import jax
 
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.pipeline import eval_batches
@@ -14,7 +16,7 @@ from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, join
 from flaxvid.tasks.task import Findings
 from flaxvid.train.mesh import make_mesh, put_batch
 from flaxvid.train.recipe import DataRecipe
-from flaxvid.train.setup import count_classes, data_origin, open_data
+from flaxvid.train.setup import clip_config, count_classes, data_origin, open_data
 from flaxvid.train.trained import Trained
 from flaxvid.types import Batch, by_target
 
@@ -145,3 +147,19 @@ def _plan(
         return put_batch(batch, mesh)
 
     return max(mesh.size, at_once - at_once % mesh.size), put
+
+
+def calibration_clips(trained: Trained, source: Source, num_threads: int = 0) -> Iterator[Any]:
+    """Yields batches of clips as a test sees them, one of each video that can be read.
+
+    Args:
+        trained: the network; its first frame count is that of the clips.
+        source: the videos.
+        num_threads: threads that decode; 0 is the recipe's.
+    """
+    recipe, frames = trained.recipe, trained.frames[0]
+    clips = dataclasses.replace(clip_config(recipe, (frames,)), clips=1, crops=1, short="repeat")
+    batch_size = min(recipe.eval_batch_size, len(source))
+    for batch in eval_batches(source, clips, batch_size, num_threads=num_threads or recipe.data.num_threads):
+        if batch["mask"].any():
+            yield jax.tree.map(lambda views, real=batch["mask"]: views[real, 0], batch["video"][frames])

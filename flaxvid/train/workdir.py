@@ -127,9 +127,11 @@ MAY_CHANGE = frozenset(
         *("data.root", "data.lists", "data.missing", "data.max_broken", "data.num_threads", "data.validation_split"),
         *("checkpoint_every", "keep", "keep_every", "log_every", "eval_every", "eval_batch_size", "published"),
         *("fsdp", "tensor"),
+        *("task.teachers", "task.teacher_models", "task.teacher_frames", "task.teacher_sizes"),
     }
 )
-"""Fields that change no result: a run goes on with other values. `claim_videos` checks that the videos are the same."""
+"""Fields that change no result: a run goes on with other values. `claim_videos` and `claim_teachers` check that videos
+and teachers are the same."""
 
 TESTS = frozenset({"data.eval_split", "data.clips.test_size", "data.clips.clips", "data.clips.crops", "eval_frames"})
 """Fields that change the test alone: a run goes on with other values, a finished run is tested again."""
@@ -146,7 +148,7 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
         ValueError: the folder belongs to another run; the message names the fields that differ.
     """
     file = workdir / "recipe.json"
-    if file.exists() and _has_results(workdir):
+    if file.exists() and has_results(workdir):
         mine, theirs = (json.loads(to_json(one)) for one in (recipe, read_recipe(workdir)))
         changes = {path: f"{path}: {old} there, {new} here" for path, old, new in _differences(theirs, mine)}
         extends = recipe.epochs > theirs["epochs"] and recipe.optimizer.schedule != "cosine"
@@ -195,7 +197,7 @@ def claim_videos(source: Source, workdir: Path) -> None:
             lines.append("")
     mine = {"videos": len(lines), "digest": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]}
     file = workdir / "data.json"
-    if not _has_results(workdir):
+    if not has_results(workdir):
         file.write_text(json.dumps(mine))  # every host writes the same
     elif file.exists() and (theirs := read_json(file, dict)) != mine:
         raise ValueError(
@@ -212,7 +214,7 @@ def claim_classes(classes: Classes, workdir: Path) -> None:
     Raises:
         ValueError: the classes are others now, or in another order; the message names them.
     """
-    if not _has_results(workdir):
+    if not has_results(workdir):
         (workdir / CLASSES_FILE).write_text(json.dumps(classes))  # every host writes the same
     elif (saved := read_classes(workdir)) is None:
         print(f"{workdir} has no {CLASSES_FILE}: its classes are taken to be those that the data has now")
@@ -223,7 +225,8 @@ def claim_classes(classes: Classes, workdir: Path) -> None:
         )
 
 
-def _has_results(workdir: Path) -> bool:
+def has_results(workdir: Path) -> bool:
+    """Whether a run has saved anything in the folder that another must not mix with."""
     saved = any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
     return saved or is_finished(workdir)
 

@@ -1,7 +1,7 @@
 """Files of the safetensors format, read and checked."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
@@ -10,7 +10,7 @@ import numpy as np
 from flaxvid.weights.pickled import Unreadable
 
 _MOST_HEADER = 16 << 20
-_FLOATS = {"F32", "F16", "BF16", "F64"}
+_FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
 
 
 def looks_like_safetensors(head: bytes) -> bool:
@@ -19,12 +19,17 @@ def looks_like_safetensors(head: bytes) -> bool:
 
 
 def read_safetensors(
-    path: Path, wanted: Callable[[str], bool] = lambda key: True
+    path: Path, wanted: Callable[[str], bool] = lambda key: True, kinds: Collection[str] = _FLOATS
 ) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """The metadata and the wanted arrays of a file. The format has no checksum: a changed bit goes unnoticed.
 
+    Args:
+        path: of the file.
+        wanted: whether an array is read, by its key.
+        kinds: the types that arrays may have.
+
     Raises:
-        Unreadable: the file is damaged, or an array is float8 or no float.
+        Unreadable: the file is damaged, or an array is of another type.
         Exception: whatever the library raises on damaged bytes.
     """
     from safetensors import safe_open
@@ -39,7 +44,7 @@ def read_safetensors(
         json.loads(header, object_pairs_hook=_without_doubles)
         if odd := [key for key in keys if not is_name(key)]:
             raise Unreadable(f"must have names of tensors for keys, got {odd[0][:80]!r}: is it a file of weights?")
-        odd = {key: kind for key in keys if (kind := file.get_slice(key).get_dtype()) not in _FLOATS}
+        odd = {key: kind for key in keys if (kind := file.get_slice(key).get_dtype()) not in kinds}
         if odd:
             some = ", ".join(f"{key} as {kind}" for key, kind in list(odd.items())[:4])
             raise Unreadable(

@@ -1,4 +1,4 @@
-"""FFN's loss against numbers that Python's own math gives."""
+"""The losses of distillation against numbers that Python's own math and NumPy give."""
 
 import math
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flaxvid.losses.classification import cross_entropy
-from flaxvid.losses.distillation import ffn_loss, label_loss
+from flaxvid.losses.distillation import feature_loss, ffn_loss, label_loss, logit_loss, mean_probabilities
 
 LOGITS = {
     4: [[1.0, 0.0, -1.0], [0.2, 0.1, 0.0]],
@@ -135,3 +135,48 @@ def test_label_loss_adds_up_every_counts_cross_entropy():
     assert loss == pytest.approx(sum(expected.values()), rel=1e-5)
     smooth, _ = label_loss(arrays(16), jnp.asarray(LABELS), label_smoothing=0.1)
     assert smooth == pytest.approx(float(cross_entropy(arrays()[16], jnp.asarray(LABELS), 0.1)), rel=1e-5)
+
+
+def softened(rows, temperature):
+    z = np.asarray(rows, np.float64) / temperature
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("teachers", [(16,), (8, 16)])
+def test_soft_targets_of_one_teacher_or_of_several(temperature, teachers):
+    p = np.mean([softened(LOGITS[n], temperature) for n in teachers], axis=0)
+    q = softened(LOGITS[4], temperature)
+    wanted = temperature**2 * (p * np.log(p / q)).sum(axis=-1).mean()
+    given = [jnp.asarray(LOGITS[n]) for n in teachers]
+    assert jax.jit(logit_loss)(jnp.asarray(LOGITS[4]), given, temperature) == pytest.approx(wanted, rel=1e-5)
+    chex.assert_trees_all_close(mean_probabilities(given, temperature), p.astype(np.float32), rtol=1e-5)
+
+
+def test_a_hot_teacher_teaches_as_strongly():
+    """At a high temperature the gradient of T ** 2 * KL is that of half the squared distance of centred logits, over k
+    classes (arXiv 1503.02531, section 2.1)."""
+    z, v = (jnp.asarray(LOGITS[n]) for n in (4, 16))
+    gradient = jax.grad(logit_loss)(z, [v], 1000.0)
+    centred = (z - z.mean(-1, keepdims=True)) - (v - v.mean(-1, keepdims=True))
+    chex.assert_trees_all_close(gradient, centred / 3 / 2, rtol=1e-2, atol=1e-4)
+
+
+def test_teachers_do_not_move():
+    z, v = (jnp.asarray(LOGITS[n]) for n in (4, 16))
+    chex.assert_trees_all_equal(jax.grad(lambda v: logit_loss(z, [v], 2.0))(v), jnp.zeros_like(v))
+    chex.assert_trees_all_equal(jax.grad(lambda v: feature_loss(z, v))(v), jnp.zeros_like(v))
+    assert jnp.abs(jax.grad(lambda z: feature_loss(z, v))(z)).max() > 0.01
+
+
+def test_features_are_compared_by_direction():
+    x, y = np.asarray(LOGITS[4]), np.asarray(LOGITS[16])
+    cosines = (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
+    assert feature_loss(jnp.asarray(x), jnp.asarray(y)) == pytest.approx((2 - 2 * cosines).mean(), rel=1e-5)
+    assert feature_loss(jnp.asarray(7 * y), jnp.asarray(y)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_feature_of_zeros_has_a_finite_gradient():
+    gradient = jax.grad(feature_loss)(jnp.zeros((2, 3)), jnp.asarray(LOGITS[16]))
+    chex.assert_tree_all_finite(gradient)

@@ -1,0 +1,69 @@
+"""int8 after training: real clips show how large the inputs of each layer are, and the network rounds to that.
+
+Weights have a scale for each channel out, inputs one for each layer. See `layers.int8` for the rounding, and for what
+stays in floating point.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxvid.layers.int8 import KEPT, Ranges, at_operands, is_kept
+from flaxvid.models.registry import create_model
+from flaxvid.models.video_model import Video, VideoModel
+from flaxvid.types import Variables
+
+
+def calibrate(
+    model: VideoModel, variables: Variables, clips: Iterable[Video], kept: Sequence[str] = KEPT
+) -> dict[str, tuple[float, float]]:
+    """Measures the inputs of the layers: the mean over the clips of each clip's smallest and largest value.
+
+    So rare extremes are cut off. A layer that only sees zeros is left out.
+
+    Args:
+        model: of `create_model`.
+        variables: its ordinary variables.
+        clips: batches of uint8 video, as the network will see it; some dozens of clips are enough.
+        kept: patterns of paths of layers that are not to be rounded.
+
+    Returns:
+        The ranges, for `quantise`.
+
+    Raises:
+        ValueError: there are no clips, or every layer is kept.
+    """
+    plain = create_model(model.zoo_name, **{**model.overrides, "int8": None, "remat": False})
+
+    @jax.jit
+    def measure(variables: Variables, video: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        found: dict[str, tuple[jax.Array, jax.Array]] = {}
+
+        def note(path: str, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+            if not is_kept(path, kept):
+                each = x.reshape(x.shape[0], -1).astype(jnp.float32)
+                found[path] = jnp.minimum(each.min(axis=1), 0), jnp.maximum(each.max(axis=1), 0)
+            return x, kernel
+
+        with at_operands(note):
+            plain.apply(variables, video)
+        return found
+
+    batches = [jax.device_get(measure(variables, video)) for video in clips]
+    if not batches:
+        raise ValueError("expected clips to calibrate with, got none")
+    means = {
+        path: tuple(float(np.concatenate([batch[path][end] for batch in batches]).mean()) for end in (0, 1))
+        for path in batches[0]
+    }
+    if ranges := {path: (low, high) for path, (low, high) in means.items() if low < high}:
+        return ranges
+    raise ValueError(f"nothing is left to round beside {', '.join(kept)}: keep fewer layers")
+
+
+def quantise(model: VideoModel, ranges: Ranges) -> VideoModel:
+    """The same network in int8: it computes with rounded inputs and kernels, from the same variables."""
+    return create_model(model.zoo_name, **{**model.overrides, "int8": ranges})

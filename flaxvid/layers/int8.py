@@ -1,0 +1,119 @@
+"""int8: convolutions and dense layers see their inputs and kernels rounded to 256 steps, as integer arithmetic does.
+
+The rounding is qwix's. The arithmetic behind it stays floating-point, so that it runs on any platform and trains: the
+gradient passes through as if nothing was rounded (arXiv 1712.05877). Integer arithmetic is for exported networks.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float, Int8
+
+from flaxvid.layers.conv import Conv
+
+KEPT = ("stem", "head", r".*/se")
+"""What stays in floating point where nobody says otherwise, as patterns of paths: the stem, the head, and
+squeeze-and-excitation. Norms, pools and attention's products always do."""
+
+DYNAMIC = "dynamic"
+"""Instead of ranges: each clip has its own, its smallest and largest value, in all layers but those of `KEPT`. It is
+for training, when ranges still move."""
+
+Ranges = Mapping[str, tuple[float, float]]
+"""The smallest and the largest input of each layer that is rounded, by its path: ``{"body/layer1_0/conv1": (0, 4.2)}``.
+They include 0."""
+
+
+def is_kept(path: str, kept: Sequence[str] = KEPT) -> bool:
+    """Whether a layer stays in floating point: one of the patterns matches its path, or that of what it lies in."""
+    return any(re.fullmatch(f"(?:{pattern})(?:/.*)?", path) for pattern in kept)
+
+
+def int8_form(ranges: Ranges | str | None) -> Any:
+    """Rounds inputs and kernels inside; ranges of None round nothing.
+
+    It acts while JAX traces.
+    """
+    if ranges is None:
+        return nullcontext()
+
+    def round_operands(path: str, x: Array, kernel: Array) -> tuple[Array, Array]:
+        if isinstance(ranges, str):
+            return (x, kernel) if is_kept(path) else (round_input(x), round_kernel(kernel))
+        return (round_input(x, ranges[path]), round_kernel(kernel)) if path in ranges else (x, kernel)
+
+    return at_operands(round_operands)
+
+
+@contextmanager
+def at_operands(change: Any) -> Iterator[None]:
+    """Inside, ``change(path, x, kernel)`` gives the input and the kernel of each `Conv` and `nn.Dense`."""
+
+    def intercept(call, args, kwargs, context):
+        layer, path = context.module, "/".join(context.module.path)
+        if isinstance(layer, Conv) and context.method_name == "operands":
+            return change(path, *call(*args, **kwargs))
+        if type(layer) is nn.Dense and context.method_name == "__call__" and not layer.is_initializing():
+            (x,) = args
+            parameters = (layer.get_variable("params", name) for name in ("kernel", "bias"))
+            x, kernel, bias = promote_dtype(x, *parameters, dtype=layer.dtype)
+            x, kernel = change(path, x, kernel)
+            y = x @ kernel
+            return y if bias is None else y + bias
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        yield
+
+
+def round_input(x: Float[Array, "b ..."], limits: tuple[float, float] | None = None) -> Float[Array, "b ..."]:
+    """Rounds activations to 256 steps between two limits; what lies outside becomes a limit.
+
+    Args:
+        x: activations of clips.
+        limits: the smallest and the largest value; None takes each clip's own.
+    """
+    if limits is None:
+        return _rounded(x, channelwise_axes=(0,), calibration_method="minmax")
+    low, high = limits
+    return _rounded(x, calibration_method=f"fixed,{low},{high}")
+
+
+def round_kernel(kernel: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    """Rounds a kernel to 255 steps about 0, which each channel out has of its own. To do it again changes nothing."""
+    return _rounded(kernel, **_per_channel(kernel.ndim))
+
+
+def pack_kernel(kernel: Float[np.ndarray, "... c"]) -> tuple[Int8[np.ndarray, "... c"], Float[np.ndarray, " c"]]:
+    """A kernel in whole numbers, and the size of a step for each channel out; their product is the rounded kernel."""
+    packed = _qwix().quantize(jnp.asarray(kernel, jnp.float32), jnp.int8, **_per_channel(kernel.ndim))
+    return np.asarray(packed.qvalue), np.asarray(packed.scale).reshape(-1)
+
+
+def _per_channel(ndim: int) -> dict[str, Any]:
+    # qwix divides by 127.5. With 127 the largest weight is a whole number of steps, so that rounding twice is no loss.
+    return {"channelwise_axes": (ndim - 1,), "calibration_method": f"absmax,{127.5 / 127}"}
+
+
+def _rounded(x: Array, **how: Any) -> Array:
+    qwix = _qwix()
+    exact = x.astype(jnp.float32)  # a step in bfloat16 would be off by 0.4 %
+    steps = qwix.dequantize(qwix.quantize(exact, jnp.int8, **how)).astype(x.dtype)
+    return x + jax.lax.stop_gradient(steps - x)
+
+
+@functools.cache
+def _qwix() -> Any:
+    try:
+        import qwix
+    except ImportError as error:
+        raise ImportError("int8 needs qwix, which is not installed: pip install 'flaxvid[int8]'") from error
+    return qwix

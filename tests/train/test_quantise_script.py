@@ -1,0 +1,37 @@
+"""scripts/quantise.py on a real run, and a run that is trained for int8."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import flaxvid
+from flaxvid.train.trained import load
+
+pytest.importorskip("qwix")
+
+
+def test_a_run_becomes_an_int8_file(call_script, colour_run, tmp_path, capsys):
+    call_script("quantise.py", colour_run, tmp_path / "int8.safetensors", "--clips", 12)
+    out = capsys.readouterr().out
+    assert "2 layers in int8" in out
+    assert "top-1 at 2 frames, 6 videos: 100.00 as it was, 100.00 in int8" in out
+    trained, rounded = load(colour_run), load(tmp_path / "int8.safetensors")
+    assert set(rounded.model.int8) == {"body/layer1_0/conv1", "body/layer1_0/conv2"}
+    assert rounded.classes == trained.classes
+    clip = np.full((2, 32, 32, 3), (20, 220, 20), np.uint8)
+    exact, inexact = (one.predict(clip)["probabilities"] for one in (trained, rounded))
+    assert next(iter(inexact)) == "green"
+    assert 0 < abs(exact["green"] - inexact["green"]) < 0.1
+    with pytest.raises(SystemExit, match="expected a file that ends in"):
+        call_script("quantise.py", colour_run, tmp_path / "int8.npz")
+
+
+def test_a_run_that_is_trained_for_int8(call_script, colour_recipe, tmp_path, capsys):
+    recipe = dataclasses.replace(colour_recipe, model=dataclasses.replace(colour_recipe.model, int8_training=True))
+    (row,) = flaxvid.run(recipe, tmp_path / "run")
+    assert row["top1"] == 1
+    assert load(tmp_path / "run").model.int8 == "dynamic"
+    call_script("quantise.py", tmp_path / "run", tmp_path / "int8.safetensors", "--keep", "body/.*/conv2", "--no-test")
+    assert "1 layers in int8" in capsys.readouterr().out
+    assert set(load(tmp_path / "int8.safetensors").model.int8) == {"body/layer1_0/conv1"}
