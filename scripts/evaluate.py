@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flaxvid.arguments import Renamed, add_weights, number, one_each, read_class_names, read_renames
-from flaxvid.data.sources.subset import Subset
+from flaxvid.data.sources.subset import random_subset
 from flaxvid.evaluate.record import finish_evaluation, output_folder
 from flaxvid.evaluate.views import PROTOCOLS
 from flaxvid.report.tables import evaluation_notes, evaluation_table
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     changes = {name: value for name, value in {**changes, "eval_split": arguments.split}.items() if value}
     data = choose_data(trained.recipe.data, arguments.data or "", changes)
     source = open_test(trained, data, renames)
-    source = Subset(source, arguments.limit) if arguments.limit else source
+    source = random_subset(source, arguments.limit) if arguments.limit else source
     frames = tuple(dict.fromkeys(arguments.frames or trained.recipe.eval_frames))
     passes = (clip_config(trained.recipe, frames),)
     if arguments.protocol:

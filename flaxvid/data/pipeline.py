@@ -16,6 +16,7 @@ from absl import flags
 
 from flaxvid.data.clips.cut import UNREADABLE, ClipConfig, cut_views, draw_clips
 from flaxvid.data.clips.decode import VideoError
+from flaxvid.data.features import KeptFeatures
 from flaxvid.data.sources.open import Source
 from flaxvid.data.workers import WorkerKilled, begin_worker, started_deaf
 from flaxvid.types import Batch
@@ -34,6 +35,7 @@ def train_batches(
     shard_count: int = 1,
     num_threads: int = 2,
     num_workers: int = 0,
+    features: KeptFeatures | None = None,
 ) -> grain.DatasetIterator:
     """Shuffled, augmented training batches without end.
 
@@ -51,6 +53,7 @@ def train_batches(
         shard_count: Into how many shards, usually `jax.process_count()`.
         num_threads: Threads that decode, in each worker process if there are any.
         num_workers: Worker processes. 0 decodes in threads of this process, as fast unless Python itself is the limit.
+        features: Come in the place of the videos, if they are given; all else is the same.
 
     Raises:
         ValueError: There are fewer videos than one batch of all shards, or the repeats do not divide the batch.
@@ -65,7 +68,7 @@ def train_batches(
         .seed(seed)
         .shuffle()[: steps * videos * shard_count]
         .repeat()
-        .random_map(_TrainClips(source, clips))[shard_index::shard_count]
+        .random_map(_TrainClips(source, clips, features))[shard_index::shard_count]
     )
     return iter(_batched(elements, videos, num_threads, num_workers, _mix_repeats))
 
@@ -151,6 +154,7 @@ def _batched(
 class _TrainClips:
     source: Source
     clips: ClipConfig
+    features: KeptFeatures | None = None
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """The clips of a video, on an axis of repeats."""
@@ -161,7 +165,10 @@ class _TrainClips:
         broken, reason = -1, None
         for _ in range(ATTEMPTS):
             try:
-                video, label = draw_clips(self.source[index], self.clips, self.source.flip_labels, rng)
+                if self.features is not None:
+                    video, label = self.features[index]
+                else:
+                    video, label = draw_clips(self.source[index], self.clips, self.source.flip_labels, rng)
                 return {"video": video, "label": label, "index": index, "broken": broken}
             except UNREADABLE as error:
                 broken, reason = (index if broken < 0 else broken), error

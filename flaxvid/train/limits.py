@@ -34,7 +34,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         (
             *("seed", "eval_every", "keep_every", "data.num_workers", "data.fold"),
             *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm"),
-            *("optimizer.warmup_epochs", "optimizer.warmup_start"),
+            *("optimizer.warmup_epochs", "optimizer.warmup_start", "feature_cache"),
         ),
     ),
     ("lie in [0, 1)", lambda value: 0 <= value < 1, ("optimizer.momentum", "optimizer.ema", "model.dropout")),
@@ -58,7 +58,7 @@ def check(recipe: Recipe) -> None:
         if (value := operator.attrgetter(name)(mended)) is not None and not holds(value)
     ]
     problems += [f"task.{problem}" for problem in mended.task.problems()]
-    problems += [message for rule in (_batches, _schedules, _groups) for message in rule(mended)]
+    problems += [message for rule in (_batches, _schedules, _groups, _features) for message in rule(mended)]
     network = None
     if not any(problem.startswith("model.") for problem in problems):
         try:
@@ -178,6 +178,30 @@ def _groups(recipe: Recipe) -> Iterator[str]:
         yield f"model.options.backbone_options.dropout must lie in [0, 1), got {dropout!r}"
     if isinstance(backbone, Mapping) and "dtype" in backbone:
         yield f"model.options.backbone_options.dtype follows model.dtype, got {backbone['dtype']!r}: leave it out"
+
+
+def _features(recipe: Recipe) -> Iterator[str]:
+    """What would change a frozen network's features from step to step."""
+    if recipe.feature_cache <= 0:
+        return
+    task = recipe.task
+    if not isinstance(task, SupervisedRecipe):
+        yield f"feature_cache={recipe.feature_cache} is for the task supervised, got {task.name}: set it to 0"
+        return
+    changing = {
+        "data.clips.fixed=False": not recipe.data.clips.fixed,
+        f"task.mixup={task.mixup}": task.mixup > 0,
+        f"task.cutmix={task.cutmix}": task.cutmix > 0,
+        f"task.erasing={task.erasing}": task.erasing > 0,
+        f"task.sampling={task.sampling!r}": task.sampling == "mixed" and len(task.frames) > 1,
+        f"unfreeze={recipe.unfreeze}": bool(recipe.unfreeze),
+        f"{jax.process_count()} processes": jax.process_count() > 1,
+    }
+    if found := [name for name, on in changing.items() if on]:
+        yield (
+            f"feature_cache={recipe.feature_cache} needs the same features in every step, and one process, got "
+            f"{', '.join(found)}: change that, or set feature_cache to 0"
+        )
 
 
 def _misfits(recipe: Recipe) -> tuple[list[str], Recipe]:

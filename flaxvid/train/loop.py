@@ -15,7 +15,8 @@ from flaxvid.data.sources.open import Source
 from flaxvid.report.run import read_run
 from flaxvid.report.tables import results_table
 from flaxvid.tasks.task import Findings, Task
-from flaxvid.train.checkpoint import Checkpoints
+from flaxvid.train.checkpoint import Checkpoints, restore_variables
+from flaxvid.train.features import check_features, kept_features
 from flaxvid.train.groups import check_rules
 from flaxvid.train.hosts import end_with_peers
 from flaxvid.train.interrupt import StopRequest
@@ -69,6 +70,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
     shapes = find_shapes(recipe)  # before the data set is made: a slip shows at once
     check_frozen(shapes, recipe.freeze, recipe.unfreeze)
     check_parts(shapes, recipe.optimizer.decay_to_start, "optimizer.decay_to_start")
+    if recipe.feature_cache:
+        check_features(recipe, shapes)
     check_rules(trainable(shapes), recipe.optimizer.rules)
     enable_compilation_cache()
     workdir, mesh = Path(workdir), make_mesh()
@@ -132,14 +135,18 @@ def train(
     state = create_state(variables, phase.optimizer, ema=recipe.optimizer.ema > 0, freeze=phase.freeze)
     state = jax.device_put(state, same)
     step_key = jax.jit(lambda key: key, out_shardings=same)(step_key)  # device_put takes no keys to other hosts
+    learner, features = task, None
+    if recipe.feature_cache:
+        frozen = variables if checkpoints.latest_step() is None else restore_variables(workdir)
+        learner, features = opened.enter_context(kept_features(recipe, task, frozen, splits.train, mesh))
     one_step = functools.partial(
         train_step,
-        task=task,
+        task=learner,
         accumulate=recipe.optimizer.accumulate,
         ema=recipe.optimizer.ema,
         norm_groups=recipe.norm_groups,
     )
-    batches = Prefetch(make_batches(recipe, splits.train), lambda clips: put_batch(clips, mesh))
+    batches = Prefetch(make_batches(recipe, splits.train, features), lambda clips: put_batch(clips, mesh))
     total = recipe.epochs * epoch_steps
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state, batches)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import grain
 import jax
 
+from flaxvid.data.features import KeptFeatures
 from flaxvid.data.pipeline import next_batch, train_batches
 from flaxvid.data.sources.open import Source
 from flaxvid.train.recipe import Recipe
@@ -62,8 +63,8 @@ class Prefetch:
         self._data.close()
 
 
-def make_batches(recipe: Recipe, source: Source) -> grain.DatasetIterator:
-    """The training batches of this process."""
+def make_batches(recipe: Recipe, source: Source, features: KeptFeatures | None = None) -> grain.DatasetIterator:
+    """The training batches of this process; with `features` in the place of the videos, if they are given."""
     hosts = jax.process_count()
     return train_batches(
         source,
@@ -74,4 +75,5 @@ def make_batches(recipe: Recipe, source: Source) -> grain.DatasetIterator:
         shard_count=hosts,
         num_threads=recipe.data.num_threads,
         num_workers=recipe.data.num_workers,
+        features=features,
     )

@@ -147,6 +147,9 @@ class Recipe:
             ("stem", "body") trains the head alone; see `adapt.freezing`.
         unfreeze: gradual unfreezing, pairs of epochs and a pattern: ((5, "body/layer4_.*"), (10, "body")) lets a part
             of what is frozen learn after 5 epochs, and more after 10. What learns already keeps its optimizer state.
+        feature_cache: gigabytes of disk for the features of frozen networks. A frozen stem and body then run once over
+            the training videos, whose clips are `data.clips.fixed`, and the head is trained on what they gave; the
+            files stay for later runs with the same weights, clips and videos. 0 keeps none.
         norm_groups: parts of a batch that norms see one by one; running statistics are the mean over the parts. 1 is
             the whole batch, over all devices. As many as devices spare the communication.
         seed: the seed of initialisation, sampling and dropout.
@@ -169,6 +172,7 @@ class Recipe:
     epochs: int = 50
     freeze: tuple[str, ...] = ()
     unfreeze: tuple[tuple[int, str], ...] = ()
+    feature_cache: float = 0.0
     norm_groups: int = 1
     seed: int = 0
     eval_batch_size: int = 32
