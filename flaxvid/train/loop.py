@@ -24,7 +24,7 @@ from flaxvid.train.limits import check
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import make_schedule
-from flaxvid.train.origin import with_implied
+from flaxvid.train.origin import with_implied, with_network
 from flaxvid.train.phases import make_phases, phase_of
 from flaxvid.train.prefetch import Prefetch, make_batches
 from flaxvid.train.recipe import Recipe
@@ -64,6 +64,7 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         FloatingPointError: a loss or a gradient is not finite; it was not saved.
         Interrupted: the run got SIGTERM or Ctrl-C, and saved its state.
     """
+    recipe = with_network(recipe)
     check(recipe)
     check_name(Path(workdir))
     recipe = complete(recipe)

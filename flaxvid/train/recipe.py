@@ -22,7 +22,8 @@ class ModelRecipe:
     """Which network.
 
     Attributes:
-        name: one of `flaxvid.list_models`.
+        name: one of `flaxvid.list_models`; "" is the network that `weights` are of, with its options, if they are of a
+            run or a file of flaxvid.
         weights: what training starts from: a run's folder, a .safetensors file, a torch file, or a known name such as
             "torchvision/resnet50-imagenet1k-v1". They are the network's own or its backbone's. "" trains from scratch.
         num_frames, image_size, dropout: see `models.spec.Common`; None is the network's own value.
