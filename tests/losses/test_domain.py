@@ -61,15 +61,15 @@ def test_a_reversed_gradient_is_reversed_and_weighed():
 
 
 def test_what_a_discriminator_pays():
-    source, target = np.array([-2.0, 0.5]), np.array([1.0, -1.0, 3.0])
+    source, target = np.float32([-2.0, 0.5]), np.float32([1.0, -1.0, 3.0])
     sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
     expected = (-np.log(1 - sigmoid(source)).mean() - np.log(sigmoid(target)).mean()) / 2
     assert domain_cross_entropy(source, target) == pytest.approx(expected, rel=1e-5)
-    assert domain_cross_entropy(np.full(3, -50.0), np.full(3, 50.0)) == pytest.approx(0, abs=1e-6)
+    assert domain_cross_entropy(jnp.full(3, -50.0), jnp.full(3, 50.0)) == pytest.approx(0, abs=1e-6)
 
 
 def test_entropy_is_that_of_the_answers():
     probabilities = np.array([[0.7, 0.2, 0.1], [1 / 3, 1 / 3, 1 / 3]])
     expected = -(probabilities * np.log(probabilities)).sum(1).mean()
-    assert entropy(np.log(probabilities) + [[5.0], [-2.0]]) == pytest.approx(expected, rel=1e-5)
+    assert entropy(np.log(probabilities) + np.array([[5.0], [-2.0]])) == pytest.approx(expected, rel=1e-5)
     assert entropy(np.array([[100.0, 0.0]])) == pytest.approx(0, abs=1e-6)

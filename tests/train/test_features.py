@@ -146,7 +146,7 @@ def test_what_would_change_features_is_refused(recipe, colour_recipe):
         ValueError, match=r"needs a frozen stem and body, got \d+ variables that are trained, such as batch"
     ):
         check_features(dataclasses.replace(kept, freeze=("stem",)), find_shapes(kept))
-    options = {"width": 16, "depth": 1, "num_heads": 2, "patch_size": 8, "drop_path": 0.5}
+    options = {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 8, "drop_path": 0.5}
     drops = dataclasses.replace(kept, model=ModelRecipe("videomae_base", num_frames=2, image_size=32, options=options))
     with pytest.raises(ValueError, match=r"drops at random in training: switch its dropout off in model.options"):
         check_features(drops, find_shapes(drops))
