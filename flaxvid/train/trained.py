@@ -95,8 +95,8 @@ def find_network(path: str | Path) -> ModelRecipe:
         return read_recipe(folder).model
     if not path.is_dir() and is_native(file := resolve_weights(path)):
         _, info = load_variables(file)
-        sizes = {name: info.overrides.get(name) for name in ("num_frames", "image_size")}
-        return ModelRecipe(info.model, str(path), **sizes, options=dict(info.overrides))
+        own = dict(info.overrides)
+        return ModelRecipe(info.model, str(path), own.get("num_frames"), own.get("image_size"), options=own)
     raise ValueError(
         f"{path} does not say which network it is of, as runs and files of flaxvid do: name it, such as "
         "--config.model.name=tsm_resnet50"

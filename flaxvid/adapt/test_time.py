@@ -1,0 +1,78 @@
+"""Adapting a trained network to the videos that it is tested on, without their labels."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import jax
+import optax
+from flax import linen as nn
+from jaxtyping import Array, UInt8
+
+from flaxvid import trees
+from flaxvid.adapt.statistics import reestimate_statistics
+from flaxvid.losses.domain import entropy
+from flaxvid.models.video_model import VideoModel
+from flaxvid.types import Variables, by_target
+
+
+def minimise_entropy(
+    model: VideoModel,
+    variables: Variables,
+    clips: Iterable[UInt8[Array, "b t h w 3"]],
+    learning_rate: float = 1e-3,
+) -> dict[str, Variables]:
+    """Makes the answers to these clips sure, by the scales and biases of the norms alone (TENT, arXiv 2006.10726).
+
+    Each batch moves them by one step of Adam down the entropy of its answers, with batch norms normalising by the
+    batch. In the end the statistics are measured anew on all clips. Everything else stays.
+
+    Trap: the classes must come mixed, for a batch of one class moves all answers to it.
+
+    Args:
+        model: the network.
+        variables: its ordinary variables.
+        clips: batches of one frame count, in random order; they are read twice.
+        learning_rate: of Adam.
+
+    Raises:
+        ValueError: no clips, or a network without norms.
+    """
+    clips, norms = list(clips), trees.norm_modules(variables)
+    moving, fixed = trees.split(variables["params"], lambda path: path.rpartition("/")[0] in norms)
+    if not moving or not clips:
+        raise ValueError(f"expected norms and clips to adapt them to, got {len(norms)} norms, {len(clips)} batches")
+    optimizer = optax.adam(learning_rate)
+
+    @jax.jit
+    def step(moving, state, video):
+        def loss(moving):
+            with batch_statistics():
+                logits, _ = model.apply(
+                    {**variables, "params": trees.merge(fixed, moving)}, video, mutable=["batch_stats"]
+                )
+            return sum(map(entropy, by_target(logits).values()))
+
+        updates, state = optimizer.update(jax.grad(loss)(moving), state)
+        return optax.apply_updates(moving, updates), state
+
+    state = optimizer.init(moving)
+    for video in clips:
+        moving, state = step(moving, state, video)
+    adapted = {**variables, "params": trees.merge(fixed, moving)}
+    return reestimate_statistics(model, adapted, clips) if "batch_stats" in variables else adapted
+
+
+@contextlib.contextmanager
+def batch_statistics() -> Iterator[None]:
+    """Makes batch norms normalise by the batch, as in training, while all else runs as in evaluation.
+
+    It acts while JAX traces, as `adapt.freezing.keep_statistics`.
+    """
+
+    def use(call, args, kwargs, context):
+        if isinstance(context.module, nn.BatchNorm) and "use_running_average" in kwargs:
+            kwargs = {**kwargs, "use_running_average": False}
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(use):
+        yield
