@@ -49,7 +49,7 @@ def get_config(argument: str = "motion") -> Recipe:
     long = variant == "32x3"
     recipe.model.num_frames = 32 if long else None
     recipe.model.options = {"drop_path": 0.3 if long else 0.2}
-    recipe.task = SupervisedRecipe(label_smoothing=0.1, mixup=0.8, cutmix=1.0, erasing=0.0 if long else 0.25)
+    recipe.task = SupervisedRecipe(label_smoothing=0.1, mixup=0.8, cutmix=1.0, erasing=0.25)
     vary = Augmentation("resized", randaugment=4, magnitude=7.0, deviation=0.5)
     recipe.data.clips = dataclasses.replace(
         recipe.data.clips, sampling="dense", interval=3 if long else 4, augmentation=vary, repeats=2, clips=5

@@ -5,8 +5,8 @@
     python scripts/train.py --config configs/timesformer.py:folder --config.data.root=FOLDER --config.model.weights=FILE
     python scripts/train.py --config configs/timesformer.py:probe --config.data.root=FOLDER --config.model.weights=FILE
 
-The recipe of Kinetics-400 is mmaction2's: optimizer, schedule, batch, frames, pixels and views are the same. What
-differs: they start from an image network of ImageNet-21k, for which no file is known here, so that without
+The recipe of Kinetics-400 is mmaction2's: optimizer, schedule, batch, drop-path, frames, pixels and views are the same.
+What differs: they start from an image network of ImageNet-21k, for which no file is known here, so that without
 `model.weights` ours starts from scratch and will not reach their result; they resize the short side to any size from
 256 to 320 pixels and cut 224 anywhere, where we cut one of three such sizes at one of 13 places.
 
@@ -43,7 +43,7 @@ def get_config(argument: str = "motion") -> Recipe:
     recipe.model, recipe.eval_frames = ModelRecipe("timesformer_base", options={"attention": attention}), ()
     if dataset != "kinetics400":
         return probed(recipe) if dataset == "probe" else fine_tuned(recipe)
-    recipe.model.options |= HALVES
+    recipe.model.options |= {**HALVES, "drop_path": 0.1}
     recipe.data.clips = dataclasses.replace(
         recipe.data.clips, sampling="dense", interval=32, scales=(0.875, 0.8, 0.7), test_size=224, crops=3
     )

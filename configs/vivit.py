@@ -9,10 +9,11 @@
 
 motion_flexible is FFN (arXiv 2303.14817) on the network of motion_factorised: one for 4, 8 and 16 frames.
 
-The recipe of Kinetics-400 is that of Scenic's configs for the joint model: optimizer, schedule, batch and frames are
-the same. What differs: they start from an image network of ImageNet-21k, for which no file is known here, so that
-without `model.weights` ours starts from scratch and will not reach their result; they also vary the colours; their
-short side is any from 0.9 to 1.33 times 256 pixels, where we cut one of four such sizes at one of 13 places.
+The recipes of Kinetics-400 are those of Scenic's configs, with half the rate for the factorised encoder: optimizer,
+schedule, batch, frames and views are the same. What differs: they start from an image network of ImageNet-21k, for
+which no file is known here, so that without `model.weights` ours starts from scratch and will not reach their result;
+they also vary the colours; their short side is any from 0.9 to 1.33 times 256 pixels, where we cut one of four such
+sizes at one of 13 places.
 
 folder and ucf101 fine-tune a trained network on your own videos as transformers for video are today: AdamW with a
 learning rate that falls from layer to layer, mixup and cutmix, RandAugment, two clips of each video in a batch. probe
@@ -55,8 +56,9 @@ def get_config(argument: str = "motion") -> Recipe:
     recipe.data.clips = dataclasses.replace(
         recipe.data.clips, sampling="dense", interval=2, scales=(0.97, 0.875, 0.77, 0.66), clips=4, crops=3
     )
+    rate = 0.1 if attention == "joint" else 0.05
     recipe.optimizer = OptimizerRecipe(
-        "sgd", 0.1, 0.9, 0.0, "cosine", (), warmup_epochs=2.5, cosine_from_start=True, clip_norm=1.0
+        "sgd", rate, 0.9, 0.0, "cosine", (), warmup_epochs=2.5, cosine_from_start=True, clip_norm=1.0
     )
     recipe.batch_size, recipe.epochs = 64, 30
     return recipe

@@ -53,8 +53,8 @@ class VideoModel(nn.Module):
     multiple_of: tuple[int, int, int] = (1, 1, 1)
     layers: tuple[str, ...] = ()
     # How a model was asked for makes no other model of it: equal ones share their compiled programs.
-    zoo_name: str = dataclasses.field(default="", compare=False)
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    zoo_name: str = dataclasses.field(default="", compare=False, repr=False)
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @nn.nowrap
     def normalise(self, video: Video) -> Any:

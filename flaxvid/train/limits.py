@@ -16,7 +16,7 @@ import jax
 from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 from flaxvid.train.fields import choices, misfit
-from flaxvid.train.recipe import FILLED, Recipe
+from flaxvid.train.recipe import FILLED, OptimizerRecipe, Recipe
 from flaxvid.train.setup import complete, make_model
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -37,7 +37,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             *("optimizer.warmup_epochs", "optimizer.warmup_start", "feature_cache"),
         ),
     ),
-    ("lie in [0, 1)", lambda value: 0 <= value < 1, ("optimizer.momentum", "optimizer.ema", "model.dropout")),
+    (
+        "lie in [0, 1)",
+        lambda value: 0 <= value < 1,
+        ("optimizer.momentum", "optimizer.b2", "optimizer.ema", "model.dropout"),
+    ),
     ("lie in [0, 1]", lambda value: 0 <= value <= 1, ("data.max_broken",)),
     ("lie in (0, 1]", lambda value: 0 < value <= 1, ("optimizer.layer_decay",)),
 )
@@ -144,6 +148,8 @@ def _schedules(recipe: Recipe) -> Iterator[str]:
             f'optimizer.nesterov needs "sgd" with a momentum, got {optimizer.name!r} with {optimizer.momentum}: set it '
             "to False"
         )
+    if optimizer.name != "adamw" and optimizer.b2 != OptimizerRecipe.b2 and 0 <= optimizer.b2 < 1:
+        yield f'optimizer.b2 is of "adamw" alone, got {optimizer.b2} with {optimizer.name!r}: leave it out'
 
 
 def _groups(recipe: Recipe) -> Iterator[str]:

@@ -66,7 +66,7 @@ def make_optimizer(
     if recipe.name == "sgd":
         middle = (decay, optax.trace(recipe.momentum, recipe.nesterov))
     else:
-        middle = (_adam(frozen), decay)
+        middle = (_adam(frozen, recipe.b2), decay)
     # A schedule, for its counter: checkpoints have had it since the rate was a part of the optimizer.
     down = optax.scale_by_schedule(lambda _: -1.0)
     return optax.chain(clip, *middle, optax.stateless(scale), down)
@@ -93,14 +93,14 @@ def _decay(recipe: OptimizerRecipe, norms: Collection[str] | None) -> optax.Grad
     )
 
 
-def _adam(frozen: Sequence[Sequence[str]]) -> optax.GradientTransformation:
+def _adam(frozen: Sequence[Sequence[str]], b2: float) -> optax.GradientTransformation:
     """Adam, in which each release of gradual unfreezing has a count of steps of its own.
 
     Adam corrects its young averages by the count. With the count of the others, the first steps of what was just
     released would be three times too long.
     """
     if not frozen:
-        return optax.scale_by_adam()
+        return optax.scale_by_adam(b2=b2)
 
     def phases(params):
         """The phase in which each parameter began to learn."""
@@ -110,4 +110,4 @@ def _adam(frozen: Sequence[Sequence[str]]) -> optax.GradientTransformation:
         }
         return trees.unflatten(began)
 
-    return optax.partition({str(phase): optax.scale_by_adam() for phase in range(len(frozen))}, phases)
+    return optax.partition({str(phase): optax.scale_by_adam(b2=b2) for phase in range(len(frozen))}, phases)

@@ -105,6 +105,8 @@ class OptimizerRecipe:
         cosine_from_start: the cosine begins at epoch 0 and the warm-up rises to meet it, as in PySlowFast; else the
             cosine begins after the warm-up, at the peak.
         nesterov: SGD's momentum looks ahead, as torch's `nesterov=True`.
+        b2: how slowly AdamW forgets the squares of gradients; masked pre-training takes 0.95. Its mean of gradients has
+            always 0.9.
         clip_norm: the largest global gradient norm; 0 clips nothing.
         accumulate: parts of a batch that are computed one after the other, to save memory. The gradient is the whole
             batch's, but norms see one part at a time.
@@ -125,6 +127,7 @@ class OptimizerRecipe:
     warmup_start: float = 0.0
     cosine_from_start: bool = False
     nesterov: bool = False
+    b2: float = 0.999
     clip_norm: float = 20.0
     accumulate: int = 1
     ema: float = 0.0

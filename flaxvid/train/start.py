@@ -93,7 +93,8 @@ def _load(recipe: Recipe, number: int | Mapping[str, int] | None) -> Trained:
     if not wanted.inflate:
         sizes = {"num_frames": wanted.num_frames, "image_size": wanted.image_size}
         given = {name: value for name, value in sizes.items() if value is not None} | options
-        given.pop("head", None)  # a torch file has the network's own, and another starts anew
+        if number is None:
+            given.pop("head", None)  # of a backbone the file's own is read, whatever comes behind it
         return load(wanted.weights, model=wanted.name, overrides=given, num_classes=number, headless=True)
     if wanted.name not in FLAT_SIBLINGS:
         raise ValueError(

@@ -58,7 +58,7 @@ class Reading:
         alteration: of the `FrameFlexible` with these; "" for a plain format.
         keys: path of each variable, without a fresh head's, to its unwrapped keys.
         fresh: paths of a head that starts anew.
-        left_out: the checkpoint's keys that the format calls unused.
+        left_out: the checkpoint's keys that the format calls unused, and those of its head where the model has another.
         faults: what does not fit.
         exact: the checkpoint wraps exactly the modules that the format wraps, such as in TSM's ".net".
     """
@@ -223,20 +223,27 @@ def _readings(
     in_file = count_classes(source, formats)
     classes = in_file if num_classes is None else num_classes
     asked = {**overrides, **({} if classes is None else {"num_classes": classes})}
-    made: list[tuple[Mapping[str, Any], VideoModel, Variables]] = []
+    other_head = asked.get("head", "own") != "own" and classes is not None
+    made: list[tuple[Mapping[str, Any], VideoModel, Variables, list[str]]] = []
     for fmt, format in formats.items():
         implied = find_implied(name, format, overrides)
         if not any(implied == before for before, *_ in made):
             model = create_model(name, **{**implied, **asked})
-            made.append((implied, model, jax.eval_shape(model.init, jax.random.key(0), blank_video(model))))
-        _, model, plain = next(known for known in made if known[0] == implied)
+            own = _shape_of(create_model(name, **{**implied, **asked, "head": "own"})) if other_head else {}
+            made.append((implied, model, _shape_of(model), [path for path in trees.flatten(own) if HEAD in path]))
+        _, model, plain, own_head = next(known for known in made if known[0] == implied)
         options = {**list_options(name), **implied, **asked}
         for tree, counts, alteration in _trees(model, plain, source, format, frames):
             shapes = {path: _shapes(path, leaf, format, options) for path, leaf in trees.flatten(tree).items()}
-            unused = [short for short in source.shapes if any(re.fullmatch(key, short) for key in format.unused)]
+            unread = {short for path in own_head for short in source_keys(path, format.keys)}
+            unused = [
+                short
+                for short in source.shapes
+                if short in unread or any(re.fullmatch(key, short) for key in format.unused)
+            ]
             found = {short: shape for short, shape in source.shapes.items() if short not in unused}
-            fresh = ()
-            if num_classes is not None and num_classes != in_file:
+            fresh = {path for path in shapes if path.startswith(HEAD)} if other_head else set()
+            if not other_head and num_classes is not None and num_classes != in_file:
                 head = [path for path in shapes if path.startswith(CLASSIFIER)]
                 head += [path for path in shapes if path.startswith(HEAD) and not shapes[path]]
                 fresh = {path for path in head if not shapes[path] or not shapes[path].items() <= found.items()}
@@ -257,6 +264,10 @@ def _readings(
                 faults=_find_faults(source, found, wanted),
                 exact=all(without_prefix(source.names[short]) in wrapped for short in found),
             )
+
+
+def _shape_of(model: VideoModel) -> Variables:
+    return jax.eval_shape(model.init, jax.random.key(0), blank_video(model))
 
 
 def _shapes(path: str, leaf: Any, format: Format, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -58,7 +58,8 @@ class Imported:
         num_classes: of the model's head; None where neither the checkpoint nor the caller says.
         keys: variable path to source keys, for all that came from the source.
         fresh: paths of the variables that were initialised instead.
-        left_out: source keys that are no part of the model, such as those of a decoder that pre-training alone needs.
+        left_out: source keys that are no part of the model, such as those of a decoder that pre-training alone needs,
+            or of the file's head where the model has another.
     """
 
     model: VideoModel | FrameFlexible
@@ -90,7 +91,7 @@ def load_model(
         source: a .pth, .pt (these need torch), .safetensors or flax msgpack file, a known name such as
             "torchvision/resnet50-imagenet1k-v1", or a state_dict of torch tensors or arrays.
         num_classes: None takes the file's. Another number than the file's gives a fresh head and a warning, which also
-            says what is left out of a file of pre-training.
+            says what is left out of a file of pre-training. So does ``head="attention"``, which no file has.
         frames: gives a `FrameFlexible` and its variables: a plain file is copied into each count's set. A
             frame-flexible file gives one for its own counts with or without this.
         format: the reference that wrote the file, a key of the model's formats; None detects it.
@@ -237,9 +238,14 @@ def import_torch(
     classes = count_classes(checkpoint, formats)
     if reading.fresh:
         left = f"; {len(reading.left_out)} tensors are left out: {some(reading.left_out)}" if reading.left_out else ""
+        head = overrides.get("head", "own")
+        why = (
+            f"has a classifier of {classes or 'no'} classes, {name} needs {num_classes}: its head"
+            if head == "own"
+            else f"has not the head that {name} is to have (head={head!r}): that head"
+        )
         warnings.warn(
-            f"{checkpoint.label} has a classifier of {classes or 'no'} classes, {name} needs {num_classes}: "
-            f"its head is freshly initialised and needs training{left}",
+            f"{checkpoint.label} {why} is freshly initialised and needs training{left}",
             stacklevel=3,
         )
         initial = _initial_head(reading.model, jax.random.PRNGKey(0) if key is None else key)

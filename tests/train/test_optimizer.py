@@ -54,11 +54,29 @@ def test_sgd_is_torchs_written_out(nesterov):
     chex.assert_trees_all_close(trees.flatten(run(recipe)), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw"])
+@pytest.mark.parametrize("b2", [0.999, 0.95])
+def test_adamw_written_out(b2):
+    """m and v are means of gradients and of their squares, both without bias; p = p - rate (m / sqrt(v) + decay p)"""
+    recipe = OptimizerRecipe("adamw", 0.1, weight_decay=0.01, schedule="constant", b2=b2, clip_norm=0.0, rules=())
+    expected = {path: leaf.astype(np.float64) for path, leaf in trees.flatten(PARAMS).items()}
+    mean, square = dict.fromkeys(expected, 0.0), dict.fromkeys(expected, 0.0)
+    for step in range(5):
+        for path, gradient in trees.flatten(gradients(step)).items():
+            mean[path] = 0.9 * mean[path] + 0.1 * gradient
+            square[path] = b2 * square[path] + (1 - b2) * gradient.astype(np.float64) ** 2
+            slope = mean[path] / (1 - 0.9 ** (step + 1)) / (np.sqrt(square[path] / (1 - b2 ** (step + 1))) + 1e-8)
+            expected[path] = expected[path] - 0.1 * (slope + 0.01 * expected[path])
+    chex.assert_trees_all_close(trees.flatten(run(recipe)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw", "adamw 0.95"])
 def test_it_agrees_with_torch(name):
     torch = pytest.importorskip("torch")
-    name, nesterov = ("sgd", True) if name == "nesterov" else (name, False)
-    recipe = OptimizerRecipe(name, 0.02, 0.9, 0.05, "constant", nesterov=nesterov, clip_norm=1.0, rules=FFN_RULES)
+    b2 = 0.95 if name == "adamw 0.95" else 0.999
+    name, nesterov = ("sgd", True) if name == "nesterov" else (name.partition(" ")[0], False)
+    recipe = OptimizerRecipe(
+        name, 0.02, 0.9, 0.05, "constant", nesterov=nesterov, b2=b2, clip_norm=1.0, rules=FFN_RULES
+    )
     rates, decays = (trees.flatten(tree) for tree in group_factors(PARAMS, FFN_RULES))
     tensors = {path: torch.tensor(leaf, requires_grad=True) for path, leaf in trees.flatten(PARAMS).items()}
     groups = [
@@ -68,7 +86,7 @@ def test_it_agrees_with_torch(name):
     if name == "sgd":
         optimizer = torch.optim.SGD(groups, 0.02, momentum=0.9, nesterov=nesterov)
     else:
-        optimizer = torch.optim.AdamW(groups, 0.02)
+        optimizer = torch.optim.AdamW(groups, 0.02, betas=(0.9, b2))
     for step in range(5):
         for path, gradient in trees.flatten(gradients(step)).items():
             tensors[path].grad = torch.tensor(gradient)

@@ -34,6 +34,11 @@ def make(name, **overrides):
     return jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), shapes)
 
 
+def parts(model):
+    """What a model computes, whatever was said to make it so."""
+    return repr((model.stem, model.body, model.head, model.clip))
+
+
 CASES = [
     ("tsm_resnet101", "tsm", {"shift_every": 2}),
     ("tsm_resnet101", "mmaction2", {"shift_every": 2}),
@@ -132,7 +137,7 @@ def test_export_takes_the_first_format_that_means_the_model(name, fmt, options):
     variables = model.init(jax.random.key(0), np.zeros((1, 4, 32, 32, 3), np.uint8))
     state_dict = flaxvid.to_torch(name, variables, overrides={**tiny, **options})
     assert state_dict.keys() == flaxvid.to_torch(name, variables, fmt, overrides={**tiny, **options}).keys()
-    assert repr(flaxvid.load_model(name, state_dict, **tiny)[0]) == repr(model)
+    assert parts(flaxvid.load_model(name, state_dict, **tiny)[0]) == parts(model)
 
 
 def test_the_error_shows_the_call_with_the_file(tmp_path):
@@ -251,3 +256,52 @@ def test_the_import_script_writes_what_is_implied(tmp_path, monkeypatch, capsys)
     chex.assert_trees_all_equal(loaded, variables)
     assert info == WeightsInfo("x3d_xs", {"shortcut_norm": True, "num_classes": 3})
     assert load("out.safetensors").model.body.shortcut_norm  # as evaluation and prediction take it
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt", "head"),
+    [
+        ("videomae_base", "authors", "fc_norm.bias, fc_norm.weight, head.bias, head.weight"),
+        ("timesformer_base", "mmaction2", "cls_head.fc_cls.bias, cls_head.fc_cls.weight"),
+        ("slowfast_r50", "pytorchvideo", "blocks.6.proj.bias, blocks.6.proj.weight"),
+    ],
+)
+@pytest.mark.parametrize("classes", [None, 7])
+def test_an_attentive_head_starts_anew_on_the_files_body(name, fmt, head, classes, random_variables):
+    """Also where the file's classifier has the shape of the new one."""
+    spec = get_spec(name)
+    tiny = {option: value for option, value in spec.tiny.items() if option != "num_classes"}
+    variables = random_variables(create_tiny(name, **spec.formats[fmt].overrides))
+    state_dict = flaxvid.to_torch(name, variables, fmt, overrides={**tiny, **spec.formats[fmt].overrides})
+    said = (
+        f"the state_dict has not the head that {name} is to have (head='attention'): that head is freshly initialised "
+        f"and needs training; {head.count(',') + 1} tensors are left out: {head}"
+    )
+    with pytest.warns(UserWarning, match="freshly initialised") as warned:
+        model, loaded = flaxvid.load_model(
+            name, dict(sorted(state_dict.items())), num_classes=classes, head="attention", **tiny
+        )
+    assert [str(one.message) for one in warned] == [said]
+    for part in ("stem", "body"):
+        chex.assert_trees_all_equal(loaded["params"][part], variables["params"][part])
+    wanted = create_tiny(name, head="attention", num_classes=classes or 5, **spec.formats[fmt].overrides)
+    assert parts(model) == parts(wanted)
+    video = np.zeros((1, 4, 32, 32, 3), np.uint8)
+    shapes = jax.eval_shape(wanted.init, jax.random.key(0), video)
+    chex.assert_trees_all_equal_shapes(loaded, shapes)
+    assert model.apply(loaded, video).shape == (1, classes or 5)
+    if classes is None:
+        theirs, new = (tree["params"]["head"]["classifier"]["kernel"] for tree in (variables, loaded))
+        assert theirs.shape == new.shape
+        assert not np.allclose(theirs, new)
+
+
+def test_an_attentive_head_on_a_file_without_a_classifier_asks_for_the_number(random_variables):
+    tiny = {option: value for option, value in get_spec("vivit_base").tiny.items() if option != "num_classes"}
+    state_dict = flaxvid.to_torch("vivit_base", random_variables(create_tiny("vivit_base")), overrides=tiny)
+    trunk = {key: tensor for key, tensor in state_dict.items() if "classifier" not in key}
+    with pytest.raises(ValueError, match=r"variables of the model have no tensor: .*num_classes makes a new head"):
+        flaxvid.load_model("vivit_base", trunk, head="attention", **tiny)
+    with pytest.warns(UserWarning, match=r"has not the head .* needs training$"):
+        model, _ = flaxvid.load_model("vivit_base", trunk, num_classes=3, head="attention", **tiny)
+    assert model.head.num_classes == 3
