@@ -3,6 +3,7 @@
     python scripts/evaluate.py runs/ffn-motion
     python scripts/evaluate.py runs/ffn-ssv2 --frames 4 8 16 --protocol accurate
     python scripts/evaluate.py runs/ffn-folder --root other_videos --split all
+    python scripts/evaluate.py runs/tsm-folder --root other_hospital --adapt adabn
     python scripts/evaluate.py tsm.safetensors --data ucf101 --root UCF-101 --frames 8
 
 Without --protocol the views are the recipe's. Protocols are those of TSM's authors: efficient (1 clip, centre crop),
@@ -33,7 +34,7 @@ from flaxvid.evaluate.views import PROTOCOLS
 from flaxvid.report.tables import evaluation_notes, evaluation_table
 from flaxvid.train.setup import clip_config, data_origin
 from flaxvid.train.step import enable_compilation_cache
-from flaxvid.train.testing import choose_data, evaluate_passes, is_own, open_test
+from flaxvid.train.testing import ADAPTATIONS, adapt, choose_data, evaluate_passes, is_own, open_test
 from flaxvid.train.trained import load, name_classes
 
 
@@ -62,6 +63,12 @@ def main() -> None:
     parser.add_argument(
         "--rename", type=Path, metavar="MAP.json", help='{"a class of the data": "the network\'s name for it", ...}'
     )
+    parser.add_argument(
+        "--adapt",
+        choices=ADAPTATIONS,
+        help="first adapt to these videos, without their labels: adabn measures the norms' statistics anew, tent also "
+        "makes the answers sure",
+    )
     parser.add_argument("--output", type=Path, help="another folder for the results")
     arguments = parser.parse_args()
     try:
@@ -89,6 +96,12 @@ def run(arguments: argparse.Namespace) -> None:
     given = {name: getattr(arguments, name) for name in ("clips", "crops") if getattr(arguments, name)}
     passes = tuple(dataclasses.replace(clips, **given) for clips in passes)
     console = Console(stderr=True)
+    plain = {n: trained.select(n) for n in frames}
+    if arguments.adapt:
+        with console.status(f"adapting to {len(source)} videos"):
+            plain = adapt(
+                trained, source, clip_config(trained.recipe, frames), arguments.adapt, arguments.batch_size or 0
+            )
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"{', '.join(map(str, frames))} frames", total=len(source) * len(passes))
@@ -96,6 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
             trained,
             source,
             passes,
+            plain=plain,
             batch_size=arguments.batch_size or 0,
             num_threads=arguments.threads or 0,
             advance=lambda videos: progress.advance(task, videos),
@@ -109,9 +123,12 @@ def run(arguments: argparse.Namespace) -> None:
             origin=data_origin(data) | ({} if trained.named else {"by_number": True}),
             checkpoint=trained.checkpoint,
             folder=folder,
-            protocol=(arguments.protocol or "the recipe's") + " with other numbers" * bool(given),
-            timed={n: trained.select(n) for n in frames},
-            own=(is_own(trained.recipe.data, data) and not arguments.limit) or folder != trained.folder,
+            protocol=(arguments.protocol or "the recipe's")
+            + " with other numbers" * bool(given)
+            + f", adapted to its videos by {arguments.adapt}" * bool(arguments.adapt),
+            timed=plain,
+            own=(is_own(trained.recipe.data, data) and not (arguments.limit or arguments.adapt))
+            or folder != trained.folder,
         )
     print(evaluation_table(record), *evaluation_notes(record), sep="\n")
     for fault in record["data"]["faults"]:

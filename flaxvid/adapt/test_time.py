@@ -31,16 +31,16 @@ def minimise_entropy(
     Args:
         model: the network.
         variables: its ordinary variables.
-        clips: batches of one frame count, in random order; they are read twice.
+        clips: batches of one frame count, in random order; they are read twice, so no generator will do.
         learning_rate: of Adam.
 
     Raises:
-        ValueError: no clips, or a network without norms.
+        ValueError: a network without norms, or no clips.
     """
-    clips, norms = list(clips), trees.norm_modules(variables)
+    norms = trees.norm_modules(variables)
     moving, fixed = trees.split(variables["params"], lambda path: path.rpartition("/")[0] in norms)
-    if not moving or not clips:
-        raise ValueError(f"expected norms and clips to adapt them to, got {len(norms)} norms, {len(clips)} batches")
+    if not moving:
+        raise ValueError("expected a network with norms that have a scale or a bias, got one without: TENT moves these")
     optimizer = optax.adam(learning_rate)
 
     @jax.jit

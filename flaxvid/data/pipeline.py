@@ -6,7 +6,7 @@ replaces, otherwise -1. Labels of several targets are `{target: int32 (b,)}`. In
 views, `(b, v, 4, h, w, 3)`, and `"mask": bool (b,)` is False for the padding of the last batch and for broken videos.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +73,8 @@ def train_batches(
     return iter(_batched(elements, videos, num_threads, num_workers, _mix_repeats))
 
 
-def next_batch(data: grain.DatasetIterator) -> Batch:
-    """The next batch of `train_batches`. The first call starts the worker processes, if there are any.
+def next_batch(data: Iterator[Batch]) -> Batch:
+    """The next batch of `train_batches`, or of `PairedBatches`. The first call starts their worker processes.
 
     Raises:
         WorkerKilled: One of them was killed. The iterator still stands after the batch before.

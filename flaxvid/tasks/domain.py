@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class DomainRecipe(LabelledRecipe):
     """
 
     name: ClassVar[str] = "domain"
-    method: Literal["coral", "mmd", "adversarial"] = "adversarial"
+    method: str = "adversarial"
     weight: float = 1.0
     ramp_steps: int = 0
     discriminator_width: int = 256
@@ -46,6 +46,8 @@ class DomainRecipe(LabelledRecipe):
     def problems(self) -> Iterator[str]:
         """Yields a line for each impossible value, which begins with the field's name."""
         yield from super().problems()
+        if self.method not in (*DISTANCES, "adversarial"):
+            yield f"method must be one of {', '.join(DISTANCES)}, adversarial, got {self.method!r}"
         if len(self.frames) > 1:
             yield f"frames must be one frame count such as (16,), got {tuple(self.frames)}"
         for name in ("weight", "ramp_steps"):

@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 
+from flaxvid.tasks.domain import DomainRecipe
 from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 from flaxvid.train.fields import choices, misfit
 from flaxvid.train.recipe import FILLED, OptimizerRecipe, Recipe
-from flaxvid.train.setup import complete, make_model
+from flaxvid.train.setup import TARGET_FIELDS, complete, make_model
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
@@ -62,7 +63,7 @@ def check(recipe: Recipe) -> None:
         if (value := operator.attrgetter(name)(mended)) is not None and not holds(value)
     ]
     problems += [f"task.{problem}" for problem in mended.task.problems()]
-    problems += [message for rule in (_batches, _schedules, _groups, _features) for message in rule(mended)]
+    problems += [message for rule in (_batches, _schedules, _groups, _features, _domains) for message in rule(mended)]
     network = None
     if not any(problem.startswith("model.") for problem in problems):
         try:
@@ -208,6 +209,17 @@ def _features(recipe: Recipe) -> Iterator[str]:
             f"feature_cache={recipe.feature_cache} needs the same features in every step, and one process, got "
             f"{', '.join(found)}: change that, or set feature_cache to 0"
         )
+
+
+def _domains(recipe: Recipe) -> Iterator[str]:
+    """The target domain."""
+    target = recipe.data.target
+    if isinstance(recipe.task, DomainRecipe) and not target:
+        yield "task domain needs a target domain: say in data.target what differs there, such as {'root': FOLDER}"
+    if unknown := sorted(target.keys() - {*TARGET_FIELDS}):
+        yield f"data.target has no field {', '.join(unknown)}: valid ones are {', '.join(TARGET_FIELDS)}"
+    elif not isinstance(target.get("motion", {}), Mapping):
+        yield f"data.target.motion must be a dict, got {target['motion']!r}"
 
 
 def _misfits(recipe: Recipe) -> tuple[list[str], Recipe]:

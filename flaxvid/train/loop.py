@@ -90,6 +90,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         claim_workdir(recipe, workdir)
         claim_classes(source.classes, workdir)
         claim_videos(source, workdir)
+        if splits.target is not None:
+            claim_videos(splits.target, workdir, "target.json")
         if is_finished(workdir):
             finished = read_run(workdir)
             print(f"{workdir} is finished:\n{results_table(finished)}")
@@ -147,7 +149,9 @@ def train(
         ema=recipe.optimizer.ema,
         norm_groups=recipe.norm_groups,
     )
-    batches = Prefetch(make_batches(recipe, splits.train, features), lambda clips: put_batch(clips, mesh))
+    batches = Prefetch(
+        make_batches(recipe, splits.train, features, splits.target), lambda clips: put_batch(clips, mesh)
+    )
     total = recipe.epochs * epoch_steps
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state, batches)
@@ -155,7 +159,7 @@ def train(
     evaluated = start > 0 and checkpoints.has_score(start)
     log = opened.enter_context(RunLogger(workdir, total, start, evaluated))
     stop = opened.enter_context(StopRequest())
-    tally = Tally(splits.train, clip_config(recipe, task.frames), recipe.data.max_broken)
+    rules, limit = clip_config(recipe, task.frames), recipe.data.max_broken
     session = Session(
         recipe,
         task,
@@ -165,7 +169,8 @@ def train(
         checkpoints=checkpoints,
         log=log,
         stop=stop,
-        tally=tally,
+        tally=Tally(splits.train, rules, limit),
+        target_tally=None if splits.target is None else Tally(splits.target, rules, limit),
         check_there=check_there,
         epoch_steps=epoch_steps,
         start=start,

@@ -1,13 +1,16 @@
 """Puts training batches on the devices before the step that needs them."""
 
 import collections
+import dataclasses
 import json
 from collections.abc import Callable
+from typing import Any
 
 import grain
 import jax
 
 from flaxvid.data.features import KeptFeatures
+from flaxvid.data.pairs import PairedBatches
 from flaxvid.data.pipeline import next_batch, train_batches
 from flaxvid.data.sources.open import Source
 from flaxvid.train.recipe import Recipe
@@ -17,29 +20,34 @@ from flaxvid.types import Batch
 AHEAD = 2
 """Batches that wait on the devices."""
 
+TARGET_SEED = 0x5EED
+"""Makes another seed of a run's for its target domain."""
+
 
 class Prefetch:
     """Fetches batches ahead. Its position is the one after the last batch taken, so a resume misses no batch.
 
     Args:
-        data: the iterator of `train_batches`.
+        data: the iterator of `train_batches`, or two of them.
         put: moves a batch to the devices.
     """
 
-    def __init__(self, data: grain.DatasetIterator, put: Callable[[Batch], Batch]):
+    def __init__(self, data: grain.DatasetIterator | PairedBatches, put: Callable[[Batch], Batch]):
         self._data, self._put = data, put
         self._queue: collections.deque[tuple[Batch, Batch, str]] = collections.deque()  # with the position after each
         self._position = json.dumps(data.get_state())
 
     def take(self) -> tuple[Batch, Batch]:
-        """The next batch on the devices, and "index" and "broken" of its clips on the host.
+        """The next batch on the devices, and "index" and "broken" of its clips on the host, those of "target" too.
 
         Raises:
             WorkerKilled: a worker process was killed; the position stays.
         """
         while len(self._queue) < AHEAD:
             clips = next_batch(self._data)
-            account = {name: clips[name] for name in ("index", "broken")}
+            account: dict[str, Any] = {name: clips[name] for name in ("index", "broken")}
+            if "target" in clips:
+                account["target"] = {name: clips["target"][name] for name in account}
             self._queue.append((self._put(clips), account, json.dumps(self._data.get_state())))
         batch, account, self._position = self._queue.popleft()
         return batch, account
@@ -63,8 +71,20 @@ class Prefetch:
         self._data.close()
 
 
-def make_batches(recipe: Recipe, source: Source, features: KeptFeatures | None = None) -> grain.DatasetIterator:
-    """The training batches of this process; with `features` in the place of the videos, if they are given."""
+def make_batches(
+    recipe: Recipe, source: Source, features: KeptFeatures | None = None, target: Source | None = None
+) -> grain.DatasetIterator | PairedBatches:
+    """The training batches of this process.
+
+    Args:
+        recipe: the run's.
+        source: the training videos.
+        features: of these videos; they come in their place, if they are given.
+        target: the training videos of the target domain, whose clips come beside the others, if they are given.
+    """
+    if target is not None:
+        own = dataclasses.replace(recipe, seed=recipe.seed ^ TARGET_SEED)
+        return PairedBatches(make_batches(recipe, source), make_batches(own, target))
     hosts = jax.process_count()
     return train_batches(
         source,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
 from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.tasks.domain import DomainRecipe
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.masked import MaskedRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
@@ -13,7 +14,7 @@ from flaxvid.train.fields import choices
 from flaxvid.train.groups import DECAY_RULES, Rules, renew
 from flaxvid.writing import read_json
 
-TASKS = {kind.name: kind for kind in (SupervisedRecipe, FfnRecipe, MaskedRecipe)}
+TASKS = {kind.name: kind for kind in (SupervisedRecipe, FfnRecipe, MaskedRecipe, DomainRecipe)}
 """The recipes of tasks, by name."""
 
 
@@ -70,6 +71,8 @@ class DataRecipe:
         group: keeps the videos of one scene on the same side of a hold-out ("folder", "list"): a regular expression
             whose one group finds the scene in a path, or a column of the list; "" holds out single videos.
         motion: fields of `MotionConfig`, for "motion".
+        target: another domain, which the network is tested on, and adapted to by the task "domain": the fields that
+            differ there, such as {"root": FOLDER} or {"motion": {"domain": "shifted"}}. Training reads no label of it.
     """
 
     name: str = "motion"
@@ -87,6 +90,7 @@ class DataRecipe:
     lists: str = ""
     group: str = ""
     motion: dict[str, Any] = dataclasses.field(default_factory=dict)
+    target: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -170,7 +174,7 @@ class Recipe:
 
     model: ModelRecipe = dataclasses.field(default_factory=ModelRecipe)
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
-    task: SupervisedRecipe | FfnRecipe | MaskedRecipe = dataclasses.field(default_factory=FfnRecipe)
+    task: SupervisedRecipe | FfnRecipe | MaskedRecipe | DomainRecipe = dataclasses.field(default_factory=FfnRecipe)
     optimizer: OptimizerRecipe = dataclasses.field(default_factory=OptimizerRecipe)
     batch_size: int = 32
     epochs: int = 50
