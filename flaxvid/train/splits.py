@@ -39,7 +39,7 @@ def open_splits(recipe: Recipe) -> Splits:
     """
     data, note = recipe.data, ""
     tested = tested_data(data)
-    test = f"{tested.eval_split} of the target domain" if data.target else data.eval_split
+    test = f"target {tested.eval_split}" if data.target else data.eval_split
     sources = {data.train_split: open_data(data, data.train_split), test: open_data(tested, tested.eval_split)}
     chosen = data.validation_split or "validation"
     if recipe.eval_every and chosen not in sources:

@@ -24,8 +24,8 @@ from flaxvid.train.trained import load
 
 @pytest.fixture(scope="module")
 def other_videos(make_videos, tmp_path_factory):
-    """The same classes, but nine videos each."""
-    return make_videos(tmp_path_factory.mktemp("other"), {name: name for name in ("red", "green", "blue")}, 9, 4)
+    """The same classes, but more videos of each."""
+    return make_videos(tmp_path_factory.mktemp("other"), {name: name for name in ("red", "green", "blue")}, 15, 4)
 
 
 @pytest.fixture(scope="module")
