@@ -1,7 +1,6 @@
 """Puts training batches on the devices before the step that needs them."""
 
 import collections
-import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -45,10 +44,10 @@ class Prefetch:
         """
         while len(self._queue) < AHEAD:
             clips = next_batch(self._data)
-            account: dict[str, Any] = {name: clips[name] for name in ("index", "broken")}
+            noted: dict[str, Any] = {name: clips[name] for name in ("index", "broken")}
             if "target" in clips:
-                account["target"] = {name: clips["target"][name] for name in account}
-            self._queue.append((self._put(clips), account, json.dumps(self._data.get_state())))
+                noted["target"] = {name: clips["target"][name] for name in noted}
+            self._queue.append((self._put(clips), noted, json.dumps(self._data.get_state())))
         batch, account, self._position = self._queue.popleft()
         return batch, account
 
@@ -82,15 +81,17 @@ def make_batches(
         features: of these videos; they come in their place, if they are given.
         target: the training videos of the target domain, whose clips come beside the others, if they are given.
     """
-    if target is not None:
-        own = dataclasses.replace(recipe, seed=recipe.seed ^ TARGET_SEED)
-        return PairedBatches(make_batches(recipe, source), make_batches(own, target))
+    batches = _make_one(recipe, source, recipe.seed, features)
+    return batches if target is None else PairedBatches(batches, _make_one(recipe, target, recipe.seed ^ TARGET_SEED))
+
+
+def _make_one(recipe: Recipe, source: Source, seed: int, features: KeptFeatures | None = None) -> grain.DatasetIterator:
     hosts = jax.process_count()
     return train_batches(
         source,
         clip_config(recipe, recipe.task.frames),
         recipe.batch_size // hosts,
-        seed=recipe.seed,
+        seed=seed,
         shard_index=jax.process_index(),
         shard_count=hosts,
         num_threads=recipe.data.num_threads,
