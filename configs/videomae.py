@@ -9,8 +9,8 @@ makes of them. The second learns the labels of the first 160 of these clips, 10 
 the same network from scratch. `--config.data.motion.train=80` has half the labels. The default, motion, is the network
 from scratch with all labels.
 
-kinetics400_pretrain and kinetics400 are the authors' recipes for ViT-B, as the paper's appendix has them; the short
-side of a test video is mmaction2's.
+kinetics400_pretrain and kinetics400 follow the paper's recipes for ViT-B; their values were not checked against its
+appendix. The short side of a test video is mmaction2's.
 
 Arguments: motion (default), pretrain, finetune, kinetics400_pretrain, kinetics400, folder.
 """

@@ -46,10 +46,12 @@ def get_config(argument: str = "motion") -> Recipe:
         dataset, attention = argument, "joint"
     recipe = preset("folder" if dataset == "probe" else dataset)
     recipe.published = PUBLISHED.get(argument, "")
-    if argument == "motion_factorised":
-        recipe.epochs = 8
     if dataset in ("motion", "ucf101_small"):
-        return small_transformer(recipe, "vivit_base", attention)
+        recipe = small_transformer(recipe, "vivit_base", attention)
+        if attention == "factorised":
+            recipe.model.options |= {"width": 64, "depth": 2, "temporal_depth": 2}
+            recipe.epochs = 8 if dataset == "motion" else recipe.epochs
+        return recipe
     recipe.model, recipe.eval_frames = ModelRecipe("vivit_base", options={"attention": attention}), ()
     if dataset != "kinetics400":
         return probed(recipe) if dataset == "probe" else fine_tuned(recipe)

@@ -8,6 +8,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from flaxvid import layers, losses
     from flaxvid.data.clips.cut import read_video
+    from flaxvid.export.onnx import export_onnx
+    from flaxvid.export.stablehlo import export_stablehlo
+    from flaxvid.export.stream import export_stream
     from flaxvid.frames import FrameFlexible
     from flaxvid.models.registry import create_model, list_models
     from flaxvid.train.loop import run
@@ -21,6 +24,9 @@ _PUBLIC = {
     "FrameFlexible": "flaxvid.frames",
     "Trained": "flaxvid.train.network",
     "create_model": "flaxvid.models.registry",
+    "export_onnx": "flaxvid.export.onnx",
+    "export_stablehlo": "flaxvid.export.stablehlo",
+    "export_stream": "flaxvid.export.stream",
     "list_models": "flaxvid.models.registry",
     "load": "flaxvid.train.trained",
     "load_model": "flaxvid.weights.torch",
@@ -37,6 +43,9 @@ __all__ = [
     "FrameFlexible",
     "Trained",
     "create_model",
+    "export_onnx",
+    "export_stablehlo",
+    "export_stream",
     "layers",
     "list_models",
     "load",

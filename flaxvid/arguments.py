@@ -41,6 +41,16 @@ def add_weights(parser: argparse.ArgumentParser, *, classes: bool = True) -> Non
         )
 
 
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    """Adds the choice of what runs an exported network."""
+    parser.add_argument(
+        "--runtime",
+        choices=("jax", "onnxruntime", "openvino"),
+        default="jax",
+        help="what runs a folder of scripts/export.py; the last two need its ONNX files (default: jax)",
+    )
+
+
 def number(kind: type[int] | type[float], least: float) -> Callable[[str], Any]:
     """The type of an argument that is a number of at least `least`; NaN is refused."""
 

@@ -192,7 +192,7 @@ class FrameFlexible:
             if wrong or not matches:
                 raise ValueError(
                     f"altered pattern {pattern!r} must match ungrouped kernels with their input channels on axis "
-                    f"{axis}, got {', '.join(wrong) or 'no parameter'}"
+                    f"{axis}, got {', '.join(wrong) or 'no parameter'}: correct the model's `altered`"
                 )
             channels |= {path: shape[axis] for path, shape in matches.items()}
         return channels

@@ -12,11 +12,16 @@ accurate (2 clips x 3 crops at full resolution), dense (10 clips of 64 frames x 
 Labels are matched to the network's classes by name. The data may lack classes, but may not have others; --rename gives
 the network's name for the data's. Prints a table, and writes evaluation.json, film strips and the page index.html into
 the run's folder, or into --output. Records of other videos than the run's own go into its folder evaluations/NAME.
+
+Of a masked pre-training it tells how well the network fills in masked video. Its record always goes into a folder
+evaluations/NAME.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from flaxvid.train.interrupt import end_when_told
@@ -27,14 +32,26 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxvid.arguments import Renamed, add_weights, number, one_each, read_class_names, read_renames
+from flaxvid.arguments import Renamed, add_runtime, add_weights, number, one_each, read_class_names, read_renames
 from flaxvid.data.sources.subset import random_subset
+from flaxvid.evaluate.reconstruction import finish_reconstruction
 from flaxvid.evaluate.record import finish_evaluation, output_folder
 from flaxvid.evaluate.views import PROTOCOLS
-from flaxvid.report.tables import evaluation_notes, evaluation_table
-from flaxvid.train.setup import clip_config, data_origin
+from flaxvid.report.tables import evaluation_notes, evaluation_table, reconstruction_table
+from flaxvid.tasks.masked import MaskedRecipe
+from flaxvid.train.network import Trained
+from flaxvid.train.recipe import DataRecipe
+from flaxvid.train.setup import clip_config, data_origin, open_data
 from flaxvid.train.step import enable_compilation_cache
-from flaxvid.train.testing import ADAPTATIONS, adapt, choose_data, evaluate_passes, is_own, open_test
+from flaxvid.train.testing import (
+    ADAPTATIONS,
+    adapt,
+    choose_data,
+    evaluate_masked,
+    evaluate_passes,
+    is_own,
+    open_test,
+)
 from flaxvid.train.trained import load, name_classes
 
 
@@ -44,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="a run's folder, a file of flaxvid, or a torch file")
     add_weights(parser)
+    add_runtime(parser)
     parser.add_argument(
         "--frames", type=number(int, 1), action="append", help="frame counts (default: the recipe's eval_frames)"
     )
@@ -73,7 +91,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
@@ -81,30 +99,39 @@ def run(arguments: argparse.Namespace) -> None:
     """Loads, evaluates, measures, prints and writes."""
     enable_compilation_cache()
     names = read_class_names(arguments.classes) if arguments.classes else None
-    trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
+    trained = load(
+        arguments.run,
+        arguments.checkpoint,
+        classes=names,
+        model=arguments.model,
+        headless=True,
+        runtime=arguments.runtime,
+    )
     folder = output_folder(trained.folder, arguments.output)
-    renames = read_renames(arguments.rename) if arguments.rename else {}
     changes = {"root": arguments.root, "fold": arguments.fold, "lists": arguments.lists, "cameras": arguments.cameras}
     changes = {name: value for name, value in {**changes, "eval_split": arguments.split}.items() if value}
     data = choose_data(trained.recipe.data, arguments.data or "", changes)
-    source = open_test(trained, data, renames)
+    if isinstance(trained.recipe.task, MaskedRecipe):
+        reconstruct(arguments, trained, trained.recipe.task.mask_ratio, data, folder or Path())
+    else:
+        classify(arguments, trained, data, folder)
+
+
+def classify(arguments: argparse.Namespace, trained: Trained, data: DataRecipe, folder: Path | None) -> None:
+    """Tests a classifier."""
+    trained, frames = name_classes(trained), frame_counts(arguments, trained)
+    source = open_test(trained, data, read_renames(arguments.rename) if arguments.rename else {})
     source = random_subset(source, arguments.limit) if arguments.limit else source
-    frames = tuple(dict.fromkeys(arguments.frames or trained.recipe.eval_frames))
     passes = (clip_config(trained.recipe, frames),)
     if arguments.protocol:
         passes = PROTOCOLS[arguments.protocol].passes(passes[0], frames)
-    given = {name: getattr(arguments, name) for name in ("clips", "crops") if getattr(arguments, name)}
-    passes = tuple(dataclasses.replace(clips, **given) for clips in passes)
-    console = Console(stderr=True)
-    plain = {n: trained.select(n) for n in frames}
+    passes = tuple(dataclasses.replace(clips, **views(arguments)) for clips in passes)
+    plain = {}
     if arguments.adapt:
-        with console.status(f"adapting to {len(source)} videos"):
-            plain = adapt(
-                trained, source, clip_config(trained.recipe, frames), arguments.adapt, arguments.batch_size or 0
-            )
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(f"{', '.join(map(str, frames))} frames", total=len(source) * len(passes))
+        with Console(stderr=True).status(f"adapting to {len(source)} videos"):
+            for clips in passes:
+                plain |= adapt(trained, source, clips, arguments.adapt, arguments.batch_size or 0)
+    with progress(frames, len(source) * len(passes)) as advance:
         evaluation = evaluate_passes(
             trained,
             source,
@@ -112,9 +139,9 @@ def run(arguments: argparse.Namespace) -> None:
             plain=plain,
             batch_size=arguments.batch_size or 0,
             num_threads=arguments.threads or 0,
-            advance=lambda videos: progress.advance(task, videos),
+            advance=advance,
         )
-    with console.status("measuring"):
+    with Console(stderr=True).status("measuring"):
         record, path = finish_evaluation(
             evaluation,
             source,
@@ -124,9 +151,10 @@ def run(arguments: argparse.Namespace) -> None:
             checkpoint=trained.checkpoint,
             folder=folder,
             protocol=(arguments.protocol or "the recipe's")
-            + " with other numbers" * bool(given)
+            + " with other numbers" * bool(views(arguments))
             + f", adapted to its videos by {arguments.adapt}" * bool(arguments.adapt),
-            timed=plain,
+            timed=plain or {n: trained.answering(n) for n in frames},
+            runtime=trained.runtime,
             own=(is_own(trained.recipe.data, data) and not (arguments.limit or arguments.adapt))
             or folder != trained.folder,
         )
@@ -135,6 +163,54 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"  {'missing' if fault['missing'] else 'unreadable'}: {fault['reason']}")
     if folder:
         print(f"{path}\n{folder / 'index.html'}")
+
+
+def reconstruct(
+    arguments: argparse.Namespace, trained: Trained, mask_ratio: float, data: DataRecipe, folder: Path
+) -> None:
+    """Tests a masked pre-training."""
+    if given := [name for name in ("protocol", "rename", "classes", "cameras", "adapt") if getattr(arguments, name)]:
+        raise ValueError(f"{arguments.run} is a masked pre-training without classes: leave out --{', --'.join(given)}")
+    source, frames = open_data(data, data.eval_split), frame_counts(arguments, trained)
+    source = random_subset(source, arguments.limit) if arguments.limit else source
+    with progress(frames, len(source)) as advance:
+        findings = evaluate_masked(
+            trained,
+            source,
+            dataclasses.replace(clip_config(trained.recipe, frames), **views(arguments)),
+            batch_size=arguments.batch_size or 0,
+            num_threads=arguments.threads or 0,
+            advance=advance,
+        )
+    rows, place = finish_reconstruction(
+        findings.details,
+        source,
+        mask_ratio=mask_ratio,
+        origin=data_origin(data),
+        checkpoint=trained.checkpoint or {},
+        folder=folder,
+        apart=trained.folder is not None and folder.resolve() == trained.folder.resolve(),
+    )
+    print(reconstruction_table(rows), place / "reconstruction.json", place / "index.html", sep="\n")
+
+
+def frame_counts(arguments: argparse.Namespace, trained: Trained) -> tuple[int, ...]:
+    """The frame counts of the table."""
+    return tuple(dict.fromkeys(arguments.frames or trained.recipe.eval_frames))
+
+
+def views(arguments: argparse.Namespace) -> dict[str, int]:
+    """Clips and crops that are asked for."""
+    return {name: getattr(arguments, name) for name in ("clips", "crops") if getattr(arguments, name)}
+
+
+@contextlib.contextmanager
+def progress(frames: Sequence[int], total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many of `total` videos are tested; gives what is called with the videos of each batch."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+        task = shown.add_task(f"{', '.join(map(str, frames))} frames", total=total)
+        yield lambda videos: shown.advance(task, videos)
 
 
 if __name__ == "__main__":

@@ -90,9 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(f"{len(rows)} of {len(videos)} videos read, {frames} frames a clip")
     if not rows:
         return 1
-    names = list(videos.videos)
     with written_whole(arguments.out) as part, part.open("wb") as file:
-        np.savez(file, features=np.concatenate(features), videos=np.array([names[row] for row in rows]))
+        np.savez(file, features=np.concatenate(features), videos=np.array([videos.names[row] for row in rows]))
     console.print(f"features ({len(rows)}, {features[0].shape[1]}) -> {arguments.out}")
     return 0
 

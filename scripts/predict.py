@@ -4,6 +4,10 @@
     python scripts/predict.py --run runs/ffn-folder --budget-ms 20 holidays/        as many frames as 20 ms allow
     python scripts/predict.py --run runs/ffn-folder --window 5 film.mp4             a line for every 5 seconds
     python scripts/predict.py --run tsm.safetensors --frames 8 --json holidays/ > answers.jsonl
+    python scripts/predict.py --run runs/tsm-causal --stream rtsp://camera/1        a line for every second, live
+
+A stream is a URL, a camera such as /dev/video0, or a file, and goes frame by frame through a causal network, which
+remembers what was before. Each line is the mean of --window seconds.
 
 A network of several cameras takes folders as in its training: they have a folder for each camera, with the same file
 names. Each scene gets a line; it may lack cameras.
@@ -30,12 +34,16 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxvid.arguments import add_weights, number, one_each, read_class_names
+from flaxvid.arguments import add_runtime, add_weights, number, one_each, read_class_names
+from flaxvid.data.clips.decode import VideoError
+from flaxvid.data.clips.live import live_frames
 from flaxvid.data.clips.windows import SHORTEST
 from flaxvid.data.sources.search import collect
 from flaxvid.evaluate.cost import largest_within
 from flaxvid.evaluate.lines import json_line, printable, text_line
 from flaxvid.evaluate.predictor import Prediction
+from flaxvid.evaluate.streams import answer_stream
+from flaxvid.train.network import Trained
 from flaxvid.train.step import enable_compilation_cache
 from flaxvid.train.trained import load, name_classes
 
@@ -51,7 +59,7 @@ def main() -> None:
     except BrokenPipeError:  # as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
         sys.exit(128 + signal.SIGPIPE)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{type(error).__name__}: {printable(str(error))}")
     sys.exit(status)
 
@@ -62,6 +70,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="a file, a folder, or a pattern in quotes")
     parser.add_argument("--run", required=True, help="a run's folder, a file of flaxvid, or a torch file")
     add_weights(parser)
+    add_runtime(parser)
     parser.add_argument(
         "--frames",
         action="append",
@@ -78,6 +87,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--window", type=number(float, SHORTEST), metavar="SECONDS", help="an answer for each so many seconds"
     )
+    parser.add_argument("--stream", action="store_true", help="one video, frame by frame, by a causal network")
+    parser.add_argument(
+        "--rate", type=number(float, SHORTEST), metavar="FPS", help="of --stream: most frames a second (default: all)"
+    )
     parser.add_argument("--top", type=number(int, 1), default=3, metavar="K", help="classes a line (default: 3)")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     end = words.index("--") if "--" in words else len(words)  # argparse loses "--" where files and flags mix
@@ -87,6 +100,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     arguments.videos += words[end + 1 :]
     if not arguments.videos:
         parser.error("expected videos, got none: name files, folders or patterns in quotes")
+    if arguments.stream and (len(arguments.videos) > 1 or arguments.budget_ms is not None):
+        parser.error("expected one video and no --budget-ms with --stream: it looks at every frame")
+    if arguments.rate and not arguments.stream:
+        parser.error("expected --rate with --stream, got it alone: add --stream, or leave it out")
     if sys.stdout is None:
         parser.error("expected a stdout for the answers, got a closed one")
     return arguments
@@ -99,7 +116,10 @@ def run(arguments: argparse.Namespace) -> int:
     enable_compilation_cache()
     console = Console(stderr=True, highlight=False, emoji=False)
     names = read_class_names(arguments.classes) if arguments.classes else None
-    trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
+    trained = load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model, runtime=arguments.runtime)
+    trained = name_classes(trained)
+    if arguments.stream:
+        return watch(arguments, trained, console)
     videos = videos_for(trained.model.cameras, arguments)
     predictor = trained.predictor
     num_frames = arguments.frames[0] if arguments.frames else max(trained.frames)
@@ -133,6 +153,28 @@ def run(arguments: argparse.Namespace) -> int:
     read = len(videos) - failed
     console.print(f"{read} of {len(videos)} videos read, {failed} unreadable, {num_frames} frames a clip")
     return int(not read or (as_json and failed > 0))
+
+
+def watch(arguments: argparse.Namespace, trained: Trained, console: Console) -> int:
+    """Predicts a stream as it comes; returns the exit status."""
+    (source,), counts = arguments.videos, arguments.frames or [max(trained.frames)]
+    predictor, stream = trained.predictor, trained.stream(counts[0])
+    names = [name for own in predictor.classes.values() for name in own]
+    frames = live_frames(source, predictor.clips(counts[0]), arguments.rate)
+    try:
+        for answer in answer_stream(stream, frames, arguments.window or 1.0):
+            top = predictor.top(answer.probabilities, arguments.top)
+            widths = len(printable(source)), max(map(len, names))
+            line = (
+                json_line(source, answer, top, counts[0]) if arguments.json else text_line(source, answer, top, widths)
+            )
+            print(line, flush=True)
+    except VideoError as error:
+        console.print(f"unreadable: {printable(str(error))}", markup=False, soft_wrap=True)
+        if arguments.json:
+            print(json.dumps({"video": source, "error": str(error)}, ensure_ascii=False), flush=True)
+        return 1
+    return 0
 
 
 def videos_for(cameras: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, Any]:

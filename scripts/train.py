@@ -7,7 +7,6 @@ starts them on one machine.
 
 import sys
 import threading
-import traceback
 from pathlib import Path
 
 from flaxvid.train.interrupt import Interrupted, end, end_when_told
@@ -20,7 +19,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config>-<argument>.")
-_LIST = flags.DEFINE_bool("list", False, "Print every field of the recipe, its value and its meaning; so does --help.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this SLURM, MPI, ... or TPU job.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, with --num_processes and --process_id.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
@@ -49,38 +47,10 @@ def main(_argv: list[str]) -> None:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the flags and loads the recipe; an error is one line that says how to correct it."""
-    from flaxvid.train.flags import describe, explain, last_of_each, register_types
-    from flaxvid.train.recipe import Recipe
+    """Parses the flags and loads the recipe."""
+    from flaxvid.train.flags import parse_recipe
 
-    register_types()
-    try:
-        argv = last_of_each(argv)
-        if any(word.startswith("--config") for word in argv):
-            argv = ["--list" if word in ("--help", "-help", "-h") else word for word in argv]
-        config_flags.DEFINE_config_file("config", None, "Recipe: FILE or FILE:ARGUMENT.", sys_argv=argv)
-        rest = flags.FLAGS(argv)
-        recipe = flags.FLAGS.config
-        hasattr(recipe, "model")  # loads the file, which may not be there
-    except (KeyError, ValueError, OSError, flags.Error) as error:
-        sys.exit(explain(error, argv))
-    except Exception as error:  # the user's file may raise anything
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = "" if isinstance(error, SyntaxError) else f" ({place.filename}, line {place.lineno})"
-        sys.exit(
-            "expected a config file, Python with a function get_config() as in configs/tsm.py, "
-            f"got {type(error).__name__}: {error}{where}"
-        )
-    if recipe is None:
-        sys.exit("expected a config file, such as --config configs/ffn.py")
-    if not isinstance(recipe, Recipe):
-        sys.exit(f"expected get_config() to return a Recipe as in configs/tsm.py, got {type(recipe).__name__}")
-    if rest[1:]:
-        sys.exit(f"expected flags only, such as --config configs/ffn.py, got {' '.join(rest[1:])}")
-    if _LIST.value:
-        print(*describe(recipe), sep="\n")
-        sys.exit()
-    return rest
+    return parse_recipe(argv)
 
 
 if __name__ == "__main__":

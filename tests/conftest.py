@@ -25,6 +25,8 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
+from flaxvid.layers.norm import BatchNorm
+
 for _name in ("jax_platforms", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"):
     _value = os.environ[_name.upper()]
     jax.config.update(_name, float(_value) if _name.endswith("secs") else _value)
@@ -80,9 +82,7 @@ def no_batch_statistics():
     """Inside, every batch norm takes its running statistics in training too: what is left of coupling is a leak."""
 
     def frozen(call, args, kwargs, context):
-        if isinstance(context.module, nn.BatchNorm) and "use_running_average" in kwargs:
-            kwargs = {**kwargs, "use_running_average": True}
-        return call(*args, **kwargs)
+        return call(args[0]) if isinstance(context.module, BatchNorm) else call(*args, **kwargs)
 
     with nn.intercept_methods(frozen):
         yield

@@ -15,6 +15,7 @@ FLOORS = (
     ("evaluate",),
     ("tasks",),
     ("train",),
+    ("export",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 SAME_FLOOR = {("frames", "models")}  # a file of the second floor, not a folder

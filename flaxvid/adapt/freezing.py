@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from flax import linen as nn
 
 from flaxvid import trees
+from flaxvid.layers.norm import BatchNorm
 from flaxvid.types import Variables
 
 Unfreeze = Sequence[tuple[int, str]]
@@ -17,11 +18,6 @@ Unfreeze = Sequence[tuple[int, str]]
 
 SHOWN = 40
 """The most parts that an error lists."""
-
-
-def is_frozen(path: str, patterns: Sequence[str]) -> bool:
-    """Whether a variable stays as it is; arguments as in `trees.lies_in`."""
-    return trees.lies_in(path, patterns)
 
 
 def frozen_after(freeze: Sequence[str], unfreeze: Unfreeze, epochs: float) -> tuple[str, ...]:
@@ -45,10 +41,9 @@ def keep_statistics(patterns: Sequence[str]) -> Iterator[None]:
 
     def keep(call, args, kwargs, context):
         module = context.module
-        if not isinstance(module, nn.BatchNorm) or "use_running_average" not in kwargs:
-            return call(*args, **kwargs)
-        statistics = "/".join(("batch_stats", *module.path, "mean"))
-        return call(*args, **kwargs | ({"use_running_average": True} if is_frozen(statistics, patterns) else {}))
+        if isinstance(module, BatchNorm) and trees.lies_in("/".join(("batch_stats", *module.path, "mean")), patterns):
+            return call(args[0])
+        return call(*args, **kwargs)
 
     with nn.intercept_methods(keep) if patterns else contextlib.nullcontext():
         yield
@@ -68,12 +63,12 @@ def check_frozen(variables: Variables, patterns: Sequence[str], unfreeze: Unfree
     """
     check_parts(variables, patterns, "freeze")
     paths = list(trees.flatten(variables))
-    if patterns and all(is_frozen(path, patterns) for path in paths if path.startswith("params")):
+    if patterns and all(trees.lies_in(path, patterns) for path in paths if path.startswith("params")):
         raise ValueError(f"freeze={tuple(patterns)} leaves nothing to train: leave out the head")
     check_parts(variables, [pattern for _, pattern in unfreeze], "unfreeze")
     for number, (epochs, pattern) in enumerate(unfreeze):
         still = frozen_after(patterns, unfreeze[:number], epochs)
-        if not any(is_frozen(path, still) and is_frozen(path, [pattern]) for path in paths):
+        if not any(trees.lies_in(path, still) and trees.lies_in(path, [pattern]) for path in paths):
             raise ValueError(
                 f"unfreeze={(epochs, pattern)} frees nothing: what it names learns already; leave it out, or freeze it"
             )

@@ -12,6 +12,7 @@ from jaxtyping import Array, UInt8
 
 from flaxvid import trees
 from flaxvid.adapt.freezing import keep_statistics
+from flaxvid.layers.norm import BatchNorm
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Variables
 
@@ -62,7 +63,7 @@ def reestimate_statistics(
         calls = {norm: [pooled[norm]] if pooled else [] for norm in measured}
         pooled = {norm: functools.reduce(_pool, [*calls[norm], *moments]) for norm, moments in measured.items()}
     if pooled is None:
-        raise ValueError("expected clips to re-estimate the statistics from, got none")
+        raise ValueError("expected clips to re-estimate the statistics from, got none: give some of training")
     statistics = {
         f"{norm.removesuffix('/moments')}/{name}": jnp.asarray(value, jnp.float32)
         for norm, (_, mean, var) in pooled.items()
@@ -74,7 +75,7 @@ def reestimate_statistics(
 def _keep_moments(call, args, kwargs, context):
     """Sows count, mean and variance of the input of each norm that runs as in training."""
     module = context.module
-    if isinstance(module, nn.BatchNorm) and kwargs.get("use_running_average") is False:
+    if isinstance(module, BatchNorm) and (args[1:2] == (True,) or kwargs.get("train")):
         x = args[0].astype(jnp.float32)
         axes = tuple(range(x.ndim - 1))
         module.sow("moments", "moments", (jnp.float32(x.size // x.shape[-1]), x.mean(axes), x.var(axes)))

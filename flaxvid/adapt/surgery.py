@@ -64,7 +64,10 @@ def arrange_head(trained: Variables, columns: Mapping[str, Sequence[int] | None]
         leaf, order = variables.pop(path), columns[target]
         if order is not None:
             if len(order) != leaf.shape[-1]:
-                raise ValueError(f"expected {path} of {len(order)} classes, as it has names, got {leaf.shape[-1]}")
+                raise ValueError(
+                    f"expected {path} of {len(order)} classes, as it has names, got {leaf.shape[-1]}: give the "
+                    "names of its own classes"
+                )
             variables[path] = leaf[..., np.asarray(order)]
     return trees.unflatten(variables)
 

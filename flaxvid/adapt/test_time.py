@@ -10,6 +10,7 @@ from jaxtyping import Array, UInt8
 
 from flaxvid import trees
 from flaxvid.adapt.statistics import reestimate_statistics
+from flaxvid.layers.norm import BatchNorm
 from flaxvid.losses.domain import entropy
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Variables, by_target
@@ -70,8 +71,8 @@ def batch_statistics() -> Iterator[None]:
     """
 
     def use(call, args, kwargs, context):
-        if isinstance(context.module, nn.BatchNorm) and "use_running_average" in kwargs:
-            kwargs = {**kwargs, "use_running_average": False}
+        if isinstance(context.module, BatchNorm):
+            return call(args[0], True, *args[2:], **{name: own for name, own in kwargs.items() if name != "train"})
         return call(*args, **kwargs)
 
     with nn.intercept_methods(use):

@@ -6,14 +6,15 @@ replaces, otherwise -1. Labels of several targets are `{target: int32 (b,)}`. In
 views, `(b, v, 4, h, w, 3)`, and `"mask": bool (b,)` is False for the padding of the last batch and for broken videos.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
+from flaxvid.data.buckets import Buckets, bucket_sizes
 from flaxvid.data.clips.cut import UNREADABLE, ClipConfig, cut_views, draw_clips
 from flaxvid.data.clips.decode import VideoError
 from flaxvid.data.features import KeptFeatures
@@ -35,6 +36,7 @@ def train_batches(
     shard_count: int = 1,
     num_threads: int = 2,
     num_workers: int = 0,
+    buckets: Buckets | None = None,
     features: KeptFeatures | None = None,
 ) -> grain.DatasetIterator:
     """Shuffled, augmented training batches without end.
@@ -53,6 +55,8 @@ def train_batches(
         shard_count: Into how many shards, usually `jax.process_count()`.
         num_threads: Threads that decode, in each worker process if there are any.
         num_workers: Worker processes. 0 decodes in threads of this process, as fast unless Python itself is the limit.
+        buckets: The videos of each frame count, by `sort_by_length`. A batch then has clips of one count, as many as
+            `bucket_sizes` says. Batches of all counts alternate, each as often as its videos ask for.
         features: Come in the place of the videos, if they are given; all else is the same.
 
     Raises:
@@ -61,16 +65,18 @@ def train_batches(
     """
     if batch_size % clips.repeats:
         raise ValueError(f"expected repeats to divide the batch size, got {clips.repeats} and {batch_size}: change one")
-    videos = batch_size // clips.repeats
-    steps = steps_per_epoch(source, videos, shard_count)
-    elements = (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()[: steps * videos * shard_count]
-        .repeat()
-        .random_map(_TrainClips(source, clips, features))[shard_index::shard_count]
-    )
-    return iter(_batched(elements, videos, num_threads, num_workers, _mix_repeats))
+    batches, steps = [], []
+    for count, (positions, size) in _parts(source, batch_size // clips.repeats, shard_count, buckets).items():
+        elements = (
+            grain.MapDataset.source(positions)
+            .seed(seed + count)
+            .shuffle()[: len(positions) - len(positions) % (size * shard_count)]
+            .repeat()
+            .random_map(_TrainClips(source, replace(clips, frames=(count,)) if count else clips, positions, features))
+        )
+        batches.append(_batched(elements[shard_index::shard_count], size, num_threads).map(_mix_repeats))
+        steps.append(len(positions) // (size * shard_count))
+    return iter(_in_workers(grain.IterDataset.mix(batches, steps) if buckets else batches[0], num_workers))
 
 
 def next_batch(data: Iterator[Batch]) -> Batch:
@@ -116,32 +122,46 @@ def eval_batches(
         )
     steps = -(-len(source) // (batch_size * shard_count))
     elements = grain.MapDataset.range(steps * batch_size * shard_count).map(_EvalClips(source, clips))
-    return _batched(elements[shard_index::shard_count], batch_size, num_threads, num_workers)
+    return _in_workers(_batched(elements[shard_index::shard_count], batch_size, num_threads), num_workers)
 
 
-def steps_per_epoch(source: Source, batch_size: int, shard_count: int = 1) -> int:
-    """Training steps of one pass over the source with `batch_size` videos on each of `shard_count` shards.
+def steps_per_epoch(source: Source, batch_size: int, shard_count: int = 1, buckets: Buckets | None = None) -> int:
+    """Training steps of one pass over the source.
+
+    Args:
+        source, shard_count, buckets: As in `train_batches`.
+        batch_size: Videos in a batch of each shard; with buckets in a batch of the longest clips.
 
     Raises:
         ValueError: Fewer videos than one batch of all shards.
     """
-    if not 1 <= batch_size * shard_count <= len(source):
-        raise ValueError(
-            f"expected at least one batch of videos, got {len(source)} in {source.name} for {shard_count} x "
-            f"{batch_size}: lower the batch size or add videos"
-        )
-    return len(source) // (batch_size * shard_count)
+    parts = _parts(source, batch_size, shard_count, buckets).values()
+    return sum(len(positions) // (size * shard_count) for positions, size in parts)
 
 
-def _batched(
-    elements: grain.MapDataset,
-    batch_size: int,
-    num_threads: int,
-    num_workers: int,
-    change: Callable[[Batch], Batch] = lambda batch: batch,
-) -> grain.IterDataset:
+def _parts(
+    source: Source, batch_size: int, shard_count: int, buckets: Buckets | None
+) -> dict[int, tuple[Sequence[int], int]]:
+    """The positions of the videos of each bucket and the videos of its batches; without buckets all at count 0."""
+    parts: dict[int, tuple[Sequence[int], int]] = {0: (range(len(source)), batch_size)}
+    if buckets:
+        sizes = bucket_sizes(buckets, batch_size)
+        parts = {count: (positions, sizes[count]) for count, positions in buckets.items()}
+    for positions, size in parts.values():
+        if not 1 <= size * shard_count <= len(positions):
+            raise ValueError(
+                f"expected at least one batch of videos, got {len(positions)} in {source.name} for {shard_count} x "
+                f"{size}: lower the batch size or add videos"
+            )
+    return parts
+
+
+def _batched(elements: grain.MapDataset, batch_size: int, num_threads: int) -> grain.IterDataset:
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2 * batch_size, num_threads))
-    batches = elements.to_iter_dataset(options).batch(batch_size, drop_remainder=True).map(change)
+    return elements.to_iter_dataset(options).batch(batch_size, drop_remainder=True)
+
+
+def _in_workers(batches: grain.IterDataset, num_workers: int) -> grain.IterDataset:
     if not num_workers:
         return batches
     if not flags.FLAGS.is_parsed():  # Grain sends parsed flags to its workers
@@ -154,6 +174,7 @@ def _batched(
 class _TrainClips:
     source: Source
     clips: ClipConfig
+    positions: Sequence[int]
     features: KeptFeatures | None = None
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -172,8 +193,11 @@ class _TrainClips:
                 return {"video": video, "label": label, "index": index, "broken": broken}
             except UNREADABLE as error:
                 broken, reason = (index if broken < 0 else broken), error
-                index = int(rng.integers(len(self.source)))
-        raise VideoError(f"{self.source.name}: {ATTEMPTS} videos in a row cannot be read, the last because {reason}")
+                index = self.positions[int(rng.integers(len(self.positions)))]
+        raise VideoError(
+            f"{self.source.name}: {ATTEMPTS} videos in a row cannot be read, the last because {reason}: check "
+            "the root and its files"
+        )
 
 
 def _stacked(elements: Sequence[Any]) -> Any:

@@ -5,6 +5,7 @@ Video papers call multiply-adds "GFLOPs", and so do our tables: ResNet-50 at 4, 
 """
 
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxvid.evaluate.runtimes import Program
 from flaxvid.layers.lowering import direct_form
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Variables
@@ -74,7 +76,7 @@ def model_cost(model: nn.Module, video_shape: tuple[int, ...], variables: Variab
 
 
 def clip_milliseconds(
-    model: VideoModel, variables: Variables, num_frames: int, image_size: int, repeats: int = 9
+    model: VideoModel, variables: Variables | Program, num_frames: int, image_size: int, repeats: int = 9
 ) -> float:
     """Measures the time from one uint8 clip in host memory to its logits: the median of `repeats` runs.
 
@@ -82,19 +84,23 @@ def clip_milliseconds(
 
     Args:
         model: the ordinary model.
-        variables: its ordinary variables for this frame count.
+        variables: its ordinary variables for this frame count, or its exported program.
         num_frames: frames of the clip.
         image_size: height and width of the clip, pixels.
         repeats: the number of runs; on a busy machine some are slow.
     """
     clip = np.random.default_rng(0).integers(0, 256, (1, num_frames, image_size, image_size, 3), np.uint8)
-    video, variables = model.for_cameras(clip), jax.device_put(variables)
-    apply = jax.jit(model.apply).lower(variables, video).compile()
-    jax.block_until_ready(apply(variables, video))
+    video = model.for_cameras(clip)
+    if callable(variables):
+        run = functools.partial(variables, video)
+    else:
+        variables = jax.device_put(variables)
+        run = functools.partial(jax.jit(model.apply).lower(variables, video).compile(), variables, video)
+    jax.block_until_ready(run())
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        jax.block_until_ready(apply(variables, video))
+        jax.block_until_ready(run())
         times.append(time.perf_counter() - begin)
     return 1000 * statistics.median(times)
 

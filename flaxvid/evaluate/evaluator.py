@@ -20,6 +20,7 @@ from flaxvid.evaluate.metrics import (
     mean_class_accuracy,
     reliability,
 )
+from flaxvid.evaluate.runtimes import Program
 from flaxvid.evaluate.views import average_views
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Batch, Variables, by_target
@@ -76,7 +77,7 @@ def score_rows(evaluations: Evaluations) -> list[dict[str, Any]]:
 
 def evaluate_videos(
     model: VideoModel,
-    variables: Mapping[int, Variables],
+    variables: Mapping[int, Variables | Program],
     batches: Iterable[Batch],
     *,
     put: Callable[[Batch], Batch] = lambda batch: batch,
@@ -87,7 +88,7 @@ def evaluate_videos(
 
     Args:
         model: the ordinary model.
-        variables: ordinary variables for each frame count.
+        variables: ordinary variables for each frame count, or exported programs.
         batches: of `eval_batches`, with video for each of these counts.
         put: moves a batch to the devices.
 
@@ -115,7 +116,7 @@ def evaluate_videos(
                 totals[key] = jax.tree.map(jnp.add, totals[key], sums) if key in totals else sums
         answers.append({**{name: batch[name] for name in ("index", "label", "mask", "broken")}, "guesses": guesses})
     if not answers:
-        raise ValueError("expected videos to evaluate, got none: is the split empty?")
+        raise ValueError("expected videos to evaluate, got none: choose another split or root")
     totals, answers = multihost_utils.process_allgather((totals, answers), tiled=True)
     joined: Any = jax.tree.map(lambda *leaves: np.concatenate(leaves), *answers)
     broken = tuple(sorted(int(position) for position in joined["broken"] if position >= 0))

@@ -13,6 +13,7 @@ from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.clips.decode import Video, VideoError
 from flaxvid.data.clips.windows import cut_stretches
 from flaxvid.evaluate.cost import clip_milliseconds
+from flaxvid.evaluate.runtimes import Program
 from flaxvid.evaluate.views import average_features, average_views
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Classes, Variables, by_target
@@ -37,7 +38,8 @@ class Predictor:
 
     Args:
         model: the ordinary model.
-        select: gives its ordinary variables for a frame count, such as ``lambda n: flexible.select(variables, n)``.
+        select: gives its ordinary variables for a frame count, such as ``lambda n: flexible.select(variables, n)``, or
+            its exported program.
         classes: class names in the order of the logits; of several targets those of each.
         clips: the views, whatever frame counts it says; None is one clip from all of the video and the centre crop.
     """
@@ -45,12 +47,12 @@ class Predictor:
     def __init__(
         self,
         model: VideoModel,
-        select: Callable[[int], Variables],
+        select: Callable[[int], Variables | Program],
         classes: Classes,
         clips: ClipConfig | None = None,
     ):
         self.model, self.classes = model, by_target(classes)
-        self._select = functools.cache(lambda num_frames: jax.device_put(select(num_frames)))
+        self._select = functools.cache(lambda num_frames: _placed(select(num_frames)))
         clips = clips or ClipConfig(image_size=model.clip.image_size)
         self._clips = dataclasses.replace(clips, short="repeat")
 
@@ -131,3 +133,7 @@ class Predictor:
     def milliseconds(self, num_frames: int) -> float:
         """The time of a clip on this machine; see `clip_milliseconds`."""
         return clip_milliseconds(self.model, self._select(num_frames), num_frames, self._clips.image_size)
+
+
+def _placed(variables: Variables | Program) -> Variables | Program:
+    return variables if callable(variables) else jax.device_put(variables)

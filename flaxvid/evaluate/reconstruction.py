@@ -6,6 +6,7 @@ The masks of a test are fixed: each video has its own, the same at every test.
 import dataclasses
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -88,7 +89,7 @@ def evaluate_reconstruction(
             if count not in drawn:
                 drawn[count] = _draw(masked, variables, *clips)
     if not totals:
-        raise ValueError("no batch to evaluate: is the split empty?")
+        raise ValueError("expected videos to evaluate, got none: choose another split or root")
     totals, drawn = multihost_utils.process_allgather((totals, drawn), tiled=True)
     found = {}
     for count, (error, clips) in totals.items():
@@ -107,7 +108,8 @@ def finish_reconstruction(
     origin: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
     folder: Path,
-) -> list[dict[str, Any]]:
+    apart: bool = False,
+) -> tuple[list[dict[str, Any]], Path]:
     """Writes reconstruction.json, pictures and the page into a run's folder; all processes call it.
 
     Args:
@@ -117,13 +119,23 @@ def finish_reconstruction(
         origin: where the videos come from: "root" and "split".
         checkpoint: whose weights they are: "name" and "step".
         folder: of the run.
+        apart: gives the record a folder of its own in `folder`, evaluations/NAME, for the run's own record shall stay.
 
     Returns:
-        The rows of the table, ``{"frames", "error", "clips"}``.
+        The rows of the table, ``{"frames", "error", "clips"}``, and the folder of the record.
     """
     rows = [{"frames": count, "error": found.error, "clips": found.clips} for count, found in reconstructions.items()]
     if jax.process_index() > 0:
-        return rows
+        return rows, folder
+    record = {
+        "mask_ratio": mask_ratio,
+        "data": {"name": source.name, **origin, "videos": len(source), "digest": digest_videos(source)},
+        "checkpoint": dict(checkpoint),
+        "frames": rows,
+    }
+    if apart:
+        name = re.sub(r"\W+", "-", source.name).strip("-")
+        folder = folder / "evaluations" / f"{name}-{record['data']['digest'][:8]}-step-{checkpoint['step']}"
     pictures, place = [], folder / "reconstructions"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
@@ -133,17 +145,10 @@ def finish_reconstruction(
             _save(path, lay_out(picture))
             name = path.relative_to(folder).as_posix()
             pictures.append({"id": str(source[position]["id"]), "frames": count, "picture": name})
-    record = {
-        "mask_ratio": mask_ratio,
-        "data": {"name": source.name, **origin, "videos": len(source), "digest": digest_videos(source)},
-        "checkpoint": dict(checkpoint),
-        "frames": rows,
-        "pictures": pictures,
-    }
     with written_whole(folder / "reconstruction.json") as path:
-        path.write_text(json.dumps(record, indent=1))
+        path.write_text(json.dumps({**record, "pictures": pictures}, indent=1))
     write_page(folder)
-    return rows
+    return rows, folder
 
 
 def lay_out(clips: Float[np.ndarray, "3 t h w 3"]) -> UInt8[np.ndarray, "height width 3"]:

@@ -25,6 +25,7 @@ from flaxvid.data.clips.sampling import segment_indices
 from flaxvid.data.sources.open import Source
 from flaxvid.evaluate.cost import clip_milliseconds, model_cost
 from flaxvid.evaluate.evaluator import Evaluation, Evaluations, Result, score_rows
+from flaxvid.evaluate.runtimes import Program
 from flaxvid.evaluate.views import describe_views
 from flaxvid.models.video_model import VideoModel
 from flaxvid.report.page import write_page
@@ -65,7 +66,8 @@ def finish_evaluation(
     checkpoint: Mapping[str, Any] | None,
     folder: Path | None,
     protocol: str = "the recipe's",
-    timed: Mapping[int, Variables] | None = None,
+    timed: Mapping[int, Variables | Program] | None = None,
+    runtime: str = "jax",
     own: bool = True,
     final: bool = False,
 ) -> tuple[dict[str, Any], Path | None]:
@@ -80,7 +82,8 @@ def finish_evaluation(
         checkpoint: "name" and "step" of the weights; None for those of a file.
         folder: for the results; None writes nothing.
         protocol: its name.
-        timed: ordinary variables for each frame count; with them a clip's milliseconds are measured.
+        timed: what was evaluated, for each frame count; with it a clip's milliseconds are measured.
+        runtime: what evaluated it.
         own: see `place_record`.
         final: whether this ends a training. The record then replaces that in `folder`, and any_frame.json is written,
             too, which marks the run as finished.
@@ -97,7 +100,14 @@ def finish_evaluation(
         costs[count]["milliseconds"] = clip_milliseconds(model, variables, count, size)
     facts = {"name": protocol, "views": describe_views(clips), "size": size}
     record = evaluation_record(
-        evaluation, source, clips=clips, protocol=facts, costs=costs, origin=origin, checkpoint=checkpoint
+        evaluation,
+        source,
+        clips=clips,
+        protocol=facts,
+        costs=costs,
+        origin=origin,
+        checkpoint=checkpoint,
+        runtime=runtime,
     )
     if folder is None or jax.process_index() > 0:
         return record, None
@@ -123,11 +133,12 @@ def evaluation_record(
     costs: Mapping[int, Mapping[str, float]],
     origin: Mapping[str, Any] | None = None,
     checkpoint: Mapping[str, Any] | None = None,
+    runtime: str = "jax",
 ) -> dict[str, Any]:
     """The record of an evaluation, as JSON values; see `flaxvid.report.run.Run.evaluation` for the keys.
 
     Args:
-        evaluation, source, clips, origin, checkpoint: as in `finish_evaluation`.
+        evaluation, source, clips, origin, checkpoint, runtime: as in `finish_evaluation`.
         protocol: its "name", "views" and "size".
         costs: "gflops" of a clip at each frame count, and "milliseconds" if they were measured.
     """
@@ -135,6 +146,7 @@ def evaluation_record(
     faults = [find_fault(source, position, clips) for position in first.broken]
     missing = sum(fault["missing"] for fault in faults)
     device = jax.devices()[0]
+    kind = f"CPU with {os.cpu_count()} cores" if device.platform == "cpu" or runtime != "jax" else device.device_kind
     return {
         "protocol": dict(protocol),
         "data": {
@@ -148,7 +160,7 @@ def evaluation_record(
             "faults": faults,
         },
         **({"checkpoint": dict(checkpoint)} if checkpoint else {}),
-        "device": device.device_kind if device.platform != "cpu" else f"CPU with {os.cpu_count()} cores",
+        "device": kind if runtime == "jax" else f"{kind}, {runtime}",
         "classes": dict(classes) if isinstance(classes, Mapping) else list(classes),
         "frames": [
             {**row, **costs[row["frames"]], **_details(evaluation[row.get("target", "")].frames[row["frames"]])}

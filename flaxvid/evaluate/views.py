@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
+from scipy.special import softmax
 
 from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.evaluate.runtimes import Program
 from flaxvid.models.video_model import VideoModel
 from flaxvid.types import Variables, by_target
 
@@ -70,7 +73,7 @@ def describe_views(clips: ClipConfig) -> str:
 
 def average_views(
     model: VideoModel,
-    variables: Variables,
+    variables: Variables | Program,
     video: UInt8[Array, "b v n h w 3"] | Mapping[str, UInt8[Array, "b v n h w 3"]],
 ) -> dict[str, Float[Array, "b k"]]:
     """The mean of the network's probabilities over a video's views, for each target.
@@ -80,7 +83,7 @@ def average_views(
 
     Args:
         model: the ordinary model.
-        variables: its ordinary variables for this frame count.
+        variables: its ordinary variables for this frame count, or its exported program.
         video: the views of each video; of a scene those of each camera.
 
     Raises:
@@ -91,14 +94,16 @@ def average_views(
 
 def average_features(
     model: VideoModel,
-    variables: Variables,
+    variables: Variables | Program,
     video: UInt8[Array, "b v n h w 3"] | Mapping[str, UInt8[Array, "b v n h w 3"]],
 ) -> Float[Array, "b c"]:
     """The mean over a video's views of the pooled feature before the classifier; as `average_views`."""
+    if callable(variables):
+        raise ValueError('an exported program gives no features: use runtime="jax"')
     return _mean_of_views(_features, model, variables, video)
 
 
-def _mean_of_views(judge: Callable[..., Any], model: VideoModel, variables: Variables, video: Any) -> Any:
+def _mean_of_views(judge: Callable[..., Any], model: VideoModel, variables: Any, video: Any) -> Any:
     for clips in jax.tree.leaves(video):
         if clips.dtype != jnp.uint8:
             raise ValueError(
@@ -117,8 +122,15 @@ def _mean_of_views(judge: Callable[..., Any], model: VideoModel, variables: Vari
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
+def _probabilities(model: VideoModel, variables: Variables | Program, video: Any, view: int) -> Any:
+    if callable(variables):
+        logits = variables(jax.tree.map(lambda clips: np.asarray(clips[:, view]), video))
+        return {target: softmax(own, axis=-1) for target, own in logits.items()}
+    return _jax_probabilities(model, variables, video, view)
+
+
 @functools.partial(jax.jit, static_argnames="model")
-def _probabilities(model: VideoModel, variables: Variables, video: Any, view: int) -> Any:
+def _jax_probabilities(model: VideoModel, variables: Variables, video: Any, view: int) -> Any:
     return jax.tree.map(jax.nn.softmax, by_target(model.apply(variables, _one_view(video, view))))
 
 

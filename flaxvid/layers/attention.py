@@ -1,6 +1,9 @@
 """Attention of tokens to each other, and between the cameras of one scene."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import jax
@@ -18,6 +21,8 @@ Present = Bool[Array, "b v"]
 Tokens = Float[Array, "*batch n c"]
 KeyMask = Bool[Array, "*batch n"] | None
 Bias = Literal["qkv", "qv", "none"]
+
+_capability: ContextVar[float | None] = ContextVar("compute capability", default=None)
 
 
 class Attention(nn.Module):
@@ -52,16 +57,44 @@ class Attention(nn.Module):
         *lead, n, c = x.shape
         if c % self.num_heads:
             raise ValueError(f"num_heads must divide the {c} channels of the tokens, got {self.num_heads}")
-        dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
-        y = dense(3 * c, use_bias=self.bias == "qkv", name="qkv")(x)
+        y = PackedDense(self.num_heads, self.bias == "qkv", self.dtype, name="qkv")(x)
         if self.bias == "qv":
             zeros = nn.initializers.zeros
             q_bias, v_bias = self.param("q_bias", zeros, (c,)), self.param("v_bias", zeros, (c,))
-            y += jnp.concatenate([q_bias, jnp.zeros(c), v_bias]).astype(y.dtype)
-        q, k, v = jnp.moveaxis(y.reshape(-1, n, 3, self.num_heads, c // self.num_heads), 2, 0)
+            y += jnp.concatenate([q_bias, jnp.zeros(c), v_bias]).astype(y.dtype).reshape(y.shape[-3:])
+        q, k, v = jnp.moveaxis(y.reshape(-1, *y.shape[-4:]), 2, 0)
         if keys is not None:
             keys = jnp.broadcast_to(keys, (*lead, n)).reshape(-1, n)
-        return dense(c, name="project")(attend(q, k, v, keys).reshape(x.shape))
+        dense = nn.Dense(c, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="project")
+        return dense(attend(q, k, v, keys).reshape(x.shape))
+
+
+class PackedDense(nn.Module):
+    """A dense layer from c to 3c channels, as queries, keys and values of each head.
+
+    The kernel is shaped, and not what comes out of it: where the heads are divided over devices
+    (`flaxvid.train.sharding`), the kernel is moved for that, and no activation.
+
+    Attributes:
+        num_heads: divides c.
+        use_bias: whether there is a bias.
+        dtype: compute type.
+    """
+
+    num_heads: int
+    use_bias: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Float[Array, "*batch n 3 heads d"]:
+        """Tokens (..., n, c) to (..., n, 3, heads, c / heads)."""
+        c = x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (c, 3 * c))
+        bias = self.param("bias", nn.initializers.zeros, (3 * c,)) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        shape = 3, self.num_heads, c // self.num_heads
+        y = jnp.tensordot(x, kernel.reshape(c, *shape), 1)
+        return y if bias is None else y + bias.reshape(shape)
 
 
 _LONG = 128
@@ -94,20 +127,16 @@ def attend(
     plain = jax.checkpoint(_plain)  # pyright: ignore[reportPrivateImportUsage]
     if keys is not None or scores is not None or not _is_fused(k):  # the kernel takes a mask as a matrix of scores
         return jax.lax.platform_dependent(q, k, v, keys, scores, cpu=by_head, default=plain)
-    return jax.lax.platform_dependent(q, k, v, keys, scores, cpu=by_head, cuda=attend_fused, default=plain)
+    return jax.lax.platform_dependent(q, k, v, cpu=by_head, cuda=attend_fused, default=plain)
 
 
-def _plain(q, k, v, keys, scores):
+def _plain(q, k, v, keys=None, scores=None):
     mask = None if keys is None else keys[:, None, None]
     return jax.nn.dot_product_attention(q, k, v, bias=scores, mask=mask, implementation="xla")
 
 
 def attend_fused(
-    q: Float[Array, "b n heads d"],
-    k: Float[Array, "b m heads d"],
-    v: Float[Array, "b m heads d"],
-    _keys: None = None,
-    _scores: None = None,
+    q: Float[Array, "b n heads d"], k: Float[Array, "b m heads d"], v: Float[Array, "b m heads d"]
 ) -> Float[Array, "b n heads d"]:
     """cuDNN's kernel. It trains on even lengths only, so odd ones, as with a class token, get a row that does not
     count."""
@@ -120,7 +149,7 @@ def attend_fused(
     return y[:, :n]
 
 
-def _by_head(q, k, v, keys, scores):
+def _by_head(q, k, v, keys=None, scores=None):
     """One head of one row after the other. XLA's CPU backend multiplies two matrices several times faster than two
     stacks of them, and the scores of one head stay in the cache; they are computed again in the backward pass."""
     b, _, heads, _ = q.shape
@@ -139,13 +168,27 @@ def _by_head(q, k, v, keys, scores):
     return rearrange(jax.lax.map(one, (q, k, v, keys, scores)), "(b heads) n d -> b n heads d", b=b)
 
 
+@contextmanager
+def compute_capability(capability: float) -> Iterator[None]:
+    """Traces attention as for GPUs of this compute capability, though the process has none. It acts while tracing."""
+    before = _capability.set(capability)
+    try:
+        yield
+    finally:
+        _capability.reset(before)
+
+
 def _is_fused(k: Float[Array, "b m heads d"]) -> bool:
-    """Whether the GPU of this process has a fused kernel for such keys."""
+    """Whether the GPU has a fused kernel for such keys: NVIDIA's from Ampere on, of compute capability 8."""
     d = k.shape[-1]
-    if k.dtype != jnp.bfloat16 or d % 8 or d > 128 or jax.default_backend() != "gpu":
+    if k.dtype != jnp.bfloat16 or d % 8 or d > 128:
         return False
-    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
-    return capability[:1].isdigit() and float(capability) >= 8  # NVIDIA's from Ampere on
+    capability = _capability.get()
+    if capability is None:
+        own = jax.local_devices()[0] if jax.default_backend() == "gpu" else None
+        text = str(getattr(own, "compute_capability", ""))  # AMD's is a name
+        capability = float(text) if text[:1].isdigit() else 0.0
+    return capability >= 8
 
 
 class CrossViewAttention(nn.Module):

@@ -172,8 +172,11 @@ def _pad(x, pads):
 
 def tap(x, offsets, window, strides):
     """What a kernel's tap at `offsets` sees of padded `x`: one strided slice, of the output's size."""
-    starts = zip(offsets, x.shape[1:], window, strides, strict=False)
-    return x[(slice(None), *(slice(o, o + n - k + 1, s) for o, n, k, s in starts))]
+    ends = [o + n - k + 1 for o, n, k in zip(offsets, x.shape[1:], window, strict=False)]
+    rest = x.shape[1 + len(ends) :]
+    steps = (1, *strides[: len(ends)], *(1,) * len(rest))
+    # Indexing would be a gather where the batch has no size yet, as in an export.
+    return lax.slice(x, (0, *offsets[: len(ends)], *(0,) * len(rest)), (x.shape[0], *ends, *rest), steps)
 
 
 def _product(x, kernel):

@@ -104,7 +104,7 @@ class PoolingAttention(nn.Module):
         d = x.shape[-1]
         grid = mask_frames(x[:, 1:].reshape(-1, *size, d), mask)
         grid = Conv(d, kernel, (1, stride, stride), groups=d, dtype=self.dtype, name=f"pool_{name}")(grid)
-        y = jnp.concatenate([x[:, :1], grid.reshape(len(x), -1, d)], axis=1)
+        y = jnp.concatenate([x[:, :1], grid.reshape(x.shape[0], -1, d)], axis=1)
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name=f"norm_{name}")(y)
         return y, (grid.shape[1], grid.shape[2], grid.shape[3])
 

@@ -11,11 +11,21 @@ from jaxtyping import Array, Float
 from flaxvid.layers.attention import Attention, Bias, KeyMask, Tokens
 from flaxvid.layers.blocks import FrameMask, Grid, mask_frames
 from flaxvid.layers.conv import Conv
+from flaxvid.layers.recompute import recomputed
 
-gelu = functools.partial(nn.gelu, approximate=False)
-"""The exact GELU. Flax's and JAX's default is its approximation by a tanh."""
+# Both are jitted under their own names, by which the export knows them.
 
-gelu_tanh = functools.partial(nn.gelu, approximate=True)
+
+@jax.jit
+def gelu(x: Array) -> Array:
+    """The exact GELU. Flax's and JAX's default is its approximation by a tanh."""
+    return recomputed(functools.partial(nn.gelu, approximate=False))(x)
+
+
+@jax.jit
+def gelu_tanh(x: Array) -> Array:
+    """GELU, approximated by a tanh."""
+    return recomputed(functools.partial(nn.gelu, approximate=True))(x)
 
 
 class PatchEmbed(nn.Module):

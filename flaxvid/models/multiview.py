@@ -99,7 +99,9 @@ class PerCamera(nn.Module):
         if self.separate:
             missing = sorted(set(self.cameras) - set(x))
             if self.is_initializing() and missing:
-                raise ValueError(f"init takes all cameras, for each has its own backbone: got none of {missing}")
+                raise ValueError(
+                    f"init takes all cameras, for each has its own backbone: got none of {missing}, give a clip of each"
+                )
             parts = {camera: self.part.clone(parent=self, name=camera) for camera in self.cameras}
             grids = {camera: parts[camera](clip, train, frame_mask) for camera, clip in x.items()}
         else:

@@ -73,7 +73,7 @@ class DividedBlock(nn.Module):
 
 def _pack(token, grid):
     """The class token (b, c), then the others, in one row (b, 1 + n, c)."""
-    return jnp.concatenate([token[:, None], grid.reshape(len(token), -1, token.shape[-1])], axis=1)
+    return jnp.concatenate([token[:, None], grid.reshape(token.shape[0], -1, token.shape[-1])], axis=1)
 
 
 class Body(nn.Module):
@@ -124,7 +124,7 @@ class Body(nn.Module):
         keys = token_keys(frame_mask, h * w, before=1)
         if self.attention == "space":  # each frame is a row of its own
             x, keys = x.reshape(b * t, 1, h, w, c), None
-        y = _pack(jnp.broadcast_to(token, (len(x), c)), x)
+        y = _pack(jnp.broadcast_to(token, (x.shape[0], c)), x)
         for index, rate in rates:
             y = self.block(drop_path=rate, name=f"block_{index}")(y, train, keys)
         token, grid = y[:, 0], norm(y[:, 1:]).reshape(b, t, h, w, c)

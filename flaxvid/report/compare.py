@@ -35,6 +35,7 @@ def write_comparison(folders: Sequence[str | Path], path: str | Path) -> Path:
         title=f"{len(runs)} runs compared",
         headlines=_headlines(groups),
         groups=[_accuracy(data, evaluated) for data, evaluated in groups.items()],
+        reconstructions=_reconstructions(runs),
         curves=_curves(runs),
         names=("", *runs),
         settings=_settings(runs),
@@ -144,6 +145,31 @@ def _accuracy(data: str, evaluated: Mapping[str, Run]) -> dict[str, Any]:
         "note": note,
         "plots": plots,
     }
+
+
+def _reconstructions(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
+    """A table for each set of masked videos: the errors of the pre-trainings that were tested on it."""
+    groups: dict[tuple[str, float], dict[str, Run]] = {}
+    for name, run in runs.items():
+        if record := run.reconstruction:
+            key = record["data"].get("digest", name), record["mask_ratio"]
+            groups.setdefault(key, {})[name] = run
+    sections = []
+    for (_, mask_ratio), tested in groups.items():
+        errors = {
+            name: {row["frames"]: f"{row['error']:.4f}" for row in run.reconstruction["frames"]}
+            for name, run in tested.items()
+        }
+        frames = sorted({n for own in errors.values() for n in own})
+        data = next(iter(tested.values())).reconstruction["data"]
+        sections.append(
+            {
+                "header": ("reconstruction error", *(f"{n} frames" for n in frames)),
+                "rows": [(name, *(own.get(n, "–") for n in frames)) for name, own in errors.items()],
+                "note": f"{100 * mask_ratio:.0f} % of the places masked, on {describe_data(data)}.",
+            }
+        )
+    return sections
 
 
 def _curves(runs: Mapping[str, Run]) -> list[tuple[Any, str]]:

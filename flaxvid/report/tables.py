@@ -44,11 +44,16 @@ def results_table(run: Run) -> str:
     """Tabulates a finished run: `any_frame_table`, or of masked pre-training the reconstruction errors."""
     if not run.reconstruction:
         return any_frame_table(run)
-    return render(RECONSTRUCTION_HEADER, list(map(reconstruction_cells, run.reconstruction["frames"])))
+    return reconstruction_table(run.reconstruction["frames"])
+
+
+def reconstruction_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Tabulates the rows of a reconstruction.json."""
+    return render(RECONSTRUCTION_HEADER, list(map(reconstruction_cells, rows)))
 
 
 def reconstruction_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """One row of reconstruction.json as the strings of `results_table`."""
+    """One row of reconstruction.json as the strings of `reconstruction_table`."""
     return str(row["frames"]), f"{row['error']:.4f}", f"{row['clips']:,}"
 
 

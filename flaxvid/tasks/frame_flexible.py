@@ -40,7 +40,10 @@ class FfnRecipe(LabelledRecipe):
         """Yields a line for each impossible value, which begins with the field's name."""
         yield from super().problems()
         if len(self.frames) < 2:
-            yield f"frames: FFN needs two frame counts or more, got {tuple(self.frames)}"
+            yield (
+                f"frames: FFN needs two frame counts or more, got {tuple(self.frames)}: name more, or take a config of "
+                "one count such as configs/tsm.py"
+            )
         if self.weight < 0:
             yield f"weight must not be negative, got {self.weight}"
         try:

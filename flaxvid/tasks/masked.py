@@ -168,7 +168,7 @@ class MaskedTask:
         folder: Path,
     ) -> list[dict[str, Any]]:
         """Writes the errors and some reconstructions into the run's folder."""
-        return reconstruction.finish_reconstruction(
+        rows, _ = reconstruction.finish_reconstruction(
             findings.details,
             source,
             mask_ratio=self.recipe.mask_ratio,
@@ -176,3 +176,4 @@ class MaskedTask:
             checkpoint=checkpoint,
             folder=folder,
         )
+        return rows

@@ -23,8 +23,9 @@ class SupervisedRecipe(LabelledRecipe):
     Attributes:
         sampling: how a batch mixes several frame counts. "proportional": each part of the batch runs at its own count.
             "mixed": every clip has the longest count's length and repeats the frames of its own count. The paper
-            (arXiv 2303.14817, table 1) names both without details; this is our reading.
-        share: part of the clips that are sampled at the longest of several frame counts.
+            (arXiv 2303.14817, table 1) names both without details; this is our reading. "bucketed": each batch has one
+            count, the most that its videos have frames for, and the more clips the fewer frames; see `data.buckets`.
+        share: part of the clips that are sampled at the longest of several frame counts. In buckets the videos decide.
     """
 
     name: ClassVar[str] = "supervised"
@@ -34,8 +35,13 @@ class SupervisedRecipe(LabelledRecipe):
     def problems(self) -> Iterator[str]:
         """Yields a line for each impossible value, which begins with the field's name."""
         yield from super().problems()
-        if self.sampling not in ("proportional", "mixed"):
-            yield f'sampling must be "proportional" or "mixed", got {self.sampling!r}'
+        if self.sampling not in ("proportional", "mixed", "bucketed"):
+            yield f'sampling must be "proportional", "mixed" or "bucketed", got {self.sampling!r}'
+        if self.sampling == "bucketed" and (len(self.frames) < 2 or self.share != SupervisedRecipe.share):
+            yield (
+                f'sampling="bucketed" needs several frames and no share, got frames={tuple(self.frames)}, '
+                f"share={self.share}"
+            )
         if not 0 < self.share <= 1:
             yield f"share must lie in (0, 1], got {self.share}"
 
@@ -66,7 +72,7 @@ class Supervised(LabelledTask):
 
     @property
     def frames(self) -> tuple[int, ...]:
-        """The frame counts that each batch must hold, ascending."""
+        """The frame counts that each batch must hold, ascending; in buckets one of them."""
         return tuple(sorted(self.recipe.frames))
 
     def init(self, key: Array, plain: Variables | None = None) -> dict[str, Any]:
@@ -86,6 +92,8 @@ class Supervised(LabelledTask):
 
     def parts(self, video: dict[int, Video], groups: int = 1) -> list[tuple[slice, Video]]:
         """The rows of each group that run together, and their clips."""
+        if self.recipe.sampling == "bucketed":
+            return [(slice(0, count_rows(clip) // groups), clip) for clip in video.values()]
         longest = self.frames[-1]
         mixed = self.recipe.sampling == "mixed" and len(self.frames) > 1
         parts = []

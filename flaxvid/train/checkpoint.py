@@ -143,7 +143,8 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: there is no checkpoint, or it holds no position in the data.
-            ValueError: paths, shapes or types differ from the state's; the message lists the differences.
+            ValueError: paths, shapes or types differ from the state's; the message lists the differences. Or another
+                number of processes saved the position in the data.
         """
         self.wait()
         folder = find_checkpoint(self.directory)
@@ -160,6 +161,7 @@ class Checkpoints:
                     f"expected a position in the data in {folder}, got none: it was saved without `data`; restore "
                     f"without it to begin a new pass"
                 )
+            _check_processes(folder)
             items["data"] = CheckpointRestore(data)
         restored = self._manager.restore(int(folder.name), args=ocp.args.Composite(**items))
         return dataclasses.replace(state, variables=restored.variables, **restored.training)  # pyright: ignore
@@ -228,7 +230,9 @@ def find_checkpoint(path: str | Path, checkpoint: str | int = "latest") -> Path:
         raise ValueError(f'expected checkpoint "latest", "best" or a step such as 1500, got {checkpoint!r}')
     if (folder / "variables").exists():
         if wanted not in ("latest", folder.name):
-            raise FileNotFoundError(f"expected a run's folder for checkpoint {wanted}, got that of one step, {folder}")
+            raise FileNotFoundError(
+                f"expected a run's folder for checkpoint {wanted}, got that of one step, {folder}: leave {wanted} out"
+            )
         return folder
     folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
     steps = _steps(folder)
@@ -343,6 +347,16 @@ def _split(state: Any) -> tuple[Variables, dict[str, Any]]:
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _check_processes(folder: Path) -> None:
+    """Refuses to go on with another number of processes: each has its own position in the data."""
+    saved = {int(file.stem.rpartition("-of-")[2]) for file in (folder / "data").glob("process_*-of-*.json")}
+    if saved and jax.process_count() not in saved:
+        raise ValueError(
+            f"expected {max(saved)} processes, with which {folder} was saved, got {jax.process_count()}: start as "
+            "many, on any number of devices"
+        )
 
 
 def _leaves(state: Any) -> dict[str, str]:

@@ -5,6 +5,8 @@ import dataclasses
 import difflib
 import pkgutil
 import re
+import sys
+import traceback
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -80,6 +82,45 @@ def last_of_each(argv: Sequence[str]) -> list[str]:
                 words, position = [word, argv[position]], position + 1
         kept[key] = words
     return [word for words in kept.values() for word in words]
+
+
+def parse_recipe(argv: Sequence[str]) -> list[str]:
+    """Parses the command line of a script and loads the recipe, ``flags.FLAGS.config``; --list prints its fields.
+
+    An error ends the script with one line that says how to correct it.
+
+    Returns:
+        The name of the script.
+    """
+    register_types()
+    flags.DEFINE_bool("list", False, "Print every field of the recipe, its value and its meaning; so does --help.")
+    try:
+        argv = last_of_each(argv)
+        if any(word.startswith("--config") for word in argv):
+            argv = ["--list" if word in ("--help", "-help", "-h") else word for word in argv]
+        config_flags.DEFINE_config_file("config", None, "Recipe: FILE or FILE:ARGUMENT.", sys_argv=argv)
+        rest = flags.FLAGS(argv)
+        recipe = flags.FLAGS.config
+        hasattr(recipe, "model")  # loads the file, which may not be there
+    except (KeyError, ValueError, OSError, flags.Error) as error:
+        sys.exit(explain(error, argv))
+    except Exception as error:  # the user's file may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if isinstance(error, SyntaxError) else f" ({place.filename}, line {place.lineno})"
+        sys.exit(
+            "expected a config file, Python with a function get_config() as in configs/tsm.py, "
+            f"got {type(error).__name__}: {error}{where}"
+        )
+    if recipe is None:
+        sys.exit("expected a config file, such as --config configs/ffn.py")
+    if not isinstance(recipe, Recipe):
+        sys.exit(f"expected get_config() to return a Recipe as in configs/tsm.py, got {type(recipe).__name__}")
+    if rest[1:]:
+        sys.exit(f"expected flags only, such as --config configs/ffn.py, got {' '.join(rest[1:])}")
+    if flags.FLAGS.list:
+        print(*describe(recipe), sep="\n")
+        sys.exit()
+    return rest
 
 
 def explain(error: Exception, argv: Sequence[str]) -> str:

@@ -52,7 +52,10 @@ def connect(coordinator: str = "", num_processes: int = 0, process_id: int = -1)
     except ValueError as error:
         raise ValueError(f"no cluster was found ({error}): give coordinator, num_processes and process_id") from error
     except RuntimeError as error:
-        raise ConnectionError(f"the {num_processes or ''} processes did not find each other: {error}") from error
+        raise ConnectionError(
+            f"the {num_processes or ''} processes did not find each other ({error}): start all of them, with a "
+            "coordinator that each can reach"
+        ) from error
 
 
 def leave(message: str, code: int) -> NoReturn:

@@ -5,6 +5,7 @@ Clips, augmentation and tasks check their own fields.
 
 import copy
 import dataclasses
+import difflib
 import operator
 import re
 import typing
@@ -13,8 +14,10 @@ from typing import Any
 
 import jax
 
+from flaxvid.models.registry import list_options
 from flaxvid.tasks.domain import DomainRecipe
 from flaxvid.tasks.labelled import LabelledRecipe
+from flaxvid.tasks.masked import MaskedRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 from flaxvid.train.fields import choices, misfit
 from flaxvid.train.recipe import FILLED, OptimizerRecipe, Recipe
@@ -26,6 +29,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda value: value > 0,
         (
             *("epochs", "batch_size", "eval_batch_size", "norm_groups", "keep", "checkpoint_every", "log_every"),
+            *("fsdp", "tensor"),
             *("model.num_frames", "model.image_size", "data.num_threads"),
         ),
     ),
@@ -68,7 +72,7 @@ def check(recipe: Recipe) -> None:
     if not any(problem.startswith("model.") for problem in problems):
         try:
             mended = complete(mended)
-            problems += _patches(mended)
+            problems += [*_patches(mended), *_heads(mended)]
         except ValueError as error:
             network = error
     problems += _clips(mended)
@@ -99,6 +103,24 @@ def _patches(recipe: Recipe) -> Iterator[str]:
             yield f"{name} must be multiples of {multiple}, the frames of a patch of {recipe.model.name}, got {wrong}"
 
 
+def _heads(recipe: Recipe) -> Iterator[str]:
+    """Heads that tensor parallelism cannot divide: the network's, and those of a decoder of masked pre-training."""
+    heads = {**list_options(recipe.model.name), **recipe.model.options}.get("num_heads")
+    if recipe.tensor < 2 or not isinstance(heads, int):
+        return
+    if heads % recipe.tensor:
+        yield f"tensor={recipe.tensor} must divide the heads of {recipe.model.name}, got num_heads={heads}"
+    elif isinstance(recipe.task, MaskedRecipe):
+        model = make_model(recipe, 1)
+        width = recipe.task.make(model).decoder.width
+        own = width * heads // model.feature_dim
+        if own % recipe.tensor:
+            yield (
+                f"tensor={recipe.tensor} must divide the heads of the decoder, got {own}: change task.decoder_width, "
+                f"now {width}, or lower tensor"
+            )
+
+
 def _batches(recipe: Recipe) -> Iterator[str]:
     """The batch, its parts, and the rows of each frame count."""
     task, repeats, size = recipe.task, recipe.data.clips.repeats, recipe.batch_size
@@ -117,9 +139,12 @@ def _batches(recipe: Recipe) -> Iterator[str]:
             f"data.clips.repeats={repeats} a batch_size of {size} has one (in each process): raise batch_size"
         )
     elif max(task.mixup, task.cutmix) > 0 and videos < 2:
-        yield f"task.mixup={task.mixup} and task.cutmix={task.cutmix} need two clips in a batch, got batch_size={size}"
+        yield (
+            f"task.mixup={task.mixup} and task.cutmix={task.cutmix} need two clips in a batch, got batch_size={size}: "
+            "raise it"
+        )
     several = len(task.frames) > 1 and 0 < recipe.norm_groups <= size
-    if isinstance(task, SupervisedRecipe) and several and 0 < task.share < 1:
+    if isinstance(task, SupervisedRecipe) and several and 0 < task.share < 1 and task.sampling != "bucketed":
         got = rows_by_count(tuple(sorted(task.frames)), task.share, size // recipe.norm_groups)
         if starved := sorted(count for count, own in got.items() if own.start == own.stop):
             group = f"batch_size={size}" if recipe.norm_groups == 1 else f"each of norm_groups={recipe.norm_groups}"
@@ -200,7 +225,7 @@ def _features(recipe: Recipe) -> Iterator[str]:
         f"task.mixup={task.mixup}": task.mixup > 0,
         f"task.cutmix={task.cutmix}": task.cutmix > 0,
         f"task.erasing={task.erasing}": task.erasing > 0,
-        f"task.sampling={task.sampling!r}": task.sampling == "mixed" and len(task.frames) > 1,
+        f"task.sampling={task.sampling!r}": task.sampling != "proportional" and len(task.frames) > 1,
         f"unfreeze={recipe.unfreeze}": bool(recipe.unfreeze),
         f"{jax.process_count()} processes": jax.process_count() > 1,
     }
@@ -223,11 +248,16 @@ def _domains(recipe: Recipe) -> Iterator[str]:
 
 
 def _misfits(recipe: Recipe) -> tuple[list[str], Recipe]:
-    """Values of a wrong type, NaN or infinite; and the recipe with defaults in their place."""
+    """Misspelt fields, values of a wrong type, NaN or infinite; and the recipe with defaults in their place."""
     problems, mended = [], copy.deepcopy(recipe)
 
     def mend(owner: Any, prefix: str) -> None:
         hints, plain, parts = typing.get_type_hints(type(owner)), type(owner)(), []
+        names = [field.name for field in dataclasses.fields(owner)]
+        for name in vars(owner).keys() - names:  # set in Python; flags and files refuse it themselves
+            near = difflib.get_close_matches(name, names, 1)
+            kind = type(owner).__name__
+            problems.append(f"{prefix}{name} is no field of {kind}: {f'write {near[0]}' if near else 'leave it out'}")
         for field in dataclasses.fields(owner):
             value, path, hint = getattr(owner, field.name), prefix + field.name, hints[field.name]
             if dataclasses.is_dataclass(value) and isinstance(value, choices(hint)):

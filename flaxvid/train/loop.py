@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from flaxvid.adapt.freezing import check_frozen, check_parts
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import steps_per_epoch
-from flaxvid.data.sources.open import Source
 from flaxvid.report.run import read_run
 from flaxvid.report.tables import results_table
 from flaxvid.tasks.task import Findings, Task
@@ -37,10 +36,11 @@ from flaxvid.train.setup import (
     find_shapes,
     make_model,
 )
+from flaxvid.train.sharding import check_tensor, place_state
 from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.start import fit_start, load_start
 from flaxvid.train.state import create_state, trainable, unfreeze
-from flaxvid.train.step import compile_step, enable_compilation_cache, jit_step, train_step
+from flaxvid.train.step import TrainStep, compile_step, enable_compilation_cache, jit_step, train_step
 from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, is_finished, lock_workdir
 from flaxvid.types import Variables
 
@@ -75,13 +75,14 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         check_features(recipe, shapes)
     check_rules(trainable(shapes), recipe.optimizer.rules)
     enable_compilation_cache()
-    workdir, mesh = Path(workdir), make_mesh()
+    check_tensor(shapes, recipe.tensor)
+    workdir, mesh = Path(workdir), make_mesh(recipe.fsdp, recipe.tensor)
     check_batch_size(recipe.batch_size, mesh, accumulate=recipe.optimizer.accumulate)
     check_norm_groups(recipe.norm_groups, mesh)
     check_batch_size(recipe.eval_batch_size, mesh, "eval_batch_size")
     splits = open_splits(recipe)
     source = splits.train
-    epoch_steps = count_steps(recipe, source)  # raises if there are too few videos for a batch
+    epoch_steps = count_steps(recipe, splits)  # raises if there are too few videos for a batch
     trained = load_start(recipe, count_classes(source.classes))
     recipe = with_implied(recipe, trained)
     model = make_model(recipe, count_classes(source.classes))
@@ -126,17 +127,18 @@ def train(
 
     `opened` closes what this opens.
     """
-    epoch_steps, same = count_steps(recipe, splits.train), replicated(mesh)
+    epoch_steps, same = count_steps(recipe, splits), replicated(mesh)
     schedule = make_schedule(recipe.optimizer, recipe.epochs, epoch_steps)
     rate_at = jax.jit(schedule, out_shardings=same)  # outside the step, whose program is the same for all rates
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
     variables = task.init(init_key, plain)
-    phases = make_phases(recipe, variables, task.model.layers, epoch_steps)
+    phases = make_phases(recipe.optimizer, recipe.freeze, recipe.unfreeze, variables, task.model.layers, epoch_steps)
     keep_every = recipe.keep_every * epoch_steps or None
     checkpoints = opened.enter_context(Checkpoints(workdir / "checkpoints", recipe.keep, keep_every))
     phase = phase_of(phases, checkpoints.latest_step() or 0)
     state = create_state(variables, phase.optimizer, ema=recipe.optimizer.ema > 0, freeze=phase.freeze)
-    state = jax.device_put(state, same)
+    place = functools.partial(place_state, mesh=mesh)
+    state = jax.device_put(state, place(state))
     step_key = jax.jit(lambda key: key, out_shardings=same)(step_key)  # device_put takes no keys to other hosts
     learner, features = task, None
     if recipe.feature_cache:
@@ -148,10 +150,9 @@ def train(
         accumulate=recipe.optimizer.accumulate,
         ema=recipe.optimizer.ema,
         norm_groups=recipe.norm_groups,
+        mesh=mesh,
     )
-    batches = Prefetch(
-        make_batches(recipe, splits.train, features, splits.target), lambda clips: put_batch(clips, mesh)
-    )
+    batches = Prefetch(make_batches(recipe, splits, features), lambda clips: put_batch(clips, mesh))
     total = recipe.epochs * epoch_steps
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state, batches)
@@ -179,19 +180,19 @@ def train(
     log.print(describe_run(recipe, splits, mesh, epoch_steps, start))
     opened.enter_context(jax.transfer_guard("disallow"))  # every transfer is explicit from here on
     session.evaluate_if_due(start, state)
-    compiled = None
+    programs: dict[tuple[int, ...], TrainStep] = {}  # by the frame counts of a batch
     for step in range(start + 1, total + 1):
         batch, clips = session.next_batch(step, state)
         if (now := phase_of(phases, step)) is not phase:
-            phase, compiled = now, None
+            phase, programs = now, {}
             log.print(phase.news)
-            state = unfreeze(state, phase.optimizer, phase.freeze, same)
+            state = unfreeze(state, phase.optimizer, phase.freeze, place)
         rate = rate_at(state.step)
-        if compiled is None:
-            jitted = jit_step(functools.partial(one_step, optimizer=phase.optimizer, freeze=phase.freeze), mesh)
-            compiled = compile_step(jitted, (state, batch, step_key, rate), log.print)
+        if (counts := tuple(batch["video"])) not in programs:
+            jitted = jit_step(functools.partial(one_step, optimizer=phase.optimizer, freeze=phase.freeze), mesh, state)
+            programs[counts] = compile_step(jitted, (state, batch, step_key, rate), log.print)
         stop.hold()
-        state, metrics = compiled(state, batch, step_key, rate)
+        state, metrics = programs[counts](state, batch, step_key, rate)
         session.log_if_due(step, metrics, clips)
         session.save_if_due(step, state)
         session.evaluate_if_due(step, state)
@@ -210,7 +211,8 @@ def describe_run(recipe: Recipe, splits: Splits, mesh: Mesh, epoch_steps: int, s
     )
 
 
-def count_steps(recipe: Recipe, source: Source) -> int:
+def count_steps(recipe: Recipe, splits: Splits) -> int:
     """The number of steps in one pass over the training videos."""
     hosts = jax.process_count()
-    return steps_per_epoch(source, recipe.batch_size // hosts // recipe.data.clips.repeats, hosts)
+    videos = recipe.batch_size // hosts // recipe.data.clips.repeats
+    return steps_per_epoch(splits.train, videos, hosts, splits.buckets)

@@ -16,6 +16,8 @@ from flaxvid.adapt.surgery import CLASSIFIER
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.sources.class_names import as_classes
 from flaxvid.evaluate.predictor import Predictor
+from flaxvid.evaluate.runtimes import Program, open_program
+from flaxvid.evaluate.streams import Stream, make_stream, open_stream
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.frame_flexible import FfnRecipe
@@ -43,6 +45,9 @@ class Trained:
         folder: the run's; None for a file.
         named: False if the names of the classes are unknown; `classes` then numbers them.
         checkpoint: "name" and "step" of a run's checkpoint; None for a file.
+        runtime: what answers to videos: "jax", or a runtime of exported programs, "onnxruntime" or "openvino".
+        programs: the ONNX file of each frame count, for such a runtime.
+        streams: the same, of programs for streams.
         fresh: paths of random variables, which the torch file does not have: a head for other classes.
 
     Raises:
@@ -58,6 +63,9 @@ class Trained:
     named: bool = True
     checkpoint: Mapping[str, Any] | None = None
     fresh: tuple[str, ...] = ()
+    runtime: str = "jax"
+    programs: Mapping[int, Path] = dataclasses.field(default_factory=dict)
+    streams: Mapping[int, Path] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not isinstance(self.variables, Mapping) or "params" not in self.variables:
@@ -88,6 +96,41 @@ class Trained:
             return flexible.select(self.variables, num_frames)
         return {name: self.variables[name] for name in ("params", "batch_stats") if name in self.variables}
 
+    def answering(self, num_frames: int) -> Variables | Program:
+        """What answers to clips of so many frames: the variables of `select`, or an exported program.
+
+        Raises:
+            ValueError: there is no program for that count.
+        """
+        if self.runtime == "jax":
+            return self.select(num_frames)
+        if num_frames not in self.programs:
+            raise ValueError(
+                f"expected a frame count that was exported, {_counted(self.programs)}, got {num_frames}: export it, "
+                "too, with --frames"
+            )
+        return open_program(self.programs[num_frames], self.runtime)
+
+    def stream(self, frames: int | None = None) -> Stream:
+        """The network on a stream, which answers to one frame after the other; see `Stream`.
+
+        Args:
+            frames: the frame count whose variables it has; None is the largest.
+
+        Raises:
+            ValueError: the network is not causal, or the export has no program for streams.
+        """
+        count = max(self.frames) if frames is None else frames
+        if self.runtime == "jax":
+            size = clip_config(self.recipe, self.frames).image_size or self.model.clip.image_size
+            return make_stream(self.model, self.select(count), size)
+        if count not in self.streams:
+            raise ValueError(
+                f"expected a program for streams of {count} frames, got {_counted(self.streams)}: export one with "
+                f"--only stream --frames {count}"
+            )
+        return open_stream(self.streams[count], self.runtime)
+
     @functools.cached_property
     def predictor(self) -> Predictor:
         """Answers to batches and to long videos; it sees videos as the test of the run does."""
@@ -96,7 +139,7 @@ class Trained:
                 "this network was pre-trained without labels and has no classifier: fine-tune it first, with "
                 f"--config.model.weights={self.folder or 'ITS_RUN'}"
             )
-        return Predictor(self.model, self.select, self.classes, clip_config(self.recipe, self.frames))
+        return Predictor(self.model, self.answering, self.classes, clip_config(self.recipe, self.frames))
 
     def predict(self, video: AnyVideo, frames: int | None = None) -> dict[str, Any]:
         """What a video shows.
@@ -113,7 +156,7 @@ class Trained:
 
         Raises:
             VideoError: the video cannot be read.
-            ValueError: a clip is not uint8 (t, h, w, 3), or `frames` is not its length.
+            ValueError: a clip is not uint8 (t, h, w, 3), `frames` is not its length, or there are several videos.
         """
         views = self._views(video, frames)
         probabilities = {target: own[0] for target, own in self.predictor(views).items()}
@@ -142,6 +185,10 @@ class Trained:
 
     def _views(self, video: Any, frames: int | None) -> Any:
         """A video as a batch of one, uint8 (1, v, n, h, w, 3)."""
+        if isinstance(video, list | tuple):
+            raise ValueError(
+                f"expected one video, got a {type(video).__name__} of {len(video)}: give one after the other"
+            )
         parts = jax.tree.leaves(video)
         if any(isinstance(part, str | Path | bytes) for part in parts):
             views = self.predictor.views(video, max(self.frames) if frames is None else frames)
@@ -169,9 +216,13 @@ def save(trained: Trained, path: str | Path) -> None:
     `load` makes the same network of it, without the run and its data.
 
     Raises:
-        ValueError: the path does not end in .safetensors; the network has no head; or its model was not made by
-            `create_model` or `load_model`, so that a file cannot say what it is.
+        ValueError: this is no `Trained`; the path does not end in .safetensors; the network has no head; or its model
+            was not made by `create_model` or `load_model`, so that a file cannot say what it is.
     """
+    if not isinstance(trained, Trained):
+        raise ValueError(
+            f"expected a network of flaxvid.load or flaxvid.Trained(model, variables), got {type(trained).__name__}"
+        )
     model, counts = trained.model, private_counts(trained.variables)
     if trained.headless or not model.zoo_name:
         why = "was put together by hand: make it by flaxvid.create_model"
@@ -208,6 +259,10 @@ def count_logits(variables: Variables) -> int | dict[str, int]:
     head = trees.flatten({"params": {"head": variables["params"]["head"]}})
     counts = {match[1] or "": leaf.shape[-1] for path, leaf in head.items() if (match := CLASSIFIER.fullmatch(path))}
     return counts.get("", counts)
+
+
+def _counted(programs: Mapping[int, Path]) -> str:
+    return ", ".join(map(str, sorted(programs))) or "none"
 
 
 def _number_classes(variables: Variables) -> Classes:

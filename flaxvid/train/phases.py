@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import optax
 
-from flaxvid.adapt.freezing import frozen_after
+from flaxvid.adapt.freezing import Unfreeze, frozen_after
 from flaxvid.train.optimizer import make_optimizer
-from flaxvid.train.recipe import Recipe
+from flaxvid.train.recipe import OptimizerRecipe
 from flaxvid.trees import norm_modules
 from flaxvid.types import Variables
 
@@ -29,22 +29,30 @@ class Phase:
     news: str
 
 
-def make_phases(recipe: Recipe, variables: Variables, layers: Sequence[str], epoch_steps: int) -> list[Phase]:
+def make_phases(
+    recipe: OptimizerRecipe,
+    freeze: Sequence[str],
+    unfreeze: Unfreeze,
+    variables: Variables,
+    layers: Sequence[str],
+    epoch_steps: int,
+) -> list[Phase]:
     """The phases of a run, in their order; one, if nothing is unfrozen.
 
     Args:
-        recipe: the run's.
+        recipe: of the optimizer.
+        freeze, unfreeze: see `frozen_after`.
         variables: of its task.
         layers: of its network, `VideoModel.layers`.
         epoch_steps: steps in one pass over the training videos.
     """
-    epochs = [0, *dict.fromkeys(epochs for epochs, _ in recipe.unfreeze)]
-    frozen = [frozen_after(recipe.freeze, recipe.unfreeze, after) for after in epochs]
+    epochs = [0, *dict.fromkeys(epochs for epochs, _ in unfreeze)]
+    frozen = [frozen_after(freeze, unfreeze, after) for after in epochs]
     norms, phases = norm_modules(variables), []
     for number, after in enumerate(epochs):
-        parts = ", ".join(pattern for begin, pattern in recipe.unfreeze if begin == after)
-        so_far = frozen[: number + 1] if recipe.unfreeze else []
-        optimizer = make_optimizer(recipe.optimizer, norms, layers, so_far)
+        parts = ", ".join(pattern for begin, pattern in unfreeze if begin == after)
+        so_far = frozen[: number + 1] if unfreeze else []
+        optimizer = make_optimizer(recipe, norms, layers, so_far)
         news = f"after {after} epochs training goes on with {parts}, too: the step is compiled anew"
         phases.append(Phase(after * epoch_steps, frozen[number], optimizer, news))
     return phases

@@ -1,6 +1,7 @@
 """Puts training batches on the devices before the step that needs them."""
 
 import collections
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 import grain
 import jax
 
+from flaxvid.data.buckets import Buckets
 from flaxvid.data.features import KeptFeatures
 from flaxvid.data.pairs import PairedBatches
 from flaxvid.data.pipeline import next_batch, train_batches
 from flaxvid.data.sources.open import Source
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.setup import clip_config
+from flaxvid.train.splits import Splits
 from flaxvid.types import Batch
 
 AHEAD = 2
@@ -71,21 +74,27 @@ class Prefetch:
 
 
 def make_batches(
-    recipe: Recipe, source: Source, features: KeptFeatures | None = None, target: Source | None = None
+    recipe: Recipe, splits: Splits, features: KeptFeatures | None = None
 ) -> grain.DatasetIterator | PairedBatches:
-    """The training batches of this process.
+    """The training batches of this process; with a target domain its clips come beside the others.
 
     Args:
         recipe: the run's.
-        source: the training videos.
-        features: of these videos; they come in their place, if they are given.
-        target: the training videos of the target domain, whose clips come beside the others, if they are given.
+        splits: the run's.
+        features: of the training videos; they come in their place, if they are given.
     """
-    batches = _make_one(recipe, source, recipe.seed, features)
-    return batches if target is None else PairedBatches(batches, _make_one(recipe, target, recipe.seed ^ TARGET_SEED))
+    batches = functools.partial(_make_batches, recipe)
+    source = batches(splits.train, recipe.seed, splits.buckets, features)
+    return source if splits.target is None else PairedBatches(source, batches(splits.target, recipe.seed ^ TARGET_SEED))
 
 
-def _make_one(recipe: Recipe, source: Source, seed: int, features: KeptFeatures | None = None) -> grain.DatasetIterator:
+def _make_batches(
+    recipe: Recipe,
+    source: Source,
+    seed: int,
+    buckets: Buckets | None = None,
+    features: KeptFeatures | None = None,
+) -> grain.DatasetIterator:
     hosts = jax.process_count()
     return train_batches(
         source,
@@ -96,5 +105,6 @@ def _make_one(recipe: Recipe, source: Source, seed: int, features: KeptFeatures 
         shard_count=hosts,
         num_threads=recipe.data.num_threads,
         num_workers=recipe.data.num_workers,
+        buckets=buckets,
         features=features,
     )

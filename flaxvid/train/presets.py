@@ -1,7 +1,6 @@
 """Recipes for TSM on each data set, as the authors of TSM and FFN publish them; the configs start from these."""
 
 import dataclasses
-from typing import Any
 
 from flaxvid.data.clips.cut import Augmentation, ClipConfig
 from flaxvid.data.motion.build import MotionConfig
@@ -146,9 +145,7 @@ def pyslowfast(learning_rate: float, weight_decay: float, warmup_epochs: float) 
 
 def small_transformer(recipe: Recipe, name: str, attention: str) -> Recipe:
     """The recipe of a small data set, "motion" or "ucf101_small", for a transformer from scratch on a CPU."""
-    options: dict[str, Any] = {"width": 96, "depth": 4, "num_heads": 4, "patch_size": 8, "attention": attention}
-    if attention == "factorised":
-        options |= {"width": 64, "depth": 2, "temporal_depth": 2}
+    options = {"width": 96, "depth": 4, "num_heads": 4, "patch_size": 8, "attention": attention}
     recipe.model = dataclasses.replace(recipe.model, name=name, options=options)
     recipe.optimizer = dataclasses.replace(recipe.optimizer, learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0)
     return recipe

@@ -160,6 +160,10 @@ class Recipe:
             files stay for later runs with the same weights, clips and videos. 0 keeps none.
         norm_groups: parts of a batch that norms see one by one; running statistics are the mean over the parts. 1 is
             the whole batch, over all devices. As many as devices spare the communication.
+        fsdp: devices that keep the parameters, their averages and the optimizer's state together, a part each; 1 keeps
+            all of it on each device. It must divide the number of devices; see `train.sharding`.
+        tensor: devices that compute each attention and mlp of a transformer together, some heads and channels each; 1
+            is off. It must divide the devices of a process, the heads, and what fsdp leaves of the devices.
         seed: the seed of initialisation, sampling and dropout.
         eval_batch_size: videos in a step of evaluation.
         eval_frames: frame counts of the any-frame table at the end; () is the task's.
@@ -182,6 +186,8 @@ class Recipe:
     unfreeze: tuple[tuple[int, str], ...] = ()
     feature_cache: float = 0.0
     norm_groups: int = 1
+    fsdp: int = 1
+    tensor: int = 1
     seed: int = 0
     eval_batch_size: int = 32
     eval_frames: tuple[int, ...] = (4, 6, 8, 10, 12, 14, 16)
@@ -284,7 +290,10 @@ def _from_json(kind: Any, saved: Any, where: str) -> Any:
 def _task(saved: dict[str, Any], where: str) -> tuple[dict[str, Any], list[Any]]:
     """The fields of a saved task, and its class. Old recipes have the fields of all tasks in one."""
     if saved.get("name") not in TASKS:
-        raise ValueError(f"{where}: expected the name of task as one of {', '.join(TASKS)}, got {saved.get('name')!r}")
+        raise ValueError(
+            f"{where}: expected the name of task as one of {', '.join(TASKS)}, got {saved.get('name')!r}: if a newer "
+            "version wrote it, update flaxvid"
+        )
     kind = TASKS[saved["name"]]
     own = {field.name for field in dataclasses.fields(kind)}
     others = {field.name for other in TASKS.values() for field in dataclasses.fields(other)} - own

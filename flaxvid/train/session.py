@@ -21,6 +21,7 @@ from flaxvid.train.mesh import put_batch
 from flaxvid.train.prefetch import Prefetch
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.setup import clip_config
+from flaxvid.train.sharding import make_whole
 from flaxvid.train.splits import Splits
 from flaxvid.train.state import TrainState, averaged
 from flaxvid.train.waiting import WaitingShare
@@ -89,7 +90,7 @@ class Session:
         """
         self.waiting.sent(metrics)
         self.recent.append((step, metrics, clips))
-        self.log.update(step, self.recipe.batch_size)
+        self.log.update(step, len(clips) * jax.process_count())
         if step % self.recipe.log_every == 0:
             self._write_means(step)
 
@@ -145,7 +146,8 @@ class Session:
             shard_count=hosts,
             num_threads=self.recipe.data.num_threads,
         )
-        return self.task.evaluate(averaged(state.variables), batches, frames, lambda batch: put_batch(batch, self.mesh))
+        variables = make_whole(averaged(state.variables), self.mesh)
+        return self.task.evaluate(variables, batches, frames, lambda batch: put_batch(batch, self.mesh))
 
     def _is_due(self, step: int, epochs: int) -> bool:
         return epochs > 0 and step > 0 and step % (epochs * self.epoch_steps) == 0

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 
+from flaxvid.data.buckets import Buckets, describe_buckets, sort_by_length
 from flaxvid.data.sources.account import check_labels, describe_splits
 from flaxvid.data.sources.class_names import relabel
 from flaxvid.data.sources.open import Source
@@ -12,7 +13,7 @@ from flaxvid.data.sources.without_labels import WithoutLabels
 from flaxvid.tasks.domain import DomainRecipe
 from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.train.recipe import Recipe
-from flaxvid.train.setup import open_data, tested_data
+from flaxvid.train.setup import clip_config, open_data, tested_data
 
 
 class Splits(NamedTuple):
@@ -23,12 +24,14 @@ class Splits(NamedTuple):
         validation: these choose the best checkpoint; None for no evaluation during training.
         test: the final table is of these; with a target domain they are of it.
         target: training videos of the target domain, without their labels; None for a task that has no use for them.
+        buckets: the training videos by length, where the task asks for it.
     """
 
     train: Source
     validation: Source | None
     test: Source
     target: Source | None = None
+    buckets: Buckets | None = None
 
 
 def open_splits(recipe: Recipe) -> Splits:
@@ -67,4 +70,19 @@ def open_splits(recipe: Recipe) -> Splits:
         account = describe_splits({split: sources[split] for split in shown if split in sources})
         for text in filter(None, (account, note)):
             print(text)
-    return Splits(first, sources.get(chosen) if recipe.eval_every else None, sources[test], target)
+    return Splits(
+        first,
+        sources.get(chosen) if recipe.eval_every else None,
+        sources[test],
+        target,
+        _buckets(recipe, first) if getattr(recipe.task, "sampling", "") == "bucketed" else None,
+    )
+
+
+def _buckets(recipe: Recipe, source: Source) -> Buckets:
+    """The training videos by length."""
+    videos = recipe.batch_size // recipe.data.clips.repeats
+    buckets = sort_by_length(source, clip_config(recipe, recipe.task.frames), videos, recipe.data.num_threads)
+    if jax.process_index() == 0:
+        print(describe_buckets(buckets, videos))
+    return buckets

@@ -1,7 +1,7 @@
 """The state of a training."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,6 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from flaxvid import trees
-from flaxvid.adapt.freezing import is_frozen
 from flaxvid.types import Variables
 
 MOVERS = {"params": "gradient", "batch_stats": "forward pass", "ema": "step"}
@@ -39,7 +38,7 @@ def is_averaged(collection: str) -> bool:
 
 def is_trainable(path: str, freeze: Sequence[str] = ()) -> bool:
     """Whether the gradient changes a variable."""
-    return mover(path.partition("/")[0]) == "gradient" and not is_frozen(path, freeze)
+    return mover(path.partition("/")[0]) == "gradient" and not trees.lies_in(path, freeze)
 
 
 def trainable(variables: Variables, freeze: Sequence[str] = ()) -> dict[str, Any]:
@@ -73,7 +72,10 @@ def create_state(
 
 
 def unfreeze(
-    state: TrainState, optimizer: optax.GradientTransformation, freeze: Sequence[str], sharding: jax.sharding.Sharding
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    freeze: Sequence[str],
+    place: Callable[[Any], Any],
 ) -> TrainState:
     """The state for steps that freeze less; what learnt already keeps its optimizer state, to the last bit.
 
@@ -81,9 +83,11 @@ def unfreeze(
         state: of the steps before.
         optimizer: of the steps that follow.
         freeze: patterns of what they freeze.
-        sharding: of the state's leaves.
+        place: gives the shardings of a part of the state, of its shapes.
     """
-    begun = jax.jit(optimizer.init, out_shardings=sharding)(trainable(state.variables, freeze))
+    params = trainable(state.variables, freeze)
+    sharding = place(jax.eval_shape(optimizer.init, params))
+    begun = jax.jit(optimizer.init, out_shardings=sharding)(params)
     old, _ = jax.tree_util.tree_flatten_with_path(state.opt_state)
     kept = {jax.tree_util.keystr(path): leaf for path, leaf in old}
     opt_state = jax.tree_util.tree_map_with_path(lambda path, leaf: kept.get(jax.tree_util.keystr(path), leaf), begun)

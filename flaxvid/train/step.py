@@ -10,9 +10,10 @@ import optax
 from jax.sharding import Mesh
 
 from flaxvid import trees
-from flaxvid.adapt.freezing import is_frozen, keep_statistics
+from flaxvid.adapt.freezing import keep_statistics
 from flaxvid.tasks.task import Metrics, Task, count_rows
 from flaxvid.train.mesh import divided, replicated
+from flaxvid.train.sharding import gather, place_state
 from flaxvid.train.state import TrainState, is_averaged, is_trainable, mover
 from flaxvid.types import Batch
 from flaxvid.writing import cache_folder
@@ -32,6 +33,7 @@ def train_step(
     ema: float = 0.0,
     norm_groups: int = 1,
     freeze: Sequence[str] = (),
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Computes loss and gradient, and updates the state.
 
@@ -43,24 +45,33 @@ def train_step(
         task: gives the loss.
         optimizer: updates the ``params*`` collections.
         accumulate, ema, norm_groups, freeze: see `Recipe` and `OptimizerRecipe`.
+        mesh: over which parameters are divided; None if they are not.
 
     Returns:
         The new state and the batch's mean metrics, with the gradient's norm before clipping.
     """
     key = jax.random.fold_in(key, state.step)
     params, fixed = trees.split(state.variables, lambda path: is_trainable(path, freeze))
-    frozen, _ = trees.split(state.variables, lambda path: is_frozen(path, freeze))
+    frozen, _ = trees.split(state.variables, lambda path: trees.lies_in(path, freeze))
 
     if accumulate == norm_groups == 1:
 
         def loss(params):
             with keep_statistics(freeze):
-                return task.loss(trees.merge(params, fixed), batch, key)
+                return task.loss(gather(trees.merge(params, fixed), mesh), batch, key)
 
         grads, (updated, metrics) = jax.grad(loss, has_aux=True)(params)
     else:
         grads, (updated, metrics) = gradient_in_parts(
-            params, fixed, batch, key, task=task, accumulate=accumulate, norm_groups=norm_groups, freeze=freeze
+            params,
+            fixed,
+            batch,
+            key,
+            task=task,
+            accumulate=accumulate,
+            norm_groups=norm_groups,
+            freeze=freeze,
+            mesh=mesh,
         )
 
     updates: Any
@@ -88,6 +99,7 @@ def gradient_in_parts(
     accumulate: int,
     norm_groups: int,
     freeze: Sequence[str],
+    mesh: Mesh | None = None,
 ) -> tuple[Any, tuple[dict[str, Any], Metrics]]:
     """Gradient, updated collections and metrics of a batch that is computed in parts; arguments as in `train_step`.
 
@@ -96,7 +108,7 @@ def gradient_in_parts(
     limit = count_rows(batch) // accumulate
 
     def loss(params, moved, part, key):
-        variables = trees.merge(params, {**fixed, **moved})
+        variables = gather(trees.merge(params, {**fixed, **moved}), mesh)
         with keep_statistics(freeze):
             if norm_groups == 1:
                 return task.share_loss(variables, part, key)
@@ -151,10 +163,19 @@ def warmed_decay(decay: float, step: jax.Array) -> jax.Array:
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
-def jit_step(step: TrainStep, mesh: Mesh) -> Any:
-    """Jits a step over `mesh`: the state is replicated and donated, the batch is divided."""
+def jit_step(step: TrainStep, mesh: Mesh, state: TrainState | None = None) -> Any:
+    """Jits a step over `mesh`: the batch is divided; the state is donated.
+
+    Args:
+        step: a `train_step` with its options.
+        mesh: of `make_mesh`.
+        state: the state or its shapes, where the mesh divides parameters; without it all of it is on every device.
+    """
     same = replicated(mesh)
-    return jax.jit(step, in_shardings=(same, divided(mesh), same, same), out_shardings=same, donate_argnums=0)
+    places = same if state is None else place_state(state, mesh)
+    return jax.jit(
+        step, in_shardings=(places, divided(mesh), same, same), out_shardings=(places, same), donate_argnums=0
+    )
 
 
 @jax.transfer_guard("allow")

@@ -14,6 +14,8 @@ from flaxvid.data.sources.names import list_names
 from flaxvid.data.sources.open import Source
 from flaxvid.data.sources.without_labels import WithoutLabels
 from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, join
+from flaxvid.evaluate.runtimes import Program
+from flaxvid.tasks.task import Findings
 from flaxvid.train.mesh import make_mesh, put_batch
 from flaxvid.train.recipe import DataRecipe
 from flaxvid.train.setup import count_classes, data_origin, open_data, tested_data
@@ -128,7 +130,7 @@ def evaluate_passes(
     source: Source,
     passes: Sequence[ClipConfig],
     *,
-    plain: Mapping[int, Variables] | None = None,
+    plain: Mapping[int, Variables | Program] | None = None,
     batch_size: int,
     num_threads: int,
     advance: Callable[[int], None],
@@ -139,22 +141,57 @@ def evaluate_passes(
         trained: the network.
         source: the videos.
         passes: the clips of each pass, see `Protocol.passes`.
-        plain: ordinary variables for each frame count, such as those of `adapt`; None is the network's own.
+        plain: what answers at each frame count, such as the variables of `adapt`; None is the network's own.
         batch_size: clips in a step; 0 is the recipe's.
         num_threads: threads that decode; 0 is the recipe's.
         advance: is called with the number of videos of each batch.
     """
-    mesh, recipe = make_mesh(), trained.recipe
-    at_once = (batch_size or recipe.eval_batch_size) // passes[0].views
-    videos = max(mesh.size, at_once - at_once % mesh.size)
+    videos, put = _plan(trained, passes[0], batch_size, advance)
+    evaluations = []
+    for clips in passes:
+        batches = eval_batches(source, clips, videos, num_threads=num_threads or trained.recipe.data.num_threads)
+        answering = {n: plain[n] if plain else trained.answering(n) for n in clips.frames}
+        evaluations.append(evaluate_videos(trained.model, answering, batches, put=put))
+    return join(evaluations)
+
+
+def evaluate_masked(
+    trained: Trained,
+    source: Source,
+    clips: ClipConfig,
+    *,
+    batch_size: int,
+    num_threads: int,
+    advance: Callable[[int], None],
+) -> Findings:
+    """Evaluates a masked pre-training: how well it reconstructs the videos.
+
+    Args:
+        trained: the run.
+        source: the videos; their labels play no part.
+        clips: how they are cut.
+        batch_size, num_threads, advance: as in `evaluate_passes`.
+
+    Raises:
+        ValueError: the frames of a patch do not divide a frame count.
+    """
+    times = trained.model.multiple_of[0]
+    if wrong := [count for count in clips.frames if count % times]:
+        raise ValueError(f"frames must be multiples of {times}, the frames of a patch, got {wrong}: give others")
+    videos, put = _plan(trained, clips, batch_size, advance)
+    batches = eval_batches(source, clips, videos, num_threads=num_threads or trained.recipe.data.num_threads)
+    return trained.recipe.task.make(trained.model).evaluate(trained.variables, batches, clips.frames, put)
+
+
+def _plan(
+    trained: Trained, clips: ClipConfig, batch_size: int, advance: Callable[[int], None]
+) -> tuple[int, Callable[[Batch], Batch]]:
+    """How many videos a step has, and what moves a batch to the devices."""
+    mesh = make_mesh()
+    at_once = (batch_size or trained.recipe.eval_batch_size) // clips.views
 
     def put(batch: Batch) -> Batch:
         advance(int((batch["index"] >= 0).sum()))
         return put_batch(batch, mesh)
 
-    evaluations = []
-    for clips in passes:
-        batches = eval_batches(source, clips, videos, num_threads=num_threads or recipe.data.num_threads)
-        own = {n: plain[n] if plain else trained.select(n) for n in clips.frames}
-        evaluations.append(evaluate_videos(trained.model, own, batches, put=put))
-    return join(evaluations)
+    return max(mesh.size, at_once - at_once % mesh.size), put

@@ -11,9 +11,11 @@ from typing import Any
 
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.sources.class_names import as_classes
+from flaxvid.evaluate.runtimes import RUNTIMES
 from flaxvid.frames import FrameFlexible
 from flaxvid.models.registry import create_model, get_spec
 from flaxvid.models.video_model import VideoModel
+from flaxvid.train.bundle import AGAIN, DESCRIPTION, WEIGHTS, is_bundle, read_bundle
 from flaxvid.train.checkpoint import find_checkpoint, restore_variables
 from flaxvid.train.network import Trained, check_classes, count_logits, make_recipe, private_counts
 from flaxvid.train.recipe import ModelRecipe, read_recipe
@@ -36,26 +38,33 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     num_classes: int | Mapping[str, int] | None = None,
     headless: bool = False,
+    runtime: str = "jax",
 ) -> Trained:
-    """Loads the weights of a run (their moving averages, if it keeps them) or of a file.
+    """Loads the weights of a run (their moving averages, if it keeps them), of an export or of a file.
 
     Args:
-        path: a run's folder, the folder of one of its checkpoints, a .safetensors file that flaxvid wrote, a torch
-            file, or a known name such as "torchvision/resnet50-imagenet1k-v1".
+        path: a run's folder, the folder of one of its checkpoints, a folder of `flaxvid.export_onnx`, a .safetensors
+            file that flaxvid wrote, a torch file, or a known name such as "torchvision/resnet50-imagenet1k-v1".
         checkpoint: of a run: "latest", "best" or a step; see `find_checkpoint`.
         classes: class names in the order of the logits; None takes those of the run or the file.
         model: name of the model, for a torch file or a folder of checkpoints alone. Others say it themselves.
         overrides: the model's options; what a torch file's origin implies is added.
         num_classes: of a torch file; another number than the file's gives a fresh head, None takes the file's.
         headless: whether a run of masked pre-training will do, whose variables have no head.
+        runtime: what answers to videos: "jax", or for a folder of `export_onnx` "onnxruntime" or "openvino". These
+            take the frame counts that were exported.
 
     Raises:
         FileNotFoundError: there is no such run, file or checkpoint.
         ValueError: `model` is missing, `checkpoint` is given for a file, the number of `classes` is not the network's,
-            or the file is damaged or of another model.
+            there are no programs for the `runtime`, or the file is damaged or of another model.
     """
     path = Path(path)
-    if path.is_dir():
+    if runtime != "jax":
+        return _with_programs(load(path, checkpoint, classes=classes), path, runtime)
+    if is_bundle(path) and checkpoint == "latest":
+        return _from_bundle(path, classes)
+    if path.is_dir() and not is_bundle(path):
         trained = _from_folder(path, checkpoint, classes, model, overrides)
         if trained.headless and not headless:
             raise ValueError(
@@ -64,11 +73,13 @@ def load(
             )
         return trained
     try:
-        file = resolve_weights(path)
+        file = path if is_bundle(path) else resolve_weights(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"expected a run's folder or a .safetensors file, got no folder and {error}") from error
     if checkpoint != "latest":
-        raise ValueError(f"expected a run's folder for checkpoint {checkpoint}, got the file {path}: leave it out")
+        raise ValueError(
+            f"expected a run's folder for checkpoint {checkpoint}, got the file or export {path}: leave it out"
+        )
     if is_native(file):
         return _from_file(file, classes)
     if not model:
@@ -100,6 +111,39 @@ def find_network(path: str | Path) -> ModelRecipe:
     raise ValueError(
         f"{path} does not say which network it is of, as runs and files of flaxvid do: name it, such as "
         "--config.model.name=tsm_resnet50"
+    )
+
+
+def _from_bundle(folder: Path, classes: Classes | None) -> Trained:
+    bundle = read_bundle(folder)
+    if WEIGHTS not in bundle.files:
+        raise ValueError(
+            f"expected an export with {WEIGHTS}, got {folder}, of a model made by hand: open its programs by "
+            "flaxvid.evaluate.runtimes.open_program"
+        )
+    trained = _from_file(bundle.path(WEIGHTS), classes)
+    if classes is None and bundle.classes != (trained.classes if trained.named else None):
+        raise ValueError(
+            f"expected the class names of {WEIGHTS} in {folder / DESCRIPTION}, got others: {AGAIN}, or give names of "
+            "your own by classes= or --classes FILE"
+        )
+    return trained
+
+
+def _with_programs(trained: Trained, folder: Path, runtime: str) -> Trained:
+    bundle = read_bundle(folder) if is_bundle(folder) else None
+    kinds = ("onnx", "stream.onnx") if bundle and runtime in RUNTIMES else ()
+    files = [{n: bundle.path(name) for n, name in bundle.programs.get(kind, {}).items()} for kind in kinds if bundle]
+    if not any(files):
+        raise ValueError(
+            f"expected a folder with ONNX programs for {' or '.join(RUNTIMES)}, got {folder} for {runtime}: write one "
+            f"by scripts/export.py {folder} FOLDER"
+        )
+    programs, streams = files
+    counts = tuple(sorted(programs or streams))
+    recipe = dataclasses.replace(trained.recipe, eval_frames=counts)
+    return dataclasses.replace(
+        trained, frames=counts, recipe=recipe, runtime=runtime, programs=programs, streams=streams
     )
 
 
@@ -137,6 +181,10 @@ def _from_folder(
         )
     saved = find_checkpoint(path, checkpoint)
     variables = averaged(restore_variables(saved))
+    if folder is None and "head" not in variables["params"]:
+        raise ValueError(
+            f"expected checkpoints of a classifier in {path}, got a masked pre-training: give its run's folder"
+        )
     if folder is None:  # checkpoints alone
         model = create_model(name, **{**(overrides or {}), "num_classes": count_logits(variables)})
         return _of_file(path, model, variables, private_counts(variables), classes)

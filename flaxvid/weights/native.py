@@ -155,9 +155,9 @@ def _read_info(text: str, tensors: int) -> WeightsInfo:
     facts = fields | facts
     frames, classes = facts["frames"], by_target(facts["classes"] or {})
     if frames is not None and not (isinstance(frames, list) and all(type(n) is int and n > 0 for n in frames)):
-        raise Unreadable(f"must have frame counts such as [4, 8] or none, got {str(frames)[:80]}")
+        raise Unreadable(f"must have frame counts such as [4, 8] or none, got {str(frames)[:80]}: write it anew")
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in classes.values()):
-        raise Unreadable(f"must have lists of class names, got {str(facts['classes'])[:80]}")
+        raise Unreadable(f"must have lists of class names, got {str(facts['classes'])[:80]}: write it anew")
     try:
         clips = _read_clips(facts["clips"])
     except (TypeError, ValueError) as error:

@@ -136,7 +136,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
     with np.errstate(over="ignore"):
         narrow = np.asarray(wide, np.float32)
     if kind == "float64" and np.isinf(narrow).sum() > np.isinf(wide).sum():
-        raise Unreadable("has numbers beyond those of float32")
+        raise Unreadable("has numbers beyond those of float32: it is damaged, fetch it again")
     return narrow
 
 

@@ -12,6 +12,7 @@ another model than the caller has.
 
 import dataclasses
 import functools
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -300,7 +301,9 @@ def to_torch(
     fitting = [fmt for fmt in formats if not homeless[fmt]]
     if not fitting:
         reasons = "; ".join(f"{fmt!r} has no place for {some(paths, 3)}" for fmt, paths in homeless.items())
-        raise ValueError(f"{reasons}. FrameFlexible.select(variables, n) gives what a plain format can hold")
+        flexible = any(re.match(r"params_\d+f/", path) for path in flat)
+        fix = "take FrameFlexible.select(variables, n)" if flexible else "write a file of flaxvid by flaxvid.save"
+        raise ValueError(f"{reasons}: {fix}")
     options = {**list_options(name), **overrides}
     unsaid = {
         fmt: {option: value for option, value in formats[fmt].overrides.items() if options[option] != value}
@@ -323,7 +326,11 @@ def to_torch(
 
 
 def _read(source: str | Path | Mapping[str, Any], allow_nonfinite: bool) -> dict[str, np.ndarray]:
+    from flaxvid.weights.native import is_native  # imports PyAV
+
     file = source if isinstance(source, Mapping) else resolve_weights(source)
+    if isinstance(file, Path) and file.is_file() and is_native(file):
+        raise ValueError(f"expected a file with torch's keys, got {source}, which flaxvid wrote: use flaxvid.load")
     return read_tensors(file, allow_nonfinite=allow_nonfinite)
 
 

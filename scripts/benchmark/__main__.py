@@ -3,6 +3,7 @@
 python scripts/benchmark conv                    Conv against nn.Conv and torch, case by case
 python scripts/benchmark model tsm_resnet50      forward, training step, compile time, memory against torch
 python scripts/benchmark families                the same of every family at its own clip, the README's table
+python scripts/benchmark runtimes [MODEL...]     exported programs in onnxruntime and OpenVINO against JAX and torch
 python scripts/benchmark recurrent               LSTM against GRU, and both against torch, time and memory
 python scripts/benchmark ffn                     frame-flexible training against training at 16 frames
 python scripts/benchmark input [FOLDER]          decoding against decord and OpenCV, clips a second of the pipeline
@@ -32,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from models import (
+    EXPORTED,
     FAMILIES,
     ON_GPU,
     FlaxvidTrainer,
@@ -132,10 +134,12 @@ def packed_step(trainer: FlaxvidTrainer, model: Any) -> Callable[[], Any]:
     variables = model.init(trainer.key, trainer.batch["video"][counts[0]])
 
     def each_part(call, args, kwargs, context):
-        apart = isinstance(context.module, BatchNorm | TemporalShift)
-        if not apart or context.method_name != "__call__" or args[0].shape[1] != sum(counts):
-            return call(*args, **kwargs)  # also a part, on its way to the parent class
-        parts = [call(part, *args[1:], **kwargs) for part in jnp.split(args[0], edges, axis=1)]
+        layer = context.module
+        if not isinstance(layer, BatchNorm | TemporalShift) or args[0].shape[1] != sum(counts):
+            return call(*args, **kwargs)
+        alone, own = layer.clone(parent=None), layer.variables
+        apply = functools.partial(alone.apply, own, mutable=["batch_stats"])
+        parts = [apply(part, *args[1:], **kwargs)[0] for part in jnp.split(args[0], edges, axis=1)]
         return jnp.concatenate(parts, axis=1)
 
     def loss(params, stats, batch):
@@ -179,7 +183,7 @@ def compare_imports(timing: Timing) -> Rows:
 
 def describe() -> dict[str, str]:
     """Device and versions."""
-    names = ("jax", "flax", "torch", "torchvision")
+    names = ("jax", "flax", "torch", "torchvision", "onnxruntime", "openvino")
     versions = {name: importlib.metadata.version(name) for name in names if name in _installed()}
     threads = str(len(os.sched_getaffinity(0)))
     return {"device": jax.devices()[0].device_kind, "host": platform.machine(), "threads": threads, **versions}
@@ -194,11 +198,11 @@ def main() -> None:
     """Runs one comparison, prints it, and with --json writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("conv", "model", "families", "ffn", "recurrent", "input", "import", "gpu"):
+    for command in ("conv", "model", "families", "runtimes", "ffn", "recurrent", "input", "import", "gpu"):
         sub = commands.add_parser(command)
         sub.add_argument("--repeats", type=int, default=5)
         sub.add_argument("--json", type=pathlib.Path, help="write the numbers here, too")
-        if command in ("conv", "model", "families", "ffn", "recurrent", "input"):
+        if command in ("conv", "model", "families", "runtimes", "ffn", "recurrent", "input"):
             sub.add_argument("--clock", choices=CLOCKS, default="wall")
         if command in ("model", "ffn"):
             sub.add_argument("name", nargs="?", default="tsm_resnet50")
@@ -207,7 +211,7 @@ def main() -> None:
     model = commands.choices["model"]
     model.add_argument("--frames", type=int, nargs="+", help="default: the model's own number")
     model.add_argument("--dtype", default="float32")
-    for command, names, batch in (("families", FAMILIES, 1), ("gpu", ON_GPU, 8)):
+    for command, names, batch in (("families", FAMILIES, 1), ("runtimes", EXPORTED, 1), ("gpu", ON_GPU, 8)):
         sub = commands.choices[command]
         sub.add_argument("names", nargs="*", default=names, metavar="MODEL", help="default: one of each kind")
         sub.add_argument("--batch", type=int, default=batch)
@@ -237,6 +241,10 @@ def main() -> None:
     elif args.command == "families":
         rows = compare_families(args.names, args.batch, args.scale, timing)
         print(families_table(rows))
+    elif args.command == "runtimes":
+        from runtimes import compare_runtimes  # the others run without the extra [export]
+
+        rows = compare_runtimes(args.names, args.batch, args.scale, timing)
     elif args.command == "recurrent":
         rows = compare_recurrent(args.batch, args.frames, args.hidden, timing)
     elif args.command == "ffn":
@@ -250,7 +258,7 @@ def main() -> None:
     else:
         rows = compare_on_gpu(args.names, args.batch, args.scale, args.compiled)
         print(families_table(rows))
-    if args.command not in ("conv", "families", "gpu", "input", "recurrent"):
+    if args.command not in ("conv", "families", "gpu", "input", "recurrent", "runtimes"):
         print_rows(rows)
     if args.json:
         args.json.write_text(json.dumps({"setup": describe(), "rows": rows}, indent=2))

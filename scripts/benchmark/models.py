@@ -58,6 +58,9 @@ FAMILIES = (
 ON_GPU = (FAMILIES[0], f"{FAMILIES[0]}:4,8,16", *FAMILIES[1:])
 """What the GPU's table has: those, and FFN on the first."""
 
+EXPORTED = ("tsm_resnet50", "slow_r50", "r3d_18", "x3d_s", "x3d_m", "slowfast_r50", "videomae_base", "cnn_lstm")
+"""The models whose exports are timed, each at its own clip."""
+
 UNITS = {"forward": "forward, s", "train": "training step, s", "peak MB": "peak memory, MB"}
 
 LIKE_THE_PEER = {"r2plus1d_r34": {"shared_midplanes": True}}

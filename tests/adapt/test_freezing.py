@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from flaxvid import trees
-from flaxvid.adapt.freezing import check_frozen, frozen_after, is_frozen, keep_statistics
+from flaxvid.adapt.freezing import check_frozen, frozen_after, keep_statistics
 from flaxvid.models.registry import create_tiny
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
@@ -80,7 +80,7 @@ def test_what_is_not_frozen_moves_parameters_and_statistics(start, batch, optimi
     freeze = ("stem", r"body/layer1_\d+")
     before, after, _ = trained(*start(kind), batch, optimizer, freeze)
     moved = {path for path, leaf in after.items() if np.any(leaf != before[path])}
-    assert moved == {path for path in after if not is_frozen(path, freeze)}
+    assert moved == {path for path in after if not trees.lies_in(path, freeze)}
     assert any("batch_stats" in path for path in moved)
 
 
@@ -112,10 +112,10 @@ def test_norms_of_a_frozen_part_run_as_in_evaluation(random_variables, clip, rem
 
 
 def test_patterns_are_of_whole_names():
-    assert is_frozen("params/body/layer1_0/conv1/kernel", ["body"])
-    assert is_frozen("ema_params_4f/body/layer1_0/conv1/gain", ["body/layer1_0"])
-    assert not is_frozen("params/body/layer10_0/conv1/kernel", ["body/layer1"])
-    assert not is_frozen("params/head/body/kernel", ["body"])
+    assert trees.lies_in("params/body/layer1_0/conv1/kernel", ["body"])
+    assert trees.lies_in("ema_params_4f/body/layer1_0/conv1/gain", ["body/layer1_0"])
+    assert not trees.lies_in("params/body/layer10_0/conv1/kernel", ["body/layer1"])
+    assert not trees.lies_in("params/head/body/kernel", ["body"])
 
 
 def test_what_is_released_learns():
@@ -125,14 +125,14 @@ def test_what_is_released_learns():
     }
 
     def frozen(epochs):
-        return {name for name, path in paths.items() if is_frozen(path, frozen_after(freeze, unfreeze, epochs))}
+        return {name for name, path in paths.items() if trees.lies_in(path, frozen_after(freeze, unfreeze, epochs))}
 
     assert frozen_after(freeze, unfreeze, 0) == freeze
     assert frozen(0) == set(paths)
     assert frozen(1) == frozen(2) == {"stem/conv1", "stem/norm1", "body/layer1_0"}
     assert frozen(3) == {"stem/norm1"}
     # Whole names here, too.
-    assert is_frozen("params/body/layer10_0/kernel", frozen_after(("body",), ((1, "body/layer1"),), 1))
+    assert trees.lies_in("params/body/layer10_0/kernel", frozen_after(("body",), ((1, "body/layer1"),), 1))
 
 
 def test_slips_are_told(start):

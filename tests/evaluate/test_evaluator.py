@@ -42,7 +42,7 @@ def test_it_takes_what_a_mesh_holds(evaluation, network, batches):
 
 def test_what_cannot_be_evaluated_says_why(network, batches):
     model, variables = network
-    with pytest.raises(ValueError, match="is the split empty"):
+    with pytest.raises(ValueError, match="expected videos to evaluate, got none: choose another split"):
         evaluate_videos(model, {4: variables}, [])
     floats = {**batches[0], "video": {4: batches[0]["video"][4] / np.float32(255)}}
     with pytest.raises(ValueError, match="takes uint8 video, got float32"):

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from flaxvid import trees
 from flaxvid.frames import FrameFlexible
+from flaxvid.layers.norm import BatchNorm
 from flaxvid.models import registry
 from flaxvid.models.registry import list_models
 
@@ -26,7 +27,16 @@ def create_tiny(name, **overrides):
 _SHORTEST_LAST = sorted(list_models(), key=lambda name: (len(name), name), reverse=True)
 DISTINCT = sorted({repr(create_tiny(name)): name for name in _SHORTEST_LAST}.values())
 DISTINCT += [f"{name} attention" for name in ("slowfast_r50", "vivit_base", "x3d_m")]
-NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm, nn.WeightNorm, nn.SpectralNorm)
+NORMS = (
+    BatchNorm,
+    nn.BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm,
+    nn.RMSNorm,
+    nn.WeightNorm,
+    nn.SpectralNorm,
+)
 
 # MViT classifies the class token, which has no place. So no logit depends on what the last block does with the places
 # of queries: in the second version, as in the reference, it pools them and has relative positions all the same.

@@ -128,7 +128,10 @@ def test_init_and_select(model, variables):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (SupervisedRecipe((4, 8), sampling="mix"), 'sampling must be "proportional" or "mixed", got \'mix\''),
+        (
+            SupervisedRecipe((4, 8), sampling="mix"),
+            'sampling must be "proportional", "mixed" or "bucketed", got \'mix\'',
+        ),
         (SupervisedRecipe((4, 8), share=0), r"share must lie in \(0, 1\], got 0"),
         (SupervisedRecipe((4, 0)), r"frames must be distinct positive frame counts such as \(4, 8, 16\), got \(4, 0\)"),
         (SupervisedRecipe((4, 4)), r"frames must be distinct positive frame counts .*, got \(4, 4\)"),

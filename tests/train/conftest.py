@@ -1,12 +1,20 @@
 """What tests of real runs share: class folders of coloured videos, and a run that knows their colours."""
 
+import dataclasses
+
+import jax
 import numpy as np
+import optax
 import pytest
 
 import flaxvid
 from flaxvid.data.clips.cut import ClipConfig
+from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
+from flaxvid.train.checkpoint import Checkpoints
+from flaxvid.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, to_json
+from flaxvid.train.setup import make_model
+from flaxvid.train.state import create_state
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "white": (230, 230, 230)}
 
@@ -60,3 +68,28 @@ def colour_run(colour_recipe, tmp_path_factory):
     (row,) = flaxvid.run(colour_recipe, folder)
     assert row["top1"] == 1
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_run(tmp_path_factory):
+    """Writes the folder of a frame-flexible run of two classes at step 3, with moving averages, as training leaves it.
+
+    `change` makes the variables that are saved of those that training began with.
+    """
+
+    def write(change):
+        recipe = Recipe(
+            model=ModelRecipe("tsm_resnet18", image_size=32, num_frames=2, options={"width": 8, "depths": (1,)}),
+            data=DataRecipe("folder", root="nowhere"),
+            task=FfnRecipe(frames=(2, 4)),
+        )
+        variables = recipe.task.make(make_model(recipe, 2)).init(jax.random.key(0))
+        state = create_state(variables, optax.sgd(0.1), ema=True)
+        state = dataclasses.replace(state, variables=change(state.variables))
+        folder = tmp_path_factory.mktemp("run")
+        (folder / "recipe.json").write_text(to_json(recipe))
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            checkpoints.save(3, state)
+        return folder
+
+    return write

@@ -118,6 +118,15 @@ def test_missing_and_empty_folders_say_so(tmp_path):
             checkpoints.restore(make_state(), make_data())
 
 
+def test_another_number_of_processes_is_said(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, make_state(), make_data())
+        checkpoints.wait()
+        (tmp_path / "3" / "data" / "process_0-of-1.json").rename(tmp_path / "3" / "data" / "process_0-of-2.json")
+        with pytest.raises(ValueError, match=r"expected 2 processes, with which .*/3 was saved, got 1: start as many"):
+            checkpoints.restore(make_state(), make_data())
+
+
 def test_another_model_is_one_error_with_every_difference(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, make_state())

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -9,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+import flaxvid
 from flaxvid.report.run import read_metrics
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.hosts import LOST_PEER, connect
@@ -58,6 +60,21 @@ def test_processes_and_devices_change_nothing_but_the_order_of_sums(curves):
     states = [restore_variables(curves[shape])["params"]["stem"]["conv1"]["kernel"] for shape in curves]
     for state in states[1:]:
         np.testing.assert_allclose(state, states[0], atol=2e-4)
+
+
+def test_parameters_divided_over_processes_go_on_divided_otherwise(curves, launch, tmp_path):
+    """Each of four devices of two processes keeps a part of the kernels; the last epoch comes again on two devices."""
+    run = tmp_path / "run"
+    for shape, flag in (((2, 2), "--config.fsdp=4"), ((2, 1), "--config.fsdp=1")):
+        process = launch(run, *shape, "--config.epochs=3", flag)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-3000:]
+        np.testing.assert_allclose(losses(run), losses(curves[1, 1]), rtol=2e-5)
+        (run / "any_frame.json").unlink()
+        shutil.rmtree(run / "checkpoints" / "9")
+    assert "fsdp: 4 there, 1 here" in out
+    assert "going on after step 6" in out
+    assert len(flaxvid.load(run).predict(np.zeros((4, 32, 32, 3), np.uint8))["probabilities"]) == 16
 
 
 @pytest.mark.parametrize("victim", [0, 1])

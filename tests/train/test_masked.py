@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import shutil
+from pathlib import Path
 
 import chex
 import numpy as np
@@ -18,6 +20,7 @@ from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.limits import check
 from flaxvid.train.recipe import ModelRecipe, read_recipe
 from flaxvid.train.trained import load
+from flaxvid.train.workdir import is_finished
 
 OPTIONS = {name: get_spec("videomae_base").tiny[name] for name in ("width", "depth", "num_heads", "patch_size")}
 
@@ -113,6 +116,77 @@ def test_a_pretrained_run_is_a_start(recipe, pretrained, tmp_path, capsys):
     again = dataclasses.replace(recipe, model=tuned.model, optimizer=tuned.optimizer, epochs=1, eval_every=0)
     flaxvid.run(again, tmp_path / "again")
     chex.assert_trees_all_equal(restore_variables(tmp_path / "again")["params"], before)
+
+
+def test_a_re_test_gives_the_errors_again_and_leaves_the_runs_own_record(pretrained, call_script, capsys):
+    folder, rows = pretrained
+    own = (folder / "reconstruction.json").read_bytes()
+    call_script("evaluate.py", folder)
+    out = capsys.readouterr().out
+    for row in rows:
+        assert f"| {row['frames']} | {row['error']:.4f} | {row['clips']} |" in re.sub(" +", " ", out)
+    record, page = map(Path, out.splitlines()[-2:])
+    assert record.parent.parent == folder / "evaluations"
+    found, kept = json.loads(record.read_text()), json.loads(own)
+    assert [row["error"] for row in found["frames"]] == pytest.approx([row["error"] for row in rows])
+    assert found["data"] == kept["data"]
+    assert found["checkpoint"] == kept["checkpoint"]
+    assert "Reconstruction of masked video" in page.read_text()
+    assert (folder / "reconstruction.json").read_bytes() == own
+
+
+def test_a_re_test_of_another_checkpoint_split_and_count(pretrained, call_script, capsys, tmp_path):
+    folder, _ = pretrained
+    steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdecimal())
+    call_script("evaluate.py", folder, "--checkpoint", steps[0], "--split", "train", "--limit", 3, "--frames", 4,
+        "--output", tmp_path / "out")  # fmt: skip
+    record = json.loads((tmp_path / "out" / "reconstruction.json").read_text())
+    assert record["checkpoint"] == {"name": str(steps[0]), "step": steps[0]}
+    assert (record["data"]["split"], record["data"]["videos"]) == ("train", 3)
+    (row,) = record["frames"]
+    assert (row["frames"], row["clips"]) == (4, 3)
+    logged = {row["step"]: row for row in read_metrics(folder / "metrics.jsonl")}
+    call_script("evaluate.py", folder, "--checkpoint", steps[0], "--frames", 4, "--output", tmp_path / "test")
+    (row,) = json.loads((tmp_path / "test" / "reconstruction.json").read_text())["frames"]
+    assert row["error"] == pytest.approx(logged[steps[0]]["eval/reconstruction_error_4"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "dense"], "is a masked pre-training without classes: leave out --protocol"),
+        (["--frames", "3"], r"frames must be multiples of 2, the frames of a patch, got \[3\]: give others"),
+    ],
+)
+def test_what_a_re_test_cannot_do_is_one_line(pretrained, call_script, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        call_script("evaluate.py", pretrained[0], *arguments)
+
+
+def test_an_unfinished_run_stays_unfinished_after_a_re_test(pretrained, call_script, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(
+        pretrained[0], folder, ignore=shutil.ignore_patterns("reconstruction*", "index.html", "evaluations")
+    )
+    call_script("evaluate.py", folder, "--frames", 4, "--output", folder / "checkpoints" / "..")
+    assert not is_finished(folder)
+
+
+def test_predictions_and_comparisons_of_it(pretrained, call_script, capsys, tmp_path):
+    folder, rows = pretrained
+    with pytest.raises(SystemExit, match=r"has no classifier: fine-tune it first, with --config.model.weights="):
+        call_script("predict.py", "--run", folder, "a.mp4")
+    with pytest.raises(ValueError, match="has no classifier: fine-tune it first"):
+        flaxvid.load(folder)
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match=r"expected checkpoints of a classifier in .*: give its run"):
+        flaxvid.load(tmp_path / "checkpoints", model="videomae_base")
+    shutil.copytree(folder, tmp_path / "other")
+    call_script("compare.py", folder, tmp_path / "other", "--output", tmp_path / "compare.html")
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count(f"{rows[0]['error']:.4f}") == 2
+    assert page.count("75 % of the places masked, on folder") == 1
+    assert "None of them is evaluated yet" not in page
 
 
 def test_it_has_no_classifier_to_use(pretrained):

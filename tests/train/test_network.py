@@ -176,6 +176,8 @@ def test_what_cannot_be_answered_says_why(trained, video):
             trained.predict(wrong)
     with pytest.raises(ValueError, match="with 5 frames, got uint8"):
         trained.features(clip, frames=5)
+    with pytest.raises(ValueError, match="expected one video, got a list of 2"):
+        trained.predict([video, video])
     with pytest.raises(VideoError, match=r"none\.mp4"):
         trained.predict(video.with_name("none.mp4"))
 
@@ -192,4 +194,6 @@ def test_what_no_file_can_say(trained, tmp_path):
         pretrained.predict(np.zeros((4, 32, 32, 3), np.uint8))
     with pytest.raises(ValueError, match=r"ends in \.safetensors"):
         flaxvid.save(trained, tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"expected a network of flaxvid\.load or .*, got dict"):
+        flaxvid.save(trained.variables, tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []

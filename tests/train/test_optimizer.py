@@ -215,7 +215,7 @@ def test_what_is_released_has_young_averages_of_its_own():
         state = dataclasses.replace(state, opt_state=opt_state)
     wanted, _ = step_of[id(alone)](trees.split(gradients(4), lambda path: "/head/" in path)[0], state.opt_state, params)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    released = unfreeze(state, both, (), here)
+    released = unfreeze(state, both, (), lambda tree: jax.tree.map(lambda _: here, tree))
     updates, _ = step_of[id(both)](gradients(4), released.opt_state, PARAMS)
     updates = trees.flatten(updates)
     for path, leaf in trees.flatten(wanted).items():

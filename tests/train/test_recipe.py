@@ -65,6 +65,8 @@ REFUSED = {
     "batch_size": (0, -8, "32"),
     "eval_batch_size": (0, -1),
     "norm_groups": (0, -1, 10**9),
+    "fsdp": (0, -1, 1.5),
+    "tensor": (0, -1, "2"),
     "seed": (-1, 0.5, 1 << 31, 10**400),
     "keep": (0, -3),
     "checkpoint_every": (0,),
@@ -229,6 +231,17 @@ def test_values_that_do_not_fit_together_are_refused(values):
 )
 def test_values_that_train_are_not(values):
     check(changed(**values))
+
+
+def test_a_misspelt_field_is_named():
+    recipe = changed()
+    recipe.data.clips.shrt, recipe.colour = "repeat", "red"  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValueError, match="cannot run") as error:
+        check(recipe)
+    assert [line.strip() for line in str(error.value).splitlines()[1:]] == [
+        "colour is no field of Recipe: leave it out",
+        "data.clips.shrt is no field of ClipConfig: write short",
+    ]
 
 
 def test_float16_says_what_to_take():

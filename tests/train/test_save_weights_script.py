@@ -1,39 +1,21 @@
 """`scripts/save_weights.py`: a run as one file."""
 
-import dataclasses
 import importlib.util
 
 import chex
 import jax
 import numpy as np
-import optax
 import pytest
 from safetensors import safe_open
 
 import flaxvid
-from flaxvid.tasks.frame_flexible import FfnRecipe
-from flaxvid.train.checkpoint import Checkpoints
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, to_json
-from flaxvid.train.setup import make_model
-from flaxvid.train.state import create_state
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A frame-flexible run of two classes as training leaves it; its kernels are not those that it began with."""
-    recipe = Recipe(
-        model=ModelRecipe("tsm_resnet18", image_size=32, num_frames=4, options={"width": 8, "depths": (1,)}),
-        data=DataRecipe("folder", root="nowhere"),
-        task=FfnRecipe(frames=(2, 4)),
-    )
-    variables = recipe.task.make(make_model(recipe, 2)).init(jax.random.key(3))
-    state = create_state(variables, optax.sgd(0.1))
-    state = dataclasses.replace(state, variables=jax.tree.map(lambda leaf: leaf + 0.01, state.variables))
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "recipe.json").write_text(to_json(recipe))
+def run(write_run):
+    """A run whose kernels are not those that it began with."""
+    folder = write_run(lambda variables: jax.tree.map(lambda leaf: leaf + 0.01, variables))
     (folder / "classes.json").write_text('["jump", "run"]')
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoints.save(3, state)
     return folder
 
 

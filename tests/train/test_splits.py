@@ -28,7 +28,7 @@ def folders(make_videos, tmp_path_factory):
 def counts(root, **changes):
     every = changes.pop("eval_every", 1)
     recipe = Recipe(data=DataRecipe("folder", str(root), **changes), eval_every=every)
-    return tuple(source and len(source) for source in open_splits(recipe))
+    return tuple(source and len(source) for source in open_splits(recipe)[:3])
 
 
 def test_the_validation_split_is_taken_where_there_is_one(folders, capsys):
@@ -61,7 +61,7 @@ def test_other_kinds_of_data_say_so_alike(folders, tmp_path, kind):
     (tmp_path / "classInd.txt").write_text("1 a\n2 b\n")
     recipe = Recipe(data=dataclasses.replace(DataRecipe(kind, str(folders / "two")), lists=str(tmp_path)))
     if kind == "list":
-        assert [source and len(source) for source in open_splits(recipe)] == [2, None, 2]
+        assert [source and len(source) for source in open_splits(recipe)[:3]] == [2, None, 2]
     recipe.data.validation_split = recipe.data.train_split = "validation"
     with pytest.raises(NoSplitError):
         open_splits(recipe)

@@ -1,22 +1,15 @@
 """Networks as evaluation and prediction find them: in a run's folder, in a weights file."""
 
-import dataclasses
 import json
 
 import chex
 import jax
 import numpy as np
-import optax
 import pytest
 from safetensors.numpy import save_file
 
 from flaxvid import trees
 from flaxvid.models.registry import create_tiny
-from flaxvid.tasks.frame_flexible import FfnRecipe
-from flaxvid.train.checkpoint import Checkpoints
-from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe, to_json
-from flaxvid.train.setup import make_model
-from flaxvid.train.state import create_state
 from flaxvid.train.trained import load, name_classes
 from flaxvid.weights.native import WeightsInfo, save_variables
 from flaxvid.weights.torch import load_torch, to_torch
@@ -25,23 +18,14 @@ CLASSES = ["jump", "run"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(write_run):
     """A run's folder as training leaves it, with moving averages that are all 2."""
-    recipe = Recipe(
-        model=ModelRecipe("tsm_resnet18", image_size=32, num_frames=2, options={"width": 8, "depths": (1,)}),
-        data=DataRecipe("folder", root="nowhere"),
-        task=FfnRecipe(frames=(2, 4)),
+    return write_run(
+        lambda variables: {
+            name: jax.tree.map(lambda leaf: 0 * leaf + 2, tree) if name.startswith("ema_") else tree
+            for name, tree in variables.items()
+        }
     )
-    variables = recipe.task.make(make_model(recipe, 2)).init(jax.random.key(0))
-    state = create_state(variables, optax.sgd(0.1), ema=True)
-    averages = {name: jax.tree.map(lambda leaf: 0 * leaf + 2, tree) for name, tree in variables.items()}
-    averages = {f"ema_{name}": tree for name, tree in averages.items()}
-    state = dataclasses.replace(state, variables={**state.variables, **averages})
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "recipe.json").write_text(to_json(recipe))
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoints.save(3, state)
-    return folder
 
 
 def test_a_run_gives_its_averages_at_any_count(folder):

@@ -292,3 +292,11 @@ def test_frame_counts_without_end(refused):
         "the state_dict has variables for 1000 frame counts, expected 32 or fewer",
         lambda source: flaxvid.load_torch("tsm_resnet18", source, overrides={"width": 8, "depths": (1,)}),
     )
+
+
+def test_a_file_of_ours_is_no_torch_file(tmp_path):
+    model = create_tiny("tsm_resnet18", depths=(1,))
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2, 32, 32, 3), np.uint8))
+    save_variables(tmp_path / "ours.safetensors", variables, WeightsInfo("tsm_resnet18", {}))
+    with pytest.raises(ValueError, match=r"got .*ours\.safetensors, which flaxvid wrote: use flaxvid.load"):
+        flaxvid.load_model("tsm_resnet18", tmp_path / "ours.safetensors")

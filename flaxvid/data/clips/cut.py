@@ -19,6 +19,9 @@ from flaxvid.data.mirror import FlipLabels, Label, mirror, mirrored_names
 UNREADABLE = (VideoError, FileNotFoundError)
 """Errors of a video that its source or the decoder cannot read."""
 
+MAX_FRAMES = 2**20
+"""Most frames of all clips of a video. A file of weights says how many clips a test cuts, and could say any number."""
+
 Clips = dict[int, Any]
 """uint8 (n, h, w, 3) for each frame count n. A test adds an axis of views in front. Several cameras have such an array
 each, ``{n: {camera: ...}}``."""
@@ -280,7 +283,7 @@ def frame_indices(
         rng: Draws the frames; None takes the test's.
 
     Raises:
-        VideoError: There are too few frames.
+        VideoError: There are too few frames, or clips ask for more than `MAX_FRAMES`.
         ValueError: `clips` has no frame counts or no size, as in a recipe.
     """
     if not (clips.frames and clips.image_size):
@@ -289,6 +292,11 @@ def frame_indices(
             "set both fields"
         )
     count = clips.clips if rng is None else 1
+    if count * sum(clips.frames) > MAX_FRAMES:
+        raise VideoError(
+            f"{video.name}: expected at most {MAX_FRAMES:,} frames in all clips, got clips={count} of "
+            f"frames={clips.frames}: take fewer"
+        )
     try:
         if clips.sampling == "even":
             draws = [even_indices(length, n, short=clips.short) for n in clips.frames]

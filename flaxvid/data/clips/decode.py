@@ -30,7 +30,7 @@ from flaxvid.data.clips.pictures import Painter, Size
 from flaxvid.data.clips.seek import InexactError, plan_runs, presentation, read_runs, survey
 from flaxvid.data.clips.video_file import Video, VideoError, open_stream, printable, read_packets, video_name
 
-__all__ = ("Chosen", "OpenVideo", "Video", "VideoError", "count_frames", "decode", "open_video")
+__all__ = ("Chosen", "OpenVideo", "Video", "VideoError", "count_frames", "decode", "open_video", "read_frames")
 
 KEPT = 2**26
 """Most pixels of decoded frames to keep, mostly 100 MB. Other frames are decoded again."""
@@ -243,7 +243,7 @@ class _Images(OpenVideo):
     def _read(self, position: int) -> av.VideoFrame:
         name = printable(self._paths[position])
         with open_stream(self._paths[position], name) as stream:
-            frame = next(_read(stream, read_packets(stream), name), None)
+            frame = next(read_frames(stream, read_packets(stream), name), None)
         if frame is None:
             raise VideoError(f"{name}: expected an image, got none: fetch it again or drop the video")
         return frame
@@ -313,7 +313,7 @@ class _Stream(OpenVideo):
 
     def _all(self) -> Iterator[av.VideoFrame]:
         with self._unread() as (stream, packets):
-            yield from _read(stream, packets, self.name)
+            yield from read_frames(stream, packets, self.name)
 
     def _chosen(self, wanted: Int[np.ndarray, " t"]) -> Iterator[tuple[int, av.VideoFrame]]:
         if self._proof:
@@ -360,7 +360,7 @@ def _no_times(name: str) -> VideoError:
     )
 
 
-def _read(stream: VideoStream, packets: Iterable[Packet], name: str) -> Iterator[av.VideoFrame]:
+def read_frames(stream: VideoStream, packets: Iterable[Packet], name: str) -> Iterator[av.VideoFrame]:
     """All frames of an unused stream."""
     count = 0
     try:

@@ -20,7 +20,8 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 Video = bytes | str | Path
-"""The bytes or path of an encoded file, the path of a folder of numbered images, or a stream's URL as str."""
+"""The bytes or path of an encoded file, the path of a folder of numbered images, or as str a stream's URL or
+a camera's device, such as "/dev/video0"."""
 
 MAX_PIXELS = 2**26
 """Most pixels of a frame, 8192 x 8192, twice as many as 8K video has. A header of a few bytes may claim any size."""
@@ -38,6 +39,8 @@ _COMPRESSED = re.compile(rb"cmov.{4}dcom", re.DOTALL)
 _URL = re.compile(r"(https?|rtsps?|rtmps?|rtp|udp|srt|tcp)://", re.IGNORECASE)
 _URL_FORMATS = (*_FORMATS, "hls", "mpjpeg", "rtp", "rtsp", "sdp")
 _URL_PROTOCOLS = "http,https,httpproxy,tcp,tls,crypto,rtp,srtp,udp,rtmp,rtmps,rtmpt,ffrtmphttp,srt"
+_CAMERA = re.compile(r"/dev/video\d+")
+"""What Linux calls cameras."""
 _WAIT = (30.0, 60.0)
 """Seconds within which a URL must open, and answer."""
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -66,7 +69,8 @@ def printable(path: str | Path) -> str:
 def open_container(video: Video, name: str = "") -> Iterator[InputContainer]:
     """Opens PyAV's container of an encoded file.
 
-    A path is always a local file, whatever colons and patterns are in it. Only a str such as ``rtsp://...`` is a URL.
+    A path is always a local file, whatever colons and patterns are in it. Only a str such as ``rtsp://...`` is a URL,
+    and only one such as ``/dev/video0`` a camera.
 
     Args:
         video: The file's bytes or path.
@@ -77,14 +81,15 @@ def open_container(video: Video, name: str = "") -> Iterator[InputContainer]:
     """
     name = name or video_name(video)
     with _open_bytes(video, name) as source:
-        url = isinstance(source, str)
+        url, camera = isinstance(source, str), isinstance(source, str) and _CAMERA.fullmatch(source)
         options = {
-            "format_whitelist": ",".join(_URL_FORMATS if url else _FORMATS),
+            "format_whitelist": "video4linux2,v4l2" if camera else ",".join(_URL_FORMATS if url else _FORMATS),
             "protocol_whitelist": _URL_PROTOCOLS if url else "none",
             "max_pixels": str(MAX_PIXELS),
         }
         try:
-            container: Any = av.open(source, mode="r", options=options, timeout=_WAIT if url else None, **_READING)
+            kind, wait = "v4l2" if camera else None, _WAIT if url else None
+            container: Any = av.open(source, mode="r", format=kind, options=options, timeout=wait, **_READING)
         except (FFmpegError, OSError, ValueError) as error:
             raise VideoError(
                 f"{name}: expected a video, got an empty or damaged file or one of a format that is not read "
@@ -101,8 +106,8 @@ def open_container(video: Video, name: str = "") -> Iterator[InputContainer]:
 
 @contextmanager
 def _open_bytes(video: Video, name: str) -> Iterator[Any]:
-    """Gives PyAV an open file, so that a colon in its name means nothing, or a URL."""
-    if isinstance(video, str) and _URL.match(video):
+    """Gives PyAV an open file, so that a colon in its name means nothing; or a URL or a device as it is."""
+    if isinstance(video, str) and (_URL.match(video) or _CAMERA.fullmatch(video)):
         yield video
         return
     if isinstance(video, bytes):

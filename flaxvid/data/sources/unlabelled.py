@@ -1,6 +1,7 @@
 """Videos without labels, such as those of which only features are wanted."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,9 +27,14 @@ class Unlabelled:
     classes: Classes = ("none",)
     flip_labels: None = None
 
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The name of each video, in their order."""
+        return tuple(self.videos)
+
     def __len__(self) -> int:
         return len(self.videos)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        name = list(self.videos)[index]
+        name = self.names[index]
         return {"video": self.videos[name], "label": 0, "id": name}

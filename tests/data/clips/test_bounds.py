@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flaxvid.data.clips import pictures
-from flaxvid.data.clips.cut import ClipConfig, draw_clips, find_fault
+from flaxvid.data.clips.cut import ClipConfig, cut_views, draw_clips, find_fault
 from flaxvid.data.clips.decode import VideoError, count_frames, decode
 from flaxvid.data.prepare.examine import examine
 
@@ -60,6 +60,15 @@ def test_clips_of_too_many_bytes(tmp_path, monkeypatch):
     for indices in ([0, 1, 2, 3, 3], [0] * 5):
         with pytest.raises(VideoError, match="got 5 frames of 48 x 64: take fewer frames, a smaller size, or drop it"):
             decode(path, indices)
+
+
+@pytest.mark.parametrize(("frames", "clips"), [(10**9, 1), (4, 10**9)])
+def test_more_frames_than_any_clip_has(tmp_path, frames, clips):
+    path = write(tmp_path / "v.mp4", 64, 48)
+    rules = ClipConfig((frames,), 32, short="repeat", clips=clips)
+    message = rf"v\.mp4: expected at most 1,048,576 frames in all clips, got clips={clips} of frames=\({frames},\)"
+    with pytest.raises(VideoError, match=message):
+        cut_views({"video": str(path), "label": 0, "id": "v.mp4"}, rules, np.random.default_rng(0))
 
 
 def test_a_header_that_claims_four_billion_frames(tmp_path, ask):

@@ -1,0 +1,65 @@
+"""Exported programs on a CPU: onnxruntime and OpenVINO against JAX, and against torch where it has the network."""
+
+import functools
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from timing import Rows, Timing, interleaved, print_rows, ready
+
+import flaxvid
+from flaxvid.evaluate.runtimes import RUNTIMES, is_installed, open_program
+from flaxvid.export.onnx import export_onnx
+from flaxvid.models.video_model import blank_video, init_variables
+from flaxvid.writing import read_json
+
+try:
+    from torch_peers import TorchTrainer, has_reference
+except ModuleNotFoundError:
+    TorchTrainer = None
+
+
+def compare_runtimes(names: Sequence[str], batch: int, scale: float, timing: Timing) -> Rows:
+    """Milliseconds of a batch of clips in each runtime, with as many threads as this process has cores.
+
+    Args:
+        names: of models.
+        batch: clips at once.
+        scale: of the clips' sides, for a trial.
+        timing: repeats and clock.
+    """
+    rows: Rows = {}
+    for name in names:
+        clip = flaxvid.create_model(name).clip
+        size = round(clip.image_size * scale / 16) * 16
+        model = flaxvid.create_model(name, num_classes=400, image_size=size)
+        variables = init_variables(model, jax.random.key(0), blank_video(model))
+        variables = jax.tree.map(_vary, variables)
+        video = np.random.default_rng(0).integers(0, 256, (batch, clip.num_frames, size, size, 3), np.uint8)
+        apply = jax.jit(model.apply).lower(variables, video).compile()
+        runs: dict[str, Callable[[], Any]] = {"JAX": ready(apply, variables, video)}
+        threads = len(os.sched_getaffinity(0))
+        with tempfile.TemporaryDirectory() as folder:
+            (file,) = export_onnx(flaxvid.Trained(model, variables), folder).values()
+            for runtime in filter(is_installed, RUNTIMES):
+                runs[runtime] = functools.partial(open_program(file, runtime, threads), video)
+            (program,) = read_json(pathlib.Path(folder) / "bundle.json", dict)["programs"]
+        if TorchTrainer is not None and has_reference(name):
+            runs["torch"] = TorchTrainer(name, (clip.num_frames,), batch, size, "float32", "cpu").forward
+        seconds = interleaved(runs, timing, seconds=60)
+        key = f"{name}, {clip.num_frames} x {size}"
+        rows[key] = {runtime: 1000 * spent for runtime, spent in seconds.items()}
+        print_rows({f"{key}, ms": rows[key]})
+        print(f"  difference from JAX: {program['difference']}", flush=True)
+        rows[f"{key}, difference"] = program["difference"]
+    return rows
+
+
+def _vary(leaf: Any) -> Any:
+    """Random numbers near what a fresh network has: else norms would be nothing to fold, and new heads zeros."""
+    noise = np.random.default_rng(leaf.size).uniform(-0.1, 0.1, leaf.shape).astype(np.float32)
+    return np.asarray(leaf) + np.abs(noise) if leaf.ndim == 1 else np.asarray(leaf) + noise / 10
