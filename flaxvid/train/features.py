@@ -5,11 +5,11 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import av
 import jax
 import numpy as np
 from flax.errors import InvalidRngError
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flaxvid import trees
-from flaxvid.adapt.freezing import is_frozen
+from flaxvid.data.clips import cut
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.features import KeptFeatures, in_use, list_features, make_room, write_features
 from flaxvid.data.pipeline import eval_batches
@@ -30,12 +30,7 @@ from flaxvid.train.setup import clip_config, make_model
 from flaxvid.types import Variables
 from flaxvid.writing import cache_folder, locked
 
-FORMAT = 1
-"""Raise it when features would come out otherwise."""
-
 BACKBONE = ("stem", "body")
-_NOT_OF_THE_BODY = ("weights", "inflate", "dropout", "remat")
-_OPTIONS_OF_THE_HEAD = ("head", "classifier_std")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +62,9 @@ def check_features(recipe: Recipe, shapes: Variables) -> None:
         ValueError: stem or body are not frozen, or draw at random.
     """
     moving = [
-        path for path in trees.flatten(shapes) if trees.lies_in(path, BACKBONE) and not is_frozen(path, recipe.freeze)
+        path
+        for path in trees.flatten(shapes)
+        if trees.lies_in(path, BACKBONE) and not trees.lies_in(path, recipe.freeze)
     ]
     if moving:
         raise ValueError(
@@ -106,9 +103,13 @@ def kept_features(
         ValueError: the features would take more than `recipe.feature_cache`.
     """
     model, variables = task.model, task.select(variables, task.frames[-1])
-    learner = dataclasses.replace(task, model=OnFeatures(model, jax.tree.structure(_shapes(model, task.frames[-1]))))
+    clips = _views(recipe)
+    programs = {count: _trace(model, count) for count in clips.frames}
+    given = {count: program.out_info for count, program in programs.items()}
+    learner = dataclasses.replace(task, model=OnFeatures(model, jax.tree.structure(given[task.frames[-1]])))
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(given))
     root = cache_folder() / "features"
-    folder, clips = root / _key(recipe, variables), _views(recipe)
+    folder = root / _key(programs, variables, clips, recipe.data.cameras)
     root.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as use:
         with _only_one(root, say):
@@ -118,7 +119,7 @@ def kept_features(
             missing, damaged = kept.find_missing()
             if damaged:
                 say(f"{len(damaged)} files of kept features were damaged: {', '.join(map(str, damaged[:3]))}")
-            make_room(root, folder, len(missing) * _count_bytes(model, clips.frames), int(recipe.feature_cache * 1e9))
+            make_room(root, folder, len(missing) * needed, int(recipe.feature_cache * 1e9))
             say(f"{len(source) - len(missing)} of {len(source)} videos have features in {folder}")
             unreadable = _compute(recipe, model, variables, source, missing, kept, mesh) if missing else set()
         yield learner, dataclasses.replace(kept, broken=kept.broken | unreadable)
@@ -166,13 +167,17 @@ def _views(recipe: Recipe) -> ClipConfig:
     return dataclasses.replace(clip_config(recipe, recipe.task.frames), clips=1, crops=1)
 
 
-def _key(recipe: Recipe, variables: Variables) -> str:
-    """Names what features follow from, but for the videos: weights, network, clips, and the programs at work."""
-    model = {name: value for name, value in dataclasses.asdict(recipe.model).items() if name not in _NOT_OF_THE_BODY}
-    model["options"] = {name: own for name, own in model["options"].items() if name not in _OPTIONS_OF_THE_HEAD}
-    clips, programs = dataclasses.asdict(_views(recipe)), (FORMAT, jax.__version__, av.__version__)
-    facts = (model, recipe.data.cameras, clips, programs, jax.default_backend())
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+def _key(programs: Mapping[int, Any], variables: Variables, clips: ClipConfig, cameras: Sequence[str]) -> str:
+    """Names what features follow from, but for the videos.
+
+    That is the network's program and weights, the rules and the source of how clips are cut, and the libraries.
+    """
+    libraries = [*map(metadata.version, ("jax", "jaxlib", "av", "numpy")), jax.default_backend()]
+    digest = hashlib.sha256(json.dumps((dataclasses.asdict(clips), cameras, libraries)).encode())
+    for program in programs.values():
+        digest.update(program.lower().as_text().encode())
+    for file in sorted(Path(cut.__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
     for path, leaf in sorted(trees.flatten(variables).items()):
         if trees.lies_in(path, BACKBONE):
             array = np.asarray(leaf)
@@ -181,18 +186,13 @@ def _key(recipe: Recipe, variables: Variables) -> str:
     return digest.hexdigest()[:32]
 
 
-def _count_bytes(model: VideoModel, frames: Sequence[int]) -> int:
-    """Bytes of a video's features."""
-    return sum(leaf.size * leaf.dtype.itemsize for count in frames for leaf in jax.tree.leaves(_shapes(model, count)))
-
-
-def _shapes(model: VideoModel, num_frames: int) -> Any:
-    """The shapes of what a model's body gives for a clip."""
+def _trace(model: VideoModel, num_frames: int) -> Any:
+    """The program that gives what a model's body gives for a clip, before it is compiled."""
     clip = jax.tree.map(
         lambda video: jax.ShapeDtypeStruct((1, num_frames, *video.shape[2:]), video.dtype), blank_video(model)
     )
     variables = jax.eval_shape(model.init, jax.random.key(0), clip)
-    return jax.eval_shape(functools.partial(model.apply, method=_backbone), variables, clip)
+    return jax.jit(functools.partial(model.apply, method=_backbone)).trace(variables, clip)
 
 
 @contextlib.contextmanager

@@ -212,7 +212,13 @@ def describe_run(recipe: Recipe, splits: Splits, mesh: Mesh, epoch_steps: int, s
 
 
 def count_steps(recipe: Recipe, splits: Splits) -> int:
-    """The number of steps in one pass over the training videos."""
+    """The number of steps in one pass over the training videos.
+
+    Raises:
+        ValueError: there, or in the target domain, are fewer videos than a batch.
+    """
     hosts = jax.process_count()
     videos = recipe.batch_size // hosts // recipe.data.clips.repeats
+    if splits.target is not None:
+        steps_per_epoch(splits.target, videos, hosts)
     return steps_per_epoch(splits.train, videos, hosts, splits.buckets)

@@ -93,10 +93,16 @@ def adapt(trained: Trained, source: Source, clips: ClipConfig, way: str, batch_s
         source: the videos.
         clips: how they are cut; one view of each is taken, always the same.
         way: one of `ADAPTATIONS`.
-        batch_size: clips in a batch, in random order; 0 is the recipe's for evaluation. The last ones that fill no
-            batch are left out.
+        batch_size: the most clips in a batch; 0 is the recipe's for evaluation. All batches have equally many, in
+            random order; what does not divide is left out.
+
+    Raises:
+        ValueError: the network answers by exported programs, or has nothing that `way` adapts.
     """
-    rows = min(batch_size or trained.recipe.eval_batch_size, len(source))
+    if trained.runtime != "jax":
+        raise ValueError(f"{way} changes the weights of a network, got programs in {trained.runtime}: use jax")
+    batches = -(-len(source) // (batch_size or trained.recipe.eval_batch_size))
+    rows = len(source) // batches
     plain = ClipConfig(
         (), clips.image_size, clips.test_size, short=clips.short, sampling=clips.sampling, interval=clips.interval,
         fixed=True,
