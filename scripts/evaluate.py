@@ -3,6 +3,7 @@
     python scripts/evaluate.py runs/ffn-motion
     python scripts/evaluate.py runs/ffn-ssv2 --frames 4 8 16 --protocol accurate
     python scripts/evaluate.py runs/ffn-folder --root other_videos --split all
+    python scripts/evaluate.py runs/tsm-folder --root other_hospital --adapt adabn
     python scripts/evaluate.py tsm.safetensors --data ucf101 --root UCF-101 --frames 8
 
 Without --protocol the views are the recipe's. Protocols are those of TSM's authors: efficient (1 clip, centre crop),
@@ -32,7 +33,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flaxvid.arguments import Renamed, add_runtime, add_weights, number, one_each, read_class_names, read_renames
-from flaxvid.data.sources.subset import Subset
+from flaxvid.data.sources.subset import random_subset
 from flaxvid.evaluate.reconstruction import finish_reconstruction
 from flaxvid.evaluate.record import finish_evaluation, output_folder
 from flaxvid.evaluate.views import PROTOCOLS
@@ -42,7 +43,15 @@ from flaxvid.train.network import Trained
 from flaxvid.train.recipe import DataRecipe
 from flaxvid.train.setup import clip_config, data_origin, open_data
 from flaxvid.train.step import enable_compilation_cache
-from flaxvid.train.testing import choose_data, evaluate_masked, evaluate_passes, is_own, open_test
+from flaxvid.train.testing import (
+    ADAPTATIONS,
+    adapt,
+    choose_data,
+    evaluate_masked,
+    evaluate_passes,
+    is_own,
+    open_test,
+)
 from flaxvid.train.trained import load, name_classes
 
 
@@ -71,6 +80,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="that decode (default: the recipe's)")
     parser.add_argument(
         "--rename", type=Path, metavar="MAP.json", help='{"a class of the data": "the network\'s name for it", ...}'
+    )
+    parser.add_argument(
+        "--adapt",
+        choices=ADAPTATIONS,
+        help="first adapt to these videos, without their labels: adabn measures the norms' statistics anew, tent also "
+        "makes the answers sure",
     )
     parser.add_argument("--output", type=Path, help="another folder for the results")
     arguments = parser.parse_args()
@@ -106,16 +121,22 @@ def classify(arguments: argparse.Namespace, trained: Trained, data: DataRecipe, 
     """Tests a classifier."""
     trained, frames = name_classes(trained), frame_counts(arguments, trained)
     source = open_test(trained, data, read_renames(arguments.rename) if arguments.rename else {})
-    source = Subset(source, arguments.limit) if arguments.limit else source
+    source = random_subset(source, arguments.limit) if arguments.limit else source
     passes = (clip_config(trained.recipe, frames),)
     if arguments.protocol:
         passes = PROTOCOLS[arguments.protocol].passes(passes[0], frames)
     passes = tuple(dataclasses.replace(clips, **views(arguments)) for clips in passes)
+    plain = {}
+    if arguments.adapt:
+        with Console(stderr=True).status(f"adapting to {len(source)} videos"):
+            for clips in passes:
+                plain |= adapt(trained, source, clips, arguments.adapt, arguments.batch_size or 0)
     with progress(frames, len(source) * len(passes)) as advance:
         evaluation = evaluate_passes(
             trained,
             source,
             passes,
+            plain=plain,
             batch_size=arguments.batch_size or 0,
             num_threads=arguments.threads or 0,
             advance=advance,
@@ -129,10 +150,13 @@ def classify(arguments: argparse.Namespace, trained: Trained, data: DataRecipe, 
             origin=data_origin(data) | ({} if trained.named else {"by_number": True}),
             checkpoint=trained.checkpoint,
             folder=folder,
-            protocol=(arguments.protocol or "the recipe's") + " with other numbers" * bool(views(arguments)),
-            timed={n: trained.answering(n) for n in frames},
+            protocol=(arguments.protocol or "the recipe's")
+            + " with other numbers" * bool(views(arguments))
+            + f", adapted to its videos by {arguments.adapt}" * bool(arguments.adapt),
+            timed=plain or {n: trained.answering(n) for n in frames},
             runtime=trained.runtime,
-            own=(is_own(trained.recipe.data, data) and not arguments.limit) or folder != trained.folder,
+            own=(is_own(trained.recipe.data, data) and not (arguments.limit or arguments.adapt))
+            or folder != trained.folder,
         )
     print(evaluation_table(record), *evaluation_notes(record), sep="\n")
     for fault in record["data"]["faults"]:
@@ -145,10 +169,10 @@ def reconstruct(
     arguments: argparse.Namespace, trained: Trained, mask_ratio: float, data: DataRecipe, folder: Path
 ) -> None:
     """Tests a masked pre-training."""
-    if given := [name for name in ("protocol", "rename", "classes", "cameras") if getattr(arguments, name)]:
+    if given := [name for name in ("protocol", "rename", "classes", "cameras", "adapt") if getattr(arguments, name)]:
         raise ValueError(f"{arguments.run} is a masked pre-training without classes: leave out --{', --'.join(given)}")
     source, frames = open_data(data, data.eval_split), frame_counts(arguments, trained)
-    source = Subset(source, arguments.limit) if arguments.limit else source
+    source = random_subset(source, arguments.limit) if arguments.limit else source
     with progress(frames, len(source)) as advance:
         findings = evaluate_masked(
             trained,

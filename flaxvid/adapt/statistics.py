@@ -1,4 +1,4 @@
-"""Normalisation statistics measured anew, for another frame count without training."""
+"""Normalisation statistics measured anew, for another frame count or another domain without training."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -27,6 +27,8 @@ def reestimate_statistics(
     freeze: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measures the mean and variance that each norm sees of these clips; parameters stay.
+
+    With clips of another domain this is AdaBN (arXiv 1603.04779).
 
     Each batch is normalised by its own statistics, as in training. They are pooled by batch size, as in fvcore's
     `update_bn_stats` (arXiv 2105.07576, section 3): the variance is that within batches and between their means, so

@@ -6,7 +6,7 @@ replaces, otherwise -1. Labels of several targets are `{target: int32 (b,)}`. In
 views, `(b, v, 4, h, w, 3)`, and `"mask": bool (b,)` is False for the padding of the last batch and for broken videos.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from absl import flags
 from flaxvid.data.buckets import Buckets, bucket_sizes
 from flaxvid.data.clips.cut import UNREADABLE, ClipConfig, cut_views, draw_clips
 from flaxvid.data.clips.decode import VideoError
+from flaxvid.data.features import KeptFeatures
 from flaxvid.data.sources.open import Source
 from flaxvid.data.workers import WorkerKilled, begin_worker, started_deaf
 from flaxvid.types import Batch
@@ -36,6 +37,7 @@ def train_batches(
     num_threads: int = 2,
     num_workers: int = 0,
     buckets: Buckets | None = None,
+    features: KeptFeatures | None = None,
 ) -> grain.DatasetIterator:
     """Shuffled, augmented training batches without end.
 
@@ -55,6 +57,7 @@ def train_batches(
         num_workers: Worker processes. 0 decodes in threads of this process, as fast unless Python itself is the limit.
         buckets: The videos of each frame count, by `sort_by_length`. A batch then has clips of one count, as many as
             `bucket_sizes` says. Batches of all counts alternate, each as often as its videos ask for.
+        features: Come in the place of the videos, if they are given; all else is the same.
 
     Raises:
         ValueError: There are fewer videos than one batch of all shards, or the repeats do not divide the batch.
@@ -69,15 +72,15 @@ def train_batches(
             .seed(seed + count)
             .shuffle()[: len(positions) - len(positions) % (size * shard_count)]
             .repeat()
-            .random_map(_TrainClips(source, replace(clips, frames=(count,)) if count else clips, positions))
+            .random_map(_TrainClips(source, replace(clips, frames=(count,)) if count else clips, positions, features))
         )
         batches.append(_batched(elements[shard_index::shard_count], size, num_threads).map(_mix_repeats))
         steps.append(len(positions) // (size * shard_count))
     return iter(_in_workers(grain.IterDataset.mix(batches, steps) if buckets else batches[0], num_workers))
 
 
-def next_batch(data: grain.DatasetIterator) -> Batch:
-    """The next batch of `train_batches`. The first call starts the worker processes, if there are any.
+def next_batch(data: Iterator[Batch]) -> Batch:
+    """The next batch of `train_batches`, or of `PairedBatches`. The first call starts their worker processes.
 
     Raises:
         WorkerKilled: One of them was killed. The iterator still stands after the batch before.
@@ -172,6 +175,7 @@ class _TrainClips:
     source: Source
     clips: ClipConfig
     positions: Sequence[int]
+    features: KeptFeatures | None = None
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """The clips of a video, on an axis of repeats."""
@@ -182,7 +186,10 @@ class _TrainClips:
         broken, reason = -1, None
         for _ in range(ATTEMPTS):
             try:
-                video, label = draw_clips(self.source[index], self.clips, self.source.flip_labels, rng)
+                if self.features is not None:
+                    video, label = self.features[index]
+                else:
+                    video, label = draw_clips(self.source[index], self.clips, self.source.flip_labels, rng)
                 return {"video": video, "label": label, "index": index, "broken": broken}
             except UNREADABLE as error:
                 broken, reason = (index if broken < 0 else broken), error

@@ -15,12 +15,13 @@ from typing import Any
 import jax
 
 from flaxvid.models.registry import list_options
+from flaxvid.tasks.domain import DomainRecipe
 from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.tasks.masked import MaskedRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 from flaxvid.train.fields import choices, misfit
 from flaxvid.train.recipe import FILLED, OptimizerRecipe, Recipe
-from flaxvid.train.setup import complete, make_model
+from flaxvid.train.setup import TARGET_FIELDS, complete, make_model
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
@@ -38,7 +39,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         (
             *("seed", "eval_every", "keep_every", "data.num_workers", "data.fold"),
             *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm"),
-            *("optimizer.warmup_epochs", "optimizer.warmup_start", "pruning.begin"),
+            *("optimizer.warmup_epochs", "optimizer.warmup_start", "pruning.begin", "feature_cache"),
         ),
     ),
     (
@@ -66,7 +67,8 @@ def check(recipe: Recipe) -> None:
         if (value := operator.attrgetter(name)(mended)) is not None and not holds(value)
     ]
     problems += [f"task.{problem}" for problem in mended.task.problems()]
-    problems += [message for rule in (_batches, _schedules, _pruning, _groups) for message in rule(mended)]
+    rules = (_batches, _schedules, _pruning, _groups, _features, _domains)
+    problems += [message for rule in rules for message in rule(mended)]
     network = None
     if not any(problem.startswith("model.") for problem in problems):
         try:
@@ -222,6 +224,41 @@ def _groups(recipe: Recipe) -> Iterator[str]:
         yield f"model.options.backbone_options.dropout must lie in [0, 1), got {dropout!r}"
     if isinstance(backbone, Mapping) and "dtype" in backbone:
         yield f"model.options.backbone_options.dtype follows model.dtype, got {backbone['dtype']!r}: leave it out"
+
+
+def _features(recipe: Recipe) -> Iterator[str]:
+    """What would change a frozen network's features from step to step."""
+    if recipe.feature_cache <= 0:
+        return
+    task = recipe.task
+    if not isinstance(task, SupervisedRecipe):
+        yield f"feature_cache={recipe.feature_cache} is for the task supervised, got {task.name}: set it to 0"
+        return
+    changing = {
+        "data.clips.fixed=False": not recipe.data.clips.fixed,
+        f"task.mixup={task.mixup}": task.mixup > 0,
+        f"task.cutmix={task.cutmix}": task.cutmix > 0,
+        f"task.erasing={task.erasing}": task.erasing > 0,
+        f"task.sampling={task.sampling!r}": task.sampling != "proportional" and len(task.frames) > 1,
+        f"unfreeze={recipe.unfreeze}": bool(recipe.unfreeze),
+        f"{jax.process_count()} processes": jax.process_count() > 1,
+    }
+    if found := [name for name, on in changing.items() if on]:
+        yield (
+            f"feature_cache={recipe.feature_cache} needs the same features in every step, and one process, got "
+            f"{', '.join(found)}: change that, or set feature_cache to 0"
+        )
+
+
+def _domains(recipe: Recipe) -> Iterator[str]:
+    """The target domain."""
+    target = recipe.data.target
+    if isinstance(recipe.task, DomainRecipe) and not target:
+        yield "task domain needs a target domain: say in data.target what differs there, such as {'root': FOLDER}"
+    if unknown := sorted(target.keys() - {*TARGET_FIELDS}):
+        yield f"data.target has no field {', '.join(unknown)}: valid ones are {', '.join(TARGET_FIELDS)}"
+    elif not isinstance(target.get("motion", {}), Mapping):
+        yield f"data.target.motion must be a dict, got {target['motion']!r}"
 
 
 def _misfits(recipe: Recipe) -> tuple[list[str], Recipe]:

@@ -15,7 +15,8 @@ from flaxvid.data.pipeline import steps_per_epoch
 from flaxvid.report.run import read_run
 from flaxvid.report.tables import results_table
 from flaxvid.tasks.task import Findings, Task
-from flaxvid.train.checkpoint import Checkpoints
+from flaxvid.train.checkpoint import Checkpoints, restore_variables
+from flaxvid.train.features import check_features, kept_features
 from flaxvid.train.groups import check_rules
 from flaxvid.train.hosts import end_with_peers
 from flaxvid.train.interrupt import StopRequest
@@ -23,7 +24,7 @@ from flaxvid.train.limits import check
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
 from flaxvid.train.optimizer import make_pruning, make_schedule
-from flaxvid.train.origin import with_implied
+from flaxvid.train.origin import with_implied, with_network
 from flaxvid.train.phases import make_phases, phase_of
 from flaxvid.train.prefetch import Prefetch, make_batches
 from flaxvid.train.recipe import Recipe
@@ -65,12 +66,15 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         FloatingPointError: a loss or a gradient is not finite; it was not saved.
         Interrupted: the run got SIGTERM or Ctrl-C, and saved its state.
     """
+    recipe = with_network(recipe)
     check(recipe)
     check_name(Path(workdir))
     recipe = complete(recipe)
     shapes = find_shapes(recipe)  # before the data set is made: a slip shows at once
     check_frozen(shapes, recipe.freeze, recipe.unfreeze)
     check_parts(shapes, recipe.optimizer.decay_to_start, "optimizer.decay_to_start")
+    if recipe.feature_cache:
+        check_features(recipe, shapes)
     check_rules(trainable(shapes), recipe.optimizer.rules)
     if recipe.pruning.sparsity:
         check_parts(shapes, recipe.pruning.keep, "pruning.keep")
@@ -95,6 +99,8 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
         claim_classes(source.classes, workdir)
         claim_videos(source, workdir)
         claim_teachers(task, workdir)
+        if splits.target is not None:
+            claim_videos(splits.target, workdir, "target.json")
         if is_finished(workdir):
             finished = read_run(workdir)
             print(f"{workdir} is finished:\n{results_table(finished)}")
@@ -144,16 +150,20 @@ def train(
     place = functools.partial(place_state, mesh=mesh)
     state = jax.device_put(state, place(state))
     step_key = jax.jit(lambda key: key, out_shardings=same)(step_key)  # device_put takes no keys to other hosts
+    learner, features = task, None
+    if recipe.feature_cache:
+        frozen = variables if checkpoints.latest_step() is None else restore_variables(workdir)
+        learner, features = opened.enter_context(kept_features(recipe, task, frozen, splits.train, mesh))
     one_step = functools.partial(
         train_step,
-        task=task,
+        task=learner,
         accumulate=recipe.optimizer.accumulate,
         ema=recipe.optimizer.ema,
         norm_groups=recipe.norm_groups,
         mesh=mesh,
         pruning=pruning,
     )
-    batches = Prefetch(make_batches(recipe, task, splits), lambda clips: put_batch(clips, mesh))
+    batches = Prefetch(make_batches(recipe, task, splits, features), lambda clips: put_batch(clips, mesh))
     total = recipe.epochs * epoch_steps
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state, batches)
@@ -161,7 +171,7 @@ def train(
     evaluated = start > 0 and checkpoints.has_score(start)
     log = opened.enter_context(RunLogger(workdir, total, start, evaluated))
     stop = opened.enter_context(StopRequest())
-    tally = Tally(splits.train, clip_config(recipe, task.frames), recipe.data.max_broken)
+    rules, limit = clip_config(recipe, task.frames), recipe.data.max_broken
     session = Session(
         recipe,
         task,
@@ -171,7 +181,8 @@ def train(
         checkpoints=checkpoints,
         log=log,
         stop=stop,
-        tally=tally,
+        tally=Tally(splits.train, rules, limit),
+        target_tally=None if splits.target is None else Tally(splits.target, rules, limit),
         check_there=check_there,
         epoch_steps=epoch_steps,
         start=start,
@@ -217,7 +228,13 @@ def parts_kept(recipe: Recipe) -> tuple[str, ...]:
 
 
 def count_steps(recipe: Recipe, splits: Splits) -> int:
-    """The number of steps in one pass over the training videos."""
+    """The number of steps in one pass over the training videos.
+
+    Raises:
+        ValueError: there, or in the target domain, are fewer videos than a batch.
+    """
     hosts = jax.process_count()
     videos = recipe.batch_size // hosts // recipe.data.clips.repeats
+    if splits.target is not None:
+        steps_per_epoch(splits.target, videos, hosts)
     return steps_per_epoch(splits.train, videos, hosts, splits.buckets)

@@ -1,4 +1,4 @@
-"""Options of the network that its starting weights imply."""
+"""The network that starting weights are of, and the options that they imply."""
 
 import dataclasses
 import json
@@ -6,13 +6,37 @@ from typing import Any
 
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.start import of_backbone
-from flaxvid.train.trained import Trained
+from flaxvid.train.trained import Trained, find_network
 
 _OWN = {
     "num_classes", "num_frames", "image_size", "dropout", "classifier_std", "dtype", "remat", "cameras",
     "camera_dropout", "int8",
 }  # fmt: skip
 """Options that a run chooses for itself."""
+
+
+def with_network(recipe: Recipe) -> Recipe:
+    """The recipe with the network of its weights, where it names none; prints which.
+
+    Options, frame count and size that the recipe has stay.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        ValueError: it has no weights, or they do not say their network.
+    """
+    own = recipe.model
+    if own.name:
+        return recipe
+    if not own.weights:
+        raise ValueError(
+            "the recipe names neither a network nor weights: --config.model.weights=PATH gives a run's folder or a "
+            "file, --config.model.name=NAME a network"
+        )
+    origin = find_network(own.weights)
+    options = {name: value for name, value in origin.options.items() if name not in _OWN} | own.options
+    sizes = {name: getattr(own, name) or getattr(origin, name) for name in ("num_frames", "image_size")}
+    print(f"{own.weights}: the network is {origin.name}{f' with {options}' if options else ''}")
+    return dataclasses.replace(recipe, model=dataclasses.replace(own, name=origin.name, options=options, **sizes))
 
 
 def with_implied(recipe: Recipe, trained: Trained | None) -> Recipe:

@@ -103,7 +103,9 @@ def folder() -> Recipe:
 
 def motion() -> Recipe:
     """The embedded data set, sized for two CPU cores and from scratch."""
-    settings = {name: value for name, value in dataclasses.asdict(MotionConfig()).items() if name != "camera"}
+    settings = {
+        name: value for name, value in dataclasses.asdict(MotionConfig()).items() if name not in ("camera", "domain")
+    }
     return Recipe(
         model=ModelRecipe(
             "tsm_resnet18",

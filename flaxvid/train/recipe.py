@@ -7,6 +7,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.tasks.distil import DistilRecipe
+from flaxvid.tasks.domain import DomainRecipe
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.masked import MaskedRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
@@ -14,7 +15,7 @@ from flaxvid.train.fields import choices
 from flaxvid.train.groups import DECAY_RULES, Rules, renew
 from flaxvid.writing import read_json
 
-TASKS = {kind.name: kind for kind in (SupervisedRecipe, FfnRecipe, MaskedRecipe, DistilRecipe)}
+TASKS = {kind.name: kind for kind in (SupervisedRecipe, FfnRecipe, MaskedRecipe, DistilRecipe, DomainRecipe)}
 """The recipes of tasks, by name."""
 
 
@@ -23,7 +24,8 @@ class ModelRecipe:
     """Which network.
 
     Attributes:
-        name: one of `flaxvid.list_models`.
+        name: one of `flaxvid.list_models`; "" is the network that `weights` are of, with its options, if they are of a
+            run or a file of flaxvid.
         weights: what training starts from: a run's folder, a .safetensors file, a torch file, or a known name such as
             "torchvision/resnet50-imagenet1k-v1". They are the network's own or its backbone's. "" trains from scratch.
         num_frames, image_size, dropout: see `models.spec.Common`; None is the network's own value.
@@ -72,6 +74,8 @@ class DataRecipe:
         group: keeps the videos of one scene on the same side of a hold-out ("folder", "list"): a regular expression
             whose one group finds the scene in a path, or a column of the list; "" holds out single videos.
         motion: fields of `MotionConfig`, for "motion".
+        target: another domain, which the network is tested on, and adapted to by the task "domain": the fields that
+            differ there, such as {"root": FOLDER} or {"motion": {"domain": "shifted"}}. Training reads no label of it.
     """
 
     name: str = "motion"
@@ -89,6 +93,7 @@ class DataRecipe:
     lists: str = ""
     group: str = ""
     motion: dict[str, Any] = dataclasses.field(default_factory=dict)
+    target: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -175,6 +180,9 @@ class Recipe:
             ("stem", "body") trains the head alone; see `adapt.freezing`.
         unfreeze: gradual unfreezing, pairs of epochs and a pattern: ((5, "body/layer4_.*"), (10, "body")) lets a part
             of what is frozen learn after 5 epochs, and more after 10. What learns already keeps its optimizer state.
+        feature_cache: gigabytes of disk for the features of frozen networks. A frozen stem and body then run once over
+            the training videos, whose clips are `data.clips.fixed`, and the head is trained on what they gave; the
+            files stay for later runs with the same weights, clips and videos. 0 keeps none.
         norm_groups: parts of a batch that norms see one by one; running statistics are the mean over the parts. 1 is
             the whole batch, over all devices. As many as devices spare the communication.
         fsdp: devices that keep the parameters, their averages and the optimizer's state together, a part each; 1 keeps
@@ -195,13 +203,16 @@ class Recipe:
 
     model: ModelRecipe = dataclasses.field(default_factory=ModelRecipe)
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
-    task: SupervisedRecipe | FfnRecipe | MaskedRecipe | DistilRecipe = dataclasses.field(default_factory=FfnRecipe)
+    task: SupervisedRecipe | FfnRecipe | MaskedRecipe | DistilRecipe | DomainRecipe = dataclasses.field(
+        default_factory=FfnRecipe
+    )
     optimizer: OptimizerRecipe = dataclasses.field(default_factory=OptimizerRecipe)
     pruning: PruningRecipe = dataclasses.field(default_factory=PruningRecipe)
     batch_size: int = 32
     epochs: int = 50
     freeze: tuple[str, ...] = ()
     unfreeze: tuple[tuple[int, str], ...] = ()
+    feature_cache: float = 0.0
     norm_groups: int = 1
     fsdp: int = 1
     tensor: int = 1

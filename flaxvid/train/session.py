@@ -38,7 +38,9 @@ class Session:
     Attributes:
         recipe, task, splits, mesh: the run's.
         batches: of training.
-        checkpoints, log, stop, tally: open; whoever opened them closes them.
+        checkpoints, log, stop: open; whoever opened them closes them.
+        tally: counts the broken training videos.
+        target_tally: counts those of the target domain; None for a run without one.
         check_there: raises if the run's folder is gone.
         epoch_steps: steps in one pass over the training videos.
         start: the last step before this process.
@@ -53,6 +55,7 @@ class Session:
     log: RunLogger
     stop: StopRequest
     tally: Tally
+    target_tally: Tally | None
     check_there: Callable[[], None]
     epoch_steps: int
     start: int
@@ -73,8 +76,9 @@ class Session:
             self._save(step - 1, state)
             self._settle(step - 1)
             raise WorkerKilled(f"{error} (step {step - 1} of {self.log.total_steps} is saved)") from error
-        for reason in self.tally.add(account):
-            self.log.print(f"replaced by another video: {reason}")
+        for tally, own in ((self.tally, account), (self.target_tally, account.get("target"))):
+            for reason in tally.add(own) if tally and own else ():
+                self.log.print(f"replaced by another video: {reason}")
         self.waiting.arrived()
         return batch, account["index"]
 
@@ -124,10 +128,9 @@ class Session:
     def test(self, state: TrainState) -> Findings:
         """Evaluates the last state on the test videos; ends the worker processes of training first."""
         self.batches.close()
-        if self.tally.broken:
-            self.log.print(
-                f"{len(self.tally.broken)} broken videos were replaced, of {len(self.tally.seen)} in training"
-            )
+        for tally in filter(None, (self.tally, self.target_tally)):
+            if tally.broken:
+                self.log.print(f"{len(tally.broken)} broken videos were replaced, of {len(tally.seen)} in training")
         frames = ", ".join(map(str, self.recipe.eval_frames))
         self.log.print(f"testing on {len(self.splits.test)} videos at {frames} frames")
         findings = self._evaluate(self.splits.test, state, self.recipe.eval_frames)

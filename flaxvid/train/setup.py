@@ -42,8 +42,21 @@ def open_data(recipe: DataRecipe, split: str) -> Source:
     )
 
 
+TARGET_FIELDS = ("name", "root", "train_split", "eval_split", "fold", "lists", "group", "motion")
+"""Fields of the data that may differ in a target domain."""
+
+
+def tested_data(recipe: DataRecipe) -> DataRecipe:
+    """The data of the final test: that of the target domain, where there is one."""
+    if not recipe.target:
+        return recipe
+    motion = {**recipe.motion, **recipe.target.get("motion", {})}
+    return dataclasses.replace(recipe, **{**recipe.target, "motion": motion, "target": {}})
+
+
 def data_origin(recipe: DataRecipe) -> dict[str, Any]:
     """Folder and split of the test videos, for the record of an evaluation."""
+    recipe = tested_data(recipe)
     root = str(Path(recipe.root).expanduser().resolve()) if recipe.root else ""
     return {"root": root, "split": recipe.eval_split}
 

@@ -9,9 +9,11 @@ from flaxvid.data.sources.account import check_labels, describe_splits
 from flaxvid.data.sources.class_names import relabel
 from flaxvid.data.sources.open import Source
 from flaxvid.data.sources.splits import NoSplitError
+from flaxvid.data.sources.without_labels import WithoutLabels
+from flaxvid.tasks.domain import DomainRecipe
 from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.train.recipe import Recipe
-from flaxvid.train.setup import clip_config, open_data
+from flaxvid.train.setup import clip_config, open_data, tested_data
 
 
 class Splits(NamedTuple):
@@ -20,13 +22,15 @@ class Splits(NamedTuple):
     Attributes:
         train: the network learns from these.
         validation: these choose the best checkpoint; None for no evaluation during training.
-        test: the final table is of these.
+        test: the final table is of these; with a target domain they are of it.
+        target: training videos of the target domain, without their labels; None for a task that has no use for them.
         buckets: the training videos by length, where the task asks for it.
     """
 
     train: Source
     validation: Source | None
     test: Source
+    target: Source | None = None
     buckets: Buckets | None = None
 
 
@@ -37,7 +41,9 @@ def open_splits(recipe: Recipe) -> Splits:
         ValueError: the data has no such split, or its labels do not fit those of the training videos.
     """
     data, note = recipe.data, ""
-    sources = {split: open_data(data, split) for split in (data.train_split, data.eval_split)}
+    tested = tested_data(data)
+    test = f"target {tested.eval_split}" if data.target else data.eval_split
+    sources = {data.train_split: open_data(data, data.train_split), test: open_data(tested, tested.eval_split)}
     chosen = data.validation_split or "validation"
     if recipe.eval_every and chosen not in sources:
         try:
@@ -55,15 +61,20 @@ def open_splits(recipe: Recipe) -> Splits:
     for split in [split for split in sources if split != data.train_split]:
         sources[split] = relabel(sources[split], first.classes, first.name, advice)
         check_labels(sources[split], fewest=1 if labelled else 0)
+    target = None
+    if isinstance(recipe.task, DomainRecipe):
+        target = WithoutLabels(open_data(tested, tested.train_split))
+        note = "\n".join(filter(None, (note, f"target domain: {len(target)} training videos, without labels")))
     if jax.process_index() == 0:
-        shown = dict.fromkeys((data.train_split, chosen, data.eval_split))
+        shown = dict.fromkeys((data.train_split, chosen, test))
         account = describe_splits({split: sources[split] for split in shown if split in sources})
         for text in filter(None, (account, note)):
             print(text)
     return Splits(
         first,
         sources.get(chosen) if recipe.eval_every else None,
-        sources[data.eval_split],
+        sources[test],
+        target,
         _buckets(recipe, first) if getattr(recipe.task, "sampling", "") == "bucketed" else None,
     )
 

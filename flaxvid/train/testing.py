@@ -6,19 +6,26 @@ from typing import Any
 
 import jax
 
+from flaxvid.adapt.statistics import reestimate_statistics
+from flaxvid.adapt.test_time import minimise_entropy
 from flaxvid.data.clips.cut import ClipConfig
-from flaxvid.data.pipeline import eval_batches
+from flaxvid.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from flaxvid.data.sources.account import check_labels
 from flaxvid.data.sources.class_names import are_numbers, relabel
 from flaxvid.data.sources.names import list_names
 from flaxvid.data.sources.open import Source
+from flaxvid.data.sources.without_labels import WithoutLabels
 from flaxvid.evaluate.evaluator import Evaluations, evaluate_videos, join
+from flaxvid.evaluate.runtimes import Program
 from flaxvid.tasks.task import Findings
 from flaxvid.train.mesh import make_mesh, put_batch
 from flaxvid.train.recipe import DataRecipe
-from flaxvid.train.setup import clip_config, count_classes, data_origin, open_data
+from flaxvid.train.setup import clip_config, count_classes, data_origin, open_data, tested_data
 from flaxvid.train.trained import Trained
-from flaxvid.types import Batch, by_target
+from flaxvid.types import Batch, Variables, by_target
+
+ADAPTATIONS = {"adabn": reestimate_statistics, "tent": minimise_entropy}
+"""Ways to adapt a network to videos without labels, by name."""
 
 
 def choose_data(recipe: DataRecipe, name: str, changes: Mapping[str, Any]) -> DataRecipe:
@@ -32,6 +39,7 @@ def choose_data(recipe: DataRecipe, name: str, changes: Mapping[str, Any]) -> Da
     Raises:
         ValueError: a weights file has no data set, and `name` is empty.
     """
+    recipe = tested_data(recipe)
     if name and name != recipe.name:
         clips = ClipConfig(test_size=recipe.clips.test_size, short=recipe.clips.short)
         recipe = DataRecipe(name, clips=clips, cameras=recipe.cameras)
@@ -42,7 +50,7 @@ def choose_data(recipe: DataRecipe, name: str, changes: Mapping[str, Any]) -> Da
 
 def is_own(recipe: DataRecipe, data: DataRecipe) -> bool:
     """Whether chosen videos are the run's own test videos."""
-    ours = dataclasses.replace(recipe, missing="keep")
+    ours = dataclasses.replace(tested_data(recipe), missing="keep")
     return dataclasses.replace(data, root=ours.root) == ours and data_origin(data) == data_origin(ours)
 
 
@@ -79,11 +87,58 @@ def open_test(trained: Trained, data: DataRecipe, renames: Mapping[str, Mapping[
     return source
 
 
+def adapt(trained: Trained, source: Source, clips: ClipConfig, way: str, batch_size: int = 0) -> dict[int, Variables]:
+    """Ordinary variables for each frame count of `clips`, adapted to videos whose labels are not read.
+
+    Args:
+        trained: the network.
+        source: the videos.
+        clips: how they are cut; one view of each is taken, always the same.
+        way: one of `ADAPTATIONS`.
+        batch_size: the most clips in a batch; 0 is the recipe's for evaluation. All batches have equally many, in
+            random order; what does not divide is left out.
+
+    Raises:
+        ValueError: the network answers by exported programs, or has nothing that `way` adapts.
+    """
+    if trained.runtime != "jax":
+        raise ValueError(f"{way} changes the weights of a network, got programs in {trained.runtime}: use jax")
+    batches = -(-len(source) // (batch_size or trained.recipe.eval_batch_size))
+    rows = len(source) // batches
+    plain = ClipConfig(
+        (), clips.image_size, clips.test_size, short=clips.short, sampling=clips.sampling, interval=clips.interval,
+        fixed=True,
+    )  # fmt: skip
+    return {
+        count: ADAPTATIONS[way](
+            trained.model,
+            trained.select(count),
+            _Videos(WithoutLabels(source), dataclasses.replace(plain, frames=(count,)), rows),
+        )
+        for count in clips.frames
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Videos:
+    """The clips of all videos in random order, the same each time that they are read."""
+
+    source: Source
+    clips: ClipConfig
+    rows: int
+
+    def __iter__(self) -> Iterator[Any]:
+        stream = train_batches(self.source, self.clips, self.rows)
+        for _ in range(steps_per_epoch(self.source, self.rows)):
+            yield next(stream)["video"][self.clips.frames[0]]
+
+
 def evaluate_passes(
     trained: Trained,
     source: Source,
     passes: Sequence[ClipConfig],
     *,
+    plain: Mapping[int, Variables | Program] | None = None,
     batch_size: int,
     num_threads: int,
     advance: Callable[[int], None],
@@ -94,6 +149,7 @@ def evaluate_passes(
         trained: the network.
         source: the videos.
         passes: the clips of each pass, see `Protocol.passes`.
+        plain: what answers at each frame count, such as the variables of `adapt`; None is the network's own.
         batch_size: clips in a step; 0 is the recipe's.
         num_threads: threads that decode; 0 is the recipe's.
         advance: is called with the number of videos of each batch.
@@ -102,7 +158,7 @@ def evaluate_passes(
     evaluations = []
     for clips in passes:
         batches = eval_batches(source, clips, videos, num_threads=num_threads or trained.recipe.data.num_threads)
-        answering = {n: trained.answering(n) for n in clips.frames}
+        answering = {n: plain[n] if plain else trained.answering(n) for n in clips.frames}
         evaluations.append(evaluate_videos(trained.model, answering, batches, put=put))
     return join(evaluations)
 

@@ -18,7 +18,7 @@ from flaxvid.models.video_model import VideoModel
 from flaxvid.train.bundle import AGAIN, DESCRIPTION, WEIGHTS, is_bundle, read_bundle
 from flaxvid.train.checkpoint import find_checkpoint, restore_variables
 from flaxvid.train.network import Trained, check_classes, count_logits, make_recipe, private_counts
-from flaxvid.train.recipe import read_recipe
+from flaxvid.train.recipe import ModelRecipe, read_recipe
 from flaxvid.train.setup import count_classes, make_model, open_data
 from flaxvid.train.state import averaged
 from flaxvid.train.workdir import CLASSES_FILE, read_classes, run_folder
@@ -92,6 +92,26 @@ def load(
     implied = find_implied(model, get_spec(model).formats[imported.format], {})
     trained = _of_file(path, plain, imported.variables, imported.frames, classes, implied)
     return dataclasses.replace(trained, fresh=imported.fresh)
+
+
+def find_network(path: str | Path) -> ModelRecipe:
+    """The network that a run's folder, or a file of flaxvid, says that its weights are of.
+
+    Raises:
+        FileNotFoundError: there is no such run or file.
+        ValueError: the weights do not say it, as those of torch.
+    """
+    path = Path(path)
+    if folder := run_folder(path):
+        return read_recipe(folder).model
+    if not path.is_dir() and is_native(file := resolve_weights(path)):
+        _, info = load_variables(file)
+        own = dict(info.overrides)
+        return ModelRecipe(info.model, str(path), own.get("num_frames"), own.get("image_size"), options=own)
+    raise ValueError(
+        f"{path} does not say which network it is of, as runs and files of flaxvid do: name it, such as "
+        "--config.model.name=tsm_resnet50"
+    )
 
 
 def _from_bundle(folder: Path, classes: Classes | None) -> Trained:

@@ -125,6 +125,7 @@ def plainly_named(folder: Path) -> Iterator[Path]:
 MAY_CHANGE = frozenset(
     {
         *("data.root", "data.lists", "data.missing", "data.max_broken", "data.num_threads", "data.validation_split"),
+        *("data.target.root", "data.target.lists"),
         *("checkpoint_every", "keep", "keep_every", "log_every", "eval_every", "eval_batch_size", "published"),
         *("fsdp", "tensor"),
         *("task.teachers", "task.teacher_models", "task.teacher_frames", "task.teacher_sizes"),
@@ -180,8 +181,8 @@ def claim_workdir(recipe: Recipe, workdir: Path) -> None:
         path.write_text(to_json(recipe))
 
 
-def claim_videos(source: Source, workdir: Path) -> None:
-    """Writes data.json into a new work folder, or checks that an old run was trained on the same videos.
+def claim_videos(source: Source, workdir: Path, name: str = "data.json") -> None:
+    """Writes a file of that name into a new work folder, or checks that an old run was trained on the same videos.
 
     It compares names, labels and order, for the next batches follow from them; the videos may lie in another folder.
 
@@ -196,7 +197,7 @@ def claim_videos(source: Source, workdir: Path) -> None:
         except UNREADABLE:
             lines.append("")
     mine = {"videos": len(lines), "digest": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]}
-    file = workdir / "data.json"
+    file = workdir / name
     if not has_results(workdir):
         file.write_text(json.dumps(mine))  # every host writes the same
     elif file.exists() and (theirs := read_json(file, dict)) != mine:

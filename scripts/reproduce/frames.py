@@ -91,7 +91,9 @@ def train(
     """Makes one run in its own process, on its own core if the system allows that. Returns its error, or ""."""
     workdir = folder / f"{name}-seed{seed}"
     settings = [f"--config.{setting}" for setting in (*own, *overrides, f"seed={seed}")]
-    command = [sys.executable, str(ROOT / "scripts/train.py"), "--config", str(ROOT / f"configs/{config}.py:motion")]
+    file, _, argument = config.partition(":")
+    config = str(ROOT / f"configs/{file}.py:{argument or 'motion'}")
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "--config", config]
     core = cores.get()
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -64,3 +64,17 @@ def test_another_number_of_classes_is_refused(call_script, weights, root, tmp_pa
     (tmp_path / "test.txt").write_text("v0 0\nv1 1\n")
     with pytest.raises(SystemExit, match=r"expected videos of the network's 5 classes .* got 2 classes"):
         call_script("evaluate.py", weights, "--data", "list", "--root", root, "--lists", tmp_path)
+
+
+@pytest.mark.parametrize("way", ["adabn", "tent"])
+def test_it_adapts_to_the_videos_first(call_script, capsys, weights, root, tmp_path, way):
+    outputs = []
+    for name, flags in (("plain", []), ("adapted", ["--adapt", way]), ("again", ["--adapt", way])):
+        call_script("evaluate.py", weights, "--data", "list", "--root", root, "--frames", 4, "--batch-size", 4,
+            "--output", tmp_path / name, *flags)  # fmt: skip
+        record = json.loads((tmp_path / name / "evaluation.json").read_text())
+        outputs.append((record["protocol"]["name"], record["frames"][0]["calibration_error"]))
+    assert outputs[0][0] == "the recipe's"
+    assert outputs[1][0] == f"the recipe's, adapted to its videos by {way}"
+    assert outputs[0][1] != outputs[1][1] == outputs[2][1]
+    assert "7 of 8 of list test evaluated" in capsys.readouterr().out

@@ -152,7 +152,11 @@ def test_values_that_invert_or_void_training_are_refused(name, value):
     ("name", "part", "kind"),
     [
         ("model", 5, "ModelRecipe"),
-        ("task", "ffn", "SupervisedRecipe or a FfnRecipe or a MaskedRecipe or a DistilRecipe"),
+        (
+            "task",
+            "ffn",
+            "SupervisedRecipe or a FfnRecipe or a MaskedRecipe or a DistilRecipe or a DomainRecipe",
+        ),
         ("optimizer", None, "OptimizerRecipe"),
         ("data", Recipe(), "DataRecipe"),
         ("data__clips", (4, 8), "ClipConfig"),
@@ -323,7 +327,10 @@ def test_options_do_not_repeat_fields(options):
         (b'{"freeze": "stem"}', "expected freeze of Recipe to be like tuple, got 'stem'"),
         (b'{"data": {"root": 3}}', "expected root of DataRecipe to be like str, got 3"),
         (b'{"data": {"clips": {"short": 3}}}', "expected short of ClipConfig to be like str, got 3"),
-        (b'{"task": {"frames": [4]}}', "expected the name of task as one of supervised, ffn, masked, distil, got None"),
+        (
+            b'{"task": {"frames": [4]}}',
+            "expected the name of task as one of supervised, ffn, masked, distil, domain, got None",
+        ),
     ],
 )
 def test_a_damaged_recipe_names_its_file_in_one_line(tmp_path, content, message):

@@ -96,6 +96,8 @@ class ClipConfig:
         augmentation: How training clips vary.
         repeats: Clips of each video in a training batch, drawn independently (repeated augmentation, arXiv 1901.09335).
         shuffle_frames: Whether each clip's frames come in random order, to show how much their order matters.
+        fixed: Whether a training clip is always the same, cut like the first view of a test: nothing is drawn, and
+            `scales` have no part in it.
     """
 
     frames: tuple[int, ...] = ()
@@ -111,6 +113,7 @@ class ClipConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
     repeats: int = 1
     shuffle_frames: bool = False
+    fixed: bool = False
 
     @property
     def views(self) -> int:
@@ -144,6 +147,17 @@ class ClipConfig:
             yield f"clips: expected clips >= 1, got clips={self.clips}"
         if self.crops not in (1, 3, 5, 10):
             yield f"crops: expected crops 1, 3, 5 or 10, got crops={self.crops}"
+        vary = self.augmentation
+        drawn = {
+            "flip": self.flip,
+            "repeats": self.repeats > 1,
+            "shuffle_frames": self.shuffle_frames,
+            'augmentation.crop="resized"': vary.crop == "resized",
+            "augmentation.colour_jitter": any(vary.colour_jitter),
+            "augmentation.randaugment": vary.randaugment > 0,
+        }
+        if self.fixed and (names := [name for name, on in drawn.items() if on]):
+            yield f"fixed: expected clips that nothing varies, got {', '.join(names)}: leave it out, or fixed=False"
 
     def __post_init__(self):
         refuse(self.problems())
@@ -181,6 +195,9 @@ def draw_clips(
     Raises:
         VideoError: The video cannot be read, or is too short; or its cameras differ in length or size.
     """
+    if clips.fixed:
+        views = cut_views(item, replace(clips, clips=1, crops=1), rng)
+        return first_views(views), item["label"]
     if not isinstance(item["video"], Mapping):
         drawn = _draw(item, clips, mirrored, rng)
         return drawn.clips, drawn.label
@@ -230,6 +247,14 @@ def read_video(video: str | Path | bytes, frames: int = 16, size: int = 224) -> 
         raise ValueError(f"expected frames and size of at least 1, got {frames} and {size}")
     clips = ClipConfig((frames,), size, short="repeat")
     return cut_views({"video": video, "id": "video"}, clips, np.random.default_rng(0))[frames][0]
+
+
+def first_views(views: Clips) -> Clips:
+    """The first view of each clip, without the axis of views."""
+    return {
+        n: {camera: v[0] for camera, v in own.items()} if isinstance(own, Mapping) else own[0]
+        for n, own in views.items()
+    }
 
 
 def find_fault(item: dict[str, Any], clips: ClipConfig) -> str | None:

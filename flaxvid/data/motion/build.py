@@ -20,6 +20,7 @@ from flaxvid.data.motion.draw import (
     CAMERAS,
     HEADINGS,
     MOTION_CLASSES,
+    change_look,
     encode,
     render_camera,
     render_clip,
@@ -30,6 +31,8 @@ from flaxvid.data.workers import processes
 from flaxvid.writing import cache_folder, locked
 
 VERSION = "1.0.0"  # raise it when a clip would come out otherwise
+LOOK = 99
+"""Of the random numbers that draw another look; small ones are the cameras'."""
 _SHARD = 4096  # clips of one file
 
 
@@ -46,6 +49,8 @@ class MotionConfig:
         seed: Determines every clip, together with the split's name and the clip's position.
         camera: "" draws a flat world seen from the front. One of the three `CAMERAS` sees a scene in depth, whose
             classes are `HEADINGS`. At one position all cameras see the same scene.
+        domain: "" is the usual look. "shifted" films the same scenes with other light, colours, noise and a camera that
+            shakes: the target domain on which domain adaptation is compared.
     """
 
     size: int = 64
@@ -55,12 +60,15 @@ class MotionConfig:
     test: int = 2048
     seed: int = 0
     camera: str = ""
+    domain: str = ""
 
     def __post_init__(self):
         if self.camera not in ("", *CAMERAS):
             raise ValueError(
                 f"motion: expected camera to be {', '.join(CAMERAS)} or empty, got {self.camera!r}: choose one"
             )
+        if self.domain not in ("", "shifted"):
+            raise ValueError(f'motion: expected domain to be "shifted" or empty, got {self.domain!r}: choose one')
         if self.size < 16 or self.size % 2:
             raise ValueError(f"motion: expected an even size of at least 16, got {self.size}: try 64")
         if self.num_frames < 4:
@@ -72,7 +80,7 @@ class MotionConfig:
     def folder(self) -> str:
         """The folder of these options, which are all in its name."""
         options = f"{self.size}px-{self.num_frames}f-{self.train}-{self.validation}-{self.test}-seed{self.seed}"
-        return f"{options}{f'-{self.camera}' * bool(self.camera)}/{VERSION}"
+        return f"{'-'.join(filter(None, (options, self.camera, self.domain)))}/{VERSION}"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -85,9 +93,13 @@ def make_clip(config: MotionConfig, split: str, index: int) -> bytes:
     source = (config.seed, SPLITS.index(split), index)
     rng, label = np.random.default_rng(source), index % len(config.classes)
     if not config.camera:
-        return encode(*render_clip(label, config.size, config.num_frames, rng))
-    own = np.random.default_rng((*source, 1 + list(CAMERAS).index(config.camera)))
-    return encode(*render_camera(label, config.size, config.num_frames, config.camera, rng, own))
+        planes = render_clip(label, config.size, config.num_frames, rng)
+    else:
+        own = np.random.default_rng((*source, 1 + list(CAMERAS).index(config.camera)))
+        planes = render_camera(label, config.size, config.num_frames, config.camera, rng, own)
+    if config.domain:
+        planes = change_look(*planes, np.random.default_rng((*source, LOOK)))
+    return encode(*planes)
 
 
 def build_motion(

@@ -1,7 +1,6 @@
-"""A random part of a source, for a quick test."""
+"""A part of a source."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
@@ -13,30 +12,15 @@ from flaxvid.types import Classes
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """`count` videos of a source in its order, drawn at random but always the same.
-
-    The first videos would not do, because lists are often sorted by class.
-    """
+    """The videos of a source at some positions, in this order."""
 
     source: Source
-    count: int
-
-    def __post_init__(self):
-        if not 1 <= self.count <= len(self.source):
-            raise ValueError(
-                f"expected 1 to {len(self.source)} videos of {self.source.name}, got {self.count}: take another number"
-            )
-
-    @functools.cached_property
-    def positions(self) -> tuple[int, ...]:
-        """Positions of the videos in the source."""
-        drawn = np.random.default_rng(0).permutation(len(self.source))[: self.count]
-        return tuple(np.sort(drawn).tolist())
+    positions: tuple[int, ...]
 
     @property
     def name(self) -> str:
         """The source's name and the size of the part."""
-        return f"{self.source.name}, {self.count} of {len(self.source)}"
+        return f"{self.source.name}, {len(self)} of {len(self.source)}"
 
     @property
     def classes(self) -> Classes:
@@ -54,7 +38,21 @@ class Subset:
         return getattr(self.source, "cameras", ())
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.positions)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.source[self.positions[index]]
+
+
+def random_subset(source: Source, count: int) -> Subset:
+    """`count` videos of a source in its order, drawn at random but always the same.
+
+    The first videos would not do, because lists are often sorted by class.
+
+    Raises:
+        ValueError: The source does not have so many.
+    """
+    if not 1 <= count <= len(source):
+        raise ValueError(f"expected 1 to {len(source)} videos of {source.name}, got {count}: take another number")
+    drawn = np.random.default_rng(0).permutation(len(source))[:count]
+    return Subset(source, tuple(np.sort(drawn).tolist()))

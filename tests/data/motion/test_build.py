@@ -134,3 +134,34 @@ def test_wrong_split_and_missing_folder_are_named(built, tmp_path):
         motion_source(built, "val")
     with pytest.raises(FileNotFoundError, match="build_motion"):
         motion_source(tmp_path)
+
+
+def test_a_shifted_clip_is_the_same_scene_in_another_look():
+    """Every frame's luma is that of the usual look, brighter, flatter, noisy and rolled by a few pixels."""
+    shakes = [(y, x) for y in range(-4, 5, 2) for x in range(-4, 5, 2)]
+    for index in range(4):
+        luma, chroma = motion_render.render_clip(index, 64, 16, np.random.default_rng(index))
+        shifted, colours = motion_render.change_look(luma, chroma, np.random.default_rng((index, 1)))
+        assert (shifted.dtype, shifted.shape, colours.shape) == (luma.dtype, luma.shape, chroma.shape)
+        assert shifted.mean() > luma.mean() + 30
+        assert shifted.std((1, 2)).mean() < 0.8 * luma.std((1, 2)).mean()
+        moves = set()
+        for one, other in zip(luma, shifted, strict=True):
+            alike = {shake: np.corrcoef(np.roll(one, shake, (0, 1)).ravel(), other.ravel())[0, 1] for shake in shakes}
+            moves.add(max(alike, key=alike.get))
+            assert max(alike.values()) > 0.85
+        assert len(moves) > 3
+        angle = [np.arctan2(*(planes - 128.0).mean((0, 2, 3))) for planes in (chroma, colours)]
+        assert np.cos(angle[1] - angle[0]) < -0.5
+    config = MotionConfig(size=64, num_frames=16, domain="shifted")
+    assert make_clip(config, "test", 2) == make_clip(config, "test", 2)
+    assert decoded(make_clip(config, "test", 2)).shape == (16, 64, 64, 3)
+
+
+def test_a_domain_has_a_folder_of_its_own_and_leaves_the_default_alone():
+    assert MotionConfig().folder == "64px-32f-6000-512-2048-seed0/1.0.0"
+    assert MotionConfig(camera="left").folder == "64px-32f-6000-512-2048-seed0-left/1.0.0"
+    assert MotionConfig(domain="shifted").folder == "64px-32f-6000-512-2048-seed0-shifted/1.0.0"
+    assert MotionConfig(camera="left", domain="shifted").folder == "64px-32f-6000-512-2048-seed0-left-shifted/1.0.0"
+    with pytest.raises(ValueError, match='expected domain to be "shifted" or empty'):
+        MotionConfig(domain="shift")

@@ -16,7 +16,7 @@ from flaxvid.data.motion.draw import HEADINGS, render_camera
 from flaxvid.data.pipeline import eval_batches, train_batches
 from flaxvid.data.sources.cameras import Scenes, open_scenes
 from flaxvid.data.sources.open import open_source
-from flaxvid.data.sources.subset import Subset
+from flaxvid.data.sources.subset import random_subset
 
 CAMERAS = ("front", "left", "right")
 CLIPS = ClipConfig((2, 4), 24, test_size=28, flip=True)
@@ -46,7 +46,7 @@ def test_a_data_set_for_each_camera_read_side_by_side(recorded):
     item = scenes[2]
     assert (item["id"], item["label"], list(item["video"])) == ("train/turn_right/2.mp4", 1, list(CAMERAS))
     assert item["video"]["left"] == str(recorded / "left" / "train/turn_right/2.mp4")
-    assert Subset(scenes, 2).cameras == CAMERAS
+    assert random_subset(scenes, 2).cameras == CAMERAS
     assert open_scenes("folder", recorded, cameras=("left",)).cameras == ("left",)
 
 

@@ -7,7 +7,7 @@ from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.pipeline import eval_batches, train_batches
 from flaxvid.data.prepare.run import Preparation, prepare
 from flaxvid.data.sources.open import open_source
-from flaxvid.data.sources.subset import Subset
+from flaxvid.data.sources.subset import random_subset
 
 ROWS = [("a", "look left", 0), ("b", "look right", 2), ("c", "jump", 1), ("d", "look right", 0)]
 
@@ -37,7 +37,7 @@ def test_names_are_sorted_and_numbers_count(root):
     assert labels(train)[:2] == [("a.mp4", {"action": 1, "actor": 0}), ("b.mp4", {"action": 2, "actor": 2})]
     assert labels(test) == [("b.mp4", {"action": 2, "actor": 1}), ("c.mp4", {"action": 0, "actor": 0})]
     assert train.flip_labels == {"action": (0, 2, 1), "actor": None}
-    assert Subset(train, 2).classes == train.classes
+    assert random_subset(train, 2).classes == train.classes
 
 
 def test_labels_are_dicts_in_batches(root):

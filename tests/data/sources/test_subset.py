@@ -1,7 +1,7 @@
 import pytest
 
 from flaxvid.data.sources.open import FileSource
-from flaxvid.data.sources.subset import Subset
+from flaxvid.data.sources.subset import random_subset
 
 
 @pytest.fixture
@@ -13,16 +13,16 @@ def source(tmp_path):
 
 
 def test_a_subset_is_drawn_from_all_of_the_source_and_is_always_the_same(source):
-    part = Subset(source, 9)
+    part = random_subset(source, 9)
     items = [part[index] for index in range(len(part))]
     assert [item["id"] for item in items] == [source[position]["id"] for position in part.positions]
     assert list(part.positions) == sorted(set(part.positions))
     assert {item["label"] for item in items} == {0, 1, 2}
-    assert Subset(source, 9).positions == part.positions
+    assert random_subset(source, 9).positions == part.positions
     assert (part.name, part.classes, part.flip_labels) == ("all, 9 of 30", ("a", "b", "c"), None)
 
 
 @pytest.mark.parametrize("count", [0, 31])
 def test_more_than_there_is_is_an_error(source, count):
     with pytest.raises(ValueError, match=f"expected 1 to 30 videos of all, got {count}"):
-        Subset(source, count)
+        random_subset(source, count)
