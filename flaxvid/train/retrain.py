@@ -41,7 +41,7 @@ def retrained(trained: Trained, epochs: int | None = None, learning_rate: float 
         optimizer,
         learning_rate=optimizer.learning_rate if learning_rate is None else learning_rate,
         warmup_epochs=optimizer.warmup_epochs * factor,
-        milestones=tuple(round(epoch * factor) for epoch in optimizer.milestones),
+        milestones=tuple(sorted({max(1, round(epoch * factor)) for epoch in optimizer.milestones})),
     )
     model = dataclasses.replace(run.model, weights=str(trained.folder), inflate="")
     return dataclasses.replace(

@@ -22,7 +22,6 @@ Rows = dict[str, tuple[str, ...]]
 DISTIL = ("train.py", "--config", "configs/distill.py", "--config.task.teachers=('{teacher}',)")
 FEATURES = ("--config.task.logit_weight=0", "--config.task.feature_weight=1", "--config.task.label_weight=1")
 ALONE = ("train.py", "--config", "configs/distill.py:motion_alone")
-AGAIN = ("--epochs", "2")
 
 DISTILLATION: Rows = {
     "teacher": ("the teacher", "train.py", "--config", "configs/distill.py:motion_teacher"),
@@ -31,19 +30,22 @@ DISTILLATION: Rows = {
     "features": ("the student, from the teacher's features", *DISTIL, *FEATURES),
 }
 
+
+
+def pruned(title: str, *words: str) -> tuple[str, ...]:
+    """A row of a network that was pruned and trained again."""
+    return title, "prune.py", "{alone}", *words, "--epochs", "2"
+
+
 PRUNING: Rows = {
     "alone": ("trained", *ALONE),
     "again": ("... and trained again for two epochs", *ALONE, "--config.model.weights={alone}", "--config.epochs=2"),
-    **{
-        f"channels-{share}": (f"{share}0 % of the inner channels removed", "prune.py", "{alone}")
-        + ("--channels", f"0.{share}", *AGAIN)
-        for share in (3, 5, 7)
-    },
-    **{
-        f"weights-{share}": (f"{share}0 % of the weights removed", "prune.py", "{alone}")
-        + ("--sparsity", f"0.{share}", *AGAIN)
-        for share in (5, 8, 9)
-    },
+    "channels-3": pruned("30 % of the inner channels removed", "--channels", "0.3"),
+    "channels-5": pruned("50 % of the inner channels removed", "--channels", "0.5"),
+    "channels-7": pruned("70 % of the inner channels removed", "--channels", "0.7"),
+    "weights-5": pruned("50 % of the weights removed", "--sparsity", "0.5"),
+    "weights-8": pruned("80 % of the weights removed", "--sparsity", "0.8"),
+    "weights-9": pruned("90 % of the weights removed", "--sparsity", "0.9"),
 }
 
 
