@@ -31,7 +31,6 @@ DISTILLATION: Rows = {
 }
 
 
-
 def pruned(title: str, *words: str) -> tuple[str, ...]:
     """A row of a network that was pruned and trained again."""
     return title, "prune.py", "{alone}", *words, "--epochs", "2"
