@@ -48,9 +48,9 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--channels", type=share, metavar="SHARE", help="of the channels within blocks that is removed")
     what.add_argument("--sparsity", type=share, metavar="SHARE", help="of the weights that is removed")
-    parser.add_argument("--multiple", type=number(int, 1), default=1, help="round the channels that stay; 8 for GPUs")
+    parser.add_argument("--multiple", type=number(int, 1), help="round the channels that stay; 8 for GPUs (default: 1)")
     parser.add_argument(
-        "--scope", choices=("global", "layer"), default="global", help="compare all weights, or those of each layer"
+        "--scope", choices=("global", "layer"), help="compare all weights (default), or those of each layer"
     )
     parser.add_argument("--epochs", type=number(int, 1), help="of the training (default: the run's)")
     parser.add_argument("--learning-rate", type=number(float, 0), help="its peak (default: the run's)")
@@ -58,6 +58,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest (default), best, or a step")
     parser.add_argument("--workdir", type=Path, help="folder of the new run (default: beside RUN)")
     arguments = parser.parse_args()
+    for option, owner in (("multiple", "channels"), ("scope", "sparsity")):
+        if getattr(arguments, option) and not getattr(arguments, owner):
+            parser.error(f"--{option} is for --{owner}: leave it out")
     logging.set_verbosity(logging.FATAL)  # Orbax and Grain log a lot
     try:
         prune(arguments)
@@ -75,10 +78,10 @@ def prune(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.run).resolve()
     if arguments.sparsity:
         workdir = arguments.workdir or folder.with_name(f"{folder.name}-sparse{100 * arguments.sparsity:g}")
-        recipe = make_sparse(recipe, arguments.sparsity, arguments.scope)
+        recipe = make_sparse(recipe, arguments.sparsity, arguments.scope or "global")
     else:
         workdir = arguments.workdir or folder.with_name(f"{folder.name}-thin{100 * arguments.channels:g}")
-        recipe, thin = make_thin(recipe, trained, workdir, arguments.channels, arguments.multiple)
+        recipe, thin = make_thin(recipe, trained, workdir, arguments.channels, arguments.multiple or 1)
         with Console(stderr=True).status("measuring"):
             table = compare(trained, thin)
         Console().print(table)

@@ -11,6 +11,7 @@ evaluate.py and flaxvid.load read it, and answer with the rounded network; on a 
 
 import argparse
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flaxvid.adapt.freezing import check_parts
 from flaxvid.arguments import add_weights, number, read_class_names
 from flaxvid.compress.quantise import calibrate, quantise
 from flaxvid.data.sources.open import Source
@@ -36,6 +38,15 @@ from flaxvid.train.testing import calibration_clips, choose_data, evaluate_passe
 from flaxvid.train.trained import load, name_classes
 
 
+def pattern(text: str) -> str:
+    """The type of a regular expression."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression ({error})") from error
+    return text
+
+
 def main() -> None:
     """Parses and quantises; an error of the user's is one line, not a traceback."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,7 +55,9 @@ def main() -> None:
     add_weights(parser)
     parser.add_argument("--frames", type=number(int, 1), metavar="N", help="frames of its clips (default: the most)")
     parser.add_argument("--clips", type=number(int, 1), default=128, metavar="N", help="to calibrate with (128)")
-    parser.add_argument("--keep", nargs="+", metavar="PATTERN", default=[], help="further parts in floating point")
+    parser.add_argument(
+        "--keep", nargs="+", type=pattern, metavar="PATTERN", default=[], help="further parts in floating point"
+    )
     parser.add_argument("--data", help="another data set than the run's: motion, folder, list, ucf101, ...")
     parser.add_argument("--root", help="its folder")
     parser.add_argument("--threads", type=number(int, 1), metavar="N", help="that decode (default: the recipe's)")
@@ -60,12 +73,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Loads, calibrates, writes, tests and prints."""
     enable_compilation_cache()
     output: Path = arguments.output
-    if output.suffix != ".safetensors":
-        raise ValueError(f"expected a file that ends in .safetensors, got {output}")
+    if output.suffix != ".safetensors" or output.is_dir():
+        raise ValueError(f"expected a file that ends in .safetensors, got {output}: give another name")
+    if output.exists() and output.samefile(arguments.run):
+        raise ValueError(f"expected a file beside the network, got the network itself, {output}: give another name")
     names = read_class_names(arguments.classes) if arguments.classes else None
     trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
     frames = arguments.frames or max(trained.frames)
     trained = dataclasses.replace(trained, variables=trained.select(frames), frames=(frames,))
+    check_parts(trained.variables, arguments.keep, "--keep")
     data = choose_data(trained.recipe.data, arguments.data or "", {"root": arguments.root} if arguments.root else {})
     source = open_data(data, data.train_split)
     source = Subset(source, min(arguments.clips, len(source)))

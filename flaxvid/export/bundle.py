@@ -13,6 +13,7 @@ from typing import Any
 
 from flaxvid.evaluate.record import any_frame_rows
 from flaxvid.export.programs import each_count
+from flaxvid.layers.int8 import DYNAMIC
 from flaxvid.report.records import read_evaluation
 from flaxvid.train.bundle import DESCRIPTION, FORMAT, WEIGHTS, digests
 from flaxvid.train.network import Trained, save
@@ -37,10 +38,16 @@ def write_programs(
         write: see `Write`.
 
     Raises:
-        ValueError: the folder holds another network, or is a run's.
+        ValueError: the folder holds another network, or is a run's; or ONNX is asked of a network that rounds each clip
+            by a range of its own.
     """
     if (Path(folder) / "recipe.json").exists():
         raise ValueError(f"expected a folder of its own for exports, got the run {folder}: give another")
+    if trained.model.int8 == DYNAMIC and kind.endswith("onnx"):
+        raise ValueError(
+            "this network was trained for int8 and has no ranges yet: give it to scripts/quantise.py, and export what "
+            "that writes"
+        )
     programs, folder, files = list(each_count(trained, frames)), Path(folder), {}
     folder.mkdir(parents=True, exist_ok=True)
     with _weights_kept(trained, folder):

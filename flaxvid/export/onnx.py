@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from flaxvid.evaluate.runtimes import RUNTIMES, is_installed, open_program
 from flaxvid.export.bundle import write_programs
 from flaxvid.export.graph import Graph, Node
+from flaxvid.export.int8 import in_whole_numbers
 from flaxvid.export.norms import fold_norms
 from flaxvid.export.programs import compare
 from flaxvid.export.rules import run
@@ -109,7 +110,8 @@ def onnx_function(
         raise ValueError(f"expected inputs and outputs of different names, got {', '.join(clash)} for both: rename one")
     ends = dict(zip(sorted(results), run(graph, jaxpr, starts), strict=True))
     nodes = _with_outputs(graph.nodes, {name: graph.in_memory(end).value for name, end in ends.items()})
-    return _assemble(fold_norms(nodes, list(ends)), shapes, {name: results[name] for name in ends})
+    nodes = in_whole_numbers(fold_norms(nodes, list(ends)))
+    return _assemble(nodes, shapes, {name: results[name] for name in ends})
 
 
 def _with_outputs(nodes: Sequence[Node], ends: Mapping[str, str | np.ndarray]) -> list[Node]:

@@ -109,7 +109,8 @@ def _reduction(op: str) -> Callable[..., Tensor]:
             return dataclasses.replace(x, axes=axes)
         dims = tuple(() if place in places else dim for place, dim in enumerate(x.dims))
         value = graph.node(op, x.value, np.array(sorted(places)), keepdims=1)
-        graph.counts[value] = math.prod(_size(x.dims[place]) for place in places)
+        if isinstance(value, str):
+            graph.counts[value] = math.prod(_size(x.dims[place]) for place in places)
         return Tensor(value, axes, dims)
 
     return reduce

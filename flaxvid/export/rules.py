@@ -5,6 +5,7 @@ computed at once.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax.extend import core
 from onnx import helper
 
 from flaxvid.export.graph import Graph, Value, result
+from flaxvid.export.int8 import ROUND
 from flaxvid.export.operators import OPERATORS, concatenate, cut
 from flaxvid.export.tensors import Tensor, axis_of
 
@@ -54,8 +56,7 @@ def _apply(graph: Graph, equation: Any, inputs: list[Tensor]) -> list[Tensor]:
         return _unroll(graph, params, inputs)
     if name in INLINED:
         if params.get("name") in CALLS and not inputs[0].is_constant:
-            (x,), attributes = inputs, CALLS[params["name"]]
-            return [dataclasses.replace(x, value=graph.node("Gelu", x.value, **attributes))]
+            return [CALLS[params["name"]](graph, *inputs)]
         inner = params.get("jaxpr", params.get("call_jaxpr"))
         return run(graph, inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ()), inputs)
     if name not in OPERATORS:
@@ -266,5 +267,20 @@ ELEMENTWISE: dict[str, str | Callable[..., Value]] = {
 }
 """The operator of each primitive, or a function that makes its nodes. Logic is that of bools."""
 
-CALLS = {"gelu": {}, "gelu_tanh": {"approximate": "tanh"}}
-"""Functions that are one operator, Gelu, by name, and its attributes."""
+# --- functions that are one operator ---------------------------------------------------------------------------------
+
+
+def _gelu(graph: Graph, x: Tensor, **attributes: str) -> Tensor:
+    return dataclasses.replace(x, value=graph.node("Gelu", x.value, **attributes))
+
+
+def _round(graph: Graph, x: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    return dataclasses.replace(x, value=graph.node(ROUND, x.value, step.value, zero.value))
+
+
+CALLS: dict[str, Callable[..., Tensor]] = {
+    "gelu": _gelu,
+    "gelu_tanh": functools.partial(_gelu, approximate="tanh"),
+    "round_to_steps": _round,
+}
+"""Rules of jitted functions, by name."""

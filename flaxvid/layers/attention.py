@@ -92,9 +92,14 @@ class PackedDense(nn.Module):
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), (c, 3 * c))
         bias = self.param("bias", nn.initializers.zeros, (3 * c,)) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel = self.operands(x, kernel)
         shape = 3, self.num_heads, c // self.num_heads
         y = jnp.tensordot(x, kernel.reshape(c, *shape), 1)
         return y if bias is None else y + bias.reshape(shape)
+
+    def operands(self, x: Tokens, kernel: Array) -> tuple[Tokens, Array]:
+        """What is multiplied; `int8_form` rounds both here."""
+        return x, kernel
 
 
 _LONG = 128

@@ -17,11 +17,9 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float, Int8
 
-from flaxvid.layers.conv import Conv
-
-KEPT = ("stem", "head", r".*/se")
-"""What stays in floating point where nobody says otherwise, as patterns of paths: the stem, the head, and
-squeeze-and-excitation. Norms, pools and attention's products always do."""
+KEPT = ("stem", "head", r".*/se", r".*/pool_\w+")
+"""What stays in floating point where nobody says otherwise, as patterns of paths: the stem, the head,
+squeeze-and-excitation, and pools that are convolutions. Norms, other pools and attention's products always do."""
 
 DYNAMIC = "dynamic"
 """Instead of ranges: each clip has its own, its smallest and largest value, in all layers but those of `KEPT`. It is
@@ -55,11 +53,11 @@ def int8_form(ranges: Ranges | str | None) -> Any:
 
 @contextmanager
 def at_operands(change: Any) -> Iterator[None]:
-    """Inside, ``change(path, x, kernel)`` gives the input and the kernel of each `Conv` and `nn.Dense`."""
+    """Inside, ``change(path, x, kernel)`` gives input and kernel of each `nn.Dense` and of what has `operands`."""
 
     def intercept(call, args, kwargs, context):
         layer, path = context.module, "/".join(context.module.path)
-        if isinstance(layer, Conv) and context.method_name == "operands":
+        if context.method_name == "operands":
             return change(path, *call(*args, **kwargs))
         if type(layer) is nn.Dense and context.method_name == "__call__" and not layer.is_initializing():
             (x,) = args
@@ -83,8 +81,22 @@ def round_input(x: Float[Array, "b ..."], limits: tuple[float, float] | None = N
     """
     if limits is None:
         return _rounded(x, channelwise_axes=(0,), calibration_method="minmax")
-    low, high = limits
-    return _rounded(x, calibration_method=f"fixed,{low},{high}")
+    return round_to_steps(x, *find_steps(*limits))
+
+
+@jax.jit
+def round_to_steps(x: Float[Array, "b ..."], step: float, zero: float) -> Float[Array, "b ..."]:
+    """Rounds to whole numbers of steps, from -128 to 127; `zero` stands for 0. Exports know this by its name."""
+    whole = jnp.clip(jnp.rint(x.astype(jnp.float32) / step) + zero, -128, 127)
+    return _straight(x, (whole - zero) * step)
+
+
+@functools.cache
+def find_steps(low: float, high: float) -> tuple[float, float]:
+    """The size of a step between two limits, and which whole number stands for 0."""
+    with jax.ensure_compile_time_eval():
+        packed = _qwix().quantize(jnp.zeros(1), jnp.int8, calibration_method=f"fixed,{low},{high}")
+        return float(packed.scale[0]), 0.0 if packed.zero_point is None else float(packed.zero_point[0])
 
 
 def round_kernel(kernel: Float[Array, "... c"]) -> Float[Array, "... c"]:
@@ -106,8 +118,12 @@ def _per_channel(ndim: int) -> dict[str, Any]:
 def _rounded(x: Array, **how: Any) -> Array:
     qwix = _qwix()
     exact = x.astype(jnp.float32)  # a step in bfloat16 would be off by 0.4 %
-    steps = qwix.dequantize(qwix.quantize(exact, jnp.int8, **how)).astype(x.dtype)
-    return x + jax.lax.stop_gradient(steps - x)
+    return _straight(x, qwix.dequantize(qwix.quantize(exact, jnp.int8, **how)))
+
+
+def _straight(x: Array, rounded: Array) -> Array:
+    """What was rounded; the gradient passes as if it was not."""
+    return x + jax.lax.stop_gradient(rounded.astype(x.dtype) - x)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ Clips, augmentation and tasks check their own fields.
 import copy
 import dataclasses
 import difflib
+import importlib.util
 import operator
 import re
 import typing
@@ -67,7 +68,7 @@ def check(recipe: Recipe) -> None:
         if (value := operator.attrgetter(name)(mended)) is not None and not holds(value)
     ]
     problems += [f"task.{problem}" for problem in mended.task.problems()]
-    rules = (_batches, _schedules, _pruning, _groups, _features, _domains)
+    rules = (_batches, _schedules, _pruning, _rounding, _groups, _features, _domains)
     problems += [message for rule in rules for message in rule(mended)]
     network = None
     if not any(problem.startswith("model.") for problem in problems):
@@ -189,6 +190,14 @@ def _pruning(recipe: Recipe) -> Iterator[str]:
         )
     if pruning.sparsity > 0 and recipe.unfreeze:
         yield "pruning does not go with unfreeze: unfreeze first, and prune in a second run from these weights"
+
+
+def _rounding(recipe: Recipe) -> Iterator[str]:
+    """Training for int8."""
+    if recipe.model.int8_training and isinstance(recipe.task, MaskedRecipe):
+        yield "model.int8_training does not go with masked pre-training: fine-tune with it"
+    if recipe.model.int8_training and importlib.util.find_spec("qwix") is None:
+        yield "model.int8_training needs qwix, which is not installed: pip install 'flaxvid[int8]'"
 
 
 def _groups(recipe: Recipe) -> Iterator[str]:

@@ -23,7 +23,7 @@ from flaxvid.train.interrupt import StopRequest
 from flaxvid.train.limits import check
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
-from flaxvid.train.optimizer import make_pruning, make_schedule
+from flaxvid.train.optimizer import make_pruning, make_schedule, parts_kept
 from flaxvid.train.origin import with_implied, with_network
 from flaxvid.train.phases import make_phases, phase_of
 from flaxvid.train.prefetch import Prefetch, make_batches
@@ -220,11 +220,6 @@ def describe_run(recipe: Recipe, splits: Splits, mesh: Mesh, epoch_steps: int, s
         f"{recipe.epochs} epochs of {epoch_steps} steps on {mesh.size} {jax.default_backend()} device(s)"
         + (f"; going on after step {start}" if start else "")
     )
-
-
-def parts_kept(recipe: Recipe) -> tuple[str, ...]:
-    """Patterns of the parts that lose no weights."""
-    return (*recipe.pruning.keep, *recipe.freeze)
 
 
 def count_steps(recipe: Recipe, splits: Splits) -> int:

@@ -10,7 +10,7 @@ import optax
 from flaxvid import trees
 from flaxvid.compress.prune import Pruning
 from flaxvid.train.groups import group_factors, layer_factors
-from flaxvid.train.recipe import OptimizerRecipe, PruningRecipe
+from flaxvid.train.recipe import OptimizerRecipe, PruningRecipe, Recipe
 
 
 def make_schedule(recipe: OptimizerRecipe, epochs: int, steps_per_epoch: int) -> optax.Schedule:
@@ -79,6 +79,11 @@ def make_pruning(recipe: PruningRecipe, steps_per_epoch: int) -> Pruning | None:
         return None
     begin, end = (round(epochs * steps_per_epoch) for epochs in (recipe.begin, recipe.end))
     return Pruning(recipe.sparsity, begin, max(begin + 1, end), recipe.every, recipe.scope)
+
+
+def parts_kept(recipe: Recipe) -> tuple[str, ...]:
+    """Patterns of the parts that pruning leaves as they are."""
+    return (*recipe.pruning.keep, *recipe.freeze)
 
 
 def _decay(recipe: OptimizerRecipe, norms: Collection[str] | None) -> optax.GradientTransformation:

@@ -13,19 +13,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from flaxvid.compress.prune import MASKS, first_masks
 from flaxvid.evaluate.cost import count_macs
 from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.tasks.task import Task
 from flaxvid.train.limits import check
 from flaxvid.train.machines import Target, compiler_options, find_devices, traced_for
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, count_parts, divided, make_mesh, replicated
+from flaxvid.train.optimizer import make_pruning, parts_kept
 from flaxvid.train.phases import make_phases
 from flaxvid.train.program import Collective, read_traffic
 from flaxvid.train.recipe import Recipe
-from flaxvid.train.setup import complete, make_model
+from flaxvid.train.setup import complete, count_classes, make_model
 from flaxvid.train.sharding import check_tensor, place_state
 from flaxvid.train.state import TrainState, create_state
 from flaxvid.train.step import jit_step, train_step
+from flaxvid.train.teachers import load_teachers, make_task
 
 DAY = 24 * 60 * 60
 """Seconds."""
@@ -110,7 +113,7 @@ def make_plan(recipe: Recipe, target: Target, num_classes: int, say: Callable[[s
     Args:
         recipe: the run; its data are not opened.
         target: the machine.
-        num_classes: of the data.
+        num_classes: of the data; in a distillation these are those of the first teacher.
         say: is told what is compiled, which takes minutes.
 
     Raises:
@@ -120,13 +123,15 @@ def make_plan(recipe: Recipe, target: Target, num_classes: int, say: Callable[[s
     check(recipe)
     recipe = complete(recipe)
     targets = recipe.task.target_weights if isinstance(recipe.task, LabelledRecipe) else {}
-    model = make_model(recipe, dict.fromkeys(targets, num_classes) or num_classes)
+    teachers, number = load_teachers(recipe.task), dict.fromkeys(targets, num_classes) or num_classes
+    classes = teachers[0].classes if teachers else ()
+    model = make_model(recipe, count_classes(classes) if teachers else number)
     mesh = make_mesh(recipe.fsdp, recipe.tensor, find_devices(target))
     accumulate = recipe.optimizer.accumulate
     check_batch_size(recipe.batch_size, mesh, accumulate=accumulate)
     check_norm_groups(recipe.norm_groups, mesh)
     least = count_parts(mesh) * accumulate
-    task, programs = recipe.task.make(model), []
+    task, programs = make_task(recipe.task, model, teachers, classes), []
     check_tensor(jax.eval_shape(task.init, jax.random.key(0)), recipe.tensor)
     for batch_size in _batch_sizes(recipe.batch_size, least):
         say(f"compiling the step of {batch_size} clips for {target.name}, which takes minutes")
@@ -158,6 +163,9 @@ def _batch_sizes(wanted: int, least: int) -> list[int]:
 def make_step(recipe: Recipe, task: Task) -> tuple[Callable[..., Any], TrainState]:
     """The training step of a completed recipe, and the shapes of its state."""
     variables = jax.eval_shape(task.init, jax.random.key(0))
+    if pruning := make_pruning(recipe.pruning, 1):
+        masks = functools.partial(first_masks, keep=parts_kept(recipe))
+        variables = {**variables, MASKS: jax.eval_shape(masks, variables["params"])}
     phases = make_phases(recipe.optimizer, recipe.freeze, recipe.unfreeze, variables, task.model.layers, 1)
     phase = phases[-1]  # most of the network learns in it
     make_state = functools.partial(create_state, optimizer=phase.optimizer, ema=recipe.optimizer.ema > 0)
@@ -169,6 +177,7 @@ def make_step(recipe: Recipe, task: Task) -> tuple[Callable[..., Any], TrainStat
         ema=recipe.optimizer.ema,
         norm_groups=recipe.norm_groups,
         freeze=phase.freeze,
+        pruning=pruning,
     )
     return step, jax.eval_shape(functools.partial(make_state, freeze=phase.freeze), variables)
 
@@ -209,7 +218,7 @@ def compile_step(recipe: Recipe, task: Task, mesh: Mesh, target: Target, batch_s
 
 def batch_shapes(recipe: Recipe, task: Task, batch_size: int) -> dict[str, Any]:
     """The shapes of a training batch; see `data.pipeline`."""
-    size, video = recipe.model.image_size, {}
+    size, video = task.image_size, {}
     one_count = getattr(recipe.task, "sampling", "") == "bucketed"  # in a batch; the longest videos take most
     for frames in [max(task.frames)] if one_count else task.frames:
         clip = jax.ShapeDtypeStruct((batch_size, frames, size, size, 3), jnp.uint8)

@@ -4,6 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+import jax
+import numpy as np
+
 from flaxvid.compress.channels import remove_channels
 from flaxvid.train.network import Trained, save
 from flaxvid.train.recipe import PruningRecipe, Recipe, read_recipe
@@ -77,11 +80,13 @@ def make_thin(
         The recipe that starts from the thinner network, and that network.
 
     Raises:
-        ValueError: a run with other channels has begun in `workdir`.
+        ValueError: no channel would be removed, or a run with other channels has begun in `workdir`.
     """
     model, variables = remove_channels(trained.model, trained.variables, share, multiple)
     thin = dataclasses.replace(trained, model=model, variables=variables)
     inner = {block: tuple(counts) for block, counts in model.overrides["inner"].items()}
+    if jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, dict(trained.variables)):
+        raise ValueError(f"{share:g} of the channels, rounded to multiples of {multiple}, is none: raise the share")
     if not has_results(workdir):
         save(thin, workdir / START_FILE)
     elif read_recipe(workdir).model.options.get("inner") != inner:

@@ -40,7 +40,17 @@ def load_teachers(recipe: Any) -> list[Trained]:
             "task.teachers is empty: name trained networks, as in --config.task.teachers=\"('runs/tsm-motion',)\""
         )
     models = recipe.teacher_models or [""] * len(recipe.teachers)
-    return [load(path, model=name) for path, name in zip(recipe.teachers, models, strict=True)]
+    return [_load(path, name) for path, name in zip(recipe.teachers, models, strict=True)]
+
+
+def _load(path: str, name: str) -> Trained:
+    trained = load(path, model=name)
+    if name and trained.model.zoo_name != name:
+        raise ValueError(
+            f"task.teacher_models: expected {trained.model.zoo_name} for {path}, got {name}: correct it, or write '' "
+            "where the file says it"
+        )
+    return trained
 
 
 def make_task(recipe: Any, model: VideoModel, teachers: Sequence[Trained], classes: Classes) -> Task:
