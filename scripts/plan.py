@@ -26,10 +26,11 @@ def main(_argv: list[str]) -> None:
 
     jax.config.update("jax_platforms", "cpu")
     from flaxvid.train.machines import read_target
+    from flaxvid.train.origin import with_network
     from flaxvid.train.plan import describe, make_plan
 
-    recipe = flags.FLAGS.config
     try:
+        recipe = with_network(flags.FLAGS.config)
         target = read_target(_TARGET.value)
         plan = make_plan(recipe, target, _CLASSES.value, lambda text: print(text, file=sys.stderr, flush=True))
     except (ValueError, OSError, RuntimeError) as error:

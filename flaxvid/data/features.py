@@ -163,16 +163,26 @@ def make_room(root: Path, own: Path, needed: int, limit: int) -> None:
         ValueError: There is no room, even without all that can be removed.
     """
     sizes = {folder: _size(folder) for folder in root.iterdir() if folder.is_dir()}
+
+    def find_room() -> tuple[int, int]:
+        return limit - sum(sizes.values()), shutil.disk_usage(root).free
+
     for folder in sorted(sizes.keys() - {own}, key=lambda folder: folder.stat().st_mtime):
-        if sum(sizes.values()) + needed <= limit:
+        if needed <= min(find_room()):
             return
         if not _is_in_use(folder):
             shutil.rmtree(folder)
             del sizes[folder]
-    if (total := sum(sizes.values())) + needed > limit:
+    allowed, free = find_room()
+    if needed > allowed:
         raise ValueError(
             f"feature_cache: expected room for {needed / 1e9:.3g} GB of features, got a limit of {limit / 1e9:.3g} GB, "
-            f"of which {total / 1e9:.3g} GB are in use in {root}: raise it, or set it to 0 to keep none"
+            f"of which {(limit - allowed) / 1e9:.3g} GB are in use in {root}: raise it, or set it to 0 to keep none"
+        )
+    if needed > free:
+        raise ValueError(
+            f"feature_cache: expected room for {needed / 1e9:.3g} GB of features in {root}, got {free / 1e9:.3g} GB of "
+            "free disk: make room, name another folder by FLAXVID_CACHE, or set feature_cache to 0 to keep none"
         )
 
 

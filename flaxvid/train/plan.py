@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from flaxvid.compress.prune import MASKS, first_masks
 from flaxvid.evaluate.cost import count_macs
+from flaxvid.tasks.domain import DomainRecipe
 from flaxvid.tasks.labelled import LabelledRecipe
 from flaxvid.tasks.task import Task
 from flaxvid.train.limits import check
@@ -121,6 +122,11 @@ def make_plan(recipe: Recipe, target: Target, num_classes: int, say: Callable[[s
         RuntimeError: the compiler is missing.
     """
     check(recipe)
+    if recipe.feature_cache:
+        raise ValueError(
+            f"a plan is of steps on videos, got feature_cache={recipe.feature_cache}: set it to 0 to see what the "
+            "whole network needs"
+        )
     recipe = complete(recipe)
     targets = recipe.task.target_weights if isinstance(recipe.task, LabelledRecipe) else {}
     teachers, number = load_teachers(recipe.task), dict.fromkeys(targets, num_classes) or num_classes
@@ -225,7 +231,10 @@ def batch_shapes(recipe: Recipe, task: Task, batch_size: int) -> dict[str, Any]:
         video[frames] = task.model.for_cameras(clip)
     row = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
     targets = recipe.task.target_weights if isinstance(recipe.task, LabelledRecipe) else {}
-    return {"video": video, "label": dict.fromkeys(targets, row) or row, "index": row, "broken": row}
+    batch = {"video": video, "label": dict.fromkeys(targets, row) or row, "index": row, "broken": row}
+    if isinstance(recipe.task, DomainRecipe):
+        batch["target"] = {name: batch[name] for name in ("video", "index", "broken")}
+    return batch
 
 
 def bound(program: Program, target: Target) -> dict[str, float]:

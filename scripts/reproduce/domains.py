@@ -3,7 +3,8 @@
     python scripts/reproduce/domains.py [--seeds 0 1 2] [--jobs 2]
 
 It trains every method with every seed, and adapts the network of the source domain to the test videos. Called again, it
-skips finished runs and resumes the others.
+skips finished runs, resumes the others, and adapts anew. scripts/reproduce/domain_weights.py tells where the weights
+of the methods come from.
 """
 
 import json
@@ -27,16 +28,12 @@ ROWS = {
 
 
 def adapted(run: Path) -> dict[str, float]:
-    """Top-1 of a run after each adaptation to its test videos. They are measured once and kept in adapted.json."""
+    """Top-1 of a run after each adaptation to its test videos."""
     from flaxvid.train.setup import clip_config
     from flaxvid.train.step import enable_compilation_cache
     from flaxvid.train.testing import ADAPTATIONS, adapt, choose_data, evaluate_passes, open_test
     from flaxvid.train.trained import load
-    from flaxvid.writing import written_whole
 
-    file = run / "adapted.json"
-    if file.exists():
-        return json.loads(file.read_text())
     enable_compilation_cache()
     trained, scores = load(run), {}
     source = open_test(trained, choose_data(trained.recipe.data, "", {}), {})
@@ -52,8 +49,6 @@ def adapted(run: Path) -> dict[str, float]:
             advance=lambda videos: None,
         )
         scores[way] = found[""].frames[clips.frames[-1]].scores["top1"]
-    with written_whole(file) as path:
-        path.write_text(json.dumps(scores, indent=1))
     return scores
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -55,13 +56,15 @@ ROWS = {
 }
 
 
-def parse(description: str | None, runs: Runs, folder: str) -> argparse.Namespace:
-    """Reads the command line: which of the runs to make, and where."""
+def parse(description: str | None, runs: Iterable[str], folder: str, *needed: str) -> argparse.Namespace:
+    """Reads the command line: which of the runs to make, and where; `needed` names paths that must be given."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", nargs="+", choices=runs, default=list(runs), help="which runs; default all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default one a core")
     parser.add_argument("--folder", type=Path, default=Path(folder), help="of the runs and the results")
+    for name in needed:
+        parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="epochs=1", help="override for every run")
     return parser.parse_args()
 

@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -93,6 +94,22 @@ def test_room_is_made_where_it_was_not_used_for_longest(tmp_path):
     make_room(tmp_path, own, 250, 400)
     assert not used.exists()
     assert own.exists()
+
+
+def test_a_full_disk_is_told_before_any_work(tmp_path, monkeypatch):
+    old, own = (folder(tmp_path, name, 100, when) for when, name in enumerate(("old", "own")))
+    free = shutil.disk_usage(tmp_path)
+
+    def disk_usage(_):
+        return free._replace(free=150 + 100 * (not old.exists()))
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    make_room(tmp_path, own, 150, 10**9)
+    assert old.exists()
+    make_room(tmp_path, own, 200, 10**9)
+    assert not old.exists()
+    with pytest.raises(ValueError, match=r"expected room for 3e-07 GB .* got 2.5e-07 GB of free disk: make room"):
+        make_room(tmp_path, own, 300, 10**9)
 
 
 def test_a_source_lists_its_files(motion_data, tmp_path):

@@ -1,10 +1,15 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from matplotlib.image import imsave
 
+from flaxvid.train import testing
+from flaxvid.train.setup import clip_config
 from flaxvid.train.step import enable_compilation_cache
+from flaxvid.train.testing import adapt, choose_data, open_test
+from flaxvid.train.trained import load
 from flaxvid.weights.native import WeightsInfo, save_variables
 
 
@@ -78,3 +83,14 @@ def test_it_adapts_to_the_videos_first(call_script, capsys, weights, root, tmp_p
     assert outputs[1][0] == f"the recipe's, adapted to its videos by {way}"
     assert outputs[0][1] != outputs[1][1] == outputs[2][1]
     assert "7 of 8 of list test evaluated" in capsys.readouterr().out
+
+
+def test_adaptation_sees_nearly_all_videos(weights, root, monkeypatch):
+    """Eight videos, at most five in a batch: two batches of four, not one of five."""
+    monkeypatch.setitem(testing.ADAPTATIONS, "count", lambda model, variables, clips: [len(own) for own in clips])
+    trained = load(weights)
+    source = open_test(trained, choose_data(trained.recipe.data, "list", {"root": str(root)}), {})
+    assert adapt(trained, source, clip_config(trained.recipe, (4,)), "count", 5) == {4: [4, 4]}
+    assert adapt(trained, source, clip_config(trained.recipe, (4,)), "count", 3) == {4: [2] * 4}
+    with pytest.raises(ValueError, match="count changes the weights of a network, got programs in onnxruntime: use"):
+        adapt(dataclasses.replace(trained, runtime="onnxruntime"), source, clip_config(trained.recipe, (4,)), "count")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 
 import chex
 import numpy as np
@@ -16,6 +17,7 @@ from flaxvid.tasks.domain import DomainRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train import session
 from flaxvid.train.checkpoint import restore_variables
+from flaxvid.train.interrupt import Interrupted, StopRequest
 from flaxvid.train.limits import check
 from flaxvid.train.recipe import read_recipe
 from flaxvid.train.testing import choose_data, is_own
@@ -75,6 +77,39 @@ def test_a_run_that_was_cut_short_ends_the_same(recipe, run, tmp_path, monkeypat
             flaxvid.run(recipe, tmp_path / "run")
     assert flaxvid.run(recipe, tmp_path / "run") == run[1]
     chex.assert_trees_all_equal(restore_variables(tmp_path / "run"), restore_variables(run[0]), strict=True)
+
+
+def test_stopped_in_mid_epoch_with_worker_processes_it_ends_the_same(recipe, run, tmp_path, monkeypatch):
+    """One worker for each of the two loaders gives the batches that threads give."""
+
+    def tell(self, step):
+        self.signal = signal.SIGTERM if step == 5 else None
+        return step == 5
+
+    working = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, num_workers=1))
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "reached", tell)
+        with pytest.raises(Interrupted, match="after step 5 of 9"):
+            flaxvid.run(working, tmp_path / "run")
+    assert flaxvid.run(working, tmp_path / "run") == run[1]
+    chex.assert_trees_all_equal(restore_variables(tmp_path / "run"), restore_variables(run[0]), strict=True)
+
+
+def test_fewer_target_videos_than_a_batch_are_told_before_any_work(recipe, make_videos, tmp_path):
+    few = make_videos(tmp_path / "few", {name: name for name in ("red", "green", "blue")}, 2, 4)
+    data = dataclasses.replace(recipe.data, target={"root": str(few)})
+    with pytest.raises(ValueError, match=r"at least one batch of videos, got 3 in folder train without labels for 1 x"):
+        flaxvid.run(dataclasses.replace(recipe, data=data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_target_videos_of_another_size_and_length(recipe, encode_video, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (9, 48, 80, 3), np.uint8)
+    for number in range(21):
+        encode_video(tmp_path / "videos" / ("red", "green", "blue")[number % 3] / f"{number}.mp4", noise)
+    data = dataclasses.replace(recipe.data, target={"root": str(tmp_path / "videos")})
+    (row,) = flaxvid.run(dataclasses.replace(recipe, data=data, epochs=1), tmp_path / "run")
+    assert row["clips"] == len(open_source("folder", str(tmp_path / "videos"), "test"))
 
 
 def test_labels_of_the_target_play_no_part(recipe, other_videos, tmp_path):

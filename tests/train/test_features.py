@@ -2,6 +2,10 @@
 
 import dataclasses
 import shutil
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
 
 import chex
 import jax
@@ -10,12 +14,15 @@ import pytest
 
 import flaxvid
 from flaxvid import trees
+from flaxvid.data.clips import cut
+from flaxvid.data.clips.cut import ClipConfig, cut_views, draw_clips
+from flaxvid.layers import norm
 from flaxvid.models.registry import create_tiny
 from flaxvid.report.run import read_metrics
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train import session
 from flaxvid.train.checkpoint import restore_variables
-from flaxvid.train.features import OnFeatures, _backbone, check_features
+from flaxvid.train.features import OnFeatures, _backbone, _key, _only_one, _trace, check_features
 from flaxvid.train.limits import check
 from flaxvid.train.recipe import ModelRecipe
 from flaxvid.train.setup import find_shapes
@@ -154,15 +161,67 @@ def test_what_would_change_features_is_refused(recipe, colour_recipe):
     check_features(drops, find_shapes(drops))
 
 
+def test_other_networks_weights_clips_and_code_have_other_features(random_variables, tmp_path, monkeypatch):
+    model = create_tiny("tsm_resnet18", depths=(1,), num_classes=3)
+    variables, clips = random_variables(model), ClipConfig((2,), 16, fixed=True)
+
+    def key(model=model, variables=variables, clips=clips, cameras=()):
+        return _key({2: _trace(model, 2)}, variables, clips, cameras)
+
+    mine = key()
+    assert mine == key()
+    assert mine == key(create_tiny("tsm_resnet18", depths=(1,), num_classes=5, dropout=0.9))  # the head plays no part
+    nudged = jax.tree.map(np.array, variables)
+    path = next(path for path in sorted(trees.flatten(nudged)) if path.startswith("batch_stats/"))
+    leaf = trees.flatten(nudged)[path]
+    leaf[0] = np.nextafter(leaf[0], np.float32(9))
+    keys = [
+        mine,
+        key(create_tiny("tsm_resnet18", depths=(1,), num_classes=3, shift_div=4)),  # of the same weights
+        key(variables=nudged),
+        key(clips=dataclasses.replace(clips, test_size=20)),
+        key(cameras=("front",)),
+    ]
+    with monkeypatch.context() as patched:
+        shutil.copytree(Path(cut.__file__).parent, tmp_path / "clips")
+        (tmp_path / "clips" / "crops.py").open("a").write("\n")
+        patched.setattr(cut, "__file__", str(tmp_path / "clips" / "cut.py"))
+        keys.append(key())
+    with monkeypatch.context() as patched:
+        patched.setattr(norm, "_factor", lambda epsilon, variance, scale: scale / (variance + epsilon) ** 0.5)
+        keys.append(key())
+    with monkeypatch.context() as patched:
+        patched.setattr(metadata, "version", lambda name: "0")
+        keys.append(key())
+    assert len({*keys}) == len(keys)
+    assert mine == key()
+
+
+def test_another_process_is_waited_for(tmp_path):
+    said, entered = [], threading.Event()
+
+    def second():
+        with _only_one(tmp_path, said.append):
+            entered.set()
+
+    thread = threading.Thread(target=second)
+    with _only_one(tmp_path, said.append):
+        thread.start()
+        while not said:
+            time.sleep(0.01)
+        assert not entered.wait(0.2)
+    thread.join()
+    assert entered.is_set()
+    assert said == [f"waits for another process that computes features in {tmp_path}"]
+
+
 def test_too_small_a_cache_is_told_before_any_work(recipe, cache, tmp_path):
     small = dataclasses.replace(recipe, feature_cache=1e-9, model=dataclasses.replace(recipe.model, weights=""))
     with pytest.raises(ValueError, match=r"feature_cache: expected room for .* of which .* are in use in"):
         flaxvid.run(small, tmp_path / "run")
 
 
-def test_fixed_clips_are_those_of_a_test(recipe, make_videos, tmp_path):
-    from flaxvid.data.clips.cut import ClipConfig, cut_views, draw_clips
-
+def test_fixed_clips_are_those_of_a_test(make_videos, tmp_path):
     make_videos(tmp_path, {"a": "red"}, 1, 3)
     item = {"video": str(tmp_path / "a" / "0.mp4"), "label": 2, "id": "a"}
     clips = ClipConfig((2, 3), 24, short="repeat", fixed=True)

@@ -6,13 +6,15 @@ import runpy
 from pathlib import Path
 
 import chex
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 import flaxvid
+from flaxvid import trees
 from flaxvid.train.checkpoint import restore_variables
 from flaxvid.train.origin import with_network
-from flaxvid.train.recipe import ModelRecipe, read_recipe
+from flaxvid.train.recipe import ModelRecipe, OptimizerRecipe, read_recipe
 from flaxvid.train.trained import load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "finetune.py"
@@ -69,6 +71,26 @@ def test_the_other_ways_from_a_file_of_ours(tuned, way, colour_run, tmp_path, mo
         chex.assert_trees_all_close(*bodies, atol=0.2)
         with pytest.raises(AssertionError):
             chex.assert_trees_all_equal(*bodies)
+
+
+def test_layers_learn_at_their_own_rates_parameter_by_parameter(tuned, colour_run, tmp_path):
+    """One step of a whole run by SGD, with the decay of rates and without: each move is the layer's factor of it."""
+    moves, start = {}, trees.flatten(restore_variables(colour_run)["params"])
+    for decay in (1.0, 0.5):
+        recipe = tuned("all", colour_run)
+        recipe.optimizer = OptimizerRecipe(
+            "sgd", 100.0, 0.0, 0.0, "constant", clip_norm=0.0, rules=(), layer_decay=decay
+        )
+        recipe.epochs, recipe.batch_size = 1, 10
+        flaxvid.run(recipe, tmp_path / f"{decay}")
+        after = trees.flatten(restore_variables(tmp_path / f"{decay}")["params"])
+        moves[decay] = {path: after[path] - start[path] for path in after if not path.startswith("head/classifier")}
+    factors = {"stem": 0.5**2, "layer1_0": 0.5}
+    assert len(moves[1.0]) == 9
+    for path, move in moves[1.0].items():
+        (layer,) = factors.keys() & {*path.split("/")}
+        assert np.any(move), path
+        np.testing.assert_allclose(moves[0.5][path], factors[layer] * move, rtol=1e-4, atol=1e-7, err_msg=path)
 
 
 def test_a_torch_file_needs_the_name_of_its_network(tuned, random_variables, tmp_path):

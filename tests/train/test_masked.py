@@ -155,6 +155,7 @@ def test_a_re_test_of_another_checkpoint_split_and_count(pretrained, call_script
     ("arguments", "message"),
     [
         (["--protocol", "dense"], "is a masked pre-training without classes: leave out --protocol"),
+        (["--adapt", "tent"], "is a masked pre-training without classes: leave out --adapt"),
         (["--frames", "3"], r"frames must be multiples of 2, the frames of a patch, got \[3\]: give others"),
     ],
 )

@@ -1,5 +1,6 @@
 """Plans. A tiny network is compiled for this machine's CPU, in the place of the machine that is not there."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from flaxvid.evaluate.cost import model_cost
+from flaxvid.tasks.domain import DomainRecipe
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train import machines, plan
@@ -149,6 +151,23 @@ def test_a_plan(recipe, on_this_cpu):
     assert record["step_seconds"] == max(record["seconds"].values())
     assert record["clips_a_day"] == pytest.approx(8 * record["steps_a_day"])
     assert describe(made, complete(recipe))[0] == "videomae_base on cpu:1: 1 devices, 8 clips in a step"
+
+
+def test_a_target_domain_has_as_many_clips_again(recipe, on_this_cpu):
+    domains = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, target={"motion": {"seed": 1}}))
+    domains.task = DomainRecipe((4,), method="mmd")
+    plain, both = (make_plan(one, on_this_cpu, 9, lambda text: None).program for one in (recipe, domains))
+    assert plain is not None
+    assert both is not None
+    assert both.clips == 8 * (2 * 4 * 40 * 40 * 3 + 5 * 4)
+    assert both.operations == pytest.approx(2 * plain.operations, rel=0.01)
+
+
+def test_kept_features_are_refused(recipe, on_this_cpu):
+    clips = dataclasses.replace(recipe.data.clips, fixed=True)
+    kept = dataclasses.replace(recipe, feature_cache=1.0, data=dataclasses.replace(recipe.data, clips=clips))
+    with pytest.raises(ValueError, match=r"a plan is of steps on videos, got feature_cache=1.0: set it to 0"):
+        make_plan(kept, on_this_cpu, 9, lambda text: None)
 
 
 def test_what_does_not_fit(recipe, on_this_cpu):

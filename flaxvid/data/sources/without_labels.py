@@ -16,8 +16,8 @@ class WithoutLabels:
 
     @property
     def name(self) -> str:
-        """The source's."""
-        return self.source.name
+        """The source's, and what it lacks."""
+        return f"{self.source.name} without labels"
 
     @property
     def classes(self) -> Classes:
