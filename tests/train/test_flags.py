@@ -29,16 +29,17 @@ def parsed(*words, config="ffn.py"):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_fields_are_overridden_by_flags(path):
     width = {"ts_cva": "backbone_options.width", "cnn_rnn": "hidden_dim"}.get(path.stem, "width")
+    argument = {"domain": "source", "finetune": "all"}.get(path.stem, "motion")
     changes = {
         "model.dropout": 0.25,
         "task.frames": "(2, 32)",
-        f"model.options.{width}": 24,
+        **({"model.options": "{'width': 24}"} if path.stem == "finetune" else {f"model.options.{width}": 24}),
         "optimizer.schedule": "constant",
         "data.clips.sampling": "dense",
         "data.clips.test_size": 72,
         "data.clips.augmentation.area": "(0.5, 1.0)",
     }
-    recipe = parsed(*(f"--config.{name}={value}" for name, value in changes.items()), config=f"{path.name}:motion")
+    recipe = parsed(*(f"--config.{name}={value}" for name, value in changes.items()), config=f"{path.name}:{argument}")
     assert (recipe.model.dropout, tuple(recipe.task.frames)) == (0.25, (2, 32))
     options = {**recipe.model.options, **recipe.model.options.get("backbone_options", {})}
     assert (options[width.rpartition(".")[-1]], recipe.optimizer.schedule) == (24, "constant")
