@@ -1,5 +1,6 @@
 """The guides in docs/: every block of Python runs, one after the other, as a reader would type them."""
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import flaxvid
 from flaxvid.evaluate.cost import model_cost
 
 ROOT = Path(__file__).parents[1]
+GUIDE = ROOT / "docs" / "python.md"
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,12 @@ def place(tmp_path_factory, encode_video):
     return folder
 
 
+def section(heading):
+    """The blocks of Python below a heading of the guide."""
+    _, _, rest = GUIDE.read_text().partition(f"\n## {heading}\n")
+    return [block.strip() for block in re.findall(r"```python\n(.*?)```", rest.partition("\n## ")[0], re.DOTALL)]
+
+
 def blocks(path):
     """The blocks of Python of a page, with empty lines before them, so that errors name the page's line."""
     text = path.read_text()
@@ -34,11 +42,19 @@ def blocks(path):
         yield "\n" * (text[: match.start(1)].count("\n")) + match[1]
 
 
-def test_the_blocks_of_the_guide_run(place, monkeypatch):
+@pytest.fixture(scope="module")
+def names(place):
+    """What the blocks of the guide leave behind, but for those of the section on export, which needs an extra."""
+    names, exports = {}, section("Export")
+    with contextlib.chdir(place):
+        for block in blocks(GUIDE):
+            if block.strip() not in exports:
+                exec(compile(block, GUIDE, "exec"), names)
+    return names
+
+
+def test_the_blocks_of_the_guide_run(place, names, monkeypatch):
     monkeypatch.chdir(place)
-    names, page = {}, ROOT / "docs" / "python.md"
-    for block in blocks(page):
-        exec(compile(block, page, "exec"), names)
     assert 0.99 < sum(names["probabilities"].values()) < 1.01
     assert names["feature"].shape == (names["trained"].model.feature_dim,)
     tuned = flaxvid.load("runs/fine-tuned")
@@ -52,6 +68,24 @@ def test_the_blocks_of_the_guide_run(place, monkeypatch):
     answer, before = (names[one].predict("videos/run/1.mp4")["probabilities"] for one in ("back", "again"))
     assert set(answer) == {"jump", "run"}
     assert answer != before
+
+
+def test_the_section_on_export_runs(place, names, monkeypatch):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(place)
+    names = dict(names)
+    exports = section("Export")
+    assert len(exports) == 2
+    for block in blocks(GUIDE):
+        if block.strip() in exports:
+            exec(compile(block, GUIDE, "exec"), names)
+    trained, clip = names["trained"], names["clip"]
+    wanted = trained.model.apply(trained.select(8), clip[None])
+    for given in ("from_onnx", "from_stablehlo"):
+        np.testing.assert_allclose(names[given], wanted, rtol=1e-4, atol=1e-4)
+    answers = [one.predict("videos/jump/0.mp4", 8)["probabilities"] for one in (names["served"], trained)]
+    assert answers[0] == pytest.approx(answers[1], abs=1e-4)
 
 
 def test_the_table_of_models_is_that_of_the_zoo():

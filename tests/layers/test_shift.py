@@ -23,6 +23,15 @@ def test_hand_computed_numbers():
     np.testing.assert_array_equal(temporal_shift(X, 4), expected)
 
 
+def test_four_frames_of_eight_channels():
+    """With the usual eighth, one channel shows each frame what is next, one what was before, and six stay."""
+    frames = np.arange(1, 5, dtype=np.float32)
+    out = np.asarray(temporal_shift(by_time(np.stack([frames] * 8, axis=1))))[0, :, 0, 0]
+    np.testing.assert_array_equal(out[:, 0], [2, 3, 4, 0])
+    np.testing.assert_array_equal(out[:, 1], [0, 1, 2, 3])
+    np.testing.assert_array_equal(out[:, 2:], np.stack([frames] * 6, axis=1))
+
+
 def test_shift_div_is_the_share_of_channels():
     np.testing.assert_array_equal(
         temporal_shift(X, shift_div=2), by_time([[10, 11, 0, 0], [20, 21, 2, 3], [0, 0, 12, 13]])

@@ -35,6 +35,17 @@ def test_parameters_and_multiply_adds_are_the_references(name, options, paramete
     assert cost.gflops == pytest.approx(gmacs, rel=0.01)
 
 
+def test_twice_the_frames_cost_a_factorised_encoder_twice_and_a_joint_one_more():
+    """Between all patches of a clip, attention costs four times as much."""
+
+    def macs(frames, attention):
+        model = create_model("vivit_base", num_frames=frames, attention=attention)
+        return model_cost(model, (1, frames, 224, 224, 3)).macs
+
+    assert macs(64, "factorised") / macs(32, "factorised") == pytest.approx(2, rel=0.005)
+    assert macs(64, "joint") / macs(32, "joint") > 2.7
+
+
 KINDS = {
     "videomae": ("videomae_base", {}),
     "vivit": ("vivit_base", {}),

@@ -77,6 +77,15 @@ def test_weight_smoothing_and_labels_instead_of_distillation(task, variables, ba
         chex.assert_trees_all_close({name: metrics[name] for name in parts}, parts, rtol=1e-4, atol=1e-6)
 
 
+def test_a_batch_of_one_video_trains(task, variables, batch):
+    one = jax.tree.map(lambda x: x[:1], batch)
+    params = {name: tree for name, tree in variables.items() if name.startswith("params")}
+    loss = jax.jit(jax.value_and_grad(lambda p: task.loss({**variables, **p}, one, KEY)[0]))
+    value, gradients = loss(params)
+    chex.assert_tree_all_finite((value, gradients))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients))
+
+
 @pytest.mark.parametrize("count", FRAMES)
 def test_features_of_one_video_never_reach_another_in_training(task, variables, batch, count, no_batch_statistics):
     """Exactly zero gradient from one video to its neighbours, through every layer but the batch's own statistics.
