@@ -61,7 +61,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+        try:
+            return getattr(importlib.import_module(_PUBLIC[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name != "onnx":
+                raise
+            raise ImportError(f'{name} needs onnx, which is not installed: pip install "flaxvid[export]"') from error
     if name in _ROOMS:
         return importlib.import_module(f"flaxvid.{name}")
     raise AttributeError(f"module 'flaxvid' has no attribute {name!r}")

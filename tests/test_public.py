@@ -1,6 +1,7 @@
 """The public surface: names, and how they are called, as the design fixes them."""
 
 import inspect
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,13 @@ def test_public_names_resolve_and_have_a_docstring(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'create_modle'"):
         _ = flaxvid.create_modle
+
+
+def test_what_needs_an_extra_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "flaxvid.export.onnx", raising=False)
+    with pytest.raises(ImportError, match=r'^export_onnx needs onnx, .*: pip install "flaxvid\[export\]"$'):
+        _ = flaxvid.export_onnx
 
 
 @pytest.mark.parametrize(
