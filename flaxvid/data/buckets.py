@@ -51,7 +51,7 @@ def sort_by_length(source: Source, clips: ClipConfig, batch_size: int, num_threa
     if len(found[fewest]) < least:
         raise ValueError(
             f"{source.name}: expected at least one batch of {least} videos at {fewest} frames, got "
-            f"{len(found[fewest])}: leave {fewest} out of the frame counts, or lower the batch size"
+            f"{len(found[fewest])}: leave {fewest} out of the frame counts, or lower batch_size"
         )
     return {count: tuple(sorted(positions)) for count, positions in found.items()}
 

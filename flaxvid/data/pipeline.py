@@ -151,7 +151,7 @@ def _parts(
         if not 1 <= size * shard_count <= len(positions):
             raise ValueError(
                 f"expected at least one batch of videos, got {len(positions)} in {source.name} for {shard_count} x "
-                f"{size}: lower the batch size or add videos"
+                f"{size}: lower batch_size or add videos"
             )
     return parts
 
