@@ -28,7 +28,7 @@ from flaxvid.adapt.freezing import check_parts
 from flaxvid.arguments import add_weights, number, read_class_names
 from flaxvid.compress.quantise import calibrate, quantise
 from flaxvid.data.sources.open import Source
-from flaxvid.data.sources.subset import Subset
+from flaxvid.data.sources.subset import random_subset
 from flaxvid.evaluate.evaluator import score_rows
 from flaxvid.layers.int8 import KEPT
 from flaxvid.train.network import Trained, save
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_parts(trained.variables, arguments.keep, "--keep")
     data = choose_data(trained.recipe.data, arguments.data or "", {"root": arguments.root} if arguments.root else {})
     source = open_data(data, data.train_split)
-    source = Subset(source, min(arguments.clips, len(source)))
+    source = random_subset(source, min(arguments.clips, len(source)))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
         batches = -(-len(source) // min(trained.recipe.eval_batch_size, len(source)))
