@@ -48,8 +48,9 @@ def in_whole_numbers(nodes: Sequence[Node]) -> list[Node]:
         if node.op == ROUND:
             roundings[node.output] = node
             continue
-        if node.op in LAYOUT and isinstance(node.inputs[0], str) and node.inputs[0] in roundings:
-            roundings[node.output] = roundings[node.inputs[0]]
+        first = node.inputs[0]
+        if node.op in LAYOUT and isinstance(first, str) and first in roundings:
+            roundings[node.output] = roundings[first]
         inputs = [read(value, node) for value in node.inputs]
         if node.op in OUTPUTS and inputs[0] != node.inputs[0] and isinstance(inputs[1], np.ndarray):
             kept.append(_packed(inputs[1], OUTPUTS[node.op], f"{node.name}/kernel"))
