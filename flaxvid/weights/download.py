@@ -74,7 +74,7 @@ def resolve_weights(name_or_path: str | Path) -> Path:
     near = difflib.get_close_matches(str(name_or_path), KNOWN, n=2, cutoff=0.6)
     if path.is_dir():
         raise FileNotFoundError(f"no weights file at {path}: it is a folder, pass the file in it")
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known names are {', '.join(KNOWN)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"correct the path; known names are {', '.join(KNOWN)}"
     raise FileNotFoundError(f"no weights file at {path}: {hint}")
 
 
