@@ -44,7 +44,7 @@ class VideoModel(nn.Module):
         inner: the channels that only one block sees, as pairs of a pattern of the block's path below "params" and, for
             each of its rows of channels, what has an axis of them; see `models.inner`. The last name of that path is
             the block's name in the option `inner`.
-        int8: what is rounded in a call and in `features`; see `models.spec.Common`.
+        int8: what is rounded in a call, in `features` and in `encode`; see `models.spec.Common`.
         zoo_name: the name that `create_model` was given; "" for a model that was put together by hand.
         overrides: what else it was given. So a file can say how to make the model again.
     """
@@ -117,8 +117,8 @@ class VideoModel(nn.Module):
         Returns:
             (b, num_classes) in float32; a dict of them for a model with a dict of classes.
         """
+        x = self.encode(video, train, frame_mask)
         with int8_form(self.int8):
-            x = self.body(self.stem(self.normalise(video), train, frame_mask), train, frame_mask)
             return self.head(x, train, frame_mask)
 
     def features(
@@ -129,9 +129,14 @@ class VideoModel(nn.Module):
         frame_mask: Bool[Array, "b t"] | None = None,
     ) -> Float[Array, "b c"]:
         """The pooled feature before the classifier, (b, feature_dim); arguments as in a call."""
+        x = self.encode(video, train, frame_mask)
         with int8_form(self.int8):
-            x = self.body(self.stem(self.normalise(video), train, frame_mask), train, frame_mask)
             return self.head.pool(x, train, frame_mask)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def encode(self, video: Video, train: bool = False, frame_mask: Bool[Array, "b t"] | None = None) -> Any:
+        """What the body gives for video, before the head; arguments as in a call."""
+        with int8_form(self.int8):
+            return self.body(self.stem(self.normalise(video), train, frame_mask), train, frame_mask)
 
 
 def stage_layers(depths: Sequence[int]) -> tuple[str, ...]:

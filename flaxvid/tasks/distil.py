@@ -200,8 +200,8 @@ class Distillation(LabelledTask):
 
 def logits_and_features(model: VideoModel, video: Video, train: bool = False) -> tuple[Logits, Float[Array, "b c"]]:
     """The logits of a clip and its pooled feature; a method for `VideoModel.apply`."""
+    x = model.encode(video, train)
     with int8_form(model.int8):
-        x = model.body(model.stem(model.normalise(video), train, None), train, None)
         return model.head(x, train, None), model.head.pool(x, train, None)  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -72,7 +72,7 @@ def check_features(recipe: Recipe, shapes: Variables) -> None:
             f"trained, such as {moving[0]}: set freeze=('stem', 'body'), or feature_cache=0"
         )
     model = make_model(recipe, 1)
-    run = functools.partial(model.apply, method=_backbone, train=True, mutable=["batch_stats"])
+    run = functools.partial(model.apply, method=VideoModel.encode, train=True, mutable=["batch_stats"])
     try:
         jax.eval_shape(run, jax.eval_shape(model.init, jax.random.key(0), blank_video(model)), blank_video(model))
     except InvalidRngError:
@@ -136,7 +136,8 @@ def _compute(
 ) -> set[int]:
     """Writes the features of the missing videos; gives those that cannot be read."""
     same, rows = replicated(mesh), divided(mesh)
-    run = jax.jit(functools.partial(model.apply, method=_backbone), in_shardings=(same, rows), out_shardings=rows)
+    encode = functools.partial(model.apply, method=VideoModel.encode)
+    run = jax.jit(encode, in_shardings=(same, rows), out_shardings=rows)
     variables, unreadable = jax.device_put(variables, same), set()
     batches = eval_batches(
         Subset(source, tuple(missing)),
@@ -192,7 +193,7 @@ def _trace(model: VideoModel, num_frames: int) -> Any:
         lambda video: jax.ShapeDtypeStruct((1, num_frames, *video.shape[2:]), video.dtype), blank_video(model)
     )
     variables = jax.eval_shape(model.init, jax.random.key(0), clip)
-    return jax.jit(functools.partial(model.apply, method=_backbone)).trace(variables, clip)
+    return jax.jit(functools.partial(model.apply, method=VideoModel.encode)).trace(variables, clip)
 
 
 @contextlib.contextmanager
@@ -203,11 +204,6 @@ def _only_one(root: Path, say: Callable[[str], None]) -> Iterator[None]:
             say(f"waits for another process that computes features in {root}")
             held.enter_context(locked(root / ".lock", wait=True))
         yield
-
-
-def _backbone(model: VideoModel, video: Any, train: bool = False) -> Any:
-    """What the body gives for video."""
-    return model.body(model.stem(model.normalise(video), train), train)
 
 
 def _head(model: VideoModel, x: Any, train: bool = False) -> Any:

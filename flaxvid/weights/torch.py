@@ -349,11 +349,7 @@ def _names_of(source: str | Path | Mapping[str, Any]) -> tuple[str, str]:
 
 def _initial_head(model: VideoModel, key: Array) -> dict[str, Array]:
     """The head's own initial parameters, without computing the rest of the model."""
-
-    def before_head(model: Any, video: Array) -> Any:
-        return model.body(model.stem(model.normalise(video)))
-
-    init = functools.partial(model.init_with_output, method=before_head)
+    init = functools.partial(model.init_with_output, method=VideoModel.encode)
     x, _ = jax.eval_shape(init, key, blank_video(model))
     head = model.head.init(key, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x))
     return trees.flatten({"params": {"head": head["params"]}})

@@ -22,7 +22,7 @@ from flaxvid.report.run import read_metrics
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.train import session
 from flaxvid.train.checkpoint import restore_variables
-from flaxvid.train.features import OnFeatures, _backbone, _key, _only_one, _trace, check_features
+from flaxvid.train.features import OnFeatures, _key, _only_one, _trace, check_features
 from flaxvid.train.limits import check
 from flaxvid.train.recipe import ModelRecipe
 from flaxvid.train.setup import find_shapes
@@ -80,6 +80,15 @@ def test_the_head_gets_the_same_training_as_without(recipe, cached, tmp_path):
         assert np.any(leaf != trees.flatten(start["params"]["head"])[path])
 
 
+def test_a_body_in_int8_gives_rounded_features(recipe, tmp_path, monkeypatch):
+    pytest.importorskip("qwix")
+    monkeypatch.setenv("FLAXVID_CACHE", str(tmp_path / "cache"))
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, int8_training=True), epochs=1)
+    flaxvid.run(recipe, tmp_path / "plain")
+    flaxvid.run(dataclasses.replace(recipe, feature_cache=0.1), tmp_path / "kept")
+    np.testing.assert_allclose(losses(tmp_path / "kept"), losses(tmp_path / "plain"), rtol=1e-5, atol=1e-6)
+
+
 def test_a_run_that_was_cut_short_ends_the_same(recipe, cached, cache, tmp_path, monkeypatch, capfd):
     kept = dataclasses.replace(recipe, feature_cache=0.1)
 
@@ -130,7 +139,7 @@ def test_any_body_gives_features_that_its_head_takes(name, random_variables, cli
 
     @jax.jit
     def run(variables, video):
-        given = model.apply(variables, video, method=_backbone)
+        given = model.apply(variables, video, method="encode")
         features = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(given))}
         return OnFeatures(model, jax.tree.structure(given)).apply(variables, features), model.apply(variables, video)
 
