@@ -82,13 +82,15 @@ def one_each(words: Sequence[str], flag: str) -> list[str]:
     return found
 
 
-def read_class_names(path: Path) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
-    """Reads class names from a file: one a line, or JSON as in a run's classes.json.
+def read_class_names(path: Path | None) -> tuple[str, ...] | dict[str, tuple[str, ...]] | None:
+    """Reads class names from a file: one a line, or JSON as in a run's classes.json; None from no file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds no text, no names, or other JSON.
     """
+    if path is None:
+        return None
     content = path.read_bytes()
     utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:

@@ -98,7 +98,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Loads, evaluates, measures, prints and writes."""
     enable_compilation_cache()
-    names = read_class_names(arguments.classes) if arguments.classes else None
+    names = read_class_names(arguments.classes)
     trained = load(
         arguments.run,
         arguments.checkpoint,

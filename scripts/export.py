@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     enable_compilation_cache()
     kinds = (arguments.only,) if arguments.only else ("onnx", "stablehlo")
     exports = {kind: getattr(flaxvid, f"export_{kind}") for kind in kinds}  # ONNX needs the extra [export]
-    names = read_class_names(arguments.classes) if arguments.classes else None
+    names = read_class_names(arguments.classes)
     trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
     console = Console(stderr=True)
     for kind in kinds:

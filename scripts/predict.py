@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"expected one frame count, got {arguments.frames}: several are for --budget-ms")
     enable_compilation_cache()
     console = Console(stderr=True, highlight=False, emoji=False)
-    names = read_class_names(arguments.classes) if arguments.classes else None
+    names = read_class_names(arguments.classes)
     trained = load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model, runtime=arguments.runtime)
     trained = name_classes(trained)
     if arguments.stream:

@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"expected a file that ends in .safetensors, got {output}: give another name")
     if output.exists() and output.samefile(arguments.run):
         raise ValueError(f"expected a file beside the network, got the network itself, {output}: give another name")
-    names = read_class_names(arguments.classes) if arguments.classes else None
+    names = read_class_names(arguments.classes)
     trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
     frames = arguments.frames or max(trained.frames)
     trained = dataclasses.replace(trained, variables=trained.select(frames), frames=(frames,))

@@ -44,7 +44,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Loads, selects and writes."""
-    output, names = arguments.output, read_class_names(arguments.classes) if arguments.classes else None
+    output, names = arguments.output, read_class_names(arguments.classes)
     if output.suffix not in (".safetensors", ".pth"):
         raise ValueError(f"expected a file that ends in .safetensors or .pth, got {output}")
     if output.suffix == ".pth" and importlib.util.find_spec("torch") is None:
