@@ -1,1 +1,1 @@
-"""Smaller networks out of trained ones: weights and channels are removed."""
+"""Smaller networks out of trained ones: weights and channels are removed, numbers are rounded."""

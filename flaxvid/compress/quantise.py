@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxvid.layers.int8 import KEPT, Ranges, at_operands, is_kept
+from flaxvid.layers.int8 import KEPT, Ranges, at_operands, find_qwix, is_kept
 from flaxvid.models.registry import create_model
 from flaxvid.models.video_model import Video, VideoModel
 from flaxvid.types import Variables
@@ -35,7 +35,9 @@ def calibrate(
 
     Raises:
         ValueError: there are no clips, or every layer is kept.
+        ImportError: qwix is not installed, so that the network could not be run.
     """
+    find_qwix()
     plain = create_model(model.zoo_name, **{**model.overrides, "int8": None, "remat": False})
 
     @jax.jit

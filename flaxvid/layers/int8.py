@@ -1,6 +1,7 @@
 """int8: convolutions and dense layers see their inputs and kernels rounded to 256 steps, as integer arithmetic does.
 
-The rounding is qwix's. The arithmetic behind it stays floating-point, so that it runs on any platform and trains: the
+The steps of inputs are qwix's; those of kernels are our own, for a kernel that was written and read must be rounded as
+before, to the last bit. The arithmetic behind it stays floating-point, so that it runs on any platform and trains: the
 gradient passes through as if nothing was rounded (arXiv 1712.05877). Integer arithmetic is for exported networks.
 """
 
@@ -80,7 +81,9 @@ def round_input(x: Float[Array, "b ..."], limits: tuple[float, float] | None = N
         limits: the smallest and the largest value; None takes each clip's own.
     """
     if limits is None:
-        return _rounded(x, channelwise_axes=(0,), calibration_method="minmax")
+        qwix, exact = find_qwix(), x.astype(jnp.float32)  # a step in bfloat16 would be off by 0.4 %
+        packed = qwix.quantize(exact, jnp.int8, channelwise_axes=(0,), calibration_method="minmax")
+        return _straight(x, qwix.dequantize(packed))
     return round_to_steps(x, *find_steps(*limits))
 
 
@@ -95,39 +98,46 @@ def round_to_steps(x: Float[Array, "b ..."], step: float, zero: float) -> Float[
 def find_steps(low: float, high: float) -> tuple[float, float]:
     """The size of a step between two limits, and which whole number stands for 0."""
     with jax.ensure_compile_time_eval():
-        packed = _qwix().quantize(jnp.zeros(1), jnp.int8, calibration_method=f"fixed,{low},{high}")
+        packed = find_qwix().quantize(jnp.zeros(1), jnp.int8, calibration_method=f"fixed,{low},{high}")
         return float(packed.scale[0]), 0.0 if packed.zero_point is None else float(packed.zero_point[0])
 
 
 def round_kernel(kernel: Float[Array, "... c"]) -> Float[Array, "... c"]:
-    """Rounds a kernel to 255 steps about 0, which each channel out has of its own. To do it again changes nothing."""
-    return _rounded(kernel, **_per_channel(kernel.ndim))
+    """Rounds a kernel to 255 steps about 0, which each channel out has of its own. To do it again changes no bit."""
+    whole, step = _in_steps(kernel)
+    return _straight(kernel, whole * step)
 
 
 def pack_kernel(kernel: Float[np.ndarray, "... c"]) -> tuple[Int8[np.ndarray, "... c"], Float[np.ndarray, " c"]]:
     """A kernel in whole numbers, and the size of a step for each channel out; their product is the rounded kernel."""
-    packed = _qwix().quantize(jnp.asarray(kernel, jnp.float32), jnp.int8, **_per_channel(kernel.ndim))
-    return np.asarray(packed.qvalue), np.asarray(packed.scale).reshape(-1)
+    whole, step = _in_steps(kernel)
+    return np.asarray(whole, np.int8), np.asarray(step)
 
 
-def _per_channel(ndim: int) -> dict[str, Any]:
-    # qwix divides by 127.5. With 127 the largest weight is a whole number of steps, so that rounding twice is no loss.
-    return {"channelwise_axes": (ndim - 1,), "calibration_method": f"absmax,{127.5 / 127}"}
+def _in_steps(kernel: Any) -> tuple[Float[Array, "... c"], Float[Array, " c"]]:
+    """A kernel as whole numbers from -127 to 127, and the size of a step for each channel out.
 
-
-def _rounded(x: Array, **how: Any) -> Array:
-    qwix = _qwix()
-    exact = x.astype(jnp.float32)  # a step in bfloat16 would be off by 0.4 %
-    return _straight(x, qwix.dequantize(qwix.quantize(exact, jnp.int8, **how)))
+    A step has 17 bits, so that its products with whole numbers are exact in float32, and the largest gives it back.
+    """
+    exact = jnp.asarray(kernel, jnp.float32)
+    largest = jnp.abs(exact).max(axis=tuple(range(exact.ndim - 1)))
+    step = jax.lax.reduce_precision(largest * np.float32(1 / 127), exponent_bits=8, mantissa_bits=16)
+    step = jnp.where(step > 0, step, 1)
+    return jnp.clip(jnp.rint(exact / step), -127, 127), step
 
 
 def _straight(x: Array, rounded: Array) -> Array:
-    """What was rounded; the gradient passes as if it was not."""
-    return x + jax.lax.stop_gradient(rounded.astype(x.dtype) - x)
+    """What was rounded, to the last bit; the gradient passes as if it was not."""
+    return jax.lax.stop_gradient(rounded.astype(x.dtype)) + (x - jax.lax.stop_gradient(x))
 
 
 @functools.cache
-def _qwix() -> Any:
+def find_qwix() -> Any:
+    """The package qwix.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         import qwix
     except ImportError as error:

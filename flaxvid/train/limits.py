@@ -6,7 +6,6 @@ Clips, augmentation and tasks check their own fields.
 import copy
 import dataclasses
 import difflib
-import importlib.util
 import operator
 import re
 import typing
@@ -15,6 +14,7 @@ from typing import Any
 
 import jax
 
+from flaxvid.layers.int8 import find_qwix
 from flaxvid.models.registry import list_options
 from flaxvid.tasks.domain import DomainRecipe
 from flaxvid.tasks.labelled import LabelledRecipe
@@ -196,8 +196,11 @@ def _rounding(recipe: Recipe) -> Iterator[str]:
     """Training for int8."""
     if recipe.model.int8_training and isinstance(recipe.task, MaskedRecipe):
         yield "model.int8_training does not go with masked pre-training: fine-tune with it"
-    if recipe.model.int8_training and importlib.util.find_spec("qwix") is None:
-        yield "model.int8_training needs qwix, which is not installed: pip install 'flaxvid[int8]'"
+    if recipe.model.int8_training:
+        try:
+            find_qwix()
+        except ImportError as error:
+            yield f"model.int8_training: {error}"
 
 
 def _groups(recipe: Recipe) -> Iterator[str]:
