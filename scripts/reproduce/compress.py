@@ -2,8 +2,8 @@
 
     python scripts/reproduce/compress.py [--seeds 0 1 2] [--only distillation]
 
-Every command is one that a user gives; it is printed before it runs. Called again, it skips finished runs and resumes
-the others.
+Every command is one that a user gives; it is printed before it runs. One teacher teaches the students of all seeds.
+Called again, it skips finished runs and resumes the others.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from cameras import cell
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# name: the row's title, then the script and its arguments; {name} is another run's folder of the same seed.
+# name: the row's title, then the script and its arguments; {name} is another run's folder, of the same seed.
 Rows = dict[str, tuple[str, ...]]
 
 DISTIL = ("train.py", "--config", "configs/distill.py", "--config.task.teachers=('{teacher}',)")
@@ -48,12 +48,17 @@ PRUNING: Rows = {
 }
 
 
+def place(folder: Path, name: str, seed: int) -> Path:
+    """The folder of a run."""
+    return (folder / (name if name == "teacher" else f"{name}-seed{seed}")).resolve()
+
+
 def make(rows: Rows, seed: int, folder: Path) -> None:
     """Makes the runs of a seed, one after the other."""
-    places = {name: str((folder / f"{name}-seed{seed}").resolve()) for name in rows}
+    places = {name: str(place(folder, name, seed)) for name in rows}
     for name, (_, script, *words) in rows.items():
-        words = [word.format(**places) for word in words]
-        chosen = [f"--config.seed={seed}"] if script == "train.py" else ["--seed", str(seed)]
+        words, own = [word.format(**places) for word in words], 0 if name == "teacher" else seed
+        chosen = [f"--config.seed={own}"] if script == "train.py" else ["--seed", str(own)]
         command = [f"scripts/{script}", *words, *chosen, "--workdir", places[name]]
         print(shlex.join(["python", *command]), flush=True)
         if subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
@@ -90,7 +95,8 @@ def main() -> None:
                 make(rows, seed, args.folder)
             lines = []
             for name, (title, *_) in rows.items():
-                measured = [measure(args.folder / f"{name}-seed{seed}") for seed in args.seeds]
+                folders = dict.fromkeys(place(args.folder, name, seed) for seed in args.seeds)
+                measured = [measure(folder) for folder in folders]
                 (parameters, gmacs, *_), milliseconds = measured[0], min(one[2] for one in measured)
                 accuracies = [top1 for *_, top1 in measured]
                 lines.append((title, f"{parameters:,}", f"{gmacs:.4f}", f"{milliseconds:.2f}", cell(accuracies)))
