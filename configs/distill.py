@@ -5,9 +5,9 @@
     python scripts/train.py --config configs/distill.py:motion_alone
     python scripts/train.py --config configs/distill.py:folder --config.data.root=DIR --config.task.teachers='("RUN",)'
 
-On motion the teacher is a TSM on ResNet-18 at 8 frames of 32 pixels, and the student has half as many channels; motion_alone trains
-the same student from the labels alone. On the other data sets the teacher is a network that you trained there, and the
-student a TSM on ResNet-18 with ImageNet weights.
+On motion the teacher is a TSM on ResNet-18 at 8 frames of 32 pixels, and the student has half as many channels;
+motion_alone trains the same student from the labels alone. On the other data sets the teacher is a network that you
+trained there, and the student a TSM on ResNet-18 with ImageNet weights.
 
 Several teachers, one of them a torch file, and what they see of a video:
     --config.task.teachers="('runs/one','slow.pth')" --config.task.teacher_models="('','slow_r50')"
