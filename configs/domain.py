@@ -27,7 +27,7 @@ def get_config(method: str = "adversarial") -> Recipe:
     if method not in (*WEIGHTS, "source", "target"):
         raise ValueError(f"unknown method {method!r}: this config has {', '.join(WEIGHTS)}, source, target")
     recipe = preset("motion")
-    recipe.model.num_frames, recipe.eval_frames = 8, (8,)
+    recipe.model.num_frames, recipe.eval_frames, recipe.epochs = 8, (8,), 3
     recipe.data.target = {"motion": {**SHIFTED}}
     if method == "target":
         recipe.data.target, recipe.data.motion = {}, recipe.data.motion | SHIFTED
