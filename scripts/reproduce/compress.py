@@ -33,12 +33,12 @@ DISTILLATION: Rows = {
 
 def pruned(title: str, *words: str) -> tuple[str, ...]:
     """A row of a network that was pruned and trained again."""
-    return title, "prune.py", "{alone}", *words, "--epochs", "2"
+    return title, "prune.py", "{alone}", *words, "--epochs", "1"
 
 
 PRUNING: Rows = {
     "alone": ("trained", *ALONE),
-    "again": ("... and trained again for two epochs", *ALONE, "--config.model.weights={alone}", "--config.epochs=2"),
+    "again": ("... and trained again for an epoch", *ALONE, "--config.model.weights={alone}", "--config.epochs=1"),
     "channels-3": pruned("30 % of the inner channels removed", "--channels", "0.3"),
     "channels-5": pruned("50 % of the inner channels removed", "--channels", "0.5"),
     "channels-7": pruned("70 % of the inner channels removed", "--channels", "0.7"),
