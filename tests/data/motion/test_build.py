@@ -138,7 +138,7 @@ def test_wrong_split_and_missing_folder_are_named(built, tmp_path):
 
 def test_a_shifted_clip_is_the_same_scene_in_another_look():
     """Every frame's luma is that of the usual look, brighter, flatter, noisy and rolled by a few pixels."""
-    shakes = [(y, x) for y in range(-4, 5, 2) for x in range(-4, 5, 2)]
+    shakes, turns = [(y, x) for y in range(-4, 5, 2) for x in range(-4, 5, 2)], []
     for index in range(4):
         luma, chroma = motion_render.render_clip(index, 64, 16, np.random.default_rng(index))
         shifted, colours = motion_render.change_look(luma, chroma, np.random.default_rng((index, 1)))
@@ -152,7 +152,9 @@ def test_a_shifted_clip_is_the_same_scene_in_another_look():
             assert max(alike.values()) > 0.85
         assert len(moves) > 3
         angle = [np.arctan2(*(planes - 128.0).mean((0, 2, 3))) for planes in (chroma, colours)]
-        assert np.cos(angle[1] - angle[0]) < -0.5
+        turns.append(np.abs(np.angle(np.exp(1j * (angle[1] - angle[0])))))
+    assert 0.5 < max(turns) < 1.2
+    assert len({round(turn, 1) for turn in turns}) > 1
     config = MotionConfig(size=64, num_frames=16, domain="shifted")
     assert make_clip(config, "test", 2) == make_clip(config, "test", 2)
     assert decoded(make_clip(config, "test", 2)).shape == (16, 64, 64, 3)
