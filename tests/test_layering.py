@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "flaxvid"
 FLOORS = (
-    ("types", "trees", "writing", "arguments"),
+    ("types", "trees", "writing", "arguments", "command"),
     ("layers", "losses", "data", "report"),
     ("models", "frames"),
     ("weights", "adapt"),

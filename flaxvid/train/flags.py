@@ -14,6 +14,7 @@ from typing import Any, Literal
 from absl import flags
 from ml_collections import config_flags
 
+from flaxvid.command import find_config
 from flaxvid.models.registry import SPECS, list_options
 from flaxvid.models.spec import Common
 from flaxvid.train.fields import meanings, walk
@@ -95,10 +96,11 @@ def parse_recipe(argv: Sequence[str]) -> list[str]:
     register_types()
     flags.DEFINE_bool("list", False, "Print every field of the recipe, its value and its meaning; so does --help.")
     try:
-        argv = last_of_each(argv)
+        argv = find_config(last_of_each(argv))
         if any(word.startswith("--config") for word in argv):
             argv = ["--list" if word in ("--help", "-help", "-h") else word for word in argv]
-        config_flags.DEFINE_config_file("config", None, "Recipe: FILE or FILE:ARGUMENT.", sys_argv=argv)
+        meaning = "Recipe: FILE or flaxvid:NAME, with :ARGUMENT or without."
+        config_flags.DEFINE_config_file("config", None, meaning, sys_argv=argv)
         rest = flags.FLAGS(argv)
         recipe = flags.FLAGS.config
         hasattr(recipe, "model")  # loads the file, which may not be there
