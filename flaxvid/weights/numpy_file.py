@@ -13,6 +13,8 @@ from flaxvid.weights.pickled import Call, Stranger, Unreadable
 
 _HEADER = 1 << 16
 """The most bytes of an array's header in an archive: NumPy itself takes 10,000 for one that it trusts."""
+_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+"""By the version of the format. A third one is for fields with names, which no tensor has."""
 _NUMBERS = "biufc"
 """Kinds of types: truth, whole numbers with and without a sign, floats, complex numbers."""
 
@@ -37,9 +39,7 @@ def read_npz(archive: Archive, most: int, pick: Callable[[Any], Mapping[str, Any
 
 def _read_npy(key: str, content: bytearray) -> np.ndarray:
     head = io.BytesIO(content[:_HEADER])
-    version = np.lib.format.read_magic(head)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(head)
+    shape, fortran, dtype = _READ_HEADER[np.lib.format.read_magic(head)](head)
     return _array(key, shape, dtype, "F" if fortran else "C", memoryview(content)[head.tell() :])
 
 

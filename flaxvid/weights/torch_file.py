@@ -6,7 +6,7 @@ import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -141,31 +141,36 @@ def write_torch_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         path: of the file.
         tensors: of types that torch has storages for.
     """
-    arrays = {key: np.ascontiguousarray(array).reshape(array.shape) for key, array in tensors.items()}
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", b"".join(_pickled(arrays)))
+        archive.writestr("archive/data.pkl", pickled_state_dict(tensors))
         archive.writestr("archive/byteorder", "little")
-        for number, array in enumerate(arrays.values()):
-            archive.writestr(f"archive/data/{number}", array.astype(array.dtype.newbyteorder("<"), copy=False).data)
+        for number, array in enumerate(tensors.values()):
+            archive.writestr(
+                f"archive/data/{number}", array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+            )
         archive.writestr("archive/version", "3\n")
 
 
-def _pickled(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes]:
-    """The pickle of a state_dict in pieces: what it names by hand, as torch is not there, the rest by Python."""
+def pickled_state_dict(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The pickle in a torch file of contiguous tensors, whose storages are called "0", "1", ...
+
+    Python writes plain values. What the pickle names is written by hand, for torch need not be there.
+    """
 
     def plain(value: Any) -> bytes:
         return pickle.dumps(value, 2)[2:-1]
 
     kinds = {name: kind for kind, name in reversed(_KINDS.items())}
     ordered = b"ccollections\nOrderedDict\n)R"
-    yield b"\x80\x02" + ordered + b"("
-    for number, (key, array) in enumerate(arrays.items()):
+    out = b"\x80\x02" + ordered + b"("
+    for number, (key, array) in enumerate(tensors.items()):
         kind = kinds[array.dtype.name].encode()
-        storage = plain("storage") + b"ctorch\n" + kind + b"Storage\n" + plain(str(number)) + plain("cpu")
-        strides = tuple(step // array.itemsize for step in array.strides)
-        yield plain(key) + b"ctorch._utils\n_rebuild_tensor_v2\n((" + storage + plain(array.size) + b"tQ"
-        yield plain(0) + plain(array.shape) + plain(strides) + plain(False) + ordered + b"tR"
-    yield b"u."
+        strides = tuple(math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim))
+        out += plain(key) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
+        out += plain("storage") + b"ctorch\n" + kind + b"Storage\n" + plain(str(number)) + plain("cpu")
+        out += plain(array.size) + b"tQ" + plain(0) + plain(array.shape) + plain(strides) + plain(False)
+        out += ordered + b"tR"
+    return out + b"u."
 
 
 def _read(items: Mapping[str, Any], size: int, read_storage: _ReadStorage) -> dict[str, np.ndarray]:
