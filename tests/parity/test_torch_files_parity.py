@@ -89,7 +89,8 @@ def flat(content):
 def test_bits_are_torchs(tmp_path, kind, new):
     path = tmp_path / "w.pth"
     torch.save(KINDS[kind], path, _use_new_zipfile_serialization=new, pickle_protocol=2 + (len(kind) % 4))
-    found, expected = read(path), flat(torch.load(path, weights_only=True))
+    young = kind in TYPES[12:] and not new  # torch writes these, but cannot read them
+    found, expected = read(path), flat(KINDS[kind] if young else torch.load(path, weights_only=False))
     assert list(found) == list(expected)
     for key, tensor in expected.items():
         assert (found[key].dtype.name, found[key].shape) == (str(tensor.dtype).removeprefix("torch."), tensor.shape)
