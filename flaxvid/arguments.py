@@ -32,6 +32,7 @@ def add_weights(parser: argparse.ArgumentParser, *, classes: bool = True) -> Non
         classes: whether the script uses class names.
     """
     parser.add_argument("--model", default="", metavar="NAME", help="the network of a torch file, as tsm_resnet50")
+    parser.add_argument("--part", metavar="NAME", help="which part of a torch file of several networks, as ema")
     parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest (default), best, or a step")
     if classes:
         parser.add_argument(

@@ -104,6 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.checkpoint,
         classes=names,
         model=arguments.model,
+        part=arguments.part,
         headless=True,
         runtime=arguments.runtime,
     )

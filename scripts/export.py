@@ -51,7 +51,9 @@ def run(arguments: argparse.Namespace) -> None:
     kinds = (arguments.only,) if arguments.only else ("onnx", "stablehlo")
     exports = {kind: getattr(flaxvid, f"export_{kind}") for kind in kinds}  # ONNX needs the extra [export]
     names = read_class_names(arguments.classes)
-    trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
+    trained = name_classes(
+        load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model, part=arguments.part)
+    )
     console = Console(stderr=True)
     for kind in kinds:
         for count in arguments.frames or trained.frames:

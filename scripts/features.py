@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise FileNotFoundError(f"expected a folder for {arguments.out}, got none: make it first")
     enable_compilation_cache()
     console = Console(stderr=True, highlight=False, emoji=False)
-    trained = load(arguments.run, arguments.checkpoint, model=arguments.model)
+    trained = load(arguments.run, arguments.checkpoint, model=arguments.model, part=arguments.part)
     predictor, frames = trained.predictor, arguments.frames or max(trained.frames)
     videos = Unlabelled(collect(arguments.videos, trained.model.cameras), trained.model.cameras)
     batch_size = 1 if videos.cameras else arguments.batch_size  # scenes may lack cameras, each other ones

@@ -28,13 +28,14 @@ def main() -> None:
     sys.argv[1:] = one_each(sys.argv[1:], "--frames")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=list_models(), metavar="MODEL", help="a name of flaxvid.list_models()")
-    parser.add_argument("source", help="a .pth, .pt or .safetensors file, or a known name")
+    parser.add_argument("source", help="a .pth, .pt, .pkl, .npz or .safetensors file, or a known name")
     parser.add_argument("output", type=Path, help="the .safetensors file to write")
     parser.add_argument("--num-classes", type=number(int, 1), help="another number than the file's makes a fresh head")
     parser.add_argument(
         "--frames", type=number(int, 1), action="append", help="frame counts to make private copies for"
     )
     parser.add_argument("--format", help="the reference whose keys the file has (default: detected)")
+    parser.add_argument("--part", help='which part of a file of several networks, such as "ema"')
     parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinite numbers")
     arguments = parser.parse_args()
     try:
@@ -44,6 +45,7 @@ def main() -> None:
             num_classes=arguments.num_classes,
             frames=arguments.frames,
             format=arguments.format,
+            part=arguments.part,
             allow_nonfinite=arguments.allow_nonfinite,
         )
     except (ValueError, OSError, ImportError) as error:

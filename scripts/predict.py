@@ -116,7 +116,14 @@ def run(arguments: argparse.Namespace) -> int:
     enable_compilation_cache()
     console = Console(stderr=True, highlight=False, emoji=False)
     names = read_class_names(arguments.classes)
-    trained = load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model, runtime=arguments.runtime)
+    trained = load(
+        arguments.run,
+        arguments.checkpoint,
+        classes=names,
+        model=arguments.model,
+        part=arguments.part,
+        runtime=arguments.runtime,
+    )
     trained = name_classes(trained)
     if arguments.stream:
         return watch(arguments, trained, console)

@@ -78,7 +78,9 @@ def run(arguments: argparse.Namespace) -> None:
     if output.exists() and output.samefile(arguments.run):
         raise ValueError(f"expected a file beside the network, got the network itself, {output}: give another name")
     names = read_class_names(arguments.classes)
-    trained = name_classes(load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model))
+    trained = name_classes(
+        load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model, part=arguments.part)
+    )
     frames = arguments.frames or max(trained.frames)
     trained = dataclasses.replace(trained, variables=trained.select(frames), frames=(frames,))
     check_parts(trained.variables, arguments.keep, "--keep")

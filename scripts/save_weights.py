@@ -1,8 +1,8 @@
 """Writes the weights of a run into one file, of flaxvid or with PyTorch's keys.
 
     python scripts/save_weights.py runs/ffn-motion mine.safetensors             a file of flaxvid: flaxvid.load reads it
-    python scripts/save_weights.py runs/ffn-motion mine.pth                     for torch.load; torch must be installed
-    python scripts/save_weights.py runs/tsm mine.safetensors --format tsm       PyTorch's keys, without torch
+    python scripts/save_weights.py runs/ffn-motion mine.pth                     for torch.load; torch is not needed
+    python scripts/save_weights.py runs/tsm mine.safetensors --format tsm       PyTorch's keys in the other kind of file
     python scripts/save_weights.py runs/ffn-motion mine.pth --frames 8          of one frame count: an ordinary network
 
 A file of flaxvid holds the network's options, its class names and how its test cuts clips. One with PyTorch's keys is a
@@ -11,7 +11,6 @@ state_dict alone; the options of its network are printed.
 
 import argparse
 import dataclasses
-import importlib.util
 import sys
 import warnings
 from pathlib import Path
@@ -21,6 +20,7 @@ from flaxvid.train.network import Trained, save
 from flaxvid.train.trained import load
 from flaxvid.weights.readings import as_options
 from flaxvid.weights.torch import to_torch
+from flaxvid.weights.torch_file import write_torch_file
 from flaxvid.writing import written_whole
 
 
@@ -47,12 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     output, names = arguments.output, read_class_names(arguments.classes)
     if output.suffix not in (".safetensors", ".pth"):
         raise ValueError(f"expected a file that ends in .safetensors or .pth, got {output}")
-    if output.suffix == ".pth" and importlib.util.find_spec("torch") is None:
-        raise ImportError(
-            f"{output} is written by torch, which is not installed: pip install torch, or write .safetensors with "
-            "--format, which torch users read by safetensors.torch.load_file"
-        )
-    trained = load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model)
+    trained = load(arguments.run, arguments.checkpoint, classes=names, model=arguments.model, part=arguments.part)
     if arguments.frames:
         trained = dataclasses.replace(trained, variables=trained.select(arguments.frames), frames=(arguments.frames,))
     if output.suffix == ".safetensors" and not arguments.format:
@@ -69,9 +64,7 @@ def save_state_dict(trained: Trained, output: Path, format: str | None) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(output) as part:
         if output.suffix == ".pth":
-            import torch
-
-            torch.save({key: torch.from_numpy(array) for key, array in state_dict.items()}, part)
+            write_torch_file(part, state_dict)
         else:
             from safetensors.numpy import save
 

@@ -77,6 +77,21 @@ def random_variables(randomise):
     return make
 
 
+@pytest.fixture(scope="session")
+def refused():
+    """Checks that a source is refused by the one error, soon, and with its name."""
+    from flaxvid.weights.tensors import read_tensors
+
+    def check(source, message, reader=None):
+        began = time.monotonic()
+        with pytest.raises(ValueError, match=message) as error:
+            (reader or read_tensors)(source)
+        assert str(error.value).startswith("the state_dict" if isinstance(source, dict) else str(source))
+        assert time.monotonic() - began < 60
+
+    return check
+
+
 @pytest.fixture
 def no_batch_statistics():
     """Inside, every batch norm takes its running statistics in training too: what is left of coupling is a leak."""

@@ -34,6 +34,7 @@ class ModelRecipe:
         options: the network's other options, by name.
         inflate: how the kernels of a 2-D ResNet's `weights` get a time axis: "mean" or "centre", see
             `adapt.surgery.inflate`; "" where `weights` are not of a 2-D network.
+        part: which part of `weights` is read, such as "ema", where a torch file holds several networks; else "".
     """
 
     name: str = "tsm_resnet50"
@@ -46,6 +47,7 @@ class ModelRecipe:
     int8_training: bool = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     inflate: Literal["", "mean", "centre"] = ""
+    part: str = ""
 
 
 @dataclasses.dataclass

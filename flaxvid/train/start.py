@@ -99,13 +99,20 @@ def _load(recipe: Recipe, number: int | Mapping[str, int] | None) -> Trained:
         given = {name: value for name, value in sizes.items() if value is not None} | options
         if number is None:
             given.pop("head", None)  # of a backbone the file's own is read, whatever comes behind it
-        return load(wanted.weights, model=wanted.name, overrides=given, num_classes=number, headless=True)
+        return load(
+            wanted.weights,
+            model=wanted.name,
+            overrides=given,
+            num_classes=number,
+            part=wanted.part or None,
+            headless=True,
+        )
     if wanted.name not in FLAT_SIBLINGS:
         raise ValueError(
             f"model.inflate: expected one of {', '.join(FLAT_SIBLINGS)}, got {wanted.name}: leave it empty"
         )
     shape = {name: value for name, value in options.items() if name in ("width", "depths")}
-    return load(wanted.weights, model=FLAT_SIBLINGS[wanted.name], overrides=shape)
+    return load(wanted.weights, model=FLAT_SIBLINGS[wanted.name], overrides=shape, part=wanted.part or None)
 
 
 def _fit(recipe: Recipe, model: VideoModel, trained: Trained, classes: Classes | None) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from flaxvid.weights.native import check_fit, is_native, load_variables
 from flaxvid.weights.readings import find_implied
 from flaxvid.weights.torch import import_torch
 
+_NO_PARTS = "expected a torch file for part {part!r}, got {path}, which holds one network: leave part out"
+
 
 def load(
     path: str | Path,
@@ -37,6 +39,7 @@ def load(
     model: str = "",
     overrides: Mapping[str, Any] | None = None,
     num_classes: int | Mapping[str, int] | None = None,
+    part: str | None = None,
     headless: bool = False,
     runtime: str = "jax",
 ) -> Trained:
@@ -50,6 +53,7 @@ def load(
         model: name of the model, for a torch file or a folder of checkpoints alone. Others say it themselves.
         overrides: the model's options; what a torch file's origin implies is added.
         num_classes: of a torch file; another number than the file's gives a fresh head, None takes the file's.
+        part: of a torch file that holds several networks, such as "ema"; see `load_model`.
         headless: whether a run of masked pre-training will do, whose variables have no head.
         runtime: what answers to videos: "jax", or for a folder of `export_onnx` "onnxruntime" or "openvino". These
             take the frame counts that were exported.
@@ -60,6 +64,8 @@ def load(
             there are no programs for the `runtime`, or the file is damaged or of another model.
     """
     path = Path(path)
+    if part is not None and path.is_dir():
+        raise ValueError(_NO_PARTS.format(path=path, part=part))
     if runtime != "jax":
         return _with_programs(load(path, checkpoint, classes=classes), path, runtime)
     if is_bundle(path) and checkpoint == "latest":
@@ -81,16 +87,19 @@ def load(
             f"expected a run's folder for checkpoint {checkpoint}, got the file or export {path}: leave it out"
         )
     if is_native(file):
+        if part is not None:
+            raise ValueError(_NO_PARTS.format(path=path, part=part))
         return _from_file(file, classes)
     if not model:
         raise ValueError(
             f"expected a run's folder or a .safetensors file that flaxvid wrote, got {path}: name the network of a "
             "torch file (--model tsm_resnet50), or turn it into a file of ours with scripts/import_torch.py"
         )
-    imported = import_torch(model, file, num_classes=num_classes, overrides=overrides)
+    imported = import_torch(model, file, num_classes=num_classes, part=part, overrides=overrides)
     plain = imported.model.model if isinstance(imported.model, FrameFlexible) else imported.model
     implied = find_implied(model, get_spec(model).formats[imported.format], {})
     trained = _of_file(path, plain, imported.variables, imported.frames, classes, implied)
+    trained.recipe.model.part = part or ""
     return dataclasses.replace(trained, fresh=imported.fresh)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from flax.serialization import msgpack_restore
 
 from flaxvid import trees
+from flaxvid.weights.parts import take_part
 from flaxvid.weights.pickled import Unreadable
 
 _MOST_THINGS = 2_000_000
@@ -21,8 +22,10 @@ def looks_like_msgpack(head: bytes) -> bool:
     return 0 < start < len(head) and (0xA1 <= head[start] <= 0xBF or 0xD9 <= head[start] <= 0xDB)
 
 
-def read_flax_file(file: IO[bytes]) -> dict[str, Any]:
+def read_flax_file(file: IO[bytes], part: str | None = None) -> dict[str, Any]:
     """The parameters of a checkpoint by their paths, "Transformer/encoder_norm/scale"; an optimizer's are left out.
+
+    With a `part`, such as "ema_params", those at this place.
 
     Memory stays below four times the file's size: whatever would take more is found before flax reads the file.
 
@@ -52,7 +55,7 @@ def read_flax_file(file: IO[bytes]) -> dict[str, Any]:
         )
 
     check(content, raw=False, inner=lambda code, data: check(data, raw=True, inner=lambda code, data: None))
-    found: Any = msgpack_restore(content)
+    found: Any = take_part(msgpack_restore(content), part)
     for name in ("optimizer", "target", "params"):
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]

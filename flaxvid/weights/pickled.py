@@ -6,22 +6,37 @@ a pickle is called: a call is kept as a `Call`. So time and memory grow with the
 """
 
 import dataclasses
-import io
 import pickletools
 import re
-from typing import Any
+from typing import IO, Any
 
 _MOST_STEPS = 2_000_000
 """A pickle may have so many opcodes; a network of 500 tensors with its optimizer has 50,000."""
 
 _PLAIN = re.compile(
-    r"collections\.(OrderedDict|Counter)|_codecs\.encode|(__builtin__|builtins)\.(bytearray|set|frozenset|complex)"
+    r"collections\.(OrderedDict|defaultdict)|_codecs\.encode|(__builtin__|builtins)\.bytearray"
     r"|torch\.(cuda\.|sparse\.|cuda\.sparse\.|storage\.)?[A-Za-z]\w*(Storage|Tensor)|torch\.(Tensor|Size|device)"
     r"|torch\.(b?float|u?int|q?u?int|complex|bits|bool|half|double|long|short|per_)\w*"
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2|torch\.serialization\._get_layout"
-    r"|torch\.nn\.parameter\.(Parameter|Buffer)|argparse\.Namespace"
+    r"|torch\.nn\.parameter\.(Parameter|Buffer)"
+    r"|numpy\.(_?core\.(multiarray\._reconstruct|numeric\._frombuffer)|ndarray|dtype)"
 )
-"""What a file of tensors may name: containers, torch's tensors and their parts, and the arguments of a run."""
+"""What a file of tensors may name: containers, and tensors of torch and NumPy and their parts."""
+
+_STRANGERS = re.compile(
+    r"argparse\.Namespace|types\.SimpleNamespace|collections\.(Counter|deque)|pathlib\.(\w+\.)?\w*Path|uuid\.UUID"
+    r"|datetime\.(datetime|date|time|timedelta|timezone)|(__builtin__|builtins)\.(getattr|object|set|frozenset|complex"
+    r"|slice|range|xrange|bool|int|long|float|str|unicode|bytes|list|dict|tuple)|(copyreg|copy_reg)\._reconstructor"
+    r"|numpy\.(_?core\.multiarray\.scalar|random\.[\w.]+)"
+    r"|mmengine\.(logging\.history_buffer\.HistoryBuffer(\.\w+)?|config\.config\.(Config|ConfigDict))"
+    r"|mmcv\.utils\.config\.(Config|ConfigDict)|addict\.addict\.Dict|easydict\.EasyDict|(yacs|fvcore\.common)\.config\.CfgNode"
+    r"|omegaconf\.\w+\.\w+|typing\.Any|(pytorch_lightning|lightning_fabric|lightning)\.[\w.]*\.AttributeDict"
+    r"|torch\.optim\.[\w.]+|deepspeed\.(runtime\.fp16\.loss_scaler|utils\.tensor_fragment)\.\w+"
+)
+"""What training leaves beside the tensors: times, settings, histories, states of optimizers. It is skipped."""
+
+_GIVE_THEIR_FIRST = re.compile(r"(copyreg|copy_reg)\._reconstructor|(__builtin__|builtins)\.getattr")
+"""What these make is of the kind of their first argument: an object of a class, or a method of one."""
 
 _VALUES = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
@@ -43,12 +58,30 @@ class Named:
     name: str
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Call:
-    """What a call of `name` would make."""
+    """What a call of `name` would make, and what the file then puts into it."""
 
     name: str
     arguments: tuple[Any, ...]
+    state: Any = None
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it would make a tensor of torch or an array of NumPy."""
+        return self.name.startswith(("torch._utils._rebuild_", "torch._tensor._rebuild_")) or self.is_array
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it would make an array of NumPy."""
+        return self.name.startswith("numpy.") and self.name.endswith(("._reconstruct", "._frombuffer"))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stranger:
+    """A class that has nothing to do with tensors, or an object of it. What is in the object is skipped."""
+
+    name: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,13 +98,23 @@ class OddKey:
     key: Any
 
 
-def read_pickle(file: io.BytesIO) -> tuple[Any, list[Outside]]:
-    """The next pickle of a file, and the parts outside it that it names.
+class _Bounded:
+    """A file that takes no memory for bytes that it does not have."""
+
+    def __init__(self, file: IO[bytes], size: int):
+        self.readline, self._file, self._size = file.readline, file, size
+
+    def read(self, count: int) -> bytes:
+        return self._file.read(min(count, self._size - self._file.tell()))
+
+
+def read_pickle(file: IO[bytes], size: int) -> tuple[Any, list[Outside]]:
+    """The next pickle of a file of so many bytes, and the parts outside it that it names.
 
     Mappings become dicts, sets lists.
 
     Raises:
-        Unreadable: it names something that could run code, or does what no file of tensors does.
+        Unreadable: it names something that is not known to be harmless, or does what no file of tensors does.
         Exception: it is damaged (IndexError, KeyError, ValueError, ...).
     """
     stack: list[Any] = []
@@ -79,7 +122,7 @@ def read_pickle(file: io.BytesIO) -> tuple[Any, list[Outside]]:
     memo: dict[int, Any] = {}
     outside: list[Outside] = []
     steps = 0
-    for opcode, value, _ in pickletools.genops(file):
+    for opcode, value, _ in pickletools.genops(_Bounded(file, size)):  # pyright: ignore[reportArgumentType]
         steps += 1
         name = opcode.name
         if name in _VALUES:
@@ -102,7 +145,7 @@ def read_pickle(file: io.BytesIO) -> tuple[Any, list[Outside]]:
         elif name in ("TUPLE", "LIST", "FROZENSET", "DICT", "APPENDS", "ADDITEMS", "SETITEMS", "POP_MARK"):
             items, stack = stack, below.pop()
             if name in ("APPENDS", "ADDITEMS"):
-                _of(list, stack[-1]).extend(items)
+                _fill(stack[-1], items)
             elif name == "SETITEMS":
                 _put(stack[-1], items)
             elif name == "DICT":
@@ -111,7 +154,7 @@ def read_pickle(file: io.BytesIO) -> tuple[Any, list[Outside]]:
                 stack.append(items if name == "LIST" else tuple(items))
         elif name == "APPEND":
             item = stack.pop()
-            _of(list, stack[-1]).append(item)
+            _fill(stack[-1], [item])
         elif name == "SETITEM":
             items = _last(stack, 2)
             del stack[-2:]
@@ -120,20 +163,23 @@ def read_pickle(file: io.BytesIO) -> tuple[Any, list[Outside]]:
             if name == "STACK_GLOBAL":
                 value = " ".join(_of(str, part) for part in _last(stack, 2))
                 del stack[-2:]
-            stack.append(Named(_plain(str(value).replace(" ", "."))))
+            stack.append(_named(str(value)))
         elif name in ("REDUCE", "NEWOBJ"):
             function, arguments = _last(stack, 2)
-            arguments = _of(tuple, arguments)
-            if _of(Named, function).name == "collections.OrderedDict":
-                pairs = _of(list, arguments[0]) if arguments else []
-                steps += len(pairs)
-                made: Any = _put({}, [part for key, item in pairs for part in (key, item)])
-            else:
-                made = Call(function.name, arguments)
+            made = _call(function, _of(tuple, arguments))
+            steps += len(made) if isinstance(made, dict) else 0
             stack[-2:] = [made]
+        elif name == "NEWOBJ_EX":
+            function, arguments, _ = _last(stack, 3)
+            stack[-3:] = [_call(function, _of(tuple, arguments))]
+        elif name in ("INST", "OBJ"):  # Python 2's way to make an object
+            items, stack = stack, below.pop()
+            stack.append(_call(_named(str(value)) if name == "INST" else items.pop(0), tuple(items)))
         elif name == "BUILD":  # attributes, such as a state_dict's versions of its modules
-            stack.pop()
-            if not (isinstance(stack[-1], Call) and stack[-1].name == "argparse.Namespace"):
+            state = stack.pop()
+            if isinstance(stack[-1], Call) and stack[-1].name.startswith("numpy."):
+                stack[-1].state = state
+            elif not isinstance(stack[-1], Stranger):
                 _of(dict, stack[-1])
         elif name == "BINPERSID":
             outside.append(Outside(stack.pop()))
@@ -151,13 +197,35 @@ def read_pickle(file: io.BytesIO) -> tuple[Any, list[Outside]]:
     raise EOFError("the pickle does not end")
 
 
-def _plain(name: str) -> str:
+def _named(value: str) -> Named | Stranger:
+    """A class or function that the pickle names, as "module name"."""
+    name = value.replace(" ", ".")
+    if _STRANGERS.fullmatch(name):
+        return Stranger(name)
     if not _PLAIN.fullmatch(name):
-        raise Unreadable(
-            "is not a file of plain tensors, and reading it could run code, so it was not read "
-            f"(GLOBAL {name[:200]!r}). If you trust it, load it with torch yourself and pass its state_dict"
-        )
-    return name
+        raise _refusal(name)
+    return Named(name)
+
+
+def _refusal(name: str) -> Unreadable:
+    return Unreadable(
+        "is not a file of plain tensors, and reading it could run code, so it was not read "
+        f"(GLOBAL {name[:200]!r}). If you trust it, load it with torch yourself and pass its state_dict"
+    )
+
+
+def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
+    if isinstance(function, Stranger):
+        if not _GIVE_THEIR_FIRST.fullmatch(function.name):
+            return function
+        if not (arguments and isinstance(arguments[0], Stranger)):
+            raise _refusal(function.name)
+        return arguments[0]
+    name = _of(Named, function).name
+    if name == "collections.OrderedDict":
+        pairs = _of(list, arguments[0]) if arguments else []
+        return _put({}, [part for key, item in pairs for part in (key, item)])
+    return {} if name == "collections.defaultdict" else Call(name, arguments)
 
 
 def _last(stack: list[Any], count: int) -> tuple[Any, ...]:
@@ -172,8 +240,15 @@ def _of(kind: type, thing: Any) -> Any:
     return thing
 
 
-def _put(mapping: Any, items: Any) -> dict[Any, Any]:
+def _fill(container: Any, items: list[Any]) -> None:
+    if not isinstance(container, Stranger):
+        _of(list, container).extend(items)
+
+
+def _put(mapping: Any, items: Any) -> Any:
     """Keys and values in turn into a dict."""
+    if isinstance(mapping, Stranger):
+        return mapping
     for key, item in zip(items[::2], items[1::2], strict=True):
         known = key if isinstance(key, str) else OddKey(key)
         if known in _of(dict, mapping):

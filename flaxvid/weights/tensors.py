@@ -2,29 +2,28 @@
 
 import contextlib
 import tarfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flaxvid.weights.archive import Archive
 from flaxvid.weights.flax_file import looks_like_msgpack, read_flax_file
-from flaxvid.weights.pickled import Call, OddKey, Unreadable
-from flaxvid.weights.safetensors_file import is_name, looks_like_safetensors, read_safetensors
-from flaxvid.weights.torch_file import read_torch_file
+from flaxvid.weights.numpy_file import read_npz
+from flaxvid.weights.parts import INDICES, find_tensors
+from flaxvid.weights.pickled import Unreadable
+from flaxvid.weights.safetensors_file import looks_like_safetensors, read_safetensors
+from flaxvid.weights.torch_file import read_pickled_file, read_torch_archive
 
-_CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "module")
-_DEEPEST = 8
 _WRAPPERS = {"module", "_orig_mod", "model", "backbone", "base_model", "net"}
-_INDICES = ("num_batches_tracked", "relative_position_index", "position_ids")
-"""Whole numbers that some modules of torch save beside their parameters: counters and places, which follow from
-shapes."""
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 _OTHERS = {
     b"version https://git-lfs": "is a Git LFS pointer, and not the file that it stands for: run git lfs pull",
     b"<": "is a web page: fetch the file itself (a page for logging in or an error was saved under its name)",
     b"{": "is JSON text, an index of several files, perhaps: merge their tensors into one mapping and pass that",
-    b"\x93NUMPY": "is one NumPy array: pass a mapping of arrays",
+    b"\x93NUMPY": "is one NumPy array: pass a mapping of arrays, or an .npz file",
     b"\x89HDF": "is an HDF5 file: read it with its own library and pass a mapping of arrays",
     b"\x1f\x8b": "is compressed by gzip: unpack it",
     b"BZh": "is compressed by bzip2: unpack it",
@@ -33,51 +32,69 @@ _OTHERS = {
 }
 
 
-def read_tensors(source: str | Path | Mapping[str, Any], *, allow_nonfinite: bool = False) -> dict[str, np.ndarray]:
+def read_tensors(
+    source: str | Path | Mapping[str, Any], *, part: str | None = None, allow_nonfinite: bool = False
+) -> dict[str, np.ndarray]:
     """The tensors of a file or mapping by their own keys, without torch's counters and indices.
 
     The content tells what a file is, not its name. Memory is bounded before it is taken: four times the file's size,
     and eight times where half precision becomes float32.
 
     Args:
-        source: a .pth, .pt, .pth.tar (needs torch), .safetensors or flax msgpack file, or a mapping of torch tensors or
-            arrays. A torch file and a mapping may hold the tensors under "state_dict", "model_state_dict",
-            "model_state", "model" or "module".
+        source: a file of torch (.pth, .pt, .pth.tar, .pyth), a pickle of arrays (Caffe2's .pkl), a .safetensors, .npz
+            or flax msgpack file, or a mapping of torch tensors or arrays. All but .safetensors and .npz may hold the
+            tensors in a part, under a name such as "state_dict", "model_state" or "module".
+        part: which part is read where there are several, such as "target_encoder" or "model/ema".
         allow_nonfinite: takes NaN and infinite numbers.
 
     Returns:
         float32 arrays, out of dense float32, float16, bfloat16 and float64 ones.
 
     Raises:
-        ValueError: the file would run code, is damaged, or holds no tensors of that kind.
+        ValueError: the file could run code, is damaged, holds no tensors of that kind, or holds several parts of them.
         FileNotFoundError: no such file.
-        ImportError: a torch file, and torch is not installed.
+
+    Warns:
+        UserWarning: what else than plain values is left out, such as an optimizer's state.
     """
-    if isinstance(source, Mapping):
-        with one_error("the state_dict"):
-            return _checked(_weights(source), allow_nonfinite)
-    path = Path(source)
-    check_there(path)
-    with path.open("rb") as file, one_error(str(path)):
-        head = file.read(512)
+    name = "the state_dict" if isinstance(source, Mapping) else str(source)
+    told: list[str] = []
+
+    def pick(content: Any) -> dict[str, Any]:
+        tensors, line = find_tensors(content, part)
+        told.append(line)
+        return tensors
+
+    if not isinstance(source, Mapping):
+        check_there(Path(source))
+    with one_error(name):
+        tensors = pick(source) if isinstance(source, Mapping) else _read_file(Path(source), part, pick)
+        checked = _checked(tensors, allow_nonfinite)
+    if line := "".join(told):
+        warnings.warn(f"{name}: {line}", stacklevel=2)
+    return checked
+
+
+def _read_file(path: Path, part: str | None, pick: Callable[[Any], dict[str, Any]]) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        head, size = file.read(512), path.stat().st_size
         file.seek(0)
         safetensors = looks_like_safetensors(head)
         if not safetensors and (other := _other(head, path)):
             raise Unreadable(other)
+        if not head:
+            raise Unreadable("is empty: fetch it again")
         if not safetensors and looks_like_msgpack(head):
-            return _checked(_weights(read_flax_file(file)), allow_nonfinite)
-        known = head[:2] in (b"PK", b"\x80\x02")
+            return find_tensors(read_flax_file(file, part))[0]
+        known = head[:1] == b"\x80" or head[:2] == b"PK"
         if safetensors or (path.suffix == ".safetensors" and not known):
-            tensors = _weights(read_safetensors(path, lambda key: not key.endswith(_INDICES))[1])
-        else:
-            try:
-                tensors = read_torch_file(file, _weights)
-            except ImportError as error:
-                raise ImportError(
-                    f"{path.name} is a torch file: pip install torch to read it, or convert it to .safetensors where "
-                    "torch is"
-                ) from error
-        return _checked(tensors, allow_nonfinite)
+            return pick(read_safetensors(path, lambda key: not key.endswith(INDICES))[1])
+        if head[:2] != b"PK":
+            return read_pickled_file(file, size, pick)
+        archive = Archive(file)
+        if archive.names and all(name.endswith(".npy") for name in archive.names):
+            return read_npz(archive, 4 * size + (1 << 20), pick)
+        return read_torch_archive(archive, size, pick)
 
 
 def check_there(path: Path) -> None:
@@ -166,45 +183,6 @@ def _checked(tensors: Mapping[str, Any], allow_nonfinite: bool) -> dict[str, np.
     if not allow_nonfinite:
         check_finite(arrays)
     return arrays
-
-
-def _weights(content: Any) -> dict[str, Any]:
-    """The tensors of what a file or caller holds, however nested, without counters and indices."""
-    if not isinstance(content, Mapping):
-        kind = "Tensor" if isinstance(content, Call) and "_rebuild_" in content.name else type(content).__name__
-        raise Unreadable(f"must hold a mapping of tensors, got {kind}: save model.state_dict()")
-    mapping = content
-    for _ in range(_DEEPEST):
-        inner = [key for key in _CONTAINERS if isinstance(mapping.get(key), Mapping)]
-        if len(full := [key for key in inner if mapping[key] and all(map(_is_tensor, mapping[key].values()))]) > 1:
-            raise Unreadable(f"must hold tensors in one place, got {' and '.join(full)}: pass the part that is meant")
-        if not inner:
-            break
-        mapping = mapping[inner[0]]
-    else:
-        raise Unreadable(
-            f"has mappings in mappings, more than {_DEEPEST} deep, or one that holds itself: pass the one that holds "
-            "the tensors"
-        )
-    others = [key for key, item in mapping.items() if not _is_tensor(item)]
-    if others or not mapping:
-        got = ", ".join(_shown(key) for key in others[:10]) or "an empty mapping"
-        raise Unreadable(
-            f"must hold tensors by name, at the top or under {', '.join(_CONTAINERS)}, got {got}: pass the part of it "
-            "that is the state_dict"
-        )
-    if odd := [key for key in mapping if not is_name(key)]:
-        raise Unreadable(f"must have names of tensors for keys, got {_shown(odd[0])}: pass the state_dict")
-    return {key: item for key, item in mapping.items() if not key.endswith(_INDICES)}
-
-
-def _is_tensor(item: Any) -> bool:
-    return hasattr(item, "shape") or isinstance(item, Call)
-
-
-def _shown(key: Any) -> str:
-    key = key.key if isinstance(key, OddKey) else key
-    return repr(key)[:80] if isinstance(key, int | float | bytes | str) else f"a {type(key).__name__}"
 
 
 def _kind(tensor: Any) -> str:

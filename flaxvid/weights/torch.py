@@ -81,6 +81,7 @@ def load_model(
     num_classes: int | Mapping[str, int] | None = None,
     frames: Sequence[int] | None = None,
     format: str | None = None,
+    part: str | None = None,
     key: Array | None = None,
     allow_nonfinite: bool = False,
     **overrides: Any,
@@ -89,13 +90,15 @@ def load_model(
 
     Args:
         name: one of `flaxvid.list_models`.
-        source: a .pth, .pt (these need torch), .safetensors or flax msgpack file, a known name such as
-            "torchvision/resnet50-imagenet1k-v1", or a state_dict of torch tensors or arrays.
+        source: a file of torch (.pth, .pt, .pth.tar, .pyth), a pickle of arrays (Caffe2's .pkl), a .safetensors, .npz
+            or flax msgpack file, a known name such as "torchvision/resnet50-imagenet1k-v1", or a state_dict of torch
+            tensors or arrays. torch is not needed.
         num_classes: None takes the file's. Another number than the file's gives a fresh head and a warning, which also
             says what is left out of a file of pre-training. So does ``head="attention"``, which no file has.
         frames: gives a `FrameFlexible` and its variables: a plain file is copied into each count's set. A
             frame-flexible file gives one for its own counts with or without this.
         format: the reference that wrote the file, a key of the model's formats; None detects it.
+        part: which part of the file is read where it holds several networks, such as "target_encoder" or "ema".
         key: for what the file does not hold: a fresh head, and the gains of `frames` (zero without a key).
         allow_nonfinite: takes NaN and infinite numbers, which are refused otherwise.
         **overrides: of `create_model`. They go above what the file's origin implies.
@@ -105,11 +108,10 @@ def load_model(
 
     Raises:
         ValueError: tensors without a place, variables without a tensor and wrong shapes, all in one error; a file that
-            two references may have written whose models compute different things; an unknown name; a file that would
-            run code, is damaged, or holds other than dense floats, NaN or infinite numbers; other frame counts than
-            the file's.
+            two references may have written whose models compute different things; an unknown name; a file that could
+            run code, is damaged, holds several networks, or holds other than dense floats, NaN or infinite numbers;
+            other frame counts than the file's.
         FileNotFoundError: no such file.
-        ImportError: a torch file, and torch is not installed.
     """
     imported = import_torch(
         name,
@@ -117,6 +119,7 @@ def load_model(
         num_classes=num_classes,
         frames=frames,
         format=format,
+        part=part,
         key=key,
         overrides=overrides,
         allow_nonfinite=allow_nonfinite,
@@ -131,6 +134,7 @@ def load_torch(
     num_classes: int | Mapping[str, int] | None = None,
     frames: Sequence[int] | None = None,
     format: str | None = None,
+    part: str | None = None,
     key: Array | None = None,
     overrides: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
@@ -138,7 +142,7 @@ def load_torch(
     """The variables of `load_model` alone, for a model that the caller makes: ``create_model(name, **overrides)``.
 
     Args:
-        name, source, num_classes, frames, format, key, allow_nonfinite: see `load_model`.
+        name, source, num_classes, frames, format, part, key, allow_nonfinite: see `load_model`.
         overrides: the options with which the caller makes the model, such as ``{"width": 32}``.
 
     Returns:
@@ -148,7 +152,6 @@ def load_torch(
         ValueError: the file's origin implies options that `overrides` does not name, so that the caller's model would
             compute something else; the error shows the call of `load_model`. Or what `load_model` raises.
         FileNotFoundError: no such file.
-        ImportError: a torch file, and torch is not installed.
     """
     imported = import_torch(
         name,
@@ -156,12 +159,13 @@ def load_torch(
         num_classes=num_classes,
         frames=frames,
         format=format,
+        part=part,
         key=key,
         overrides=overrides,
         allow_nonfinite=allow_nonfinite,
     )
     if imported.implied:
-        label, argument = _names_of(source)
+        label, argument = _names_of(source, part)
         raise ValueError(
             f"{label} is of {imported.format!r}, whose {name} has {as_options(imported.implied)}: with these variables "
             f"another model computes something else. Take both from one call:\n"
@@ -177,6 +181,7 @@ def load_pretraining(
     shapes: Variables,
     *,
     format: str | None = None,
+    part: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
 ) -> dict[str, Any]:
@@ -186,7 +191,7 @@ def load_pretraining(
 
     Args:
         name: of the model whose stem and body are pre-trained.
-        source, format, allow_nonfinite: see `load_model`.
+        source, format, part, allow_nonfinite: see `load_model`.
         shapes: a tree of the variables that are wanted, or of their shapes, as `jax.eval_shape` gives it.
         overrides: the options with which the caller makes the model.
 
@@ -196,11 +201,10 @@ def load_pretraining(
     Raises:
         ValueError: as `load_torch`.
         FileNotFoundError: no such file.
-        ImportError: a torch file, and torch is not installed.
     """
     formats, overrides = known_formats(name, format), overrides or {}
-    tensors, label = _read(source, allow_nonfinite), _names_of(source)[0]
-    checkpoint = describe(tensors, *_names_of(source))
+    tensors, label = _read(source, part, allow_nonfinite), _names_of(source, part)[0]
+    checkpoint = describe(tensors, *_names_of(source, part))
     fmt, shorts = read_tree(name, checkpoint, formats, shapes, overrides)
     if implied := find_implied(name, formats[fmt], overrides):
         raise ValueError(
@@ -218,14 +222,15 @@ def import_torch(
     num_classes: int | Mapping[str, int] | None = None,
     frames: Sequence[int] | None = None,
     format: str | None = None,
+    part: str | None = None,
     key: Array | None = None,
     overrides: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
 ) -> Imported:
     """`load_model` with an account of what was matched and implied."""
     formats, overrides = known_formats(name, format), overrides or {}
-    tensors = _read(source, allow_nonfinite)
-    checkpoint = describe(tensors, *_names_of(source))
+    tensors = _read(source, part, allow_nonfinite)
+    checkpoint = describe(tensors, *_names_of(source, part))
     reading = choose(name, checkpoint, formats, overrides, num_classes, frames)
     if reading.frames and frames is not None and tuple(sorted(set(frames))) != reading.frames:
         raise ValueError(
@@ -275,7 +280,8 @@ def to_torch(
 ) -> dict[str, np.ndarray]:
     """A state_dict under a reference's keys, the inverse of `load_model`.
 
-    For torch: ``{key: torch.from_numpy(array) for key, array in to_torch(...).items()}``. It holds tensors only.
+    For torch: ``{key: torch.from_numpy(array) for key, array in to_torch(...).items()}``, or a file by
+    scripts/save_weights.py, which needs no torch. It holds tensors only.
     Whatever else the model has, an epsilon or a shift in every second block, the network in torch needs to have too.
 
     Args:
@@ -325,13 +331,13 @@ def to_torch(
     return state_dict
 
 
-def _read(source: str | Path | Mapping[str, Any], allow_nonfinite: bool) -> dict[str, np.ndarray]:
+def _read(source: str | Path | Mapping[str, Any], part: str | None, allow_nonfinite: bool) -> dict[str, np.ndarray]:
     from flaxvid.weights.native import is_native  # imports PyAV
 
     file = source if isinstance(source, Mapping) else resolve_weights(source)
     if isinstance(file, Path) and file.is_file() and is_native(file):
         raise ValueError(f"expected a file with torch's keys, got {source}, which flaxvid wrote: use flaxvid.load")
-    return read_tensors(file, allow_nonfinite=allow_nonfinite)
+    return read_tensors(file, part=part, allow_nonfinite=allow_nonfinite)
 
 
 def _take(tensors: Mapping[str, np.ndarray], keys: Mapping[str, Sequence[str]], format: Format) -> dict[str, jax.Array]:
@@ -342,9 +348,10 @@ def _take(tensors: Mapping[str, np.ndarray], keys: Mapping[str, Sequence[str]], 
     }
 
 
-def _names_of(source: str | Path | Mapping[str, Any]) -> tuple[str, str]:
+def _names_of(source: str | Path | Mapping[str, Any], part: str | None) -> tuple[str, str]:
     """What errors call a checkpoint, and how it stands in a call."""
-    return ("the state_dict", "state_dict") if isinstance(source, Mapping) else (str(source), f'"{source}"')
+    label, argument = ("the state_dict", "state_dict") if isinstance(source, Mapping) else (str(source), f'"{source}"')
+    return label, argument if part is None else f'{argument}, part="{part}"'
 
 
 def _initial_head(model: VideoModel, key: Array) -> dict[str, Array]:

@@ -1,37 +1,48 @@
-"""Reads files of `torch.save` as data, and checks them: zip archives, and the older ones in one piece."""
+"""Files of `torch.save`, zip archives and the older ones in one piece, read as data and written, without torch."""
 
 import dataclasses
 import io
 import math
+import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import IO, Any
 
+import ml_dtypes  # noqa: F401  registers bfloat16 and float8 with numpy
+import numpy as np
+
+from flaxvid.weights.archive import MOST_AROUND, Archive
+from flaxvid.weights.numpy_file import to_array
 from flaxvid.weights.pickled import Call, Named, Outside, Unreadable, read_pickle
 
-_MOST_AROUND = 16 << 20
-"""The most bytes of a pickle, or of an archive's directory: all of a file but its tensors' numbers. A network of 500
-tensors with its optimizer has 0.3 MB."""
-_WRONG_TYPE = "must hold float32, float16, bfloat16 or float64, got {key} as {got}: convert it to float32"
 _LEGACY_MARK = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_FLOATS = {"Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Double": "float64"}
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
-_OTHERS = {
-    "Long": ("int64", 8), "Int": ("int32", 4), "Short": ("int16", 2), "Char": ("int8", 1), "Byte": ("uint8", 1),
-    "Bool": ("bool", 1), "ComplexFloat": ("complex64", 8), "ComplexDouble": ("complex128", 16), "QInt8": ("qint8", 1),
-    "QUInt8": ("quint8", 1), "QInt32": ("qint32", 4), "Untyped": ("bytes", 1),
+_KINDS = {
+    "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Double": "float64", "Long": "int64", "Int": "int32",
+    "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128", "Untyped": "uint8",
 }  # fmt: skip
+"""Types of numbers by the names of torch's storages. Younger ones have storages of bytes."""
+_YOUNGER = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+"""Types of tensors that have no storages of their own."""
+_WIDTHS = {"QInt8": 1, "QUInt8": 1, "QUInt4x2": 1, "QUInt2x4": 1, "QInt32": 4, "ComplexHalf": 4}
+"""Bytes of the numbers that NumPy has no type for, which nobody reads but which lie before others."""
+_BIG_ENDIAN = "was saved on a big-endian machine: load it with torch there and save it as .safetensors"
+
+Pick = Callable[[Any], Mapping[str, Any]]
+"""Finds the tensors that are wanted, by their names, in what was saved."""
+_ReadStorage = Callable[[str, int], bytes | bytearray]
 
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """A tensor as a file describes it: where its numbers lie in the storage `key`, counted in numbers."""
+    """A tensor as a file describes it: where its numbers lie in the storage `key`. Offset and stride count numbers."""
 
     key: str
-    dtype: str
-    length: int
+    nbytes: int
+    dtype: np.dtype
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -40,126 +51,144 @@ class _View:
     def numbers(self) -> int:
         return math.prod(self.size)
 
+    def of(self, storage: bytes | bytearray) -> np.ndarray:
+        width = self.dtype.itemsize
+        if not self.numbers:
+            return np.empty(self.size, self.dtype)
+        return np.ndarray(self.size, self.dtype, storage, self.offset * width, [step * width for step in self.stride])
 
-def read_torch_file(file: IO[bytes], part: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
-    """The tensors of one part of a file. The rest, such as an optimizer's, is not read.
 
-    A zip archive has a checksum for each storage, and it is checked. The older format has none.
+def read_torch_archive(archive: Archive, size: int, pick: Pick) -> dict[str, np.ndarray]:
+    """The wanted tensors of a zip archive. The storages of others, such as an optimizer's, are not read.
+
+    Each storage has a checksum, and it is checked.
+
+    Args:
+        archive: of `torch.save`.
+        size: of the file, in bytes.
+        pick: see `Pick`.
+
+    Raises:
+        Unreadable: no torch file, one that could run code, a damaged one, or one with other than dense tensors.
+        Exception: whatever reading damaged bytes raises.
+    """
+    pickles = [name for name in archive.names if name.rpartition("/")[-1] == "data.pkl" and name.count("/") < 2]
+    if any(name.endswith("/constants.pkl") for name in archive.names):
+        raise Unreadable("is a TorchScript archive: save torch.jit.load(path).state_dict() with torch and pass that")
+    if len(pickles) != 1:
+        raise Unreadable(
+            f"is a zip archive, but torch did not write it (it holds {str(archive.names[:4])[:200]}): unpack it"
+        )
+    folder = pickles[0].removesuffix("data.pkl")
+    if folder + "byteorder" in archive.names and archive.read(folder + "byteorder", 16) != b"little":
+        raise Unreadable(_BIG_ENDIAN)
+    pickled = archive.read(folder + "data.pkl", max(size, MOST_AROUND))
+    content, _ = read_pickle(io.BytesIO(pickled), len(pickled))
+    return _read(pick(content), size, lambda key, count: archive.read(f"{folder}data/{key}", count, exactly=True))
+
+
+def read_pickled_file(file: IO[bytes], size: int, pick: Pick) -> dict[str, np.ndarray]:
+    """The wanted tensors of a file without an archive: torch's older format, or one pickle of arrays.
+
+    These have no checksums.
 
     Args:
         file: open at its start.
-        part: finds the mapping of tensors in what was saved.
+        size: of it, in bytes.
+        pick: see `Pick`.
 
     Raises:
-        ImportError: torch is not installed.
-        Unreadable: no torch file, one that would run code, a damaged one, or one with other than plain float tensors.
-        Exception: whatever reading damaged bytes raises.
+        Unreadable, Exception: see `read_torch_archive`.
     """
-    import torch
+    content, outside = read_pickle(file, size)
+    if content != _LEGACY_MARK:
+        if outside:
+            raise Unreadable("is a pickle with parts outside it, but torch did not write it: save with torch.save")
+        return _read(pick(content), size, lambda key, count: b"")
+    if read_pickle(file, size)[0] != _LEGACY_PROTOCOL:
+        raise Unreadable("is of a version of torch's format that nobody knows: save it with torch.save")
+    if not read_pickle(file, size)[0]["little_endian"]:
+        raise Unreadable(_BIG_ENDIAN)
+    content, outside = read_pickle(file, size)
+    storages = {storage.identity[2]: storage.identity for storage in outside if isinstance(storage.identity[2], str)}
+    places, keys, at = {}, read_pickle(file, size)[0], file.tell()
+    for key in keys:
+        if not isinstance(key, str):
+            raise Unreadable("is damaged: its storages have no names: fetch it again")
+        kind = storages[key][1].name.rpartition(".")[-1].removesuffix("Storage")
+        width = np.dtype(_KINDS[kind]).itemsize if kind in _KINDS else _WIDTHS[kind]
+        file.seek(at)
+        (length,) = struct.unpack("<q", file.read(8))
+        places[key] = at + 8, length * width
+        at += 8 + length * width
+        if length < 0 or length != storages[key][4] or at > size:
+            raise Unreadable(f"is damaged or was cut off at byte {size}, expected {at} or more: fetch it again")
 
-    if not (size := file.seek(0, io.SEEK_END)):
-        raise Unreadable("is empty: fetch it again")
-    file.seek(0)
-    content, read_storage = (_open_zip if file.read(2) == b"PK" else _open_legacy)(file, size)
-    views = {key: _view(key, item) for key, item in part(content).items()}
-    storages = {view.key: view for view in views.values()}
-    if len({(view.key, view.dtype, view.length) for view in views.values()}) > len(storages):
+    def read_storage(key: str, count: int) -> bytes:
+        place, found = places[key]
+        file.seek(place)
+        if count != found:
+            raise Unreadable(f"is damaged: storage {key} must have {count} bytes, got {found}: fetch it again")
+        return file.read(count)
+
+    return _read(pick(content), size, read_storage)
+
+
+def write_torch_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a state_dict that ``torch.load(path, weights_only=True)`` reads.
+
+    Args:
+        path: of the file.
+        tensors: of types that torch has storages for.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled_state_dict(tensors))
+        archive.writestr("archive/byteorder", "little")
+        for number, array in enumerate(tensors.values()):
+            archive.writestr(
+                f"archive/data/{number}", array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+            )
+        archive.writestr("archive/version", "3\n")
+
+
+def pickled_state_dict(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The pickle in a torch file of contiguous tensors, whose storages are called "0", "1", ...
+
+    Python writes plain values. What the pickle names is written by hand, for torch need not be there.
+    """
+
+    def plain(value: Any) -> bytes:
+        return pickle.dumps(value, 2)[2:-1]
+
+    kinds = {name: kind for kind, name in reversed(_KINDS.items())}
+    ordered = b"ccollections\nOrderedDict\n)R"
+    out = b"\x80\x02" + ordered + b"("
+    for number, (key, array) in enumerate(tensors.items()):
+        kind = kinds[array.dtype.name].encode()
+        strides = tuple(math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim))
+        out += plain(key) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
+        out += plain("storage") + b"ctorch\n" + kind + b"Storage\n" + plain(str(number)) + plain("cpu")
+        out += plain(array.size) + b"tQ" + plain(0) + plain(array.shape) + plain(strides) + plain(False)
+        out += ordered + b"tR"
+    return out + b"u."
+
+
+def _read(items: Mapping[str, Any], size: int, read_storage: _ReadStorage) -> dict[str, np.ndarray]:
+    """Tensors and arrays out of what a pickle says of them."""
+    arrays = {key: item for key, item in items.items() if isinstance(item, Call) and item.is_array}
+    views = {key: _view(key, item) for key, item in items.items() if key not in arrays}
+    storages = {view.key: view.nbytes for view in views.values()}
+    if len({(view.key, view.nbytes) for view in views.values()}) > len(storages):
         raise Unreadable("is damaged: it describes one storage in two ways: fetch it again")
     allowed = 4 * size + (1 << 20)  # room for weights that are shared, and for what is compressed
-    claimed = max(
-        sum(view.numbers * _BYTES[view.dtype] for view in views.values()),
-        sum(view.length * _BYTES[view.dtype] for view in storages.values()),
-    )
+    claimed = max(sum(view.numbers * view.dtype.itemsize for view in views.values()), sum(storages.values()))
     if claimed > allowed:
         raise Unreadable(
             f"has {size} bytes, expected tensors of at most {allowed}, got {claimed} because tensors share "
             "numbers: save tensor.clone() of each"
         )
-    flat = {}
-    for key, view in storages.items():
-        numbers = bytearray(read_storage(key, view.length, _BYTES[view.dtype]))
-        dtype = getattr(torch, view.dtype)
-        flat[key] = torch.frombuffer(numbers, dtype=dtype) if numbers else torch.empty(0, dtype=dtype)
-    return {key: flat[view.key].as_strided(view.size, view.stride, view.offset) for key, view in views.items()}
-
-
-class _Modest:
-    """A file that refuses a read of more bytes than an archive's directory should have."""
-
-    def __init__(self, file: IO[bytes]):
-        self.seek, self.tell, self.seekable, self._read = file.seek, file.tell, file.seekable, file.read
-
-    def read(self, count: int = -1) -> bytes:
-        if count > _MOST_AROUND:
-            raise Unreadable(f"is damaged: its zip archive has a directory of {count} bytes: fetch it again")
-        return self._read(count)
-
-
-def _open_zip(file: IO[bytes], size: int) -> tuple[Any, Callable[[str, int, int], bytearray]]:
-    archive = zipfile.ZipFile(_Modest(file))  # pyright: ignore[reportArgumentType]
-    names = archive.namelist()
-    pickles = [name for name in names if name.rpartition("/")[-1] == "data.pkl" and name.count("/") < 2]
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise Unreadable("is a TorchScript archive: save torch.jit.load(path).state_dict() with torch and pass that")
-    if names and all(name.endswith(".npy") for name in names):
-        raise Unreadable("is a NumPy archive: pass dict(numpy.load(path))")
-    if len(pickles) != 1 or len(set(names)) < len(names):
-        raise Unreadable(f"is a zip archive, but torch did not write it (it holds {str(names[:4])[:200]}): unpack it")
-    folder = pickles[0].removesuffix("data.pkl")
-
-    def read(name: str, most: int, *, exactly: bool = False) -> bytearray:
-        info = archive.getinfo(folder + name)
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise Unreadable(f"has {name!r} compressed in a way that torch does not use: unpack and save it again")
-        if info.file_size > most or (exactly and info.file_size < most):
-            raise Unreadable(f"is damaged: expected {most} bytes of {name!r}, got {info.file_size}: fetch it again")
-        found = bytearray()
-        with archive.open(info) as member:  # its checksum is compared at its end
-            while chunk := member.read(1 << 20):
-                found += chunk
-        if len(found) != info.file_size:
-            raise Unreadable(
-                f"was cut off: expected {info.file_size} bytes of {name!r}, got {len(found)}: fetch it again"
-            )
-        return found
-
-    if folder + "byteorder" in names and read("byteorder", 16) != b"little":
-        raise Unreadable("was saved on a big-endian machine: load it with torch there and save it as .safetensors")
-    content, _ = read_pickle(io.BytesIO(read("data.pkl", _MOST_AROUND)))
-    return content, lambda key, length, width: read(f"data/{key}", length * width, exactly=True)
-
-
-def _open_legacy(file: IO[bytes], size: int) -> tuple[Any, Callable[[str, int, int], bytearray]]:
-    file.seek(0)
-    head = io.BytesIO(file.read(_MOST_AROUND))
-    if read_pickle(head)[0] != _LEGACY_MARK or read_pickle(head)[0] != _LEGACY_PROTOCOL:
-        raise Unreadable("is a pickle, but torch did not write it: pass a mapping of arrays, or save with torch.save")
-    if not read_pickle(head)[0]["little_endian"]:
-        raise Unreadable("was saved on a big-endian machine: load it with torch there and save it as .safetensors")
-    content, outside = read_pickle(head)
-    storages = {storage.identity[2]: storage.identity for storage in outside if isinstance(storage.identity[2], str)}
-    places, at = {}, 0
-    for key in read_pickle(head)[0]:
-        at = at or head.tell()
-        if not isinstance(key, str):
-            raise Unreadable("is damaged: its storages have no names: fetch it again")
-        kind = storages[key][1].name.rpartition(".")[-1].removesuffix("Storage")
-        width = _BYTES[_FLOATS[kind]] if kind in _FLOATS else _OTHERS[kind][1]
-        file.seek(at)
-        (length,) = struct.unpack("<q", file.read(8))
-        places[key] = at + 8, length
-        at += 8 + length * width
-        if length < 0 or length != storages[key][4] or at > size:
-            raise Unreadable(f"is damaged or was cut off at byte {size}, expected {at} or more: fetch it again")
-
-    def read(key: str, length: int, width: int) -> bytearray:
-        place, found = places[key]
-        file.seek(place)
-        if length != found:
-            raise Unreadable(f"is damaged: storage {key} must have {length} numbers, got {found}: fetch it again")
-        return bytearray(file.read(length * width))
-
-    return content, read
+    read = {key: read_storage(key, count) for key, count in storages.items()}
+    return {key: views[key].of(read[views[key].key]) if key in views else to_array(key, arrays[key]) for key in items}
 
 
 def _view(key: str, item: Any) -> _View:
@@ -168,22 +197,23 @@ def _view(key: str, item: Any) -> _View:
     A tensor whose numbers overlap is refused, though torch can make it: by strides a small file makes a large tensor,
     and in the older format an overlap is the only trace of damaged strides.
     """
-    storage, offset, size, stride, *others = _made_of(key, item)
-    if len(others) > 2 and others[2]:
+    storage, offset, size, stride, younger, flags = _made_of(key, item)
+    if flags:
         raise Unreadable(f"must hold plain tensors, got {key}, a lazily negated or conjugated one: save tensor.clone()")
     identity: tuple[Any, ...] = storage.identity if isinstance(storage, Outside) else (None,) * 5
     label, kind, name, _, length, *within = identity
     if label != "storage" or not isinstance(kind, Named) or not isinstance(name, str):
         raise Unreadable(f"is damaged: {key} has no storage: fetch it again")
-    dtype = kind.name.rpartition(".")[-1].removesuffix("Storage")
-    if dtype not in _FLOATS:
-        raise Unreadable(_WRONG_TYPE.format(key=key, got=_OTHERS.get(dtype, [dtype])[0]))
+    dtype = _dtype(key, younger or kind)
+    width = 1 if younger else dtype.itemsize  # of what the storage counts
     size, stride = (part.arguments[0] if isinstance(part, Call) else part for part in (size, stride))
     start, inside = within[0][1:3] if within and within[0] else (0, length)
     counts = (length, offset, start, inside, *size, *stride)
     if len(size) != len(stride) or len(size) > 32 or any(type(n) is not int or not 0 <= n < 1 << 62 for n in counts):
         raise Unreadable(f"is damaged: {key} has no shape of 32 axes or fewer: fetch it again")
-    view = _View(name, _FLOATS[dtype], length, start + offset, tuple(size), tuple(stride))
+    nbytes = length * width
+    start, inside, length = (n * width // dtype.itemsize for n in (start, inside, length))
+    view = _View(name, nbytes, dtype, start + offset, tuple(size), tuple(stride))
     last = 0
     for step, count in sorted(zip(stride, size, strict=True)):
         if count > 1 and step <= last and view.numbers:
@@ -199,15 +229,26 @@ def _view(key: str, item: Any) -> _View:
     return view
 
 
-def _made_of(key: str, item: Any) -> tuple[Any, ...]:
-    """What a tensor is made of, whichever function makes it: storage, offset, size, stride, ..."""
+def _dtype(key: str, kind: Named) -> np.dtype:
+    """The type of numbers that a storage, or of a tensor on a storage of bytes its type, names."""
+    name = kind.name.rpartition(".")[-1].removesuffix("Storage")
+    if name not in _KINDS and name not in _YOUNGER:
+        raise Unreadable(f"must hold types of numbers that NumPy has, got {key} as {name}: convert it to float32")
+    return np.dtype(_KINDS.get(name, name))
+
+
+def _made_of(key: str, item: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """What a tensor is made of, whichever function makes it: storage, offset, size, stride, type if it is younger than
+    those of storages, and flags such as of a conjugated one."""
     parameter = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
     plain = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter")
     while isinstance(item, Call):
         if item.name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
-            return item.arguments
-        if item.name == "torch._utils._rebuild_tensor_v3":  # of a type younger than those of storages
-            raise Unreadable(_WRONG_TYPE.format(key=key, got=item.arguments[6].name.removeprefix("torch.")))
+            storage, offset, size, stride, *others = item.arguments
+            return storage, offset, size, stride, None, others[2:] and others[2]
+        if item.name == "torch._utils._rebuild_tensor_v3":
+            storage, offset, size, stride, _, _, dtype, *others = item.arguments
+            return storage, offset, size, stride, dtype, others and others[0]
         if item.name in parameter:
             item = item.arguments[0]
         elif item.name == "torch._tensor._rebuild_from_type_v2" and item.arguments[1].name in plain:
@@ -215,4 +256,4 @@ def _made_of(key: str, item: Any) -> tuple[Any, ...]:
         else:
             break
     got = item.name if isinstance(item, Call) else type(item).__name__
-    raise Unreadable(f"must hold dense tensors of floats, got {key} ({got}): save tensor.float().to_dense()")
+    raise Unreadable(f"must hold dense tensors, got {key} ({got}): save tensor.float().to_dense()")

@@ -1,10 +1,13 @@
 """What the tests of weights share."""
 
-import time
+import io
+import pickle
+import struct
 
+import numpy as np
 import pytest
 
-from flaxvid.weights.tensors import read_tensors
+from flaxvid.weights.torch_file import pickled_state_dict
 
 
 @pytest.fixture(scope="session")
@@ -13,14 +16,17 @@ def torch():
 
 
 @pytest.fixture(scope="session")
-def refused():
-    """Checks that a source is refused by the one error, soon, and with its name."""
+def write_legacy():
+    """Writes a file as torch did before 1.6: pickles, then the storages, each behind its length."""
 
-    def check(source, message, reader=read_tensors):
-        began = time.monotonic()
-        with pytest.raises(ValueError, match=message) as error:
-            reader(source)
-        assert str(error.value).startswith("the state_dict" if isinstance(source, dict) else str(source))
-        assert time.monotonic() - began < 60
+    def write(path, tensors):
+        out = io.BytesIO()
+        for plain in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}):
+            out.write(pickle.dumps(plain, 2))
+        out.write(pickled_state_dict(tensors))
+        out.write(pickle.dumps([str(number) for number in range(len(tensors))], 2))
+        for array in map(np.asarray, tensors.values()):
+            out.write(struct.pack("<q", array.size) + array.tobytes())
+        path.write_bytes(out.getvalue())
 
-    return check
+    return write
