@@ -95,7 +95,8 @@ def find_weights(name: str) -> KnownFile:
 
 def nearest(name: str | Path, model: str = "") -> str:
     """What the user of an unknown name should do."""
-    near = next(filter(None, (difflib.get_close_matches(one, KNOWN, 2) for one in (str(name), f"{model}/{name}"))), [])
+    own = list_weights(f"{model}/*") if model else []
+    near = difflib.get_close_matches(f"{model}/{name}", own, 2, 0.75) or difflib.get_close_matches(str(name), KNOWN, 2)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known names are {next(iter(KNOWN))} and {len(KNOWN) - 1} more, which flaxvid.list_weights() gives"
