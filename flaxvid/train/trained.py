@@ -77,17 +77,20 @@ def load(
                 f"--config.model.weights={path}"
             )
         return trained
-    try:
-        file = path if is_bundle(path) else resolve_weights(path, model)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"expected a run's folder or a .safetensors file, got no folder and {error}") from error
+    name, file = full_name(path, model), path
+    if name is None and not is_bundle(path):
+        try:
+            file = resolve_weights(path, model)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"expected a run's folder or a .safetensors file, got no folder and {error}"
+            ) from error
     if checkpoint != "latest":
         raise ValueError(
             f"expected a run's folder for checkpoint {checkpoint}, got the file or export {path}: leave it out"
         )
-    if is_native(file):
+    if name is None and is_native(file):
         return _from_file(file, classes)
-    name = full_name(path, model)
     model = model or model_of(name or "")
     if not model:
         raise ValueError(
@@ -100,7 +103,7 @@ def load(
     known, clips = known_of(path, model), None
     if known is not None:
         implied = {**known.options, **implied}
-        clips = ClipConfig(sampling="dense", interval=known.interval) if known.interval else None
+        clips = known.clips
     if classes is None and not imported.fresh:
         classes = _published_classes(path, known, imported.num_classes)
     trained = _of_file(Path(name or path), plain, imported.variables, imported.frames, classes, implied, clips)

@@ -113,10 +113,15 @@ def _held(part: Path, known: KnownFile) -> Iterator[IO[bytes]]:
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:  # a network disk without locks: of two at once, one fails by its size or hash
                 pass
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), part.stat()):
-                    yield file
-                    return
+            if _is_at(file, part):
+                yield file
+                return
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def _fetch(known: KnownFile, file: IO[bytes], etag: Path, destination: Path) -> None:
@@ -175,7 +180,8 @@ def _transfer(known: KnownFile, file: IO[bytes], etag: Path) -> None:
             raise _give_up(etag, f"expected at most {known.largest} bytes, the server announces {size}")
         if size is None and not known.sha256:
             raise _give_up(etag, "the server does not say how many bytes it sends, and no hash is known")
-        bar = progress.add_task(known.file_name, total=size, completed=begun)
+        licence = f" ({known.licence})" if known.licence else ""
+        bar = progress.add_task(f"{known.file_name}{licence}", total=size, completed=begun)
         while chunk := response.read1(1 << 20):
             file.write(chunk)
             received += len(chunk)

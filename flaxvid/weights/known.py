@@ -13,7 +13,10 @@ import fnmatch
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flaxvid.data.clips.cut import ClipConfig
 
 _HERE = Path(__file__).parent
 
@@ -59,6 +62,13 @@ class KnownFile:
     def class_names(self) -> tuple[str, ...] | None:
         """The names of the classes in the order of the file's logits; None where that order is not known."""
         return class_names(self.classes) if self.classes else None
+
+    @property
+    def clips(self) -> "ClipConfig":
+        """How a test of the network cuts clips."""
+        from flaxvid.data.clips.cut import ClipConfig  # imports PyAV
+
+        return ClipConfig(sampling="dense", interval=self.interval) if self.interval else ClipConfig()
 
 
 def class_names(name: str) -> tuple[str, ...]:
