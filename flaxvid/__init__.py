@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flaxvid.train.network import Trained, save
     from flaxvid.train.trained import load
     from flaxvid.types import ClipSpec
+    from flaxvid.weights.known import find_weights, list_weights
     from flaxvid.weights.torch import load_model, load_torch, to_torch
 
 _PUBLIC = {
@@ -27,7 +28,9 @@ _PUBLIC = {
     "export_onnx": "flaxvid.export.onnx",
     "export_stablehlo": "flaxvid.export.stablehlo",
     "export_stream": "flaxvid.export.stream",
+    "find_weights": "flaxvid.weights.known",
     "list_models": "flaxvid.models.registry",
+    "list_weights": "flaxvid.weights.known",
     "load": "flaxvid.train.trained",
     "load_model": "flaxvid.weights.torch",
     "load_torch": "flaxvid.weights.torch",
@@ -46,8 +49,10 @@ __all__ = [
     "export_onnx",
     "export_stablehlo",
     "export_stream",
+    "find_weights",
     "layers",
     "list_models",
+    "list_weights",
     "load",
     "load_model",
     "load_torch",

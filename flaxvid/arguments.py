@@ -24,6 +24,18 @@ class Renamed(argparse.Action):
         parser.error(f"{option_string} is {self.const} now")
 
 
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Adds the network that a script asks; the script reads it as `run`."""
+    parser.add_argument(
+        "--run",
+        "--weights",
+        required=True,
+        metavar="RUN",
+        help="a run's folder, a file of flaxvid, a torch file, a name of flaxvid.list_weights(), or "
+        "hf://OWNER/REPO/FILE of the Hugging Face Hub",
+    )
+
+
 def add_weights(parser: argparse.ArgumentParser, *, classes: bool = True) -> None:
     """Adds the options that say more about "a run's folder, a file of flaxvid, or a torch file".
 

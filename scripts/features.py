@@ -26,7 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxvid.arguments import add_weights, number
+from flaxvid.arguments import add_run, add_weights, number
 from flaxvid.data.broken import why_broken
 from flaxvid.data.pipeline import eval_batches
 from flaxvid.data.sources.search import collect
@@ -41,7 +41,7 @@ def main() -> None:
     """Parses and computes; an error of the user's is one line, not a traceback."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder, or a pattern in quotes")
-    parser.add_argument("--run", required=True, help="a run's folder, a file of flaxvid, or a torch file")
+    add_run(parser)
     add_weights(parser, classes=False)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.npz", help="the file to write")
     parser.add_argument(
@@ -57,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     try:
         status = run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{type(error).__name__}: {printable(str(error))}")
     sys.exit(status)
 

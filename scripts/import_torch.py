@@ -9,6 +9,7 @@ of the checkpoint implies.
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rich.table import Table
 from flaxvid import trees
 from flaxvid.arguments import number, one_each
 from flaxvid.models.registry import list_models
+from flaxvid.weights.known import known_of
 from flaxvid.weights.native import WeightsInfo, save_variables
 from flaxvid.weights.readings import as_options
 from flaxvid.weights.torch import Imported, import_torch
@@ -28,7 +30,9 @@ def main() -> None:
     sys.argv[1:] = one_each(sys.argv[1:], "--frames")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=list_models(), metavar="MODEL", help="a name of flaxvid.list_models()")
-    parser.add_argument("source", help="a .pth, .pt, .pkl, .npz or .safetensors file, or a known name")
+    parser.add_argument(
+        "source", help="a file with the keys of torch, or a name of flaxvid.list_weights()"
+    )
     parser.add_argument("output", type=Path, help="the .safetensors file to write")
     parser.add_argument("--num-classes", type=number(int, 1), help="another number than the file's makes a fresh head")
     parser.add_argument(
@@ -53,7 +57,10 @@ def main() -> None:
     overrides = dict(imported.implied)
     if imported.num_classes is not None:
         overrides["num_classes"] = imported.num_classes
-    save_variables(arguments.output, imported.variables, WeightsInfo(arguments.model, overrides, imported.frames))
+    info = WeightsInfo(arguments.model, overrides, imported.frames)
+    if (known := known_of(arguments.source, arguments.model)) is not None:
+        info = dataclasses.replace(info, classes=None if imported.fresh else known.class_names, clips=known.clips)
+    save_variables(arguments.output, imported.variables, info)
     console = Console()
     console.print(account(imported))
     frames = "" if imported.frames is None else f", frames={imported.frames}"

@@ -3,6 +3,7 @@
     python scripts/predict.py --run runs/ffn-folder clip.mp4 holidays/ 'more/*.webm'
     python scripts/predict.py --run runs/ffn-folder --budget-ms 20 holidays/        as many frames as 20 ms allow
     python scripts/predict.py --run runs/ffn-folder --window 5 film.mp4             a line for every 5 seconds
+    python scripts/predict.py --model slow_r50 --weights pytorchvideo/kinetics400 clip.mp4    published weights
     python scripts/predict.py --run tsm.safetensors --frames 8 --json holidays/ > answers.jsonl
     python scripts/predict.py --run runs/tsm-causal --stream rtsp://camera/1        a line for every second, live
 
@@ -34,7 +35,7 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxvid.arguments import add_runtime, add_weights, number, one_each, read_class_names
+from flaxvid.arguments import add_run, add_runtime, add_weights, number, one_each, read_class_names
 from flaxvid.data.clips.decode import VideoError
 from flaxvid.data.clips.live import live_frames
 from flaxvid.data.clips.windows import SHORTEST
@@ -68,7 +69,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="a file, a folder, or a pattern in quotes")
-    parser.add_argument("--run", required=True, help="a run's folder, a file of flaxvid, or a torch file")
+    add_run(parser)
     add_weights(parser)
     add_runtime(parser)
     parser.add_argument(

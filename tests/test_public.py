@@ -42,8 +42,9 @@ def test_what_needs_an_extra_says_how_to_install_it(monkeypatch):
         (flaxvid.FrameFlexible.nearest, ["self", "num_frames"]),
         (flaxvid.losses.distillation.ffn_loss, ["logits", "labels", "weight"]),
         (flaxvid.run, ["recipe", "workdir"]),
-        (flaxvid.load_model, ["name", "source", "num_classes", "frames"]),
-        (flaxvid.load_torch, ["name", "source", "num_classes", "frames"]),
+        (flaxvid.list_weights, ["pattern"]),
+        (flaxvid.load_model, ["name", "weights", "num_classes", "frames"]),
+        (flaxvid.load_torch, ["name", "weights", "num_classes", "frames"]),
         (flaxvid.to_torch, ["name", "variables", "format"]),
     ],
 )

@@ -24,6 +24,8 @@ from flaxvid.train.state import averaged
 from flaxvid.train.workdir import CLASSES_FILE, read_classes, run_folder
 from flaxvid.types import Classes, Variables
 from flaxvid.weights.download import resolve_weights
+from flaxvid.weights.hub import is_on_hub, read_labels
+from flaxvid.weights.known import KnownFile, full_name, known_of, model_of
 from flaxvid.weights.native import check_fit, is_native, load_variables
 from flaxvid.weights.readings import find_implied
 from flaxvid.weights.torch import import_torch
@@ -47,9 +49,11 @@ def load(
 
     Args:
         path: a run's folder, the folder of one of its checkpoints, a folder of `flaxvid.export_onnx`, a .safetensors
-            file that flaxvid wrote, a torch file, or a known name such as "torchvision/resnet50-imagenet1k-v1".
+            file that flaxvid wrote, a torch file, a name of `flaxvid.list_weights`, or a file of the Hugging Face Hub,
+            "hf://OWNER/REPO/FILE".
         checkpoint: of a run: "latest", "best" or a step; see `find_checkpoint`.
-        classes: class names in the order of the logits; None takes those of the run or the file.
+        classes: class names in the order of the logits; None takes those of the run or the file, or those that are
+            known of published weights.
         model: name of the model, for a torch file or a folder of checkpoints alone. Others say it themselves.
         overrides: the model's options; what a torch file's origin implies is added.
         num_classes: of a torch file; another number than the file's gives a fresh head, None takes the file's.
@@ -60,6 +64,7 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such run, file or checkpoint.
+        ConnectionError: the file cannot be fetched.
         ValueError: `model` is missing, `checkpoint` is given for a file, the number of `classes` is not the network's,
             there are no programs for the `runtime`, or the file is damaged or of another model.
     """
@@ -78,41 +83,64 @@ def load(
                 f"--config.model.weights={path}"
             )
         return trained
-    try:
-        file = path if is_bundle(path) else resolve_weights(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"expected a run's folder or a .safetensors file, got no folder and {error}") from error
+    name, file = full_name(path, model), path
+    if name is None and not is_bundle(path):
+        try:
+            file = resolve_weights(path, model)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"expected a run's folder or a .safetensors file, got no folder and {error}"
+            ) from error
     if checkpoint != "latest":
         raise ValueError(
             f"expected a run's folder for checkpoint {checkpoint}, got the file or export {path}: leave it out"
         )
-    if is_native(file):
+    if name is None and is_native(file):
         if part is not None:
             raise ValueError(_NO_PARTS.format(path=path, part=part))
         return _from_file(file, classes)
+    model = model or model_of(name or "")
     if not model:
         raise ValueError(
             f"expected a run's folder or a .safetensors file that flaxvid wrote, got {path}: name the network of a "
             "torch file (--model tsm_resnet50), or turn it into a file of ours with scripts/import_torch.py"
         )
-    imported = import_torch(model, file, num_classes=num_classes, part=part, overrides=overrides)
+    imported = import_torch(model, name or file, num_classes=num_classes, part=part, overrides=overrides)
     plain = imported.model.model if isinstance(imported.model, FrameFlexible) else imported.model
     implied = find_implied(model, get_spec(model).formats[imported.format], {})
-    trained = _of_file(path, plain, imported.variables, imported.frames, classes, implied)
+    known, clips = known_of(path, model), None
+    if known is not None:
+        implied = {**known.options, **implied}
+        clips = known.clips
+    if classes is None and not imported.fresh:
+        classes = _published_classes(path, known, imported.num_classes)
+    trained = _of_file(Path(name or path), plain, imported.variables, imported.frames, classes, implied, clips)
     trained.recipe.model.part = part or ""
     return dataclasses.replace(trained, fresh=imported.fresh)
 
 
+def _published_classes(path: Path, known: KnownFile | None, number: Any) -> Classes | None:
+    """The class names that are known of a published file, or that stand beside it on the Hub."""
+    if known is not None and known.classes:
+        return known.class_names
+    address = path if known is None else known.url
+    labels = read_labels(address) if is_on_hub(address) else None
+    return labels if labels is not None and len(labels) == number else None
+
+
 def find_network(path: str | Path) -> ModelRecipe:
-    """The network that a run's folder, or a file of flaxvid, says that its weights are of.
+    """The network that a run's folder, a file of flaxvid or a name of published weights says that they are of.
 
     Raises:
         FileNotFoundError: there is no such run or file.
+        ConnectionError: the file cannot be fetched.
         ValueError: the weights do not say it, as those of torch.
     """
     path = Path(path)
     if folder := run_folder(path):
         return read_recipe(folder).model
+    if model_of(full_name(path) or ""):
+        return load(path).recipe.model
     if not path.is_dir() and is_native(file := resolve_weights(path)):
         _, info = load_variables(file)
         own = dict(info.overrides)

@@ -1,147 +1,209 @@
-"""Weights by a known name, downloaded once into a cache."""
+"""Weights by a known name, downloaded once into a cache. A download that broke off goes on where it stopped."""
 
-import dataclasses
-import difflib
+import contextlib
 import hashlib
 import http.client
 import os
 import re
+import sys
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
-import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
+from flaxvid.weights.hub import fetch_from_hub, is_on_hub
+from flaxvid.weights.known import KNOWN, KnownFile, full_name, nearest
 from flaxvid.writing import cache_folder
 
 _PATIENCE = 30.0
 """A transfer fails after so many seconds without a byte, or if it is then slower than `_SLOWEST`."""
 _SLOWEST = 1000
 """Bytes a second."""
+_STRONG = re.compile(r'"[!#-~]*"')
+"""An ETag by which a server tells two files apart; a weak one, ``W/"..."``, does not vouch for every byte."""
 
 
-@dataclasses.dataclass(frozen=True)
-class KnownFile:
-    """A file with a name of its own.
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows to https, and from http to http."""
 
-    Attributes:
-        url: where it is.
-        sha256: in hex, or its first digits. torchvision publishes eight, in the file name. They catch a damaged or
-            mixed-up file, but not a forger's; against that stand HTTPS and a reader that runs no code.
-        largest: fetches no more bytes than this, whatever the server says or sends.
-    """
-
-    url: str
-    sha256: str
-    largest: int = 2 << 30
-
-    @property
-    def file_name(self) -> str:
-        """The last part of the URL."""
-        return self.url.rpartition("/")[-1]
+    def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str):
+        """Refuses another scheme before anything is asked there."""
+        if urllib.parse.urlsplit(newurl).scheme not in ("https", urllib.parse.urlsplit(req.full_url).scheme):
+            raise ConnectionError(f"redirected to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _torchvision(file_name: str) -> KnownFile:
-    digits = file_name.removesuffix(".pth").rpartition("-")[-1]
-    return KnownFile(f"https://download.pytorch.org/models/{file_name}", digits)
+_OPENER = urllib.request.build_opener(_Redirects)
 
 
-KNOWN = {
-    "torchvision/resnet18-imagenet1k-v1": _torchvision("resnet18-f37072fd.pth"),
-    "torchvision/resnet34-imagenet1k-v1": _torchvision("resnet34-b627a593.pth"),
-    "torchvision/resnet50-imagenet1k-v1": _torchvision("resnet50-0676ba61.pth"),
-    "torchvision/resnet50-imagenet1k-v2": _torchvision("resnet50-11ad3fa6.pth"),
-    "torchvision/resnet101-imagenet1k-v1": _torchvision("resnet101-63fe2227.pth"),
-    "torchvision/resnet101-imagenet1k-v2": _torchvision("resnet101-cd907fc2.pth"),
-    "torchvision/resnet152-imagenet1k-v1": _torchvision("resnet152-394f9c45.pth"),
-    "torchvision/resnet152-imagenet1k-v2": _torchvision("resnet152-f82ba261.pth"),
-}
+def resolve_weights(name_or_path: str | Path, model: str = "") -> Path:
+    """The file of a known name or on the Hub, downloaded at first use, or the path itself if there is a file.
 
-
-def resolve_weights(name_or_path: str | Path) -> Path:
-    """The file of a known name, downloaded at first use, or the path itself if there is a file.
+    Args:
+        name_or_path: such as "slow_r50/pytorchvideo/kinetics400", "hf://OWNER/REPO/FILE" or a path.
+        model: with it, "pytorchvideo/kinetics400" will do.
 
     Raises:
         FileNotFoundError: neither a file nor a known name.
         ConnectionError: the download failed; the message names URL and destination.
+        ImportError: a file of the Hub, and huggingface_hub is not installed.
         ValueError: the file is not the one that the name stands for.
     """
-    known = KNOWN.get(str(name_or_path))
-    if known is not None:
-        return download(known, cache_folder() / known.file_name)
     path = Path(name_or_path)
+    if (name := full_name(name_or_path, model)) is not None:
+        known = KNOWN[name]
+        if is_on_hub(known.url):
+            return fetch_from_hub(known.url)
+        # A name with its digest in it is the only one of its kind; others get a folder.
+        unique = known.sha256 and known.sha256[:8] in known.file_name
+        return download(known, cache_folder() / ("" if unique else name) / known.file_name)
+    if is_on_hub(name_or_path):
+        return fetch_from_hub(name_or_path)
     if path.is_file():
         return path
-    near = difflib.get_close_matches(str(name_or_path), KNOWN, n=2, cutoff=0.6)
-    if path.is_dir():
-        raise FileNotFoundError(f"no weights file at {path}: it is a folder, pass the file in it")
-    hint = f"did you mean {' or '.join(near)}?" if near else f"correct the path; known names are {', '.join(KNOWN)}"
+    hint = "it is a folder, pass the file in it" if path.is_dir() else nearest(name_or_path, model)
     raise FileNotFoundError(f"no weights file at {path}: {hint}")
 
 
 def download(known: KnownFile, destination: Path) -> Path:
     """Fetches a file unless it is there, with a progress bar, and checks its hash either way.
 
-    The file gets its name only when it is whole and right. So a broken transfer is never taken for a file.
+    The file gets its name only when it is whole and right. So a broken transfer is never taken for a file. What came
+    of it stays beside as ``.part`` if the server named the file by an ETag; the next call then goes on, as long as the
+    server still has that file. Of several processes one fetches, and the others wait for it.
 
     Raises:
         ConnectionError: no network, the transfer broke off or stands still, or the file is too large.
         ValueError: wrong SHA-256.
     """
-    if destination.is_file():
-        with destination.open("rb") as file:
-            _check_hash(
-                known, hashlib.file_digest(file, "sha256").hexdigest(), f"delete {destination} to fetch it again"
-            )
-        return destination
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    part = destination.with_name(f"{destination.name}.{uuid.uuid4().hex}.part")
-    try:
-        try:
-            digest = _transfer(known, part)
-        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: it leads to no address
-            raise ConnectionError(
-                f"could not fetch {known.url} ({' '.join(str(error).split())}): fetch it where there is a network and "
-                f"put it at {destination}"
-            ) from error
-        _check_hash(known, digest, "try again, or report that the file has changed")
-        os.replace(part, destination)
-    finally:
-        part.unlink(missing_ok=True)
+    if not destination.is_file():
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        part, etag = (destination.with_name(f"{destination.name}{end}") for end in (".part", ".part.etag"))
+        with _held(part, known) as file:
+            try:
+                if not destination.is_file():  # another process may have fetched it meanwhile
+                    _fetch(known, file, etag, destination)
+                    os.replace(part, destination)
+                    return destination
+            finally:
+                if not etag.is_file():
+                    part.unlink(missing_ok=True)
+    with destination.open("rb") as file:
+        _check_hash(known, file, f"delete {destination} to fetch it again")
     return destination
 
 
-def _transfer(known: KnownFile, part: Path) -> str:
-    """Copies a URL into a file; its SHA-256 in hex."""
+@contextlib.contextmanager
+def _held(part: Path, known: KnownFile) -> Iterator[IO[bytes]]:
+    """Opens a file that nobody else holds, at its end; waits for a process or thread that does.
+
+    The file is its own lock. Meanwhile it may have got its final name, or be gone: then there is a new one.
+    """
+    import fcntl  # not on Windows, where the rest of this file works
+
+    while True:
+        with part.open("a+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{known.file_name}: another process fetches it; this one waits", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:  # a network disk without locks: of two at once, one fails by its size or hash
+                pass
+            if _is_at(file, part):
+                yield file
+                return
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+def _fetch(known: KnownFile, file: IO[bytes], etag: Path, destination: Path) -> None:
+    """Makes the file whole, and checks its hash."""
+    try:
+        _transfer(known, file, etag)
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: it leads to no address
+        again = "call again to go on from there, or " if etag.is_file() else ""
+        raise ConnectionError(
+            f"could not fetch {known.url} ({' '.join(str(error).split())}): {again}fetch it where there is a network "
+            f"and put it at {destination}"
+        ) from error
+    try:
+        _check_hash(known, file, "try again, or report that the file has changed")
+    finally:
+        etag.unlink(missing_ok=True)
+
+
+def _transfer(known: KnownFile, file: IO[bytes], etag: Path) -> None:
+    """Appends what a URL has beyond the bytes that are there; all of it if the server's file is not the same any more.
+
+    `etag` exists while the bytes in `file` are those of the server's file that it names.
+    """
+    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    digest, received, began = hashlib.sha256(), 0, time.monotonic()
+    begun = file.seek(0, os.SEEK_END)
+    tag = etag.read_text(errors="replace") if etag.is_file() else ""
+    resumes = begun > 0 and _STRONG.fullmatch(tag) is not None
+    request = urllib.request.Request(
+        known.url, headers={"Range": f"bytes={begun}-", "If-Range": tag} if resumes else {}
+    )
+    try:
+        response = _OPENER.open(request, timeout=_PATIENCE)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{begun}":
+            return  # nothing is left to fetch
+        if error.code == 416:
+            etag.unlink()
+        raise
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with (
-        urllib.request.urlopen(known.url, timeout=_PATIENCE) as response,
-        part.open("wb") as file,
-        Progress(*columns) as progress,
-    ):
-        if known.url.startswith("https:") and not response.url.startswith("https:"):
-            raise ConnectionError(f"redirected to {response.url}, which is not https")
+    with response, Progress(*columns, console=Console(stderr=True)) as progress:
+        if response.status == 206:
+            if not (resumes and response.headers.get("Content-Range", "").startswith(f"bytes {begun}-")):
+                raise _give_up(etag, f"asked for the bytes from {begun}, the server sends others")
+        else:
+            file.truncate(0)
+            etag.unlink(missing_ok=True)
+            begun, tag = 0, response.headers.get("ETag", "")
+            if _STRONG.fullmatch(tag):
+                etag.write_text(tag)
+        received, began = begun, time.monotonic()
         announced = response.headers.get("Content-Length", "")
-        size = int(announced) if re.fullmatch(r"[0-9]{1,18}", announced) else None
+        size = begun + int(announced) if re.fullmatch(r"[0-9]{1,18}", announced) else None
         if size is not None and size > known.largest:
-            raise ConnectionError(f"expected at most {known.largest} bytes, the server announces {size}")
-        bar = progress.add_task(known.file_name, total=size)
+            raise _give_up(etag, f"expected at most {known.largest} bytes, the server announces {size}")
+        if size is None and not known.sha256:
+            raise _give_up(etag, "the server does not say how many bytes it sends, and no hash is known")
+        licence = f" ({known.licence})" if known.licence else ""
+        bar = progress.add_task(f"{known.file_name}{licence}", total=size, completed=begun)
         while chunk := response.read1(1 << 20):
             file.write(chunk)
-            digest.update(chunk)
             received += len(chunk)
             progress.advance(bar, len(chunk))
             if received > known.largest:
-                raise ConnectionError(f"expected at most {known.largest} bytes, and the server sends more")
-            if (passed := time.monotonic() - began) > _PATIENCE and received < _SLOWEST * passed:
+                raise _give_up(etag, f"expected at most {known.largest} bytes, and the server sends more")
+            if (passed := time.monotonic() - began) > _PATIENCE and received - begun < _SLOWEST * passed:
                 raise ConnectionError(f"the transfer stands still: {received} bytes in {passed:.0f} s")
-    if size is not None and received != size:
+    if size not in (None, received):
         raise ConnectionError(f"the transfer broke off after {received} of {size} bytes")
-    return digest.hexdigest()
+    if file.seek(0, os.SEEK_END) != received:
+        raise _give_up(etag, "another process wrote into the same file")
 
 
-def _check_hash(known: KnownFile, digest: str, advice: str) -> None:
+def _give_up(etag: Path, reason: str) -> ConnectionError:
+    """An error after which nothing is kept."""
+    etag.unlink(missing_ok=True)
+    return ConnectionError(reason)
+
+
+def _check_hash(known: KnownFile, file: IO[bytes], advice: str) -> None:
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest() if known.sha256 else ""  # pyright: ignore[reportArgumentType]
     if not digest.startswith(known.sha256):
         raise ValueError(f"{known.file_name} must have a SHA-256 of {known.sha256}..., got {digest}: {advice}")

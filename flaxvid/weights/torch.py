@@ -31,6 +31,7 @@ from flaxvid.models.video_model import VideoModel, blank_video
 from flaxvid.types import Variables
 from flaxvid.weights.download import resolve_weights
 from flaxvid.weights.keys import from_tensors, to_tensors, torch_keys
+from flaxvid.weights.known import known_of
 from flaxvid.weights.readings import (
     as_options,
     check_fit,
@@ -53,8 +54,8 @@ class Imported:
         model: computes what the checkpoint's origin computes: a `FrameFlexible` where there are `frames`.
         variables: the model's.
         format: the reference whose keys the checkpoint has.
-        implied: the options of `model` that the format implies, the caller did not give, and the name does not have
-            by itself.
+        implied: the options of `model` that the format or the published file implies, the caller did not give, and
+            the name does not have by itself.
         frames: the frame counts with variables of their own; None for a plain model.
         num_classes: of the model's head; None where neither the checkpoint nor the caller says.
         keys: variable path to source keys, for all that came from the source.
@@ -76,7 +77,7 @@ class Imported:
 
 def load_model(
     name: str,
-    source: str | Path | Mapping[str, Any],
+    weights: str | Path | Mapping[str, Any],
     *,
     num_classes: int | Mapping[str, int] | None = None,
     frames: Sequence[int] | None = None,
@@ -90,9 +91,10 @@ def load_model(
 
     Args:
         name: one of `flaxvid.list_models`.
-        source: a file of torch (.pth, .pt, .pth.tar, .pyth), a pickle of arrays (Caffe2's .pkl), a .safetensors, .npz
-            or flax msgpack file, a known name such as "torchvision/resnet50-imagenet1k-v1", or a state_dict of torch
-            tensors or arrays. torch is not needed.
+        weights: a file of torch (.pth, .pt, .pth.tar, .pyth), a pickle of arrays (Caffe2's .pkl), a .safetensors, .npz
+            or flax msgpack file; a name of `flaxvid.list_weights`, which need not repeat the model's,
+            "pytorchvideo/kinetics400"; a file of the Hugging Face Hub, "hf://OWNER/REPO/FILE"; or a state_dict of
+            torch tensors or arrays. torch is not needed.
         num_classes: None takes the file's. Another number than the file's gives a fresh head and a warning, which also
             says what is left out of a file of pre-training. So does ``head="attention"``, which no file has.
         frames: gives a `FrameFlexible` and its variables: a plain file is copied into each count's set. A
@@ -111,11 +113,13 @@ def load_model(
             two references may have written whose models compute different things; an unknown name; a file that could
             run code, is damaged, holds several networks, or holds other than dense floats, NaN or infinite numbers;
             other frame counts than the file's.
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, and no such name.
+        ConnectionError: the file cannot be fetched.
+        ImportError: a file of the Hub, and huggingface_hub is not installed.
     """
     imported = import_torch(
         name,
-        source,
+        weights,
         num_classes=num_classes,
         frames=frames,
         format=format,
@@ -129,7 +133,7 @@ def load_model(
 
 def load_torch(
     name: str,
-    source: str | Path | Mapping[str, Any],
+    weights: str | Path | Mapping[str, Any],
     *,
     num_classes: int | Mapping[str, int] | None = None,
     frames: Sequence[int] | None = None,
@@ -142,7 +146,7 @@ def load_torch(
     """The variables of `load_model` alone, for a model that the caller makes: ``create_model(name, **overrides)``.
 
     Args:
-        name, source, num_classes, frames, format, part, key, allow_nonfinite: see `load_model`.
+        name, weights, num_classes, frames, format, part, key, allow_nonfinite: see `load_model`.
         overrides: the options with which the caller makes the model, such as ``{"width": 32}``.
 
     Returns:
@@ -151,11 +155,13 @@ def load_torch(
     Raises:
         ValueError: the file's origin implies options that `overrides` does not name, so that the caller's model would
             compute something else; the error shows the call of `load_model`. Or what `load_model` raises.
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, and no such name.
+        ConnectionError: the file cannot be fetched.
+        ImportError: a file of the Hub, and huggingface_hub is not installed.
     """
     imported = import_torch(
         name,
-        source,
+        weights,
         num_classes=num_classes,
         frames=frames,
         format=format,
@@ -165,7 +171,7 @@ def load_torch(
         allow_nonfinite=allow_nonfinite,
     )
     if imported.implied:
-        label, argument = _names_of(source, part)
+        label, argument = _names_of(weights, part)
         raise ValueError(
             f"{label} is of {imported.format!r}, whose {name} has {as_options(imported.implied)}: with these variables "
             f"another model computes something else. Take both from one call:\n"
@@ -203,7 +209,7 @@ def load_pretraining(
         FileNotFoundError: no such file.
     """
     formats, overrides = known_formats(name, format), overrides or {}
-    tensors, label = _read(source, part, allow_nonfinite), _names_of(source, part)[0]
+    tensors, label = _read(name, source, part, allow_nonfinite), _names_of(source, part)[0]
     checkpoint = describe(tensors, *_names_of(source, part))
     fmt, shorts = read_tree(name, checkpoint, formats, shapes, overrides)
     if implied := find_implied(name, formats[fmt], overrides):
@@ -228,8 +234,15 @@ def import_torch(
     allow_nonfinite: bool = False,
 ) -> Imported:
     """`load_model` with an account of what was matched and implied."""
-    formats, overrides = known_formats(name, format), overrides or {}
-    tensors = _read(source, part, allow_nonfinite)
+    known = None if isinstance(source, Mapping) else known_of(source, name)
+    published, given = {}, overrides or {}
+    if known is not None:
+        own, format = list_options(name), format or known.format
+        published = {
+            option: value for option, value in known.options.items() if option not in given and value != own[option]
+        }
+    formats, overrides = known_formats(name, format), {**published, **given}
+    tensors = _read(name, source, part, allow_nonfinite)
     checkpoint = describe(tensors, *_names_of(source, part))
     reading = choose(name, checkpoint, formats, overrides, num_classes, frames)
     if reading.frames and frames is not None and tuple(sorted(set(frames))) != reading.frames:
@@ -266,7 +279,7 @@ def import_torch(
         model,
         variables,
         reading.format,
-        reading.implied,
+        {**published, **reading.implied},
         counts,
         classes if num_classes is None else num_classes,
         keys,
@@ -331,10 +344,12 @@ def to_torch(
     return state_dict
 
 
-def _read(source: str | Path | Mapping[str, Any], part: str | None, allow_nonfinite: bool) -> dict[str, np.ndarray]:
+def _read(
+    name: str, source: str | Path | Mapping[str, Any], part: str | None, allow_nonfinite: bool
+) -> dict[str, np.ndarray]:
     from flaxvid.weights.native import is_native  # imports PyAV
 
-    file = source if isinstance(source, Mapping) else resolve_weights(source)
+    file = source if isinstance(source, Mapping) else resolve_weights(source, name)
     if isinstance(file, Path) and file.is_file() and is_native(file):
         raise ValueError(f"expected a file with torch's keys, got {source}, which flaxvid wrote: use flaxvid.load")
     return read_tensors(file, part=part, allow_nonfinite=allow_nonfinite)

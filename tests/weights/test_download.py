@@ -1,5 +1,6 @@
 import contextlib
 import hashlib
+import http.client
 import http.server
 import threading
 import time
@@ -64,12 +65,23 @@ def server():
 
 def test_download_once_by_name(server, tmp_path, monkeypatch):
     monkeypatch.setenv("FLAXVID_CACHE", str(tmp_path / "new" / "cache"))
-    monkeypatch.setitem(KNOWN, "test/weights", KnownFile(f"{server.url}/weights-1.pth", SHA256[:8]))
+    own = f"weights-{SHA256[:8]}.pth"
+    monkeypatch.setitem(KNOWN, "test/weights", KnownFile(f"{server.url}/{own}", SHA256[:8]))
     first, second = resolve_weights("test/weights"), resolve_weights("test/weights")
-    assert first == second == cache_folder() / "weights-1.pth"
+    assert first == second == cache_folder() / own
     assert first.read_bytes() == CONTENT
-    assert server.requests == ["/weights-1.pth"]
-    assert [path.name for path in cache_folder().iterdir()] == ["weights-1.pth"]
+    assert server.requests == [f"/{own}"]
+    assert [path.name for path in cache_folder().iterdir()] == [own]
+
+
+def test_files_of_one_name_have_folders_of_their_own(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLAXVID_CACHE", str(tmp_path))
+    names = "slow_r50/test/kinetics400", "slow_r50/test/ssv2"
+    for name in names:
+        monkeypatch.setitem(KNOWN, name, KnownFile(f"{server.url}/{name}/SLOW.pyth", SHA256))
+    assert [resolve_weights(name) for name in names] == [tmp_path / name / "SLOW.pyth" for name in names]
+    assert resolve_weights("test/ssv2", "slow_r50") == tmp_path / names[1] / "SLOW.pyth"
+    assert [path.name for path in (tmp_path / names[1]).iterdir()] == ["SLOW.pyth"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +116,7 @@ def test_offline_names_url_and_destination(tmp_path, monkeypatch):
     def offline(*arguments, **options):
         raise OSError("no network")
 
-    monkeypatch.setattr(download_file.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(download_file._OPENER, "open", offline)
     message = (
         r"https://download.pytorch.org/models/resnet50-0676ba61.pth \(no network\).* put it at .*resnet50-0676ba61.pth"
     )
@@ -132,9 +144,10 @@ def test_paths_and_misspelt_names(tmp_path):
 
 
 def test_known_hashes_are_the_digits_in_torchvisions_file_names():
-    for known in KNOWN.values():
-        assert len(known.sha256) == 8
-        assert known.file_name.endswith(f"-{known.sha256}.pth")
+    for name, known in KNOWN.items():
+        if {"torchvision", "mmaction2"} & set(name.split("/")):
+            assert len(known.sha256) == 8
+            assert known.file_name.endswith(f"-{known.sha256}.pth")
 
 
 @pytest.mark.parametrize("length", ["none", "abc", "-5", "1e6", "0x10", "9" * 40, "²"])
@@ -169,9 +182,46 @@ def test_a_length_too_small_is_found_by_the_hash(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_asked_by_https_comes_by_https(server, tmp_path, monkeypatch):
-    """Such as a hotel's page for logging in."""
-    plain = urllib.request.urlopen
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: plain(f"{server.url}/w.pth", timeout=timeout))
-    with pytest.raises(ConnectionError, match=r"redirected to http://127.0.0.1:.*put it at"):
-        download(KnownFile("https://example.org/w.pth", SHA256), tmp_path / "w.pth")
+class PlainHttps(urllib.request.HTTPSHandler):
+    """Speaks plain HTTP to https://, so that the test's server can answer."""
+
+    def https_open(self, request):
+        return self.do_open(http.client.HTTPConnection, request)
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+def test_what_was_asked_by_https_comes_by_https(server, tmp_path, monkeypatch, scheme):
+    """Such as a hotel's page for logging in. Nothing is asked of the other place."""
+    opener = urllib.request.build_opener(download_file._Redirects, PlainHttps)
+    monkeypatch.setattr(download_file, "_OPENER", opener)
+    address = server.url.removeprefix("http")
+    known = KnownFile(f"https{address}/to/{scheme}{address}/w.pth", SHA256)
+    with pytest.raises(ConnectionError, match=rf"redirected to {scheme}://127.0.0.1:.*put it at"):
+        download(known, tmp_path / "w.pth")
+    assert len(server.requests) == 1
+    assert list(tmp_path.iterdir()) == []
+    known = KnownFile(f"https{address}/to/https{address}/w.pth", SHA256)
+    assert download(known, tmp_path / "w.pth").read_bytes() == CONTENT
+
+
+def test_from_http_a_redirect_leads_to_http_alone(server, tmp_path):
+    known = KnownFile(f"{server.url}/to/{server.url}/w.pth", SHA256)
+    assert download(known, tmp_path / "w.pth").read_bytes() == CONTENT
+    with pytest.raises(ConnectionError, match=r"redirected to ftp://127.0.0.1:1/w.pth, which is not https"):
+        download(KnownFile(f"{server.url}/to/ftp://127.0.0.1:1/w.pth", SHA256), tmp_path / "other.pth")
+
+
+def test_without_a_hash_the_length_must_be_known(server, tmp_path):
+    with pytest.raises(ConnectionError, match="does not say how many bytes it sends, and no hash is known"):
+        download(KnownFile(f"{server.url}/w.pth?length=none"), tmp_path / "w.pth")
+    with pytest.raises(ConnectionError, match="broke off after 1152000 of 2304000 bytes"):
+        download(KnownFile(f"{server.url}/broken.pth"), tmp_path / "w.pth")
+    assert list(tmp_path.iterdir()) == []
+    assert download(KnownFile(f"{server.url}/w.pth"), tmp_path / "w.pth").read_bytes() == CONTENT
+
+
+def test_progress_is_not_among_the_answers(server, tmp_path, capsys):
+    download(KnownFile(f"{server.url}/w.pth", SHA256), tmp_path / "w.pth")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "w.pth" in err

@@ -2,9 +2,12 @@ import json
 import shutil
 
 import pytest
+from safetensors.numpy import save_file
 
-from flaxvid.models.registry import create_model
+from flaxvid.models.registry import create_model, get_spec
+from flaxvid.weights.known import KNOWN, KnownFile, class_names
 from flaxvid.weights.native import WeightsInfo, save_variables
+from flaxvid.weights.torch import to_torch
 
 
 def test_lines_for_people(predict, videos):
@@ -74,3 +77,24 @@ def test_scenes_of_several_cameras(predict, videos, random_variables, tmp_path):
     assert "2 of 2 videos read" in err
     assert "takes a scene whole" in predict(scenes, "--window", 2, run=weights)[0]
     assert "a folder of videos for each camera in" in predict(scenes / "front", run=weights)[0]
+
+
+def test_published_weights_by_name(call_script, capsys, videos, tmp_path, monkeypatch, random_variables):
+    """`--model slow_r50 --weights ORIGIN/DATA clip.mp4` needs no run, and answers with the origin's class names."""
+    tiny = {option: value for option, value in get_spec("slow_r50").tiny.items() if option != "num_classes"}
+    name = "slow_r50/test/kinetics400"
+    known = KnownFile("https://example.org/slow.safetensors", classes="kinetics400", interval=2, options=tiny)
+    monkeypatch.setitem(KNOWN, name, known)
+    monkeypatch.setenv("FLAXVID_CACHE", str(tmp_path))
+    file = tmp_path / name / "slow.safetensors"
+    file.parent.mkdir(parents=True)
+    model = create_model("slow_r50", **tiny)
+    save_file(to_torch("slow_r50", random_variables(model)), file)
+    for words in (("--model", "slow_r50", "--weights", "test/kinetics400"), ("--weights", name)):
+        with pytest.raises(SystemExit) as status:
+            call_script("predict.py", *words, "--json", videos / "a.mp4")
+        out, err = capsys.readouterr()
+        assert status.value.code == 0, err
+        answer = json.loads(out)
+        assert answer["frames"] == 4
+        assert {one["class"] for one in answer["top"]} <= set(class_names("kinetics400"))
