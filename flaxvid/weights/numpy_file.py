@@ -44,7 +44,7 @@ def _read_npy(key: str, content: bytearray) -> np.ndarray:
 
 
 def to_array(key: str, made: Call) -> np.ndarray:
-    """The array that a pickle would make.
+    """The array that a pickle would make. Its text is then let go, which for Caffe2's files is most of the memory.
 
     Raises:
         Unreadable: it is not of plain numbers, or has other numbers than its shape says.
@@ -54,7 +54,7 @@ def to_array(key: str, made: Call) -> np.ndarray:
         content, dtype, shape, order = made.arguments
     else:
         _, shape, dtype, fortran, content = made.state
-        order = "F" if fortran else "C"
+        order, made.state = "F" if fortran else "C", None
     return _array(key, shape, _dtype(key, dtype), order, _content(content))
 
 

@@ -105,7 +105,9 @@ class _Bounded:
         self.readline, self._file, self._size = file.readline, file, size
 
     def read(self, count: int) -> bytes:
-        return self._file.read(min(count, self._size - self._file.tell()))
+        if count > 1 << 16:  # the many small reads go straight on
+            count = min(count, self._size - self._file.tell())
+        return self._file.read(count)
 
 
 def read_pickle(file: IO[bytes], size: int) -> tuple[Any, list[Outside]]:

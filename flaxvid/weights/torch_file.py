@@ -175,8 +175,11 @@ def pickled_state_dict(tensors: Mapping[str, np.ndarray]) -> bytes:
 
 def _read(items: Mapping[str, Any], size: int, read_storage: _ReadStorage) -> dict[str, np.ndarray]:
     """Tensors and arrays out of what a pickle says of them."""
-    arrays = {key: item for key, item in items.items() if isinstance(item, Call) and item.is_array}
-    views = {key: _view(key, item) for key, item in items.items() if key not in arrays}
+    arrays: dict[int, np.ndarray] = {}
+    for key, item in items.items():
+        if isinstance(item, Call) and item.is_array and id(item) not in arrays:
+            arrays[id(item)] = to_array(key, item)
+    views = {key: _view(key, item) for key, item in items.items() if id(item) not in arrays}
     storages = {view.key: view.nbytes for view in views.values()}
     if len({(view.key, view.nbytes) for view in views.values()}) > len(storages):
         raise Unreadable("is damaged: it describes one storage in two ways: fetch it again")
@@ -188,7 +191,9 @@ def _read(items: Mapping[str, Any], size: int, read_storage: _ReadStorage) -> di
             "numbers: save tensor.clone() of each"
         )
     read = {key: read_storage(key, count) for key, count in storages.items()}
-    return {key: views[key].of(read[views[key].key]) if key in views else to_array(key, arrays[key]) for key in items}
+    return {
+        key: views[key].of(read[views[key].key]) if key in views else arrays[id(item)] for key, item in items.items()
+    }
 
 
 def _view(key: str, item: Any) -> _View:
