@@ -164,6 +164,8 @@ def _transfer(known: KnownFile, file: IO[bytes], etag: Path) -> None:
         raise
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with response, Progress(*columns, console=Console(stderr=True)) as progress:
+        if response.headers.get_content_type() == "text/html":
+            raise ConnectionError("the server sends a web page, such as one for logging in")
         if response.status == 206:
             if not (resumes and response.headers.get("Content-Range", "").startswith(f"bytes {begun}-")):
                 raise _give_up(etag, f"asked for the bytes from {begun}, the server sends others")

@@ -31,6 +31,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         length = self.path.partition("?length=")[2] or str(len(CONTENT))
         if length != "none":
             self.send_header("Content-Length", length)
+        if self.path.startswith("/page"):
+            self.send_header("Content-Type", "text/html; charset=utf-8")
         self.end_headers()
         if self.path.startswith("/endless"):
             with contextlib.suppress(ConnectionError):
@@ -218,6 +220,12 @@ def test_without_a_hash_the_length_must_be_known(server, tmp_path):
         download(KnownFile(f"{server.url}/broken.pth"), tmp_path / "w.pth")
     assert list(tmp_path.iterdir()) == []
     assert download(KnownFile(f"{server.url}/w.pth"), tmp_path / "w.pth").read_bytes() == CONTENT
+
+
+def test_a_web_page_is_no_file(server, tmp_path):
+    with pytest.raises(ConnectionError, match="sends a web page, such as one for logging in"):
+        download(KnownFile(f"{server.url}/page.pth"), tmp_path / "w.pth")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_is_not_among_the_answers(server, tmp_path, capsys):

@@ -9,6 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import flaxvid
+from flaxvid.models.registry import create_tiny, get_spec
+from flaxvid.weights.known import KNOWN, KnownFile, class_names
 from flaxvid.weights.native import load_variables
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "import_torch.py"
@@ -45,3 +47,22 @@ def test_numbers_that_are_not_finite_are_taken_on_request(tmp_path, monkeypatch,
         run(monkeypatch, *arguments)
     run(monkeypatch, *arguments, "--allow-nonfinite")
     chex.assert_trees_all_equal(load_variables(arguments[2], allow_nonfinite=True)[0], variables)
+
+
+def test_published_weights_keep_their_class_names(random_variables, tmp_path, monkeypatch):
+    tiny = {option: value for option, value in get_spec("slow_r50").tiny.items() if option != "num_classes"}
+    known = KnownFile("https://example.org/slow.safetensors", classes="ucf101", interval=3, options=tiny)
+    monkeypatch.setitem(KNOWN, "slow_r50/test/ucf101", known)
+    monkeypatch.setenv("FLAXVID_CACHE", str(tmp_path))
+    file = tmp_path / "slow_r50" / "test" / "ucf101" / "slow.safetensors"
+    file.parent.mkdir(parents=True)
+    variables = random_variables(create_tiny("slow_r50", num_classes=101))
+    save_file(flaxvid.to_torch("slow_r50", variables), file)
+    run(monkeypatch, "slow_r50", "test/ucf101", tmp_path / "out.safetensors")
+    trained = flaxvid.load(tmp_path / "out.safetensors")
+    chex.assert_trees_all_equal(trained.variables, variables)
+    assert trained.classes == class_names("ucf101")
+    assert (trained.recipe.data.clips.sampling, trained.recipe.data.clips.interval) == ("dense", 3)
+    with pytest.warns(UserWarning, match="freshly initialised"):
+        run(monkeypatch, "slow_r50", "test/ucf101", tmp_path / "other.safetensors", "--num-classes", "7")
+    assert load_variables(tmp_path / "other.safetensors")[1].classes is None

@@ -41,6 +41,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(200)
         if server.etag:
             self.send_header("ETag", server.etag)
+        if server.page:
+            self.send_header("Content-Type", "text/html")
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         try:
@@ -60,6 +62,7 @@ def server():
     server.requests, server.content, server.etag = [], CONTENT, '"one"'
     server.ranges, server.shift, server.breaks_at, server.gate = True, 0, len(CONTENT), threading.Event()
     server.gate.set()
+    server.page = False
     server.known = KnownFile(f"http://127.0.0.1:{server.server_port}/w.pth", SHA256)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -158,6 +161,17 @@ def test_never_splices_two_files(server, tmp_path):
         download(break_off_again, tmp_path / "w.pth")
     server.content, server.etag, server.breaks_at = CONTENT[::-1], '"two"', len(CONTENT)
     assert download(break_off_again, tmp_path / "w.pth").read_bytes() == CONTENT[::-1]
+
+
+def test_a_web_page_costs_nothing(server, tmp_path):
+    """Such as a hotel's: what was there stays there."""
+    break_off(server, tmp_path)
+    server.ranges, server.page = False, True
+    with pytest.raises(ConnectionError, match=r"web page, such as one for logging in\): call again to go on"):
+        download(server.known, tmp_path / "w.pth")
+    server.ranges, server.page = True, False
+    assert download(server.known, tmp_path / "w.pth").read_bytes() == CONTENT
+    assert server.requests[-1] == (f"bytes={HALF}-", '"one"')
 
 
 def test_a_server_without_ranges_sends_all_again(server, tmp_path):
