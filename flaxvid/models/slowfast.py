@@ -55,9 +55,9 @@ def slow_frames(
     Args:
         x: video.
         alpha: frames to one slow frame.
-        sampling: as in `build`; with "stride" each frame that alpha divides, whatever the mask.
         frame_mask: False for frames that pad a clip at its end; the slow frames are then evenly from the first to the
             last real one, and as many as without the padding come first.
+        sampling: `slow_sampling` of `build`. With "stride" it is every frame whose index alpha divides.
     """
     if sampling == "stride":
         return x[:, ::alpha]
