@@ -289,7 +289,7 @@ def build_slow(
 
 
 C2D_MMACTION2 = {**IMAGENET, "stem_pool": "unpadded"}
-I3D_MMACTION2 = {**IMAGENET, "num_frames": 32, "stem_stride": 2}
+I3D_MMACTION2 = {**IMAGENET, "stem_stride": 2}
 
 
 def slow_formats(pool: bool = False, mmaction2: Mapping[str, Any] = IMAGENET, flat: bool = False) -> dict[str, Format]:

@@ -85,7 +85,7 @@ def test_what_the_formats_of_each_name_imply():
         },
         **{f"{name}: mmaction2": IMAGENET for name in ("slow_r50", "slow_r101", "res3dcnn")},
         "c2d_r50: mmaction2": {**IMAGENET, "stem_pool": "unpadded"},
-        "i3d_r50: mmaction2": {**IMAGENET, "num_frames": 32, "stem_stride": 2},
+        "i3d_r50: mmaction2": {**IMAGENET, "stem_stride": 2},
         **{
             f"csn_r{depth}: mmaction2{suffix}": {**pixels, "norm_epsilon": 1e-3}
             for depth in (50, 101, 152)
