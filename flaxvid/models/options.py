@@ -70,6 +70,16 @@ def _odd(value: Any) -> int:
     return value
 
 
+def _power_of_two(value: Any) -> int:
+    value = whole(value)
+    require(value & (value - 1) == 0)
+    return value
+
+
+def _kernels(value: Any) -> int | tuple[int, ...]:
+    return several(_odd)(value) if isinstance(value, tuple | list | np.ndarray) else _odd(value)
+
+
 def _number(value: Any) -> float:
     require(isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool))
     require(math.isfinite(value))
@@ -156,10 +166,15 @@ Count = Annotated[int, Kind("a positive whole number", whole)]
 Odd = Annotated[int, _ODD]
 OddOrNone = Annotated[int | None, or_none(_ODD)]
 Odds = Annotated[tuple[int, ...], Kind("a tuple of positive odd numbers", several(_odd))]
-Depths = Annotated[tuple[int, ...], Kind("a tuple of positive whole numbers, one a stage", several(whole))]
-FourDepths = Annotated[
-    tuple[int, ...], Kind("a tuple of positive whole numbers, one for each of at most 4 stages", several(whole, 1, 4))
+Kernels = Annotated[
+    tuple[Any, ...],
+    Kind("a tuple of positive odd numbers or of tuples of them, one for each stage", several(_kernels)),
 ]
+PowerOfTwo = Annotated[int, Kind("a power of two", _power_of_two)]
+Depths = Annotated[tuple[int, ...], Kind("a tuple of positive whole numbers, one a stage", several(whole))]
+_FOUR_DEPTHS = Kind("a tuple of positive whole numbers, one for each of at most 4 stages", several(whole, 1, 4))
+FourDepths = Annotated[tuple[int, ...], _FOUR_DEPTHS]
+DepthsOrNone = Annotated[tuple[int, ...] | None, or_none(_FOUR_DEPTHS)]
 Rate = Annotated[float, Kind("a number in [0, 1)", _rate)]
 Positive = Annotated[float, _POSITIVE]
 PositiveOrNone = Annotated[float | None, or_none(_POSITIVE)]

@@ -18,6 +18,7 @@ from flaxvid.models import (
     multiview,
     mvit,
     r2plus1d,
+    r3d,
     resnet2d,
     resnet3d,
     slowfast,
@@ -33,6 +34,7 @@ from flaxvid.models.video_model import VideoModel, blank_video, body_shapes
 SPECS: dict[str, ModelSpec] = {
     **resnet2d.SPECS,
     **resnet3d.SPECS,
+    **r3d.SPECS,
     **r2plus1d.SPECS,
     **x3d.SPECS,
     **slowfast.SPECS,

@@ -1,11 +1,12 @@
-"""3-D ResNets: Slow (arXiv 1812.03982), R3D-18 (arXiv 1711.11248), and R3D-18 with squeeze-and-excitation (1709.01507).
+"""3-D ResNets of bottlenecks that see time by kx1x1 convolutions: Slow (arXiv 1812.03982), I3D and C2D (1711.07971).
 
-Slow is a ResNet-50 over 8 distant frames whose last two stages alone look at neighbouring frames, by 3x1x1
-convolutions; R3D-18 has 3x3x3 convolutions everywhere and halves time with height and width.
+Slow is a ResNet-50 over 8 distant frames whose last two stages alone look at neighbouring frames. I3D, inflated from
+2-D, looks at them in every second block; C2D nowhere, and both take the maximum of each two frames behind the first
+stage. `models.r3d` has the networks that halve time with height and width.
 
 Differs from the references: the head takes the mean over whatever grid it gets, where pytorchvideo's slides the window
 of the training crop, which weighs the middle of larger frames more; the last norm of a block starts at one, and only
-with `zero_init` at zero. PySlowFast's slow network is the same.
+with `zero_init` at zero; an odd last frame is a pair of its own, where the references drop it.
 
 Stem, body and head are modules of their own. The whole model, and its parts one after the other:
 
@@ -76,6 +77,7 @@ Features at several depths, of one clip:
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -83,70 +85,54 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides
+from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, Strides, mask_frames
 from flaxvid.layers.heads import PoolHead
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.pooling import max_pool
 from flaxvid.models.inner import ALL_CHANNELS, Inner, check_inner, stage_names, unit_axes
-from flaxvid.models.options import Count, Flag, FourDepths, Kind, Odd, Odds, choice, require, several, whole
-from flaxvid.models.spec import Common, KeyTable, ModelSpec, formats
+from flaxvid.models.options import Count, Flag, FourDepths, Kernels, Odd, PowerOfTwo, choice
+from flaxvid.models.spec import IMAGENET, Common, Format, ModelSpec
+from flaxvid.models.torch_keys import (
+    CAFFE2_KEYS,
+    CAFFE2_UNUSED,
+    MMACTION2_FLAT_KEYS,
+    MMACTION2_KEYS,
+    PYSLOWFAST_KEYS,
+    pytorchvideo_keys,
+)
 from flaxvid.models.video_model import VideoModel, stage_layers
 from flaxvid.types import ClipSpec
 
 PYTORCHVIDEO_CLIP = ClipSpec(8, 224, (0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 TORCHVISION_CLIP = ClipSpec(16, 112, (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
 
+STEM_POOLS = {
+    "none": None,
+    "space": ((1, 3, 3), (0, 1, 1)),
+    "unpadded": ((1, 3, 3), (0, 0, 0)),
+    "space_time": ((3, 3, 3), (1, 1, 1)),
+}
+"""The window and the padding of a stem's max-pool; its stride is 2 over space, and over time too if the window is."""
 
-class BasicBlock(nn.Module):
-    """Two 3x3x3 convolutions, as in R3D-18, and squeeze-and-excitation if `se` says where.
-
-    Attributes:
-        width: channels.
-        strides: (t, h, w) of the first convolution.
-        inner: channels between the convolutions; () is `width`.
-        se: as in `build_r3d`; "" for none.
-    """
-
-    width: int
-    strides: Strides = (1, 1, 1)
-    inner: tuple[int, ...] = ()
-    se: str = ""
-    se_reduction: int = 16
-    dtype: jnp.dtype = jnp.float32
-    norm_epsilon: float = BatchNorm.epsilon
-
-    @nn.compact
-    def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
-        """Grid to grid, `strides` times smaller."""
-        unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
-        hidden = max(1, self.width // self.se_reduction)
-        (inner,) = self.inner or (self.width,)
-        y = unit(inner, (3, 3, 3), self.strides, activation=nn.relu, name="conv1")(x, train, frame_mask)
-        y = unit(self.width, (3, 3, 3), name="conv2")(y, train, frame_mask)
-        if self.se == "residual":
-            y = SqueezeExcitation(hidden, dtype=self.dtype, name="se")(y, frame_mask)
-        if x.shape != y.shape:
-            x = unit(self.width, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
-        x = nn.relu(x + y)
-        if self.se == "output":
-            x = SqueezeExcitation(hidden, dtype=self.dtype, name="se")(x, frame_mask)
-        return x
+StemPool = Annotated[str, choice(*STEM_POOLS)]
 
 
 class Bottleneck(nn.Module):
-    """kx1x1, 1x3x3 and 1x1x1 convolutions, as in Slow.
+    """kx1x1, kx3x3 and 1x1x1 convolutions, as in Slow; the second has the strides.
 
     Attributes:
         width: channels of the first two.
-        strides: (t, h, w); the first convolution has the temporal one.
+        strides: (t, h, w).
         inner: channels of the first and of the second; () is `width`.
-        temporal_kernel: frames that the first convolution sees.
+        temporal_kernels: frames that the first and the second see.
+        depthwise: the second sees each channel by itself.
     """
 
     width: int
     strides: Strides = (1, 1, 1)
     inner: tuple[int, ...] = ()
-    temporal_kernel: int = 1
+    temporal_kernels: tuple[int, int] = (1, 1)
+    depthwise: bool = False
     zero_init: bool = False
     dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = BatchNorm.epsilon
@@ -157,73 +143,101 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, `strides` times smaller."""
         unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
-        (t, h, w), features = self.strides, self.width * self.expansion
-        kernel, (first, second) = (self.temporal_kernel, 1, 1), self.inner or (self.width,) * 2
-        y = unit(first, kernel, (t, 1, 1), activation=nn.relu, name="conv_a")(x, train, frame_mask)
-        y = unit(second, (1, 3, 3), (1, h, w), activation=nn.relu, name="conv_b")(y, train, frame_mask)
+        active = functools.partial(unit, activation=nn.relu)
+        (in_a, in_b), features = self.temporal_kernels, self.width * self.expansion
+        first, second = self.inner or (self.width,) * 2
+        groups = first if self.depthwise else 1
+        y = active(first, (in_a, 1, 1), name="conv_a")(x, train, frame_mask)
+        y = active(second, (in_b, 3, 3), self.strides, groups=groups, name="conv_b")(y, train, frame_mask)
         y = unit(features, (1, 1, 1), zero_init=self.zero_init, name="conv_c")(y, train, frame_mask)
         if x.shape != y.shape:
             x = unit(features, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
         return nn.relu(x + y)
 
 
+def pool_stem(x: Grid, pool: str, temporal_stride: int = 1, frame_mask: FrameMask = None) -> Grid:
+    """The max-pool of `STEM_POOLS` on what a ReLU gives: frames that pad are zero, the least there is."""
+    if STEM_POOLS[pool] is None:
+        return x
+    window, padding = STEM_POOLS[pool]
+    x = mask_frames(x, frame_mask) if window[0] > 1 else x
+    return max_pool(x, window, strides=(2 if window[0] > 1 else temporal_stride, 2, 2), padding=padding)
+
+
 class Stem(nn.Module):
-    """kx7x7 convolution with spatial stride 2, norm, and, if `pool`, a spatial max-pool with stride 2."""
+    """kx7x7 convolution with spatial stride 2, norm, ReLU, and a max-pool.
+
+    Attributes:
+        width: channels.
+        temporal_kernel: frames that the convolution sees.
+        temporal_stride: of the convolution, and of a pool over space.
+        pool: a key of `STEM_POOLS`.
+    """
 
     width: int = 64
     temporal_kernel: int = 1
-    pool: bool = True
+    temporal_stride: int = 1
+    pool: str = "space"
     dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = BatchNorm.epsilon
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Grid:
-        """Normalised video to a grid of as many frames."""
+        """Normalised video to a grid of as many frames, unless the stem strides over time."""
         unit = functools.partial(ConvNorm, activation=nn.relu, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
-        conv1 = unit(self.width, (self.temporal_kernel, 7, 7), (1, 2, 2), name="conv1")
-        x = conv1(x.astype(self.dtype), train, frame_mask)
-        return max_pool(x, (1, 3, 3), strides=(1, 2, 2), padding=(0, 1, 1)) if self.pool else x
+        conv1 = unit(self.width, (self.temporal_kernel, 7, 7), (self.temporal_stride, 2, 2), name="conv1")
+        return pool_stem(conv1(x.astype(self.dtype), train, frame_mask), self.pool, self.temporal_stride, frame_mask)
 
 
 class Body(nn.Module):
     """The residual stages, each of twice the width of the one before.
 
     Attributes:
-        blocks: for each stage what makes a block of it: a block class with what is the stage's own filled in.
+        blocks: for each stage what makes its blocks, in turn: block classes with what is the stage's own filled in.
         strides: (t, h, w) of each stage's first block.
         depths: blocks of each stage; there may be fewer stages than `blocks`.
+        pool: the maximum of each two frames is taken behind the first stage.
         inner: inner channels of blocks, by name; of the others all.
     """
 
-    blocks: tuple[Callable[..., nn.Module], ...]
+    blocks: tuple[tuple[Callable[..., nn.Module], ...], ...]
     strides: tuple[Strides, ...]
     depths: tuple[int, ...]
     width: int = 64
+    pool: bool = False
     inner: Mapping[str, tuple[int, ...]] = ALL_CHANNELS
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, smaller by the product of the strides."""
         for stage, depth in enumerate(self.depths):
-            for index in range(depth):
+            for index, block in zip(range(depth), itertools.cycle(self.blocks[stage]), strict=False):
                 strides, name = self.strides[stage] if index == 0 else (1, 1, 1), f"layer{stage + 1}_{index}"
-                inner = self.inner.get(name, ())
-                x = self.blocks[stage](self.width * 2**stage, strides, inner, name=name)(x, train, frame_mask)
+                x = block(self.width * 2**stage, strides, self.inner.get(name, ()), name=name)(x, train, frame_mask)
+            if stage == 0 and self.pool:
+                pairs = ((0, x.shape[1] % 2), (0, 0), (0, 0))
+                x = max_pool(mask_frames(x, frame_mask), (2, 1, 1), padding=pairs)
         return x
 
 
 def stage_blocks(
-    block: type[nn.Module], stages: tuple[Mapping[str, Any], ...], common: Common
-) -> tuple[Callable[..., nn.Module], ...]:
+    block: type[nn.Module], stages: tuple[tuple[Mapping[str, Any], ...], ...], common: Common
+) -> tuple[tuple[Callable[..., nn.Module], ...], ...]:
     """What `Body` makes the blocks of each stage with."""
     block = nn.remat(block, static_argnums=(2,)) if common.remat else block
     shared = {"dtype": common.dtype, "norm_epsilon": common.norm_epsilon}
-    return tuple(functools.partial(block, **stage, **shared) for stage in stages)
+    return tuple(tuple(functools.partial(block, **own, **shared) for own in stage) for stage in stages)
 
 
-def _stage(value: Any) -> int:
-    require(value in (1, 2, 3, 4))
-    return whole(value)
+def block_kernels(kernels: int | tuple[int, ...]) -> tuple[int, ...]:
+    """What `Kernels` says of one stage, as a tuple for its blocks in turn."""
+    return kernels if isinstance(kernels, tuple) else (kernels,)
+
+
+def check_kernels(option: str, kernels: tuple[Any, ...], depths: tuple[int, ...]) -> None:
+    """Refuses `Kernels` of fewer stages than there are."""
+    if len(depths) > len(kernels):
+        raise ValueError(f"{option} must have one for each of the {len(depths)} stages, got {kernels}")
 
 
 def build_slow(
@@ -232,29 +246,39 @@ def build_slow(
     depths: FourDepths = (3, 4, 6, 3),
     width: Count = 64,
     stem_kernel: Odd = 1,
-    temporal_kernels: Odds = (1, 1, 3, 3),
+    stem_stride: PowerOfTwo = 1,
+    stem_pool: StemPool = "space",
+    temporal_kernels: Kernels = (1, 1, 3, 3),
+    pool: Flag = False,
     zero_init: Flag = False,
     inner: Inner = ALL_CHANNELS,
 ) -> VideoModel:
-    """Slow, or with other kernels over time the networks of its shape; no layer strides over time.
+    """Slow, or with other kernels over time the networks of its shape; no stage strides over time.
 
     Args:
         common: what every model takes.
         depths: blocks of each stage.
         width: channels of the stem and of the first stage's inner convolutions.
         stem_kernel: frames that the stem's convolution sees.
-        temporal_kernels: frames that the first convolution of a block sees, for each stage.
+        stem_stride: stride over time of the stem's convolution, and of its max-pool again.
+        stem_pool: the stem's max-pool: "none", "space" over 3x3 pixels, "unpadded" the same within the grid, or
+            "space_time" over 3x3x3.
+        temporal_kernels: frames that the first convolution of a block sees: for each stage one number, or several for
+            its blocks in turn, which begin anew behind the last.
+        pool: the maximum of each two frames is taken behind the first stage.
         zero_init: the scale of each block's last norm starts at zero; see `ConvNorm`.
         inner: channels of each block's first two convolutions, by block; see `models.inner`.
     """
     check_inner(inner, stage_names(depths), 2)
-    if len(depths) > len(temporal_kernels):
-        raise ValueError(f"temporal_kernels must have one for each of the {len(depths)} stages, got {temporal_kernels}")
+    check_kernels("temporal_kernels", temporal_kernels, depths)
     strides = ((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2))
-    stages = tuple({"temporal_kernel": kernel, "zero_init": zero_init} for kernel in temporal_kernels)
+    stages = tuple(
+        tuple({"temporal_kernels": (kernel, 1), "zero_init": zero_init} for kernel in block_kernels(kernels))
+        for kernels in temporal_kernels
+    )
     return VideoModel(
-        stem=Stem(width, stem_kernel, True, common.dtype, common.norm_epsilon),
-        body=Body(stage_blocks(Bottleneck, stages, common), strides, depths, width, inner),
+        stem=Stem(width, stem_kernel, stem_stride, stem_pool, common.dtype, common.norm_epsilon),
+        body=Body(stage_blocks(Bottleneck, stages, common), strides, depths, width, pool, inner),
         head=PoolHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1) * Bottleneck.expansion,
         clip=common.clip,
@@ -264,108 +288,39 @@ def build_slow(
     )
 
 
-def build_r3d(
-    common: Common,
-    *,
-    depths: FourDepths = (2, 2, 2, 2),
-    width: Count = 64,
-    se: Annotated[str, choice("output", "residual")] = "output",
-    se_stages: Annotated[tuple[int, ...], Kind("a tuple of some of the stages 1, 2, 3, 4", several(_stage, 0))] = (),
-    se_reduction: Count = 16,
-    inner: Inner = ALL_CHANNELS,
-) -> VideoModel:
-    """R3D with basic blocks, and squeeze-and-excitation in some stages.
+C2D_MMACTION2 = {**IMAGENET, "stem_pool": "unpadded"}
+I3D_MMACTION2 = {**IMAGENET, "stem_stride": 2}
 
-    Weights of R3D-18 start one with squeeze-and-excitation, whose own parameters stay as initialised:
-    ``trees.merge(model.init(key, video), flaxvid.load_torch("r3d_18", "r3d_18.pth"))``.
+
+def slow_formats(pool: bool = False, mmaction2: Mapping[str, Any] = IMAGENET, flat: bool = False) -> dict[str, Format]:
+    """The formats of Slow and of its shape: pytorchvideo's, PySlowFast's, Caffe2's and mmaction2's.
 
     Args:
-        common: what every model takes.
-        depths: blocks of each stage.
-        width: channels of the stem and the first stage.
-        se: where a block has squeeze-and-excitation: "output", behind addition and ReLU, or "residual", before the
-            addition, which is the usual place.
-        se_stages: the stages that have it, from 1; (1, 2, 3, 4) are all.
-        se_reduction: how many times fewer channels there are inside it.
-        inner: channels of each block's first convolution, by block; see `models.inner`.
+        pool: as in `build_slow`.
+        mmaction2: what mmaction2's implies.
+        flat: mmaction2's convolutions are 2-D.
     """
-    check_inner(inner, stage_names(depths), 1)
-    strides = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
-    stages = tuple({"se": se if stage in se_stages else "", "se_reduction": se_reduction} for stage in (1, 2, 3, 4))
-    return VideoModel(
-        stem=Stem(width, 3, False, common.dtype, common.norm_epsilon),
-        body=Body(stage_blocks(BasicBlock, stages, common), strides, depths, width, inner),
-        head=PoolHead(common.num_classes, common.dropout, common.classifier_std),
-        feature_dim=width * 2 ** (len(depths) - 1),
-        clip=common.clip,
-        altered=((r"body/layer\d+_\d+/conv1/conv/kernel", -2),),
-        layers=stage_layers(depths),
-        inner=((r"body/layer\d+_\d+", unit_axes("conv1", "conv2")),),
-    )
+    return {
+        "pytorchvideo": Format(pytorchvideo_keys(pool)),
+        "pyslowfast": Format(PYSLOWFAST_KEYS),
+        "caffe2": Format(CAFFE2_KEYS, unused=CAFFE2_UNUSED),
+        "mmaction2": Format(MMACTION2_FLAT_KEYS if flat else MMACTION2_KEYS, mmaction2),
+    }
 
-
-PYTORCHVIDEO_KEYS = (
-    (r"stem/conv1/(conv|norm)", r"blocks.0.\1"),
-    (r"body/layer(\d+)_(\d+)/conv_([abc])/(conv|norm)", r"blocks.\1.res_blocks.\2.branch2.\4_\3"),
-    (r"body/layer(\d+)_(\d+)/downsample/(conv|norm)", r"blocks.\1.res_blocks.\2.branch1_\3"),
-    (r"head/classifier(_[^/]+)?", r"blocks.5.proj\1"),
-)
-
-
-def pyslowfast_keys(layer: str = "layer", pathway: int = 0) -> KeyTable:
-    """PySlowFast's keys of the residual stages, whose blocks we call "body/<layer>1_0" and so on."""
-    return tuple(
-        (rf"body/{layer}{stage}_(\d+)/{ours}", rf"s{stage + 1}.pathway{pathway}_res\1.{theirs}")
-        for stage in (1, 2, 3, 4)
-        for ours, theirs in (
-            (r"conv_([abc])/conv", r"branch2.\2"),
-            (r"conv_([abc])/norm", r"branch2.\2_bn"),
-            (r"se/reduce", r"branch2.se.fc1"),
-            (r"se/expand", r"branch2.se.fc2"),
-            (r"downsample(?:/conv)?", r"branch1"),
-            (r"downsample/norm", r"branch1_bn"),
-        )
-    )
-
-
-TORCH_KEYS = {
-    "pytorchvideo": PYTORCHVIDEO_KEYS,
-    "pyslowfast": (
-        (r"stem/conv1/conv", r"s1.pathway0_stem.conv"),
-        (r"stem/conv1/norm", r"s1.pathway0_stem.bn"),
-        *pyslowfast_keys(),
-        (r"head/classifier(_[^/]+)?", r"head.projection\1"),
-    ),
-}
-"""The keys of pytorchvideo's and PySlowFast's slow networks."""
-
-R3D_TORCH_KEYS = {
-    "torchvision": (
-        (r"stem/conv1/conv", r"stem.0"),
-        (r"stem/conv1/norm", r"stem.1"),
-        (r"body/layer(\d+)_(\d+)/(conv\d|downsample)/conv", r"layer\1.\2.\3.0"),
-        (r"body/layer(\d+)_(\d+)/(conv\d|downsample)/norm", r"layer\1.\2.\3.1"),
-        (r"body/layer(\d+)_(\d+)/se/reduce", r"layer\1.\2.se.1"),
-        (r"body/layer(\d+)_(\d+)/se/expand", r"layer\1.\2.se.3"),
-        (r"head/classifier(_[^/]+)?", r"fc\1"),
-    ),
-}
-"""The keys of torchvision, and of its blocks with an `se` of pool, convolution, ReLU, convolution and sigmoid."""
 
 TINY = {"width": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 4, "image_size": 32}
 
-
-def _slow(variant: Mapping[str, Any], clip: ClipSpec) -> ModelSpec:
-    return ModelSpec(build_slow, variant, clip, formats=formats(TORCH_KEYS), tiny=TINY)
-
-
-def _r3d(variant: Mapping[str, Any], tiny: Mapping[str, Any]) -> ModelSpec:
-    return ModelSpec(build_r3d, variant, TORCHVISION_CLIP, dropout=0.0, formats=formats(R3D_TORCH_KEYS), tiny=tiny)
-
+I3D = {"stem_kernel": 5, "temporal_kernels": (3, (3, 1), (3, 1), (1, 3)), "pool": True}
 
 SPECS = {
-    "slow_r50": _slow({}, PYTORCHVIDEO_CLIP),
-    "res3dcnn": _slow({"stem_kernel": 7, "num_classes": 9}, dataclasses.replace(PYTORCHVIDEO_CLIP, num_frames=16)),
-    "r3d_18": _r3d({}, TINY),
-    "r3d_18_se": _r3d({"se_stages": (3, 4)}, {**TINY, "se_reduction": 8}),
+    name: ModelSpec(
+        build_slow, variant, dataclasses.replace(PYTORCHVIDEO_CLIP, num_frames=frames), formats=known, tiny=TINY
+    )
+    for name, variant, frames, known in (
+        ("slow_r50", {}, 8, slow_formats()),
+        ("slow_r101", {"depths": (3, 4, 23, 3)}, 8, slow_formats()),
+        ("res3dcnn", {"stem_kernel": 7, "num_classes": 9}, 16, slow_formats()),
+        ("c2d_r50", {"temporal_kernels": (1,) * 4, "pool": True}, 8, slow_formats(True, C2D_MMACTION2, flat=True)),
+        ("i3d_r50", I3D, 8, slow_formats(True, I3D_MMACTION2)),
+    )
 }

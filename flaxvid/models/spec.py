@@ -30,7 +30,8 @@ key. A collection of its own stands first: `params_4f` as ``4f/``, `params_decod
 ``{query,key,value}`` in a replacement names several tensors. They stand one after another along the last axis of ours.
 
 A third part says in einops' way how our axes become the reference's, where it is not as torch has them: ``"1 1 c ->
-c"``. An axis may be an option of the model, ``"c (num_heads d) -> c num_heads d"``, and has its value."""
+c"``. An axis may be an option of the model, ``"c (num_heads d) -> c num_heads d"``, and has its value. In
+``"(8 + 1) o -> o (1 + 8)"`` an axis has two parts in that proportion, which the reference has the other way round."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,10 @@ class Common:
     def clip(self) -> ClipSpec:
         """The clip that the model is made for."""
         return ClipSpec(self.num_frames, self.image_size, self.mean, self.std)
+
+
+IMAGENET: Mapping[str, Any] = {"mean": ClipSpec.mean, "std": ClipSpec.std}
+"""What a format implies whose origin takes pixels as ImageNet's networks do, on a model whose own are others."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ second block has squeeze-and-excitation. So 3.8 million parameters do what takes
 Differs from the references: pytorchvideo 0.1.5 and, at evaluation, PySlowFast end in a softmax; ours ends in logits.
 They average over windows of the training crop's size, we over the whole grid, which at that crop is the same. Where a
 stage's first block keeps the number of channels, pytorchvideo's shortcut has no norm, and PySlowFast's has one
-(`shortcut_norm=True`, which its files imply). pytorchvideo's key `conv_t` is the stem's spatial convolution, its
-`conv_xy` the temporal one.
+(`shortcut_norm=True`, which its files and mmaction2's imply). pytorchvideo's key `conv_t` is the stem's spatial
+convolution, its `conv_xy` the temporal one.
 """
 
 import dataclasses
@@ -23,8 +23,9 @@ from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import Logits, classify
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.models.options import Count, Depths, Flag
-from flaxvid.models.resnet3d import PYTORCHVIDEO_CLIP, pyslowfast_keys
+from flaxvid.models.resnet3d import PYTORCHVIDEO_CLIP
 from flaxvid.models.spec import Common, Format, ModelSpec
+from flaxvid.models.torch_keys import mmaction2_keys, pyslowfast_keys
 from flaxvid.models.video_model import VideoModel, stage_layers
 
 EXPANSION = 2.25
@@ -212,12 +213,25 @@ TORCH_KEYS = {
         (r"head/post", r"head.lin_5"),
         (r"head/classifier(_[^/]+)?", r"head.projection\1"),
     ),
+    "mmaction2": (
+        (r"stem/conv_xy", r"backbone.conv1_s.conv"),
+        (r"stem/conv_t/conv", r"backbone.conv1_t.conv"),
+        (r"stem/conv_t/norm", r"backbone.conv1_t.bn"),
+        *mmaction2_keys(),
+        (r"body/layer(\d+)_(\d+)/se/reduce", r"backbone.layer\1.\2.se_module.fc1"),
+        (r"body/layer(\d+)_(\d+)/se/expand", r"backbone.layer\1.\2.se_module.fc2"),
+        (r"head/pre/conv", r"backbone.conv5.conv"),
+        (r"head/pre/norm", r"backbone.conv5.bn"),
+        (r"head/post/kernel", r"cls_head.fc1.weight", "1 1 1 i o -> o i"),
+        (r"head/classifier(_[^/]+)?", r"cls_head.fc2\1"),
+    ),
 }
-"""The keys of pytorchvideo and PySlowFast."""
+"""The keys of pytorchvideo, PySlowFast and mmaction2."""
 
 FORMATS = {
     "pytorchvideo": Format(TORCH_KEYS["pytorchvideo"]),
     "pyslowfast": Format(TORCH_KEYS["pyslowfast"], {"shortcut_norm": True}),
+    "mmaction2": Format(TORCH_KEYS["mmaction2"], {"shortcut_norm": True}),
 }
 
 TINY = {"width": 8, "depths": (2, 1, 1), "head_features": 32, "num_classes": 5, "num_frames": 4, "image_size": 32}

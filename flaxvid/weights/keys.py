@@ -20,6 +20,7 @@ _LEAVES = {
 }
 _AXES = {"kernel": "... i o -> o i ...", "gain": "c -> c 1 1 1"}
 """Ours to torch's: kernels (*window, in, out) to (out, in, *window), gains to depthwise 1x1 kernels."""
+_TWO_PARTS = re.compile(r"\((\d+) \+ (\d+)\)")
 
 
 def torch_key(path: str, table: KeyTable) -> str | None:
@@ -60,7 +61,7 @@ def to_tensors(path: str, array: np.ndarray, table: KeyTable, options: Mapping[s
     lengths = {name: value for name, value in options.items() if name in re.findall(r"\w+", axes)}
     try:
         parts = np.split(array, len(keys), axis=-1) if len(keys) > 1 else [array]
-        return {key: rearrange(part, axes, **lengths) for key, part in zip(keys, parts, strict=True)}
+        return {key: _rearrange(part, axes, lengths) for key, part in zip(keys, parts, strict=True)}
     except (ValueError, EinopsError) as error:
         said = f" with {', '.join(f'{name}={value}' for name, value in lengths.items())}" if lengths else ""
         raise ValueError(
@@ -72,8 +73,19 @@ def to_tensors(path: str, array: np.ndarray, table: KeyTable, options: Mapping[s
 def from_tensors(path: str, tensors: Sequence[np.ndarray], table: KeyTable) -> np.ndarray:
     """The inverse of `to_tensors`: a variable out of the tensors of its keys, in their order."""
     ours, _, theirs = _find(path, table)[1].partition(" -> ")
-    parts = [rearrange(tensor, f"{theirs} -> {ours}") for tensor in tensors]
+    parts = [_rearrange(tensor, f"{theirs} -> {ours}", {}) for tensor in tensors]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def _rearrange(array: np.ndarray, axes: str, lengths: Mapping[str, Any]) -> np.ndarray:
+    """einops' `rearrange`, but for an axis of two parts that change places, "(8 + 1)" to "(1 + 8)"."""
+    if parts := _TWO_PARTS.search(axes):
+        axis, (first, second) = axes[: parts.start()].count(" "), map(int, parts.groups())
+        unit, rest = divmod(array.shape[axis], first + second)
+        if rest:
+            raise ValueError(f"axis {axis} of {array.shape} has no parts of {first} to {second}")
+        array, axes = np.roll(array, second * unit, axis), _TWO_PARTS.sub("parts", axes)
+    return rearrange(array, axes, **lengths)
 
 
 def _find(path: str, table: KeyTable) -> tuple[str | None, str]:

@@ -226,6 +226,8 @@ def _readings(
     other_head = asked.get("head", "own") != "own" and classes is not None
     made: list[tuple[Mapping[str, Any], VideoModel, Variables, list[str]]] = []
     for fmt, format in formats.items():
+        if made and not _shares_keys(source, made[0][2], format):
+            continue  # to make its model would take time
         implied = find_implied(name, format, overrides)
         if not any(implied == before for before, *_ in made):
             model = create_model(name, **{**implied, **asked})
@@ -264,6 +266,11 @@ def _readings(
                 faults=_find_faults(source, found, wanted),
                 exact=all(without_prefix(source.names[short]) in wrapped for short in found),
             )
+
+
+def _shares_keys(source: Source, variables: Variables, format: Format) -> bool:
+    """Whether a checkpoint has a key that the format gives to one of the variables."""
+    return any(short in source.shapes for path in trees.flatten(variables) for short in source_keys(path, format.keys))
 
 
 def _shape_of(model: VideoModel) -> Variables:

@@ -32,7 +32,7 @@ _SHORTEST_LAST = sorted(flaxvid.list_models(), key=lambda name: (len(name), name
 DISTINCT = sorted({structure(create_tiny(name)): name for name in _SHORTEST_LAST}.values())
 DISTINCT += [f"{name} attention" for name in ("slowfast_r50", "vivit_base", "x3d_m")]
 
-CONVOLUTIONAL = ("tsn", "tsm", "slow", "res3d", "r3d", "r2plus1d", "x3d")
+CONVOLUTIONAL = ("tsn", "tsm", "slow", "c2d", "i3d", "res3d", "r3d", "mc3", "csn", "r2plus1d", "x3d")
 
 
 def count_layers(model, variables, video, kind):

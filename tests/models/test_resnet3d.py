@@ -29,6 +29,10 @@ def count(tree):
     ("name", "options", "parameters", "clip", "gmacs"),
     [
         ("slow_r50", {}, 32_454_096, (8, 256), 54.5208),
+        ("c2d_r50", {}, 24_327_632, (8, 256), 25.46),
+        ("i3d_r50", {}, 28_043_472, (8, 256), 37.11),
+        ("csn_r101", {}, 22_213_776, (32, 256), 73.76),
+        ("mc3_18", {}, 11_695_440, (16, 112), 43.343),
         ("r3d_18", {}, 33_371_472, (16, 112), 40.6966),
         ("r2plus1d_r18", {}, 31_505_325, (16, 112), 40.5191),
         ("r2plus1d_r34", {}, 63_697_175, (16, 112), 76.18),
@@ -123,6 +127,27 @@ def test_weights_without_squeeze_and_excitation_make_a_start(random_variables):
     start = trees.flatten(trees.merge(fresh, trained))
     assert start.keys() == trees.flatten(fresh).keys()
     assert {path.split("/")[-3] for path in start.keys() - trees.flatten(trained).keys()} == {"se"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("c2d_r50", {}), ("i3d_r50", {"stem_stride": 2}), ("r3d_resnet18", {}), ("r2plus1d_resnet18", {})],
+)
+def test_pools_over_time_see_no_padding(random_variables, clip, name, options):
+    """Of an odd number of frames, whose last one stands alone in the pool."""
+    model = create_tiny(name, depths=(1, 1), **options)
+    variables, video = random_variables(model), clip(1, 8, 32, 32)
+    apply = jax.jit(model.apply)
+    mask = np.arange(8)[None] < 5
+    short = apply(variables, video[:, :5])
+    np.testing.assert_allclose(apply(variables, video, frame_mask=mask), short, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(apply(variables, video), short, rtol=1e-2)
+
+
+def test_bottlenecks_of_r2plus1d_refuse_options_of_basic_blocks():
+    for option in ("shared_midplanes", "paired_shortcut"):
+        with pytest.raises(ValueError, match="bottlenecks have neither shared_midplanes nor paired_shortcut"):
+            create_model("r2plus1d_resnet50", **{option: True})
 
 
 def test_slow_sees_neighbouring_frames_in_the_last_two_stages_only(random_variables, clip):

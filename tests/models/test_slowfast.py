@@ -20,6 +20,7 @@ FRAMES = (16, 32, 64)  # the paper's for SlowFast
         ("slowfast_r50", {}, 34_566_488, 50.308583),
         ("slowfast_r50", {"alpha": 8, "fusion_kernel": 5}, 34_480_216, None),
         ("slowfast_r101", {}, 62_826_968, 96.396644),
+        ("slowfast_r101_50_50", {}, 53_774_808, None),
     ],
 )
 def test_parameters_and_multiply_adds_are_the_references(name, options, parameters, gmacs):
@@ -44,6 +45,35 @@ def test_the_slow_frames():
     assert chosen(13, 4) == [0, 4, 8, 12]
     assert chosen(5, 4) == [0, 4]
     assert [chosen(frames, 4) for frames in (1, 3, 4)] == [[0], [0], [0]]
+
+
+def test_strided_slow_frames_and_bare_laterals_see_no_padding(random_variables, clip):
+    """As in mmaction2's files."""
+    assert slow_frames(jnp.arange(13).reshape(1, 13, 1, 1, 1), 4, None, "stride")[0, :, 0, 0, 0].tolist() == [
+        0,
+        4,
+        8,
+        12,
+    ]
+    model = create_tiny("slowfast_r50", depths=(1, 1), slow_sampling="stride", lateral_norm=False)
+    variables, video = random_variables(model), clip(1, 13, 32, 32)
+    assert set(variables["params"]["body"]["fusion0"]) == {"kernel"}
+    apply = jax.jit(model.apply)
+    mask = np.arange(13)[None] < 7
+    np.testing.assert_allclose(
+        apply(variables, video, frame_mask=mask), apply(variables, video[:, :7]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_pathways_of_other_depths(random_variables, clip):
+    model = create_tiny("slowfast_r50", depths=(1, 2), fast_depths=(2, 1))
+    variables = random_variables(model)
+    assert {name for name in variables["params"]["body"] if "layer" in name} == {
+        *("slow_layer1_0", "slow_layer2_0", "slow_layer2_1"),
+        *("fast_layer1_0", "fast_layer1_1", "fast_layer2_0"),
+    }
+    with pytest.raises(ValueError, match=r"fast_depths must have one for each of the 2 stages, got \(1,\)"):
+        create_tiny("slowfast_r50", depths=(1, 2), fast_depths=(1,))
 
 
 @pytest.mark.parametrize("real", range(10))

@@ -131,13 +131,48 @@ def pyslowfast_key(key):
     return key
 
 
-@pytest.mark.parametrize("name", ["x3d_xs", "x3d_m", "x3d_l"])
-def test_x3d_of_pyslowfast(pytorchvideo_hub, randomised, relative_error, name):
-    net = getattr(pytorchvideo_hub, name)(model_num_class=CLASSES)
+def x3d_with_every_norm(hub, name):
+    net = getattr(hub, name)(model_num_class=CLASSES)
     net.blocks[1].res_blocks[0].branch1_norm = nn.BatchNorm3d(24)  # the one norm that pytorchvideo leaves out
     net.blocks[5].activation = None
     net.blocks[5].pool.pool = nn.AdaptiveAvgPool3d(1)
-    randomised(net, small=True)
+    return net
+
+
+@pytest.mark.parametrize("name", ["x3d_xs", "x3d_m", "x3d_l"])
+def test_x3d_of_pyslowfast(pytorchvideo_hub, randomised, relative_error, name):
+    net = randomised(x3d_with_every_norm(pytorchvideo_hub, name), small=True)
     clip = random_clip((4, 96, 96))
     state_dict = {pyslowfast_key(key): tensor for key, tensor in net.state_dict().items()}
     check(name, "pyslowfast", state_dict, clip, outputs(net, clip), relative_error, {"shortcut_norm": True})
+
+
+MMACTION2_X3D = (
+    (r"blocks\.0\.conv\.conv_t\.", "backbone.conv1_s.conv."),
+    (r"blocks\.0\.conv\.conv_xy\.", "backbone.conv1_t.conv."),
+    (r"blocks\.0\.norm\.", "backbone.conv1_t.bn."),
+    (r"blocks\.5\.pool\.pre_conv\.", "backbone.conv5.conv."),
+    (r"blocks\.5\.pool\.pre_norm\.", "backbone.conv5.bn."),
+    (r"blocks\.5\.pool\.post_conv\.", "cls_head.fc1."),
+    (r"blocks\.5\.proj\.", "cls_head.fc2."),
+    (r"blocks\.(\d)\.res_blocks\.(\d+)\.(?:branch2\.)?", r"backbone.layer\1.\2."),
+    (r"branch1_conv\.", "downsample.conv."),
+    (r"branch1_norm\.", "downsample.bn."),
+    (r"norm_b\.1\.block\.0\.", "se_module.fc1."),
+    (r"norm_b\.1\.block\.2\.", "se_module.fc2."),
+    (r"norm_b\.0\.", "norm_b."),
+    *((rf"conv_{letter}\.", f"conv{number}.conv.") for number, letter in enumerate("abc", start=1)),
+    *((rf"norm_{letter}\.", f"conv{number}.bn.") for number, letter in enumerate("abc", start=1)),
+)
+"""pytorchvideo's keys to mmaction2's."""
+
+
+def test_x3d_of_mmaction2(pytorchvideo_hub, randomised, relative_error):
+    """The same network as PySlowFast's; the head's first layer is a dense one in the file."""
+    net = randomised(x3d_with_every_norm(pytorchvideo_hub, "x3d_s"), small=True)
+    clip, state_dict = random_clip((3, 64, 64)), {}
+    for key, tensor in net.state_dict().items():
+        for pattern, replacement in MMACTION2_X3D:
+            key = re.sub(pattern, replacement, key)
+        state_dict[key] = tensor.flatten(1) if key == "cls_head.fc1.weight" else tensor
+    check("x3d_s", "mmaction2", state_dict, clip, outputs(net, clip), relative_error, {"shortcut_norm": True})

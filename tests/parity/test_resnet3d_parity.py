@@ -42,14 +42,14 @@ def make_reference(torchvision_models, request):
     video = torchvision_models.video
 
     def make(name, classes=CLASSES):
-        if name in ("slow_r50", "r2plus1d_r50"):
+        if name in ("slow_r50", "r2plus1d_r50", "c2d_r50", "i3d_r50", "csn_r101"):
             return getattr(request.getfixturevalue("pytorchvideo_hub"), name)(model_num_class=classes)
         if name == "r2plus1d_r34":
             resnet = video.resnet
             return resnet.VideoResNet(
                 resnet.BasicBlock, [resnet.Conv2Plus1D] * 4, [3, 4, 6, 3], resnet.R2Plus1dStem, num_classes=classes
             )
-        return {"r3d_18": video.r3d_18, "r2plus1d_r18": video.r2plus1d_18}.get(
+        return {"r3d_18": video.r3d_18, "mc3_18": video.mc3_18, "r2plus1d_r18": video.r2plus1d_18}.get(
             name, lambda num_classes: excited(video.r3d_18(num_classes=num_classes))
         )(num_classes=classes)
 
@@ -99,7 +99,43 @@ def test_squeeze_and_excitation_before_the_addition(torchvision_models, randomis
     assert error < 1e-4
 
 
-@pytest.mark.parametrize("name", [*CASES, "r2plus1d_r34"])
+def narrow(hub, name):
+    """pytorchvideo's networks with an eighth of the channels, and CSN with half of the layers."""
+    options = {"model_num_class": CLASSES, "stem_dim_out": 8}
+    if name == "csn_r50":
+        net = hub.csn.create_csn(model_depth=50, stem_pool=torch.nn.MaxPool3d, **options)
+    else:
+        net = getattr(hub, name)(**options)
+    net.blocks[-1].pool = torch.nn.AdaptiveAvgPool3d(1)
+    return net
+
+
+@pytest.mark.parametrize("name", ["c2d_r50", "i3d_r50", "csn_r50"])
+def test_narrow_networks(pytorchvideo_hub, randomised, relative_error, name):
+    net = randomised(narrow(pytorchvideo_hub, name), small=True)
+    model, variables = flaxvid.load_model(name, {"model_state": net.state_dict()}, width=8)
+    video = random_clip((6, 64, 48))
+    error = relative_error(jax.jit(model.apply)(variables, video), outputs(net, video))
+    print(f"{name}: relative error {error:.1e}")
+    assert error < 1e-4
+    exported = flaxvid.to_torch(name, flaxvid.load_torch(name, net.state_dict(), overrides={"width": 8}))
+    assert exported.keys() == net.state_dict().keys()
+    for key, tensor in net.state_dict().items():
+        np.testing.assert_array_equal(exported[key], tensor.numpy(), err_msg=key)
+
+
+def test_mc3(make_reference, randomised, relative_error, check_same_tensors):
+    """Its last three stages keep the frames."""
+    net = randomised(make_reference("mc3_18"), small=True)
+    model, variables = flaxvid.load_model("mc3_18", net.state_dict())
+    video = random_clip((5, 48, 64))
+    error = relative_error(jax.jit(model.apply)(variables, video), outputs(net, video))
+    print(f"mc3_18: relative error {error:.1e}")
+    assert error < 1e-4
+    check_same_tensors("mc3_18", variables, net)
+
+
+@pytest.mark.parametrize("name", [*CASES, "r2plus1d_r34", "mc3_18", "c2d_r50", "i3d_r50", "csn_r101"])
 def test_keys_shapes_and_counts(make_reference, check_strict_export, name):
     with torch.device("meta"):
         net = make_reference(name, 400)

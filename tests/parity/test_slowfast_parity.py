@@ -67,8 +67,28 @@ def test_the_slow_frames_are_the_references(frames, alpha):
     assert ours[0, :, 0, 0, 0].tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("name", CASES)
+def test_kernels_that_differ_within_a_stage(pytorchvideo_hub, randomised, relative_error):
+    """R101_50_50's kind, with narrower and fewer layers."""
+    kernels = (1, 1, (3, 3, 1, 1, 1, 1), 3), (3, 3, (3, 3, 1, 1, 1, 1), 3)
+    sizes = [
+        [[(k, 1, 1) for k in stage] if isinstance(stage, tuple) else (stage, 1, 1) for stage in pathway]
+        for pathway in kernels
+    ]
+    net = pytorchvideo_hub.slowfast.create_slowfast(
+        model_num_class=CLASSES,
+        stem_dim_outs=(16, 2),
+        slowfast_fusion_conv_kernel_size=(5, 1, 1),
+        stage_conv_a_kernel_sizes=sizes,
+        head_pool=torch.nn.AdaptiveAvgPool3d,
+    )
+    options = {"width": 16, "depths": (3, 4, 6, 3), "slow_kernels": kernels[0], "fast_kernels": kernels[1]}
+    name, state_dict = "slowfast_r101_50_50", randomised(net, small=True).state_dict()
+    variables = flaxvid.load_torch(name, state_dict, overrides=options)
+    check(net, name, (16, 48, 64), variables, relative_error, **options)
+
+
+@pytest.mark.parametrize("name", [*CASES, "slowfast_r101_50_50"])
 def test_keys_shapes_and_counts(pytorchvideo_hub, check_strict_export, name):
     with torch.device("meta"):
-        net = getattr(pytorchvideo_hub, name)()
+        net = getattr(pytorchvideo_hub, name.replace("_r101_50", "_16x8_r101_50"))()
     check_strict_export(name, net)

@@ -51,6 +51,10 @@ CASES = [
 
 
 PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+SPORTS1M = {"mean": (0.43216, 0.394666, 0.37645), "std": (0.22803, 0.22145, 0.216989)}
+STRIDED = {**IMAGENET, "slow_sampling": "stride"}
+SLOWER = {"alpha": 8, "fusion_kernel": 5}
 
 
 def test_what_the_formats_of_each_name_imply():
@@ -69,8 +73,35 @@ def test_what_the_formats_of_each_name_imply():
             for fmt in ("tsm", "mmaction2")
         },
         **{f"x3d_{size}: pyslowfast": {"shortcut_norm": True} for size in ("xs", "s", "m", "l")},
+        **{f"x3d_{size}: mmaction2": {"shortcut_norm": True} for size in ("xs", "s", "m", "l")},
         "r2plus1d_r34: ig65m": {"norm_epsilon": 1e-3},
         "r2plus1d_r34: torchvision": {"shared_midplanes": True},
+        "r2plus1d_r34: mmaction2": {
+            **IMAGENET,
+            "norm_epsilon": 1e-3,
+            "stem_by_rule": True,
+            "stem_pool": "space",
+            "paired_shortcut": True,
+        },
+        **{f"{name}: mmaction2": IMAGENET for name in ("slow_r50", "slow_r101", "res3dcnn")},
+        "c2d_r50: mmaction2": {**IMAGENET, "stem_pool": "unpadded"},
+        "i3d_r50: mmaction2": {**IMAGENET, "stem_stride": 2},
+        **{
+            f"csn_r{depth}: mmaction2{suffix}": {**pixels, "norm_epsilon": 1e-3}
+            for depth in (50, 101, 152)
+            for suffix, pixels in (("", IMAGENET), ("_sports1m", SPORTS1M))
+        },
+        **{f"slowfast_r50: {fmt}_4x16": SLOWER for fmt in ("pyslowfast", "caffe2")},
+        "slowfast_r50: mmaction2": {**STRIDED, "lateral_norm": False},
+        "slowfast_r50: mmaction2_norm": {**STRIDED, "lateral_norm": True},
+        "slowfast_r50: mmaction2_4x16": {**STRIDED, "lateral_norm": False, **SLOWER},
+        "slowfast_r101: mmaction2": {**STRIDED, "lateral_norm": False, "fusion_kernel": 7},
+        "slowfast_r101: mmaction2_r50": {
+            **STRIDED,
+            "lateral_norm": False,
+            **SLOWER,
+            "fast_depths": (3, 4, 6, 3),
+        },
         **{
             f"timesformer_base: {fmt}{suffix}": {"attention": attention, **implied}
             for fmt, implied in (("transformers", {}), ("authors", {}), ("mmaction2", PIXELS))

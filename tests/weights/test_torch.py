@@ -1,5 +1,6 @@
 """Import and export by the tables, without torch; parity with torch is in tests/parity."""
 
+import re
 import warnings
 
 import chex
@@ -65,6 +66,8 @@ def test_round_trip_of_every_plain_format(plain, fmt):
 
 
 BLOCKS = ("slow_r50", "res3dcnn", "r3d_18", "r3d_18_se", "r2plus1d_r18", "r2plus1d_r34", "r2plus1d_r50", "slowfast_r50")
+BLOCKS += ("c2d_r50", "i3d_r50", "r3d_resnet18", "r3d_resnet50", "r2plus1d_resnet18", "r2plus1d_resnet50")
+BLOCKS += ("slowfast_r101_50_50",)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,59 @@ def test_every_table_exports_and_imports_the_same_tensors(name, given, random_va
         imported = import_torch(name, {"model_state": exported}, overrides={**small, **given})
         assert (imported.format, imported.num_classes) == (table, 5)
         chex.assert_trees_all_equal(imported.variables, variables)
+
+
+CAFFE2 = (
+    (r"(t_)?res_conv1_bn_", r"s1.pathway{}_stem.bn_"),
+    (r"(t_)?conv1_w", r"s1.pathway{}_stem.conv_w"),
+    (r"t_pool1_subsample_bn_", r"s1_fuse.bn_"),
+    (r"t_pool1_subsample_w", r"s1_fuse.conv_f2s_w"),
+    (r"t_res(\d)_\d+_branch2c_bn_subsample_bn_", r"s\1_fuse.bn_"),
+    (r"t_res(\d)_\d+_branch2c_bn_subsample_w", r"s\1_fuse.conv_f2s_w"),
+    (r"(?:t_)?res(\d)_(\d+)_branch2([abc])_bn_", r"s\1.pathway{}_res\2.branch2.\3_bn_"),
+    (r"(?:t_)?res(\d)_(\d+)_branch2([abc])_w", r"s\1.pathway{}_res\2.branch2.\3_w"),
+    (r"(?:t_)?res(\d)_(\d+)_branch1_", r"s\1.pathway{}_res\2.branch1_"),
+    (r"pred_", "head.projection_"),
+)
+LEAVES = {"w": "weight", "b": "bias", "s": "weight", "rm": "running_mean", "riv": "running_var"}
+
+
+def from_caffe2(name):
+    """PySlowFast's key of a name of Caffe2, by what its converter says."""
+    pathway = int(name.startswith("t_"))
+    key = next(re.sub(old, new, name) for old, new in CAFFE2 if re.match(old, name)).format(pathway)
+    module, _, leaf = key.rpartition("_")
+    return f"{module}.{LEAVES[leaf]}"
+
+
+@pytest.mark.parametrize("name", ["slow_r50", "c2d_r50", "i3d_r50", "slowfast_r50", "slowfast_r101"])
+def test_the_names_of_caffe2(name):
+    """Of the whole network: where a lateral convolution reads is part of its name."""
+    model = flaxvid.create_model(name)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 64, 64, 3), np.uint8))
+    blank = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    ours = flaxvid.to_torch(name, blank, "caffe2")
+    theirs = flaxvid.to_torch(name, blank, "pyslowfast")
+    counters = {key for key in theirs if key.endswith("num_batches_tracked")}
+    assert {from_caffe2(key): tensor.shape for key, tensor in ours.items()} == {
+        key: tensor.shape for key, tensor in theirs.items() if key not in counters
+    }
+    momenta = {f"{key}_momentum": tensor for key, tensor in ours.items()}
+    blobs = {**ours, **momenta, "lr": np.ones(1, np.float32), "model_iter": np.ones(1, np.float32)}
+    assert import_torch(name, blobs).format == "caffe2"
+
+
+def test_the_classifier_of_mmaction2s_slowfast_has_the_fast_pathway_first(random_variables):
+    name, options = "slowfast_r50", dict(get_spec("slowfast_r50").formats["mmaction2"].overrides)
+    variables = random_variables(create_tiny(name, **options))
+    kernel = np.asarray(variables["params"]["head"]["classifier"]["kernel"])
+    written = flaxvid.to_torch(name, variables, "mmaction2", overrides=options)["cls_head.fc_cls.weight"]
+    fast = kernel.shape[0] // 9
+    np.testing.assert_array_equal(written[:, :fast], kernel[-fast:].T)
+    np.testing.assert_array_equal(written[:, fast:], kernel[:-fast].T)
+    thick = {**options, "beta": 4}
+    with pytest.raises(ValueError, match=r"classifier/kernel must split .* pass the overrides"):
+        flaxvid.to_torch(name, random_variables(create_tiny(name, **thick)), "mmaction2", overrides=thick)
 
 
 def test_kernels_are_transposed(plain):
