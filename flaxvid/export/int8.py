@@ -62,13 +62,15 @@ def in_whole_numbers(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node
                 whole[key] = add("QuantizeLinear", name, read(value), step, zero)
         return whole[key]
 
-    def read(value: Value) -> Value:
+    def read(value: Value, user: Node | None = None) -> Value:
         """What a node reads instead of a value."""
         rounding = rounding_of(value)
         if rounding is None:
             return value
         steps = _steps(rounding)
         key = in_steps(value, *steps)
+        if user is not None and _skips(user):
+            key = add("Slice", f"{user.name}/places", key, *_places(user))
         if key not in pairs:
             pairs[key] = add("DequantizeLinear", f"{key}/read", key, *steps)
         return pairs[key]
@@ -76,12 +78,30 @@ def in_whole_numbers(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node
     for node in nodes:
         if node.op == ROUND:
             continue
-        inputs = [read(value) for value in node.inputs]
-        if node.op in OUTPUTS and inputs[0] != node.inputs[0] and isinstance(inputs[1], np.ndarray):
+        first, *others = node.inputs
+        inputs = [read(first, node), *map(read, others)]
+        attributes = node.attributes
+        if node.op in OUTPUTS and inputs[0] != first and isinstance(inputs[1], np.ndarray):
             kept.append(_packed(inputs[1], OUTPUTS[node.op], f"{node.name}/kernel"))
             inputs[1] = kept[-1].output
-        kept.append(dataclasses.replace(node, inputs=inputs))
+            if _skips(node):
+                attributes = {**attributes, "strides": attributes["kernel_shape"]}
+        kept.append(dataclasses.replace(node, inputs=inputs, attributes=attributes))
     return needed(kept, outputs)
+
+
+def _skips(node: Node) -> bool:
+    """Whether a convolution reads only some places, each of them alone.
+
+    OpenVINO would choose them before the rounding, and then not compute in whole numbers.
+    """
+    return node.op == "Conv" and set(node.attributes["kernel_shape"]) == {1} != set(node.attributes["strides"])
+
+
+def _places(convolution: Node) -> tuple[np.ndarray, ...]:
+    """The inputs of a Slice that chooses what a convolution with a kernel of one place reads."""
+    strides = np.array(convolution.attributes["strides"])
+    return 0 * strides, np.full_like(strides, np.iinfo(np.int64).max), np.arange(2, 2 + len(strides)), strides
 
 
 def _steps(rounding: Node) -> tuple[np.ndarray, np.ndarray]:

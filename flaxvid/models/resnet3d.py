@@ -83,7 +83,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides
+from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides, Sum
 from flaxvid.layers.heads import PoolHead
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.pooling import max_pool
@@ -127,7 +127,7 @@ class BasicBlock(nn.Module):
             y = SqueezeExcitation(hidden, dtype=self.dtype, name="se")(y, frame_mask)
         if x.shape != y.shape:
             x = unit(self.width, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
-        x = nn.relu(x + y)
+        x = nn.relu(Sum(name="sum")(x, y))
         if self.se == "output":
             x = SqueezeExcitation(hidden, dtype=self.dtype, name="se")(x, frame_mask)
         return x
@@ -164,7 +164,7 @@ class Bottleneck(nn.Module):
         y = unit(features, (1, 1, 1), zero_init=self.zero_init, name="conv_c")(y, train, frame_mask)
         if x.shape != y.shape:
             x = unit(features, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
-        return nn.relu(x + y)
+        return nn.relu(Sum(name="sum")(x, y))
 
 
 class Stem(nn.Module):
