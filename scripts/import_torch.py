@@ -30,9 +30,7 @@ def main() -> None:
     sys.argv[1:] = one_each(sys.argv[1:], "--frames")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=list_models(), metavar="MODEL", help="a name of flaxvid.list_models()")
-    parser.add_argument(
-        "source", help="a file with the keys of torch, or a name of flaxvid.list_weights()"
-    )
+    parser.add_argument("source", help="a file with the keys of torch, or a name of flaxvid.list_weights()")
     parser.add_argument("output", type=Path, help="the .safetensors file to write")
     parser.add_argument("--num-classes", type=number(int, 1), help="another number than the file's makes a fresh head")
     parser.add_argument(

@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from flaxvid.layers.int8 import KEPT, Ranges, at_operands, find_qwix, is_kept
+from flaxvid.layers.shift import TemporalShift
 from flaxvid.models.registry import create_model
 from flaxvid.models.video_model import Video, VideoModel
 from flaxvid.types import Variables
@@ -22,7 +24,9 @@ def calibrate(
 ) -> dict[str, tuple[float, float]]:
     """Measures the inputs of the layers: the mean over the clips of each clip's smallest and largest value.
 
-    So rare extremes are cut off. A layer that only sees zeros is left out.
+    So rare extremes are cut off. A layer that only sees zeros is left out. What is read in several places, shifted or not,
+    has one range, so that runtimes round it once. Where there are large negative numbers, the range is as wide on both
+    sides of zero, for which runtimes have faster programs.
 
     Args:
         model: of `create_model`.
@@ -43,14 +47,22 @@ def calibrate(
     @jax.jit
     def measure(variables: Variables, video: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
         found: dict[str, tuple[jax.Array, jax.Array]] = {}
+        shifts: list[tuple[jax.Array, jax.Array]] = []
 
-        def note(path: str, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def remember(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            y = call(*args, **kwargs)
+            if isinstance(context.module, TemporalShift) and context.method_name == "__call__":
+                shifts.append((args[0], y))
+            return y
+
+        def note(path: str, x: jax.Array, kernel: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
             if not is_kept(path, kept):
-                each = x.reshape(x.shape[0], -1).astype(jnp.float32)
+                (source,) = [before for before, behind in shifts if behind is x] or [x]
+                each = source.reshape(x.shape[0], -1).astype(jnp.float32)
                 found[path] = jnp.minimum(each.min(axis=1), 0), jnp.maximum(each.max(axis=1), 0)
             return x, kernel
 
-        with at_operands(note):
+        with nn.intercept_methods(remember), at_operands(note):
             plain.apply(variables, video)
         return found
 
@@ -61,9 +73,15 @@ def calibrate(
         path: tuple(float(np.concatenate([batch[path][end] for batch in batches]).mean()) for end in (0, 1))
         for path in batches[0]
     }
-    if ranges := {path: (low, high) for path, (low, high) in means.items() if low < high}:
+    if ranges := {path: _balance(*limits) for path, limits in means.items() if limits[0] < limits[1]}:
         return ranges
     raise ValueError(f"nothing is left to round beside {', '.join(kept)}: keep fewer layers")
+
+
+def _balance(low: float, high: float) -> tuple[float, float]:
+    """Limits between which 0 is the middle one of 256 steps, where a quarter of the largest number is negative, too."""
+    largest = max(-low, high)
+    return (-128 / 127 * largest, largest) if -4 * low > high else (low, high)
 
 
 def quantise(model: VideoModel, ranges: Ranges) -> VideoModel:

@@ -161,6 +161,12 @@ class Graph:
         assert on_paper is not None
         return on_paper
 
+    def extent(self, axis: Axis) -> Value:
+        """The size of an axis, as a tensor of one number."""
+        size = np.array([math.prod(factor.size for factor in axis)])
+        batch = self.node("Shape", self._batch_of, start=0, end=1)
+        return self.node("Mul", batch, size) if any(factor.batch for factor in axis) else size
+
     def _fuse(self, x: Tensor, index: int) -> Tensor:
         """The tensor with one of its axes as one factor."""
         x = self.own_dims(x, [index])

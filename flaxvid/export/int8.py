@@ -1,63 +1,113 @@
-"""int8 in ONNX: what a layer reads is quantised and dequantised before it, and so are its weights.
+"""int8 in ONNX: what a layer reads is quantised where it is made, and dequantised right before the layer; so are weights.
 
-Runtimes know this form, QDQ, and compute such layers with whole numbers.
+Runtimes know this form, QDQ, and compute such layers with whole numbers. What only moves numbers, such as TSM's shift,
+lies between the two and moves whole ones.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from flaxvid.export.graph import Node
+from flaxvid.export.graph import Node, Value
+from flaxvid.export.norms import needed
 
 ROUND = "Round to steps"
 """In a graph at work: rounds a tensor, given the size of a step and the whole number that stands for 0."""
 
 LAYOUT = {"Expand", "Reshape", "Transpose"}
-"""Operators that only move numbers, so that they can be rounded behind them."""
+"""Operators that stand between a rounding and what reads it."""
+
+MOVES = {"Concat", "Gather", "MaxPool", "Pad", "Slice", *LAYOUT}
+"""Operators that choose among numbers, so that these may be rounded before them as well as behind them."""
 
 OUTPUTS = {"Conv": 0, "MatMul": -1}
 """The axis of the channels out of a kernel, the second input."""
 
 
-def in_whole_numbers(nodes: Sequence[Node]) -> list[Node]:
-    """The nodes with a pair of QuantizeLinear and DequantizeLinear for each rounding, right before what reads it."""
-    roundings: dict[Any, Node] = {}
+def in_whole_numbers(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
+    """The nodes with one pair of QuantizeLinear and DequantizeLinear for each tensor that is rounded."""
+    made = {node.output: node for node in nodes}
+    whole: dict[Any, Value] = {}
     pairs: dict[Any, str] = {}
     kept: list[Node] = []
 
-    def read(value: Any, user: Node) -> Any:
+    def add(op: str, name: str, *inputs: Value, **attributes: Any) -> str:
+        kept.append(Node(op, list(inputs), name, attributes, name))
+        return name
+
+    def rounding_of(value: Value) -> Node | None:
+        """What has rounded a value, if anything has."""
+        node = made.get(value) if isinstance(value, str) else None
+        if node is not None and node.op in LAYOUT:
+            return rounding_of(node.inputs[0])
+        return node if node is not None and node.op == ROUND else None
+
+    def in_steps(value: Value, step: np.ndarray, zero: np.ndarray) -> Value:
+        """A value in whole numbers, quantised before all that only moves it."""
+        if not isinstance(value, str):
+            limits = np.iinfo(zero.dtype)
+            return np.clip(np.rint(value / step) + zero, limits.min, limits.max).astype(zero.dtype)
+        key = value, float(step), int(zero)
+        if key not in whole:
+            node, name = made.get(value), f"{value}/whole_{len(whole)}"
+            if node is not None and node.op in MOVES:
+                moved = {"Concat": range(len(node.inputs)), "Pad": (0, 2)}.get(node.op, (0,))
+                inputs = [in_steps(x, step, zero) if place in moved else x for place, x in enumerate(node.inputs)]
+                whole[key] = add(node.op, name, *inputs, **node.attributes)
+            elif node is not None and node.op == ROUND and _steps(node) == (step, zero):
+                whole[key] = in_steps(node.inputs[0], step, zero)
+            else:
+                whole[key] = add("QuantizeLinear", name, read(value), step, zero)
+        return whole[key]
+
+    def read(value: Value, user: Node | None = None) -> Value:
         """What a node reads instead of a value."""
-        rounding = roundings.get(value) if isinstance(value, str) else None
+        rounding = rounding_of(value)
         if rounding is None:
             return value
-        x, step, zero = rounding.inputs
-        exact = x if value == rounding.output else value
-        if user.op in LAYOUT:
-            return exact
-        if (exact, rounding.output) not in pairs:
-            name = f"{user.name}/input"
-            # Without a sign: processors multiply that by int8.
-            how = np.float32(step), np.asarray(zero + 128, np.uint8)
-            kept.append(Node("QuantizeLinear", [exact, *how], f"{name}/whole", {}, f"{name}/whole"))
-            kept.append(Node("DequantizeLinear", [f"{name}/whole", *how], name, {}, name))
-            pairs[exact, rounding.output] = name
-        return pairs[exact, rounding.output]
+        steps = _steps(rounding)
+        key = in_steps(value, *steps)
+        if user is not None and _skips(user):
+            key = add("Slice", f"{user.name}/places", key, *_places(user))
+        if key not in pairs:
+            pairs[key] = add("DequantizeLinear", f"{key}/read", key, *steps)
+        return pairs[key]
 
     for node in nodes:
         if node.op == ROUND:
-            roundings[node.output] = node
             continue
-        first = node.inputs[0]
-        if node.op in LAYOUT and isinstance(first, str) and first in roundings:
-            roundings[node.output] = roundings[first]
-        inputs = [read(value, node) for value in node.inputs]
-        if node.op in OUTPUTS and inputs[0] != node.inputs[0] and isinstance(inputs[1], np.ndarray):
+        first, *others = node.inputs
+        inputs = [read(first, node), *map(read, others)]
+        attributes = node.attributes
+        if node.op in OUTPUTS and inputs[0] != first and isinstance(inputs[1], np.ndarray):
             kept.append(_packed(inputs[1], OUTPUTS[node.op], f"{node.name}/kernel"))
             inputs[1] = kept[-1].output
-        node.inputs = inputs
-        kept.append(node)
-    return kept
+            if _skips(node):
+                attributes = {**attributes, "strides": attributes["kernel_shape"]}
+        kept.append(dataclasses.replace(node, inputs=inputs, attributes=attributes))
+    return needed(kept, outputs)
+
+
+def _skips(node: Node) -> bool:
+    """Whether a convolution reads only some places, each of them alone.
+
+    OpenVINO would choose them before the rounding, and then not compute in whole numbers.
+    """
+    return node.op == "Conv" and set(node.attributes["kernel_shape"]) == {1} != set(node.attributes["strides"])
+
+
+def _places(convolution: Node) -> tuple[np.ndarray, ...]:
+    """The inputs of a Slice that chooses what a convolution with a kernel of one place reads."""
+    strides = np.array(convolution.attributes["strides"])
+    return 0 * strides, np.full_like(strides, np.iinfo(np.int64).max), np.arange(2, 2 + len(strides)), strides
+
+
+def _steps(rounding: Node) -> tuple[np.ndarray, np.ndarray]:
+    """The size of a step, and the number that stands for 0: int8 if that is 0, else uint8."""
+    _, step, zero = rounding.inputs
+    return np.float32(step), np.asarray(zero + 128, np.uint8) if zero else np.zeros((), np.int8)
 
 
 def _packed(kernel: np.ndarray, axis: int, name: str) -> Node:

@@ -110,7 +110,7 @@ def onnx_function(
         raise ValueError(f"expected inputs and outputs of different names, got {', '.join(clash)} for both: rename one")
     ends = dict(zip(sorted(results), run(graph, jaxpr, starts), strict=True))
     nodes = _with_outputs(graph.nodes, {name: graph.in_memory(end).value for name, end in ends.items()})
-    nodes = in_whole_numbers(fold_norms(nodes, list(ends)))
+    nodes = in_whole_numbers(fold_norms(nodes, list(ends)), list(ends))
     return _assemble(nodes, shapes, {name: results[name] for name in ends})
 
 
@@ -128,13 +128,16 @@ def _with_outputs(nodes: Sequence[Node], ends: Mapping[str, str | np.ndarray]) -
 
 
 def _assemble(nodes: Sequence[Node], inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> onnx.ModelProto:
-    """The nodes as ONNX has them; equal constants are stored once."""
+    """The nodes as ONNX has them; equal constants are stored once, but for vectors.
+
+    OpenVINO adds a bias inside the convolution only if it is of that convolution alone.
+    """
     stored: dict[Any, onnx.TensorProto] = {}
 
     def name_of(value: str | np.ndarray, name: str) -> str:
         if isinstance(value, str):
             return value
-        content = (value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).digest())
+        content = name if value.ndim < 2 else (value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).digest())
         return stored.setdefault(content, numpy_helper.from_array(value, name)).name
 
     def describe(arrays: Mapping[str, Any]) -> list[onnx.ValueInfoProto]:

@@ -21,7 +21,7 @@ def _convolution(graph: Graph, equation: Any, x: Tensor, kernel: Tensor) -> Tens
     params, layout = equation.params, equation.params["dimension_numbers"]
     if set(params["lhs_dilation"]) != {1} or params["batch_group_count"] != 1:
         raise ValueError(f"expected a plain convolution, got a transposed one in {graph.scope}: it has no rule")
-    x = graph.arrange(x, [x.axes[axis] for axis in layout.lhs_spec], full=True)
+    x = graph.arrange(x, [_clips_last(x.axes[axis]) for axis in layout.lhs_spec], full=True)
     kernel = graph.arrange(kernel, [kernel.axes[axis] for axis in layout.rhs_spec], full=True)
     before, after = zip(*params["padding"], strict=True)
     value = graph.node(
@@ -35,8 +35,13 @@ def _convolution(graph: Graph, equation: Any, x: Tensor, kernel: Tensor) -> Tens
         strides=tuple(params["window_strides"]),
     )
     axes = list(graph.axes_of(equation.outvars[0].aval.shape))
-    axes[layout.out_spec[0]] = x.dims[0]
-    return Tensor(value, tuple(axes), tuple(axes[axis] for axis in layout.out_spec))
+    axes[layout.out_spec[0]] = x.axes[layout.lhs_spec[0]]
+    return Tensor(value, tuple(axes), (x.dims[0], *(axes[axis] for axis in layout.out_spec[1:])))
+
+
+def _clips_last(axis: Axis) -> Axis:
+    """The factors of an axis, the batch last: where frames are batch, a shift in time then is one in memory."""
+    return tuple(sorted(axis, key=lambda factor: factor.batch))
 
 
 def _max_pool(graph: Graph, equation: Any, x: Tensor) -> Tensor:
@@ -47,7 +52,7 @@ def _max_pool(graph: Graph, equation: Any, x: Tensor) -> Tensor:
     if not plain or len(window) not in (3, 4, 5) or {window[0], window[-1], strides[0], strides[-1]} != {1}:
         raise ValueError(f"expected a max-pool between the first and the last axis, got {window} in {graph.scope}")
     order = (0, len(window) - 1, *inner)
-    x = graph.arrange(x, [x.axes[axis] for axis in order], full=True)
+    x = graph.arrange(x, [_clips_last(x.axes[axis]) for axis in order], full=True)
     value = graph.node(
         "MaxPool",
         x.value,
@@ -55,8 +60,8 @@ def _max_pool(graph: Graph, equation: Any, x: Tensor) -> Tensor:
         pads=tuple(pads[axis][side] for side in (0, 1) for axis in inner),
         strides=tuple(strides[axis] for axis in inner),
     )
-    axes = (x.dims[0], *graph.axes_of(equation.outvars[0].aval.shape)[1:-1], x.dims[1])
-    return Tensor(value, axes, tuple(axes[axis] for axis in order))
+    axes = (x.axes[0], *graph.axes_of(equation.outvars[0].aval.shape)[1:-1], x.axes[-1])
+    return Tensor(value, axes, (x.dims[0], x.dims[1], *axes[1:-1]))
 
 
 def _layer_norm(graph: Graph, equation: Any, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -167,27 +172,25 @@ def concatenate(graph: Graph, parts: Sequence[Tensor], axis: int) -> Tensor:
 
 
 def _shift(graph: Graph, x: Tensor, axis: int, low: int, high: int) -> Tensor | None:
-    """A cut at one end and as many zeros at the other, where the axis lies in one dim with the batch; else None.
+    """A cut at one end and as many zeros at the other, where the axis lies in one dim before the batch; else None.
 
-    The dim stays whole, which spares two changes of layout: all clips are shifted as one, and what comes from the clip
-    before or behind becomes zero.
+    The dim stays whole, which spares two changes of layout.
     """
     whole, (at, part) = graph.cuts.get(x.value, (x, (-1, ())))
     own = x.axes[axis] if at != axis else whole.axes[axis]
-    dim = next((dim for dim in whole.dims if len(dim) > len(own) > 0 and dim[-len(own) :] == own), ())
+    dim = next((dim for dim in whole.dims if len(dim) > len(own) > 0 and dim[: len(own)] == own), ())
     shifts = part in ((high, _size(own), 1), (0, _size(own) - low, 1)) and min(low, high) == 0
     if not dim or not shifts or _with_axis(x, axis, own).axes != whole.axes:
         return None
-    place = whole.dims.index(dim)
-    ends = (high, np.iinfo(np.int64).max) if high else (0, -low)
-    value = graph.node("Slice", whole.value, *(np.array([number]) for number in (*ends, place, 1)))
-    edges, inside = np.zeros((2, len(whole.dims)), np.int64), np.ones(_size(own), np.float32)
+    place, step = whole.dims.index(dim), graph.extent(dim[len(own) :])
+    edges, most = np.zeros((2, len(whole.dims)), np.int64), np.array([np.iinfo(np.int64).max])
     edges[:, place] = low, high
-    inside[:low] = inside[len(inside) - high :] = 0
-    value = graph.node("Pad", value, edges.ravel(), np.zeros((), np.float32), mode="constant")
-    mask = Tensor(inside, (own,), (own,))
-    mask = graph.arrange(mask, [dim if index == place else () for index in range(len(whole.dims))], full=True)
-    return Tensor(graph.node("Mul", value, mask.value), whole.axes, whole.dims)
+    start = graph.node("Mul", step, np.array([high]))
+    end = graph.node("Mul", step, np.array([-low])) if low else most
+    value = graph.node("Slice", whole.value, start, end, np.array([place]), np.array([1]))
+    pads = graph.node("Mul", step, edges.ravel())
+    value = graph.node("Pad", value, pads, np.zeros((), np.float32), mode="constant")
+    return Tensor(value, whole.axes, whole.dims)
 
 
 def _join(graph: Graph, parts: Sequence[Tensor], axis: int) -> Tensor:

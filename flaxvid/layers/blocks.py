@@ -1,4 +1,4 @@
-"""What the 3-D families are made of: convolution with norm, squeeze-and-excitation, and masks of padded frames.
+"""What the 3-D families are made of: convolution with norm, sums, squeeze-and-excitation, and masks of padded frames.
 
 Every layer takes the mask of the whole clip and fits it to its own grid, so no model keeps track of its temporal
 strides.
@@ -92,6 +92,19 @@ class ConvNorm(nn.Module):
         norm = BatchNorm(epsilon=self.norm_epsilon, dtype=self.dtype, scale_init=scale_init, name="norm")
         x = norm(x, train, fit_mask(frame_mask, x.shape[1]))
         return x if self.activation is None else self.activation(x)
+
+
+class Sum(nn.Module):
+    """A residual sum; a layer of its own, for int8 rounds what is added, too."""
+
+    def __call__(self, x: Grid, y: Grid) -> Grid:
+        """Adds."""
+        x, y = self.summands(x, y)
+        return x + y
+
+    def summands(self, x: Grid, y: Grid) -> tuple[Grid, Grid]:
+        """What is added; `int8_form` rounds both here."""
+        return x, y
 
 
 class SqueezeExcitation(nn.Module):

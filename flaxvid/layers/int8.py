@@ -1,5 +1,7 @@
 """int8: convolutions and dense layers see their inputs and kernels rounded to 256 steps, as integer arithmetic does.
 
+So are both operands of residual sums, or else runtimes would keep what is added in float32.
+
 The steps of inputs are qwix's; those of kernels are our own, for a kernel that was written and read must be rounded as
 before, to the last bit. The arithmetic behind it stays floating-point, so that it runs on any platform and trains: the
 gradient passes through as if nothing was rounded (arXiv 1712.05877). Integer arithmetic is for exported networks.
@@ -28,7 +30,12 @@ for training, when ranges still move."""
 
 Ranges = Mapping[str, tuple[float, float]]
 """The smallest and the largest input of each layer that is rounded, by its path: ``{"body/layer1_0/conv1": (0, 4.2)}``.
-They include 0."""
+What a sum adds is ``body/layer1_0/sum/0`` and ``1``. They include 0."""
+
+
+def has_kernel(path: str) -> bool:
+    """Whether what is rounded is a layer's input, and not what a `Sum` adds."""
+    return not path.rpartition("/")[2].isdigit()
 
 
 def is_kept(path: str, kept: Sequence[str] = KEPT) -> bool:
@@ -44,22 +51,28 @@ def int8_form(ranges: Ranges | str | None) -> Any:
     if ranges is None:
         return nullcontext()
 
-    def round_operands(path: str, x: Array, kernel: Array) -> tuple[Array, Array]:
-        if isinstance(ranges, str):
-            return (x, kernel) if is_kept(path) else (round_input(x), round_kernel(kernel))
-        return (round_input(x, ranges[path]), round_kernel(kernel)) if path in ranges else (x, kernel)
+    def round_operands(path: str, x: Array, kernel: Array | None) -> tuple[Array, Array | None]:
+        if is_kept(path) if isinstance(ranges, str) else path not in ranges:
+            return x, kernel
+        x = round_input(x, None if isinstance(ranges, str) else ranges[path])
+        return x, None if kernel is None else round_kernel(kernel)
 
     return at_operands(round_operands)
 
 
 @contextmanager
 def at_operands(change: Any) -> Iterator[None]:
-    """Inside, ``change(path, x, kernel)`` gives input and kernel of each `nn.Dense` and of what has `operands`."""
+    """Inside, ``change(path, x, kernel)`` gives input and kernel of each `nn.Dense` and of what has `operands`.
+
+    So it does for what a `Sum` adds, ``path/0`` and ``path/1``, with None for the kernel.
+    """
 
     def intercept(call, args, kwargs, context):
         layer, path = context.module, "/".join(context.module.path)
         if context.method_name == "operands":
             return change(path, *call(*args, **kwargs))
+        if context.method_name == "summands":
+            return tuple(change(f"{path}/{place}", x, None)[0] for place, x in enumerate(call(*args, **kwargs)))
         if type(layer) is nn.Dense and context.method_name == "__call__" and not layer.is_initializing():
             (x,) = args
             parameters = (layer.get_variable("params", name) for name in ("kernel", "bias"))

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, Strides
+from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, Strides, Sum
 from flaxvid.layers.heads import PoolHead
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.models.inner import ALL_CHANNELS, Inner, check_inner, stage_names, unit_axes
@@ -84,7 +84,7 @@ class BasicBlock(nn.Module):
             x = unit(self.width, (1, 1, 1), (t, 1, 1), name="downsample_temporal")(x, train, frame_mask)
         elif x.shape != y.shape:
             x = unit(self.width, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
-        return nn.relu(x + y)
+        return nn.relu(Sum(name="sum")(x, y))
 
 
 class Bottleneck(nn.Module):
@@ -122,7 +122,7 @@ class Bottleneck(nn.Module):
         y = unit(features, (1, 1, 1), name="conv_c")(y, train, frame_mask)
         if x.shape != y.shape:
             x = unit(features, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
-        return nn.relu(x + y)
+        return nn.relu(Sum(name="sum")(x, y))
 
 
 class FactorisedStem(nn.Module):

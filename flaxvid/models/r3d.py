@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides
+from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides, Sum
 from flaxvid.layers.heads import PoolHead
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.models.inner import ALL_CHANNELS, Inner, check_inner, stage_names, unit_axes
@@ -73,7 +73,7 @@ class BasicBlock(nn.Module):
             y = SqueezeExcitation(hidden, dtype=self.dtype, name="se")(y, frame_mask)
         if x.shape != y.shape:
             x = unit(self.width, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
-        x = nn.relu(x + y)
+        x = nn.relu(Sum(name="sum")(x, y))
         if self.se == "output":
             x = SqueezeExcitation(hidden, dtype=self.dtype, name="se")(x, frame_mask)
         return x

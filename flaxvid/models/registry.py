@@ -11,6 +11,7 @@ import jax
 from flaxvid import trees
 from flaxvid.layers.attentive import AttentiveHead
 from flaxvid.layers.blocks import fit_mask
+from flaxvid.layers.int8 import at_operands
 from flaxvid.layers.heads import ClassToken
 from flaxvid.layers.position import token_mask
 from flaxvid.models import (
@@ -133,8 +134,15 @@ def _check_layers(model: VideoModel) -> None:
     """Refuses ranges of layers that a network does not have."""
     if isinstance(model.int8, str) or model.int8 is None:
         return
-    shapes: Any = jax.eval_shape(model.init, jax.random.key(0), blank_video(model))
-    paths = {path.removesuffix("/kernel") for path in trees.flatten(shapes["params"]) if path.endswith("/kernel")}
+    paths: set[str] = set()
+
+    def note(path: str, x: Any, kernel: Any) -> tuple[Any, Any]:
+        paths.add(path)
+        return x, kernel
+
+    with at_operands(note):
+        shapes: Any = jax.eval_shape(model.clone(int8=None).init, jax.random.key(0), blank_video(model))
+    paths |= {path.removesuffix("/kernel") for path in trees.flatten(shapes["params"]) if path.endswith("/kernel")}
     if unknown := sorted(model.int8.keys() - paths):
         raise ValueError(f"int8: this network has no layers {', '.join(unknown[:4])}: calibrate it anew")
 

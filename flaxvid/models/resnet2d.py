@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxvid.layers.blocks import FrameMask, Grid
+from flaxvid.layers.blocks import FrameMask, Grid, Sum
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import ConsensusHead
 from flaxvid.layers.norm import BatchNorm
@@ -67,7 +67,7 @@ class Block(nn.Module):
         if x.shape != y.shape:
             x = conv(features, (1, 1), self.stride, name="downsample_conv")(x)
             x = norm(name="downsample_norm")(x, train, frame_mask)
-        return nn.relu(x + y)
+        return nn.relu(Sum(name="sum")(x, y))
 
 
 class Stem(nn.Module):

@@ -85,7 +85,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, Strides, mask_frames
+from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, Strides, Sum, mask_frames
 from flaxvid.layers.heads import PoolHead
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.pooling import max_pool
@@ -152,7 +152,7 @@ class Bottleneck(nn.Module):
         y = unit(features, (1, 1, 1), zero_init=self.zero_init, name="conv_c")(y, train, frame_mask)
         if x.shape != y.shape:
             x = unit(features, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
-        return nn.relu(x + y)
+        return nn.relu(Sum(name="sum")(x, y))
 
 
 def pool_stem(x: Grid, pool: str, temporal_stride: int = 1, frame_mask: FrameMask = None) -> Grid:

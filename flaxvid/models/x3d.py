@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides, global_mean
+from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, SqueezeExcitation, Strides, Sum, global_mean
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import Logits, classify
 from flaxvid.layers.norm import BatchNorm
@@ -71,7 +71,7 @@ class Block(nn.Module):
             x = unit(self.width, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
         elif strided:
             x = Conv(self.width, (1, 1, 1), self.strides, dtype=self.dtype, name="downsample")(x)
-        return nn.relu(x + y)
+        return nn.relu(Sum(name="sum")(x, y))
 
 
 class Stem(nn.Module):

@@ -13,7 +13,7 @@ import numpy as np
 from flaxvid import trees
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.frames import FrameFlexible
-from flaxvid.layers.int8 import pack_kernel
+from flaxvid.layers.int8 import has_kernel, pack_kernel
 from flaxvid.models.registry import create_model
 from flaxvid.models.video_model import blank_video
 from flaxvid.types import Classes, Variables, by_target
@@ -153,7 +153,8 @@ def check_fit(path: str | Path, variables: Variables, flexible: FrameFlexible, *
 def _packed(overrides: Mapping[str, Any]) -> list[str]:
     """The kernels that a file keeps as int8, those of the layers with calibrated ranges."""
     ranges = overrides.get("int8")
-    return [f"params/{layer}/kernel" for layer in ranges] if isinstance(ranges, Mapping) else []
+    layers = filter(has_kernel, ranges) if isinstance(ranges, Mapping) else ()
+    return [f"params/{layer}/kernel" for layer in layers]
 
 
 def _as_json(value: Any) -> Any:

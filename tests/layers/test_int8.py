@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from flaxvid.layers.blocks import Sum
 from flaxvid.layers.conv import Conv
-from flaxvid.layers.int8 import at_operands, int8_form, is_kept, pack_kernel, round_input, round_kernel
+from flaxvid.layers.int8 import at_operands, has_kernel, int8_form, is_kept, pack_kernel, round_input, round_kernel
 
 qwix = pytest.importorskip("qwix")
 RNG = np.random.default_rng(0)
@@ -86,6 +87,23 @@ def test_layers_round_what_they_multiply():
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
     assert np.abs(np.asarray(got - plain)).max() > 1e-4
     np.testing.assert_array_equal(net.apply(variables, X), net.apply(variables, X))
+
+
+def test_sums_round_what_they_add():
+    x, y, limits = X, 2 * X[::-1], {"0": (-2.0, 2.0), "1": (-4.0, 4.0)}
+    named = type("Named", (nn.Module,), {"__call__": nn.compact(lambda self, x, y: Sum(name="sum")(x, y))})()
+    with int8_form({f"sum/{place}": limit for place, limit in limits.items()}):
+        got = named.apply({}, x, y)
+    np.testing.assert_array_equal(got, round_input(x, limits["0"]) + round_input(y, limits["1"]))
+    with int8_form({"sum/1": limits["1"]}):
+        np.testing.assert_array_equal(named.apply({}, x, y), x + round_input(y, limits["1"]))
+    np.testing.assert_array_equal(named.apply({}, x, y), x + y)
+    with int8_form("dynamic"):
+        np.testing.assert_array_equal(named.apply({}, x, y), round_input(x) + round_input(y))
+    assert [path for path in ("sum/0", "sum/1", "layer1_0/conv1", "2/conv") if has_kernel(path)] == [
+        "layer1_0/conv1",
+        "2/conv",
+    ]
 
 
 def test_it_is_what_integers_give():

@@ -17,7 +17,7 @@ def test_a_run_becomes_an_int8_file(call_script, colour_run, tmp_path, capsys):
     assert "2 layers in int8" in out
     assert "top-1 at 2 frames, 6 videos: 100.00 as it was, 100.00 in int8" in out
     trained, rounded = load(colour_run), load(tmp_path / "int8.safetensors")
-    assert set(rounded.model.int8) == {"body/layer1_0/conv1", "body/layer1_0/conv2"}
+    assert set(rounded.model.int8) == {f"body/layer1_0/{part}" for part in ("conv1", "conv2", "sum/0", "sum/1")}
     assert rounded.classes == trained.classes
     clip = np.full((2, 32, 32, 3), (20, 220, 20), np.uint8)
     exact, inexact = (one.predict(clip)["probabilities"] for one in (trained, rounded))
@@ -34,4 +34,5 @@ def test_a_run_that_is_trained_for_int8(call_script, colour_recipe, tmp_path, ca
     assert load(tmp_path / "run").model.int8 == "dynamic"
     call_script("quantise.py", tmp_path / "run", tmp_path / "int8.safetensors", "--keep", "body/.*/conv2", "--no-test")
     assert "1 layers in int8" in capsys.readouterr().out
-    assert set(load(tmp_path / "int8.safetensors").model.int8) == {"body/layer1_0/conv1"}
+    kept = load(tmp_path / "int8.safetensors").model.int8
+    assert set(kept) == {f"body/layer1_0/{part}" for part in ("conv1", "sum/0", "sum/1")}
