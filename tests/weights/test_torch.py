@@ -122,9 +122,7 @@ def test_the_names_of_caffe2(name):
     assert {from_caffe2(key): tensor.shape for key, tensor in ours.items()} == {
         key: tensor.shape for key, tensor in theirs.items() if key not in counters
     }
-    momenta = {f"{key}_momentum": tensor for key, tensor in ours.items()}
-    blobs = {**ours, **momenta, "lr": np.ones(1, np.float32), "model_iter": np.ones(1, np.float32)}
-    assert import_torch(name, blobs, overrides={"width": 16}).format == "caffe2"
+    assert import_torch(name, ours, overrides={"width": 16}).format == "caffe2"
 
 
 def test_the_classifier_of_mmaction2s_slowfast_has_the_fast_pathway_first(random_variables):
