@@ -26,7 +26,7 @@ from flaxvid.layers.heads import PoolHead
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.models.inner import ALL_CHANNELS, Inner, check_inner, stage_names, unit_axes
 from flaxvid.models.options import Count, Flag, FourDepths, Odd
-from flaxvid.models.r3d import DEPTHS, HARA_CLIP
+from flaxvid.models.r3d import DEPTHS, HALVING, HARA_CLIP
 from flaxvid.models.resnet3d import (
     PYTORCHVIDEO_CLIP,
     TINY,
@@ -334,7 +334,7 @@ SPECS = {
             HARA_CLIP,
             dropout=0.0,
             formats=formats(HARA_KEYS),
-            tiny=TINY,
+            tiny=HALVING,
         )
         for depth in (18, 34, 50)
     },
@@ -342,6 +342,6 @@ SPECS = {
         build_bottleneck,
         clip=dataclasses.replace(PYTORCHVIDEO_CLIP, num_frames=16),
         formats=formats(BOTTLENECK_TORCH_KEYS),
-        tiny={**TINY, "image_size": 64},
+        tiny=HALVING,
     ),
 }

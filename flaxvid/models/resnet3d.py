@@ -94,7 +94,6 @@ from flaxvid.models.options import Count, Flag, FourDepths, Kernels, Odd, PowerO
 from flaxvid.models.spec import IMAGENET, Common, Format, ModelSpec
 from flaxvid.models.torch_keys import (
     CAFFE2_KEYS,
-    CAFFE2_UNUSED,
     MMACTION2_FLAT_KEYS,
     MMACTION2_KEYS,
     PYSLOWFAST_KEYS,
@@ -303,7 +302,7 @@ def slow_formats(pool: bool = False, mmaction2: Mapping[str, Any] = IMAGENET, fl
     return {
         "pytorchvideo": Format(pytorchvideo_keys(pool)),
         "pyslowfast": Format(PYSLOWFAST_KEYS),
-        "caffe2": Format(CAFFE2_KEYS, unused=CAFFE2_UNUSED),
+        "caffe2": Format(CAFFE2_KEYS),
         "mmaction2": Format(MMACTION2_FLAT_KEYS if flat else MMACTION2_KEYS, mmaction2),
     }
 

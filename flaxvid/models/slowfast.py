@@ -36,7 +36,6 @@ from flaxvid.models.options import Count, DepthsOrNone, Flag, FourDepths, Kernel
 from flaxvid.models.spec import IMAGENET, Common, Format, KeyTable, ModelSpec
 from flaxvid.models.torch_keys import (
     CAFFE2_HEAD,
-    CAFFE2_UNUSED,
     caffe2_entries,
     caffe2_keys,
     mmaction2_keys,
@@ -316,7 +315,7 @@ def _formats(depths: tuple[int, ...] = (3, 4, 6, 3), **mmaction2: Mapping[str, A
     return {
         "pytorchvideo": Format(_pytorchvideo()),
         "pyslowfast": Format(_pyslowfast()),
-        "caffe2": Format(_caffe2(depths), unused=CAFFE2_UNUSED),
+        "caffe2": Format(_caffe2(depths)),
         **{name: Format(_mmaction2(), {**common, **options}) for name, options in mmaction2.items()},
     }
 
@@ -340,7 +339,7 @@ SPECS = {
         {
             **_formats(mmaction2={}, mmaction2_norm={"lateral_norm": True}, mmaction2_4x16=SLOWER),
             "pyslowfast_4x16": Format(_pyslowfast(), SLOWER),
-            "caffe2_4x16": Format(_caffe2((3, 4, 6, 3)), SLOWER, CAFFE2_UNUSED),
+            "caffe2_4x16": Format(_caffe2((3, 4, 6, 3)), SLOWER),
         },
         {},
     ),

@@ -83,9 +83,6 @@ CAFFE2_HEAD = (
     (r"head/classifier(_[^/]+)?/bias", r"pred\1_b"),
 )
 
-CAFFE2_UNUSED = (r".*_momentum", "lr", "model_iter")
-"""What training leaves in a file of Caffe2: the optimizer's momenta, its rate and its count of steps."""
-
 PYSLOWFAST_KEYS = (
     (r"stem/conv1/conv", r"s1.pathway0_stem.conv"),
     (r"stem/conv1/norm", r"s1.pathway0_stem.bn"),

@@ -112,8 +112,8 @@ def from_caffe2(name):
 
 @pytest.mark.parametrize("name", ["slow_r50", "c2d_r50", "i3d_r50", "slowfast_r50", "slowfast_r101"])
 def test_the_names_of_caffe2(name):
-    """Of the whole network: where a lateral convolution reads is part of its name."""
-    model = flaxvid.create_model(name)
+    """Of the whole depth: where a lateral convolution reads is part of its name."""
+    model = flaxvid.create_model(name, width=16)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 64, 64, 3), np.uint8))
     blank = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
     ours = flaxvid.to_torch(name, blank, "caffe2")
@@ -122,9 +122,7 @@ def test_the_names_of_caffe2(name):
     assert {from_caffe2(key): tensor.shape for key, tensor in ours.items()} == {
         key: tensor.shape for key, tensor in theirs.items() if key not in counters
     }
-    momenta = {f"{key}_momentum": tensor for key, tensor in ours.items()}
-    blobs = {**ours, **momenta, "lr": np.ones(1, np.float32), "model_iter": np.ones(1, np.float32)}
-    assert import_torch(name, blobs).format == "caffe2"
+    assert import_torch(name, ours, overrides={"width": 16}).format == "caffe2"
 
 
 def test_the_classifier_of_mmaction2s_slowfast_has_the_fast_pathway_first(random_variables):
