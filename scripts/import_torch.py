@@ -11,6 +11,7 @@ of the checkpoint implies.
 import argparse
 import dataclasses
 import sys
+import warnings
 from pathlib import Path
 
 from rich.console import Console
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--part", help='which part of a file of several networks, such as "ema"')
     parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinite numbers")
     arguments = parser.parse_args()
+    warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)
     try:
         imported = import_torch(
             arguments.model,

@@ -30,7 +30,7 @@ _STRANGERS = re.compile(
     r"|numpy\.(_?core\.multiarray\.scalar|random\.[\w.]+)"
     r"|mmengine\.(logging\.history_buffer\.HistoryBuffer(\.\w+)?|config\.config\.(Config|ConfigDict))"
     r"|mmcv\.utils\.config\.(Config|ConfigDict)|addict\.addict\.Dict|easydict\.EasyDict|(yacs|fvcore\.common)\.config\.CfgNode"
-    r"|omegaconf\.\w+\.\w+|typing\.Any|(pytorch_lightning|lightning_fabric|lightning)\.[\w.]*\.AttributeDict"
+    r"|omegaconf\.\w+\.\w+|typing\.Any|(pytorch_lightning|lightning_fabric|lightning)\.[\w.]+"
     r"|torch\.optim\.[\w.]+|deepspeed\.(runtime\.fp16\.loss_scaler|utils\.tensor_fragment)\.\w+"
 )
 """What training leaves beside the tensors: times, settings, histories, states of optimizers. It is skipped."""

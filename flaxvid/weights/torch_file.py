@@ -175,21 +175,28 @@ def pickled_state_dict(tensors: Mapping[str, np.ndarray]) -> bytes:
 
 def _read(items: Mapping[str, Any], size: int, read_storage: _ReadStorage) -> dict[str, np.ndarray]:
     """Tensors and arrays out of what a pickle says of them."""
+    allowed = 4 * size + (1 << 20)  # room for weights that are shared, and for what is compressed
+
+    def check(claimed: int) -> None:
+        if claimed > allowed:
+            raise Unreadable(
+                f"has {size} bytes, expected tensors of at most {allowed}, got {claimed} because tensors share "
+                "numbers: save tensor.clone() of each"
+            )
+
     arrays: dict[int, np.ndarray] = {}
+    claimed = 0
     for key, item in items.items():
-        if isinstance(item, Call) and item.is_array and id(item) not in arrays:
-            arrays[id(item)] = to_array(key, item)
+        if isinstance(item, Call) and item.is_array:
+            if id(item) not in arrays:
+                arrays[id(item)] = to_array(key, item)
+            claimed += arrays[id(item)].nbytes
+            check(claimed)
     views = {key: _view(key, item) for key, item in items.items() if id(item) not in arrays}
     storages = {view.key: view.nbytes for view in views.values()}
     if len({(view.key, view.nbytes) for view in views.values()}) > len(storages):
         raise Unreadable("is damaged: it describes one storage in two ways: fetch it again")
-    allowed = 4 * size + (1 << 20)  # room for weights that are shared, and for what is compressed
-    claimed = max(sum(view.numbers * view.dtype.itemsize for view in views.values()), sum(storages.values()))
-    if claimed > allowed:
-        raise Unreadable(
-            f"has {size} bytes, expected tensors of at most {allowed}, got {claimed} because tensors share "
-            "numbers: save tensor.clone() of each"
-        )
+    check(max(sum(view.numbers * view.dtype.itemsize for view in views.values()), sum(storages.values())))
     read = {key: read_storage(key, count) for key, count in storages.items()}
     return {
         key: views[key].of(read[views[key].key]) if key in views else arrays[id(item)] for key, item in items.items()

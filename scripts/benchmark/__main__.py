@@ -8,6 +8,7 @@ python scripts/benchmark recurrent               LSTM against GRU, and both agai
 python scripts/benchmark ffn                     frame-flexible training against training at 16 frames
 python scripts/benchmark input [FOLDER]          decoding against decord and OpenCV, clips a second of the pipeline
 python scripts/benchmark import                  import time of flaxvid against jax and flax
+python scripts/benchmark reading                 time and memory of reading a torch file, against torch.load
 python scripts/benchmark gpu                     FFN and each family, bfloat16, against torch, on a GPU
 
 A busy machine slows torch's threads, which wait for each other, far more than XLA's: there, compare one thread by its
@@ -42,6 +43,7 @@ from models import (
     compare_on_gpu,
     families_table,
 )
+from reading import compare_reading
 from recurrent import compare_recurrent
 from timing import CLOCKS, Rows, Timing, interleaved, print_rows, random, ready
 
@@ -198,11 +200,11 @@ def main() -> None:
     """Runs one comparison, prints it, and with --json writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("conv", "model", "families", "runtimes", "ffn", "recurrent", "input", "import", "gpu"):
+    for command in ("conv", "model", "families", "runtimes", "ffn", "recurrent", "input", "import", "reading", "gpu"):
         sub = commands.add_parser(command)
         sub.add_argument("--repeats", type=int, default=5)
         sub.add_argument("--json", type=pathlib.Path, help="write the numbers here, too")
-        if command in ("conv", "model", "families", "runtimes", "ffn", "recurrent", "input"):
+        if command in ("conv", "model", "families", "runtimes", "ffn", "recurrent", "input", "reading"):
             sub.add_argument("--clock", choices=CLOCKS, default="wall")
         if command in ("model", "ffn"):
             sub.add_argument("name", nargs="?", default="tsm_resnet50")
@@ -225,6 +227,7 @@ def main() -> None:
     source.add_argument("--short-side", type=int, default=256)
     source.add_argument("--videos", type=int, default=40, help="at most so many of them")
     source.add_argument("--seconds", type=float, default=8, help="for each setting of the pipeline")
+    commands.choices["reading"].add_argument("--size", type=int, default=350, help="of the file, in MB")
     commands.choices["conv"].add_argument("--cases", default="", help="only those whose name contains this")
     args = parser.parse_args()
 
@@ -253,6 +256,8 @@ def main() -> None:
         from input_path import compare_input  # the others run without PyAV
 
         rows = compare_input(args.folder, args.frames, args.short_side, args.videos, args.seconds, timing)
+    elif args.command == "reading":
+        rows = compare_reading(args.size, timing)
     elif args.command == "import":
         rows = compare_imports(timing)
     else:

@@ -1,11 +1,14 @@
 """A recipe's network is made as its starting weights imply, unless the recipe says otherwise."""
 
 import dataclasses
+import pickle
+from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import flaxvid
 from flaxvid.train.checkpoint import Checkpoints
@@ -43,6 +46,19 @@ def test_what_a_torch_file_implies_is_added_and_said(recipe, capsys):
     assert capsys.readouterr().out == f"{recipe.model.weights}: implies shift_every=2, which tsm_resnet101 gets\n"
     assert implied(made) == made  # as on resume
     assert not capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")
+def test_a_recipe_names_the_part_of_a_file(recipe, tmp_path):
+    network = load_file(recipe.model.weights)
+    content = {"model": {key: tensor + 1 for key, tensor in network.items()}, "ema": network}
+    whole = load_start(recipe, 3)
+    recipe.model.weights = str(tmp_path / "two.pth")
+    Path(recipe.model.weights).write_bytes(pickle.dumps(content, 4))
+    with pytest.raises(ValueError, match="got 'model' and 'ema': choose by part="):
+        load_start(recipe, 3)
+    recipe.model.part = "ema"
+    chex.assert_trees_all_equal(load_start(recipe, 3).variables, whole.variables)
 
 
 def test_the_recipe_has_the_last_word(recipe, capsys):

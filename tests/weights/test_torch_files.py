@@ -256,6 +256,19 @@ def test_hostile_arrays_in_pickles(tmp_path, changed, message, refused):
     refused(path, message)
 
 
+def test_arrays_that_share_their_bytes(tmp_path, refused):
+    """Ten thousand arrays of one text, and ten thousand names of one array."""
+    path, before = tmp_path / "w.pkl", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    text = b"T" + struct.pack("<i", 1 << 20) + bytes(1 << 20) + b"q\0"
+    array = ARRAY % {**GOOD, b"shape": b"J\0\0\4\0\x85", b"bytes": b"h\0"}
+    names = [b"U\x05%05d" % n for n in range(10_000)]
+    for first, others in ((array, array), (array + b"q\1", b"h\1")):
+        arrays = names[0] + first + b"".join(name + others for name in names[1:])
+        path.write_bytes(b"\x80\x02" + text + b"0}(" + arrays + b"u.")
+        refused(path, r"expected tensors of at most \d+, got \d+ because tensors share numbers")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
 def test_the_arrays_above_are_of_a_good_kind(tmp_path):
     path = tmp_path / "w.pkl"
     path.write_bytes(b"\x80\x02}U\x05blobs}U\x01w" + ARRAY % GOOD + b"ss.")
