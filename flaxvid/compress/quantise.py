@@ -24,9 +24,8 @@ def calibrate(
 ) -> dict[str, tuple[float, float]]:
     """Measures the inputs of the layers: the mean over the clips of each clip's smallest and largest value.
 
-    So rare extremes are cut off. A layer that only sees zeros is left out. What is read in several places, shifted or not,
-    has one range, so that runtimes round it once. Where there are large negative numbers, the range is as wide on both
-    sides of zero, for which runtimes have faster programs.
+    So rare extremes are cut off. A layer that only sees zeros is left out. A tensor that several layers read, shifted
+    or not, has one range, so that runtimes round it once.
 
     Args:
         model: of `create_model`.
@@ -73,15 +72,9 @@ def calibrate(
         path: tuple(float(np.concatenate([batch[path][end] for batch in batches]).mean()) for end in (0, 1))
         for path in batches[0]
     }
-    if ranges := {path: _balance(*limits) for path, limits in means.items() if limits[0] < limits[1]}:
+    if ranges := {path: (low, high) for path, (low, high) in means.items() if low < high}:
         return ranges
     raise ValueError(f"nothing is left to round beside {', '.join(kept)}: keep fewer layers")
-
-
-def _balance(low: float, high: float) -> tuple[float, float]:
-    """Limits between which 0 is the middle one of 256 steps, where a quarter of the largest number is negative, too."""
-    largest = max(-low, high)
-    return (-128 / 127 * largest, largest) if -4 * low > high else (low, high)
 
 
 def quantise(model: VideoModel, ranges: Ranges) -> VideoModel:

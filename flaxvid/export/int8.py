@@ -1,7 +1,7 @@
-"""int8 in ONNX: what a layer reads is quantised where it is made, and dequantised right before the layer; so are weights.
+"""int8 in ONNX: what a layer reads is quantised where it is made, and dequantised right before the layer.
 
-Runtimes know this form, QDQ, and compute such layers with whole numbers. What only moves numbers, such as TSM's shift,
-lies between the two and moves whole ones.
+Runtimes know this form, QDQ, and compute such layers with whole numbers; weights are dequantised, too. What only moves
+numbers, such as TSM's shift, lies between the two and moves whole ones.
 """
 
 import dataclasses
@@ -47,8 +47,7 @@ def in_whole_numbers(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node
     def in_steps(value: Value, step: np.ndarray, zero: np.ndarray) -> Value:
         """A value in whole numbers, quantised before all that only moves it."""
         if not isinstance(value, str):
-            limits = np.iinfo(zero.dtype)
-            return np.clip(np.rint(value / step) + zero, limits.min, limits.max).astype(zero.dtype)
+            return np.clip(np.rint(value / step) + zero, 0, 255).astype(np.uint8)
         key = value, float(step), int(zero)
         if key not in whole:
             node, name = made.get(value), f"{value}/whole_{len(whole)}"
@@ -105,9 +104,9 @@ def _places(convolution: Node) -> tuple[np.ndarray, ...]:
 
 
 def _steps(rounding: Node) -> tuple[np.ndarray, np.ndarray]:
-    """The size of a step, and the number that stands for 0: int8 if that is 0, else uint8."""
+    """The size of a step, and the number that stands for 0, without a sign: processors multiply that by int8."""
     _, step, zero = rounding.inputs
-    return np.float32(step), np.asarray(zero + 128, np.uint8) if zero else np.zeros((), np.int8)
+    return np.float32(step), np.asarray(zero + 128, np.uint8)
 
 
 def _packed(kernel: np.ndarray, axis: int, name: str) -> Node:

@@ -11,8 +11,8 @@ import jax
 from flaxvid import trees
 from flaxvid.layers.attentive import AttentiveHead
 from flaxvid.layers.blocks import fit_mask
-from flaxvid.layers.int8 import at_operands
 from flaxvid.layers.heads import ClassToken
+from flaxvid.layers.int8 import at_operands
 from flaxvid.layers.position import token_mask
 from flaxvid.models import (
     cnn_rnn,
