@@ -17,10 +17,11 @@ ROUND = "Round to steps"
 """In a graph at work: rounds a tensor, given the size of a step and the whole number that stands for 0."""
 
 LAYOUT = {"Expand", "Reshape", "Transpose"}
-"""Operators that stand between a rounding and what reads it."""
+"""Operators behind which numbers are quantised. OpenVINO would move such a one behind the dequantisation, and then
+compute the layer in float."""
 
-MOVES = {"Concat", "Gather", "MaxPool", "Pad", "Slice", *LAYOUT}
-"""Operators that choose among numbers, so that these may be rounded before them as well as behind them."""
+MOVES = {"Concat", "Gather", "MaxPool", "Pad", "Slice"}
+"""Operators before which numbers are quantised: they choose among them, and it is the same before and behind."""
 
 OUTPUTS = {"Conv": 0, "MatMul": -1}
 """The axis of the channels out of a kernel, the second input."""
@@ -58,7 +59,9 @@ def in_whole_numbers(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node
             elif node is not None and node.op == ROUND and _steps(node) == (step, zero):
                 whole[key] = in_steps(node.inputs[0], step, zero)
             else:
-                whole[key] = add("QuantizeLinear", name, read(value), step, zero)
+                rounding = rounding_of(value)
+                alike = rounding is not None and _steps(rounding) == (step, zero)
+                whole[key] = add("QuantizeLinear", name, value if alike else read(value), step, zero)
         return whole[key]
 
     def read(value: Value, user: Node | None = None) -> Value:
@@ -78,13 +81,15 @@ def in_whole_numbers(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node
         if node.op == ROUND:
             continue
         first, *others = node.inputs
-        inputs = [read(first, node), *map(read, others)]
-        attributes = node.attributes
-        if node.op in OUTPUTS and inputs[0] != first and isinstance(inputs[1], np.ndarray):
-            kept.append(_packed(inputs[1], OUTPUTS[node.op], f"{node.name}/kernel"))
-            inputs[1] = kept[-1].output
+        inputs, attributes = [read(first, node), *map(read, others)], node.attributes
+        if node.op in LAYOUT and (rounding := rounding_of(first)):
+            inputs[0] = read(rounding.inputs[0]) if rounding.output == first else first
+        if node.op in OUTPUTS and inputs[0] is not first:
+            if isinstance(inputs[1], np.ndarray):
+                kept.append(_packed(inputs[1], OUTPUTS[node.op], f"{node.name}/kernel"))
+                inputs[1] = kept[-1].output
             if _skips(node):
-                attributes = {**attributes, "strides": attributes["kernel_shape"]}
+                attributes = {**attributes, "strides": (1,) * len(attributes["strides"])}
         kept.append(dataclasses.replace(node, inputs=inputs, attributes=attributes))
     return needed(kept, outputs)
 
@@ -94,7 +99,8 @@ def _skips(node: Node) -> bool:
 
     OpenVINO would choose them before the rounding, and then not compute in whole numbers.
     """
-    return node.op == "Conv" and set(node.attributes["kernel_shape"]) == {1} != set(node.attributes["strides"])
+    known = node.attributes
+    return node.op == "Conv" and {*known["kernel_shape"]} == {1} != {*known["strides"]} and not any(known["pads"])
 
 
 def _places(convolution: Node) -> tuple[np.ndarray, ...]:

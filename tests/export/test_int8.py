@@ -48,7 +48,7 @@ FUNCTIONS = {
         lambda x: conv(jnp.pad(x, ((0, 0), (0, 0), (1, 2), (0, 0), (0, 0))), SKEWED),
         1,
     ),
-    "a constant in front": (lambda x: conv(jnp.concatenate([0.7 * jnp.ones_like(x[:, :1]), x], 1), SKEWED), 1),
+    "a constant in front": (lambda x: conv(jnp.concatenate([0.7 * jnp.ones_like(x[:, :1]), x], 1), SKEWED), 2),
     "rounded twice alike": (lambda x: conv(temporal_shift(round_input(x, POSITIVE)), POSITIVE), 1),
     "rounded twice": (lambda x: conv(round_input(x, SKEWED), POSITIVE), 2),
     "pooled": (lambda x: conv(max_pool(x, (3, 3), strides=(2, 2), padding=(1, 1)), SKEWED), 1),
