@@ -109,7 +109,7 @@ def test_a_network_computes_in_whole_numbers(name, random_variables, clip, tmp_p
     if is_installed("openvino"):
         assert count_executed(file, "Convolution") == {"u8": len(convolutions)}
         assert "f32" not in count_executed(file, "Eltwise")
-        assert not count_executed(file, "FakeQuantize")
+        assert count_executed(file, "FakeQuantize").total() <= 1  # that of the video: others are within convolutions
     video = clip(2, frames, size, size, seed=3)
     wanted = jax.device_get(jax.jit(rounded.apply)(variables, video))
     (given,) = open_program(file, "onnxruntime")(video).values()
