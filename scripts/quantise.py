@@ -4,10 +4,10 @@
     python scripts/quantise.py runs/ffn-motion ffn-8-int8.safetensors --frames 8 --clips 256
     python scripts/quantise.py x3d.safetensors x3d-int8.safetensors --data folder --root videos
 
-Weights have a scale for each channel, inputs one for each layer. What residual sums add is rounded, too. The stem, the
-head, squeeze-and-excitation, norms and pools stay in floating point; --keep names others. The file has about a quarter of
-the size. scripts/predict.py, evaluate.py and flaxvid.load read it, and answer with the rounded network. In JAX that saves
-no time on a CPU; what scripts/export.py makes of the file does, in OpenVINO most.
+Weights have a scale for each channel, inputs one for each layer; shortcuts are rounded, too. The head,
+squeeze-and-excitation, norms and pools stay in floating point; --keep names others. The file has about a quarter of the
+size. scripts/predict.py, evaluate.py and flaxvid.load read it, and answer with the rounded network. In JAX that saves
+no time on a CPU; in OpenVINO it does (scripts/export.py).
 """
 
 import argparse
@@ -25,13 +25,14 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flaxvid import trees
 from flaxvid.adapt.freezing import check_parts
 from flaxvid.arguments import add_weights, number, read_class_names
 from flaxvid.compress.quantise import calibrate, quantise
 from flaxvid.data.sources.open import Source
 from flaxvid.data.sources.subset import random_subset
 from flaxvid.evaluate.evaluator import score_rows
-from flaxvid.layers.int8 import KEPT, has_kernel
+from flaxvid.layers.int8 import KEPT
 from flaxvid.train.network import Trained, save
 from flaxvid.train.setup import clip_config, open_data
 from flaxvid.train.step import enable_compilation_cache
@@ -103,7 +104,8 @@ def run(arguments: argparse.Namespace) -> None:
             rows = [test_accuracy(one, test, progress, arguments.threads or 0) for one in (trained, written)]
     before = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(trained.variables)))
     size = output.stat().st_size
-    print(f"{sum(map(has_kernel, ranges))} layers in int8, {before / 1e6:.2f} MB -> {size / 1e6:.2f} MB: {output}")
+    layers = sum(f"params/{path}/kernel" in trees.flatten(trained.variables) for path in ranges)
+    print(f"{layers} layers in int8, {before / 1e6:.2f} MB -> {size / 1e6:.2f} MB: {output}")
     for exact, inexact in zip(*rows, strict=True):
         target = f"{exact['target']}, " if "target" in exact else ""
         print(

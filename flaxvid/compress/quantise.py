@@ -24,9 +24,9 @@ def calibrate(
 ) -> dict[str, tuple[float, float]]:
     """Measures the inputs of the layers: the mean over the clips of each clip's smallest and largest value.
 
-    So rare extremes are cut off. A layer that only sees zeros is left out. What is read in several places, shifted or not,
-    has one range, so that runtimes round it once. Where there are large negative numbers, the range is as wide on both
-    sides of zero, for which runtimes have faster programs.
+    So rare extremes are cut off, but not those of shortcuts, whose error no kernel averages: their range is that of all
+    clips. A layer that only sees zeros is left out. A tensor that several layers read, shifted or not, has one range, so
+    that runtimes round it once.
 
     Args:
         model: of `create_model`.
@@ -44,6 +44,8 @@ def calibrate(
     find_qwix()
     plain = create_model(model.zoo_name, **{**model.overrides, "int8": None, "remat": False})
 
+    shortcuts: set[str] = set()
+
     @jax.jit
     def measure(variables: Variables, video: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
         found: dict[str, tuple[jax.Array, jax.Array]] = {}
@@ -57,6 +59,7 @@ def calibrate(
 
         def note(path: str, x: jax.Array, kernel: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
             if not is_kept(path, kept):
+                shortcuts.update([path] if kernel is None else [])
                 (source,) = [before for before, behind in shifts if behind is x] or [x]
                 each = source.reshape(x.shape[0], -1).astype(jnp.float32)
                 found[path] = jnp.minimum(each.min(axis=1), 0), jnp.maximum(each.max(axis=1), 0)
@@ -69,19 +72,17 @@ def calibrate(
     batches = [jax.device_get(measure(variables, video)) for video in clips]
     if not batches:
         raise ValueError("expected clips to calibrate with, got none")
-    means = {
-        path: tuple(float(np.concatenate([batch[path][end] for batch in batches]).mean()) for end in (0, 1))
-        for path in batches[0]
+    ends = {path: [np.concatenate(ends) for ends in zip(*(batch[path] for batch in batches))] for path in batches[0]}
+    whole = {high.tobytes() for path, (_, high) in ends.items() if path in shortcuts}
+    limits = {
+        path: (float(low.min()), float(high.max()))
+        if high.tobytes() in whole
+        else (float(low.mean()), float(high.mean()))
+        for path, (low, high) in ends.items()
     }
-    if ranges := {path: _balance(*limits) for path, limits in means.items() if limits[0] < limits[1]}:
+    if ranges := {path: (low, high) for path, (low, high) in limits.items() if low < high}:
         return ranges
     raise ValueError(f"nothing is left to round beside {', '.join(kept)}: keep fewer layers")
-
-
-def _balance(low: float, high: float) -> tuple[float, float]:
-    """Limits between which 0 is the middle one of 256 steps, where a quarter of the largest number is negative, too."""
-    largest = max(-low, high)
-    return (-128 / 127 * largest, largest) if -4 * low > high else (low, high)
 
 
 def quantise(model: VideoModel, ranges: Ranges) -> VideoModel:

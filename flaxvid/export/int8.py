@@ -1,7 +1,7 @@
-"""int8 in ONNX: what a layer reads is quantised where it is made, and dequantised right before the layer; so are weights.
+"""int8 in ONNX: what a layer reads is quantised where it is made, and dequantised right before the layer.
 
-Runtimes know this form, QDQ, and compute such layers with whole numbers. What only moves numbers, such as TSM's shift,
-lies between the two and moves whole ones.
+Runtimes know this form, QDQ, and compute such layers with whole numbers; weights are dequantised, too. What only moves
+numbers, such as TSM's shift, lies between the two and moves whole ones.
 """
 
 import dataclasses
@@ -17,10 +17,11 @@ ROUND = "Round to steps"
 """In a graph at work: rounds a tensor, given the size of a step and the whole number that stands for 0."""
 
 LAYOUT = {"Expand", "Reshape", "Transpose"}
-"""Operators that stand between a rounding and what reads it."""
+"""Operators behind which numbers are quantised. OpenVINO would move such a one behind the dequantisation, and then
+compute the layer in float."""
 
-MOVES = {"Concat", "Gather", "MaxPool", "Pad", "Slice", *LAYOUT}
-"""Operators that choose among numbers, so that these may be rounded before them as well as behind them."""
+MOVES = {"Concat", "Gather", "MaxPool", "Pad", "Slice"}
+"""Operators before which numbers are quantised: they choose among them, and it is the same before and behind."""
 
 OUTPUTS = {"Conv": 0, "MatMul": -1}
 """The axis of the channels out of a kernel, the second input."""
@@ -47,8 +48,7 @@ def in_whole_numbers(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node
     def in_steps(value: Value, step: np.ndarray, zero: np.ndarray) -> Value:
         """A value in whole numbers, quantised before all that only moves it."""
         if not isinstance(value, str):
-            limits = np.iinfo(zero.dtype)
-            return np.clip(np.rint(value / step) + zero, limits.min, limits.max).astype(zero.dtype)
+            return np.clip(np.rint(value / step) + zero, 0, 255).astype(np.uint8)
         key = value, float(step), int(zero)
         if key not in whole:
             node, name = made.get(value), f"{value}/whole_{len(whole)}"
@@ -59,7 +59,9 @@ def in_whole_numbers(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node
             elif node is not None and node.op == ROUND and _steps(node) == (step, zero):
                 whole[key] = in_steps(node.inputs[0], step, zero)
             else:
-                whole[key] = add("QuantizeLinear", name, read(value), step, zero)
+                rounding = rounding_of(value)
+                alike = rounding is not None and _steps(rounding) == (step, zero)
+                whole[key] = add("QuantizeLinear", name, value if alike else read(value), step, zero)
         return whole[key]
 
     def read(value: Value, user: Node | None = None) -> Value:
@@ -79,13 +81,15 @@ def in_whole_numbers(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node
         if node.op == ROUND:
             continue
         first, *others = node.inputs
-        inputs = [read(first, node), *map(read, others)]
-        attributes = node.attributes
-        if node.op in OUTPUTS and inputs[0] != first and isinstance(inputs[1], np.ndarray):
-            kept.append(_packed(inputs[1], OUTPUTS[node.op], f"{node.name}/kernel"))
-            inputs[1] = kept[-1].output
+        inputs, attributes = [read(first, node), *map(read, others)], node.attributes
+        if node.op in LAYOUT and (rounding := rounding_of(first)):
+            inputs[0] = read(rounding.inputs[0]) if rounding.output == first else first
+        if node.op in OUTPUTS and inputs[0] is not first:
+            if isinstance(inputs[1], np.ndarray):
+                kept.append(_packed(inputs[1], OUTPUTS[node.op], f"{node.name}/kernel"))
+                inputs[1] = kept[-1].output
             if _skips(node):
-                attributes = {**attributes, "strides": attributes["kernel_shape"]}
+                attributes = {**attributes, "strides": (1,) * len(attributes["strides"])}
         kept.append(dataclasses.replace(node, inputs=inputs, attributes=attributes))
     return needed(kept, outputs)
 
@@ -95,7 +99,8 @@ def _skips(node: Node) -> bool:
 
     OpenVINO would choose them before the rounding, and then not compute in whole numbers.
     """
-    return node.op == "Conv" and set(node.attributes["kernel_shape"]) == {1} != set(node.attributes["strides"])
+    known = node.attributes
+    return node.op == "Conv" and {*known["kernel_shape"]} == {1} != {*known["strides"]} and not any(known["pads"])
 
 
 def _places(convolution: Node) -> tuple[np.ndarray, ...]:
@@ -105,9 +110,9 @@ def _places(convolution: Node) -> tuple[np.ndarray, ...]:
 
 
 def _steps(rounding: Node) -> tuple[np.ndarray, np.ndarray]:
-    """The size of a step, and the number that stands for 0: int8 if that is 0, else uint8."""
+    """The size of a step, and the number that stands for 0, without a sign: processors multiply that by int8."""
     _, step, zero = rounding.inputs
-    return np.float32(step), np.asarray(zero + 128, np.uint8) if zero else np.zeros((), np.int8)
+    return np.float32(step), np.asarray(zero + 128, np.uint8)
 
 
 def _packed(kernel: np.ndarray, axis: int, name: str) -> Node:

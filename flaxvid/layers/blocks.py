@@ -95,16 +95,15 @@ class ConvNorm(nn.Module):
 
 
 class Sum(nn.Module):
-    """A residual sum; a layer of its own, for int8 rounds what is added, too."""
+    """A residual sum; a layer of its own, for int8 rounds the shortcut, which lies in memory until it is added."""
 
     def __call__(self, x: Grid, y: Grid) -> Grid:
-        """Adds."""
-        x, y = self.summands(x, y)
-        return x + y
+        """Adds the branch `y` to the shortcut `x`."""
+        return self.shortcut(x) + y
 
-    def summands(self, x: Grid, y: Grid) -> tuple[Grid, Grid]:
-        """What is added; `int8_form` rounds both here."""
-        return x, y
+    def shortcut(self, x: Grid) -> Grid:
+        """What the branch is added to; `int8_form` rounds it here."""
+        return x
 
 
 class SqueezeExcitation(nn.Module):

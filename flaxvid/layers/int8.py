@@ -1,6 +1,6 @@
 """int8: convolutions and dense layers see their inputs and kernels rounded to 256 steps, as integer arithmetic does.
 
-So are both operands of residual sums, or else runtimes would keep what is added in float32.
+So are the shortcuts of residual sums, which programs would keep in float32 otherwise.
 
 The steps of inputs are qwix's; those of kernels are our own, for a kernel that was written and read must be rounded as
 before, to the last bit. The arithmetic behind it stays floating-point, so that it runs on any platform and trains: the
@@ -20,9 +20,9 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float, Int8
 
-KEPT = ("stem", "head", r".*/se", r".*/pool_\w+")
-"""What stays in floating point where nobody says otherwise, as patterns of paths: the stem, the head,
-squeeze-and-excitation, and pools that are convolutions. Norms, other pools and attention's products always do."""
+KEPT = ("head", r".*/se", r".*/pool_\w+")
+"""What stays in floating point where nobody says otherwise, as patterns of paths: the head, squeeze-and-excitation, and
+pools that are convolutions. Norms, other pools and attention's products always do."""
 
 DYNAMIC = "dynamic"
 """Instead of ranges: each clip has its own, its smallest and largest value, in all layers but those of `KEPT`. It is
@@ -30,12 +30,7 @@ for training, when ranges still move."""
 
 Ranges = Mapping[str, tuple[float, float]]
 """The smallest and the largest input of each layer that is rounded, by its path: ``{"body/layer1_0/conv1": (0, 4.2)}``.
-What a sum adds is ``body/layer1_0/sum/0`` and ``1``. They include 0."""
-
-
-def has_kernel(path: str) -> bool:
-    """Whether what is rounded is a layer's input, and not what a `Sum` adds."""
-    return not path.rpartition("/")[2].isdigit()
+The shortcut of a residual sum goes by the path of the sum. They include 0."""
 
 
 def is_kept(path: str, kept: Sequence[str] = KEPT) -> bool:
@@ -64,15 +59,15 @@ def int8_form(ranges: Ranges | str | None) -> Any:
 def at_operands(change: Any) -> Iterator[None]:
     """Inside, ``change(path, x, kernel)`` gives input and kernel of each `nn.Dense` and of what has `operands`.
 
-    So it does for what a `Sum` adds, ``path/0`` and ``path/1``, with None for the kernel.
+    So it does for the shortcut of a `Sum`, with None for the kernel.
     """
 
     def intercept(call, args, kwargs, context):
         layer, path = context.module, "/".join(context.module.path)
         if context.method_name == "operands":
             return change(path, *call(*args, **kwargs))
-        if context.method_name == "summands":
-            return tuple(change(f"{path}/{place}", x, None)[0] for place, x in enumerate(call(*args, **kwargs)))
+        if context.method_name == "shortcut":
+            return change(path, call(*args, **kwargs), None)[0]
         if type(layer) is nn.Dense and context.method_name == "__call__" and not layer.is_initializing():
             (x,) = args
             parameters = (layer.get_variable("params", name) for name in ("kernel", "bias"))

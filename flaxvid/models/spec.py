@@ -52,8 +52,8 @@ class Common:
         head: "own", or "attention" for an `AttentiveHead` instead, which asks all tokens of the body. With
             ``freeze=("stem", "body")`` in a recipe and weights of the model with its own head, it is the attentive
             probe of a frozen network.
-        int8: None; "dynamic" to round inputs and kernels of the body's layers as int8 does, for training that is aware
-            of it; or the ranges of `compress.quantise.calibrate`, by which inputs are rounded. See `layers.int8`.
+        int8: None; "dynamic" to round inputs and kernels as int8 does, for training that is aware of it; or the ranges
+            of `compress.quantise.calibrate`, by which inputs are rounded. See `layers.int8`.
     """
 
     num_classes: ClassCount = 400

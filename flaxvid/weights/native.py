@@ -13,7 +13,7 @@ import numpy as np
 from flaxvid import trees
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.frames import FrameFlexible
-from flaxvid.layers.int8 import has_kernel, pack_kernel
+from flaxvid.layers.int8 import pack_kernel
 from flaxvid.models.registry import create_model
 from flaxvid.models.video_model import blank_video
 from flaxvid.types import Classes, Variables, by_target
@@ -64,7 +64,7 @@ def save_variables(path: str | Path, variables: Variables, info: WeightsInfo) ->
     if path.suffix != ".safetensors":
         raise ValueError(f"expected a path that ends in .safetensors, got {path}")
     flat = {key: np.ascontiguousarray(leaf) for key, leaf in trees.flatten(variables).items()}
-    for kernel in _packed(info.overrides):
+    for kernel in _packed(info.overrides, flat):
         flat[kernel], flat[f"{kernel}_step"] = pack_kernel(flat[kernel])
     facts = {field.name: getattr(info, field.name) for field in dataclasses.fields(info) if field.name != "clips"}
     clips = {name: (getattr(info.clips, name), getattr(ClipConfig(), name)) for name in TEST_FIELDS}
@@ -109,8 +109,8 @@ def load_variables(path: str | Path, *, allow_nonfinite: bool = False) -> tuple[
         info = _read_info(metadata["flaxvid"], len(flat))
         if not any(key.startswith("params/") for key in flat):
             raise Unreadable("has no parameters: save the variables of a model")
-        for kernel in _packed(info.overrides):
-            if not (kernel in flat and f"{kernel}_step" in flat and flat[kernel].dtype == np.int8):
+        for kernel in _packed(info.overrides, flat):
+            if not (f"{kernel}_step" in flat and flat[kernel].dtype == np.int8):
                 raise Unreadable(
                     f"must have {kernel} in int8 with its {kernel}_step, as its options say: write it anew"
                 )
@@ -150,11 +150,11 @@ def check_fit(path: str | Path, variables: Variables, flexible: FrameFlexible, *
                 )
 
 
-def _packed(overrides: Mapping[str, Any]) -> list[str]:
+def _packed(overrides: Mapping[str, Any], flat: Mapping[str, Any]) -> list[str]:
     """The kernels that a file keeps as int8, those of the layers with calibrated ranges."""
     ranges = overrides.get("int8")
-    layers = filter(has_kernel, ranges) if isinstance(ranges, Mapping) else ()
-    return [f"params/{layer}/kernel" for layer in layers]
+    kernels = [f"params/{layer}/kernel" for layer in ranges] if isinstance(ranges, Mapping) else []
+    return [kernel for kernel in kernels if kernel in flat]  # sums have none
 
 
 def _as_json(value: Any) -> Any:

@@ -14,10 +14,11 @@ pytest.importorskip("qwix")
 def test_a_run_becomes_an_int8_file(call_script, colour_run, tmp_path, capsys):
     call_script("quantise.py", colour_run, tmp_path / "int8.safetensors", "--clips", 12)
     out = capsys.readouterr().out
-    assert "2 layers in int8" in out
+    assert "3 layers in int8" in out
     assert "top-1 at 2 frames, 6 videos: 100.00 as it was, 100.00 in int8" in out
     trained, rounded = load(colour_run), load(tmp_path / "int8.safetensors")
-    assert set(rounded.model.int8) == {f"body/layer1_0/{part}" for part in ("conv1", "conv2", "sum/0", "sum/1")}
+    parts = {f"body/layer1_0/{part}" for part in ("conv1", "conv2", "sum")}
+    assert set(rounded.model.int8) == parts | {"stem/conv1"}
     assert rounded.classes == trained.classes
     clip = np.full((2, 32, 32, 3), (20, 220, 20), np.uint8)
     exact, inexact = (one.predict(clip)["probabilities"] for one in (trained, rounded))
@@ -32,7 +33,8 @@ def test_a_run_that_is_trained_for_int8(call_script, colour_recipe, tmp_path, ca
     (row,) = flaxvid.run(recipe, tmp_path / "run")
     assert row["top1"] == 1
     assert load(tmp_path / "run").model.int8 == "dynamic"
-    call_script("quantise.py", tmp_path / "run", tmp_path / "int8.safetensors", "--keep", "body/.*/conv2", "--no-test")
+    keep = "--keep", "stem", "body/.*/conv2"
+    call_script("quantise.py", tmp_path / "run", tmp_path / "int8.safetensors", *keep, "--no-test")
     assert "1 layers in int8" in capsys.readouterr().out
     kept = load(tmp_path / "int8.safetensors").model.int8
-    assert set(kept) == {f"body/layer1_0/{part}" for part in ("conv1", "sum/0", "sum/1")}
+    assert set(kept) == {f"body/layer1_0/{part}" for part in ("conv1", "sum")}
