@@ -72,7 +72,10 @@ def calibrate(
     batches = [jax.device_get(measure(variables, video)) for video in clips]
     if not batches:
         raise ValueError("expected clips to calibrate with, got none")
-    ends = {path: [np.concatenate(ends) for ends in zip(*(batch[path] for batch in batches))] for path in batches[0]}
+    ends = {
+        path: [np.concatenate(found) for found in zip(*(batch[path] for batch in batches), strict=True)]
+        for path in batches[0]
+    }
     whole = {high.tobytes() for path, (_, high) in ends.items() if path in shortcuts}
     limits = {
         path: (float(low.min()), float(high.max()))

@@ -1,5 +1,7 @@
 """Members of zip archives, such as torch and NumPy write them, read with their checksums and in bounded memory."""
 
+import io
+import struct
 import zipfile
 from typing import IO
 
@@ -21,13 +23,17 @@ class Archive:
         """Reads the directory.
 
         Raises:
-            Unreadable: the directory is too large, or names a member twice.
+            Unreadable: the directory is too large, names a member twice, or lacks some.
             zipfile.BadZipFile: the file is damaged.
         """
         self._zip = zipfile.ZipFile(_Modest(file))  # pyright: ignore[reportArgumentType]
         self.names = self._zip.namelist()
         if len(set(self.names)) < len(self.names):
             raise Unreadable("is damaged: its zip archive names a member twice: fetch it again")
+        file.seek(-22 - len(self._zip.comment), io.SEEK_END)  # the end of the directory, which zipfile does not check
+        (count,) = struct.unpack("<10xH10x", file.read(22))
+        if count not in (len(self.names), 0xFFFF):
+            raise Unreadable(f"is damaged: its zip archive has {len(self.names)} members, not {count}: fetch it again")
 
     def size(self, name: str) -> int:
         """The bytes of a member, as the directory says; KeyError if it has no such member."""

@@ -4,6 +4,7 @@ Files that torch itself writes are in tests/parity.
 """
 
 import pickle
+import re
 import resource
 import struct
 import zipfile
@@ -56,6 +57,10 @@ def test_archives_are_checked(tmp_path, refused):
     refused(path, "but torch did not write it")
     zipped(path, {**members, "archive/data.pkl": b"\x80\x02" + b"}" * (1 << 27) + b"."}, zipfile.ZIP_DEFLATED)
     refused(path, f"expected {16 << 20} bytes of 'data.pkl', got 134217731")
+    first, second, third = (match.start() for match in list(re.finditer(b"PK\1\2", whole))[:3])
+    comment = struct.pack("<H", third - second)  # the first entry's, which swallows the second
+    path.write_bytes(whole[: first + 32] + comment + whole[first + 34 :])
+    refused(path, "its zip archive has 4 members, not 5")
     path.write_bytes(whole[: len(whole) // 2])
     refused(path, "is damaged")
     directory = b"PK\1\2" + b"\0" * 42
