@@ -24,9 +24,9 @@ def calibrate(
 ) -> dict[str, tuple[float, float]]:
     """Measures the inputs of the layers: the mean over the clips of each clip's smallest and largest value.
 
-    So rare extremes are cut off, but not those of shortcuts, whose error no kernel averages: their range is that of all
-    clips. A layer that only sees zeros is left out. A tensor that several layers read, shifted or not, has one range, so
-    that runtimes round it once.
+    So rare extremes are cut off, but not those of shortcuts, whose error no kernel averages: their range is that of
+    all clips. A layer that only sees zeros is left out. A tensor that several layers read, shifted or not, has one
+    range, so that runtimes round it once.
 
     Args:
         model: of `create_model`.
@@ -76,6 +76,7 @@ def calibrate(
         path: [np.concatenate(found) for found in zip(*(batch[path] for batch in batches), strict=True)]
         for path in batches[0]
     }
+    # A tensor that is read in several places has the same ends there.
     whole = {high.tobytes() for path, (_, high) in ends.items() if path in shortcuts}
     limits = {
         path: (float(low.min()), float(high.max()))
