@@ -185,10 +185,12 @@ def compare_imports(timing: Timing) -> Rows:
 
 def describe() -> dict[str, str]:
     """Device and versions."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
+    processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
     names = ("jax", "flax", "torch", "torchvision", "onnxruntime", "openvino")
     versions = {name: importlib.metadata.version(name) for name in names if name in _installed()}
     threads = str(len(os.sched_getaffinity(0)))
-    return {"device": jax.devices()[0].device_kind, "host": platform.machine(), "threads": threads, **versions}
+    return {"device": jax.devices()[0].device_kind, "processor": processor, "threads": threads, **versions}
 
 
 @functools.cache

@@ -1,27 +1,33 @@
 """Makes the table of docs/models.md: what every model of the zoo costs at its own clip.
 
-    python scripts/reproduce/models.py > docs/models.md
+    python scripts/benchmark runtimes --json times.json
+    python scripts/reproduce/models.py --times times.json > docs/models.md
 
-Everything is counted, nothing is timed. Working memory is that of the compiled forward pass of one clip in float32, on
-the machine at hand.
+Milliseconds are those of the file, which `scripts/benchmark runtimes` has measured; the rest is counted. Working memory
+is that of the compiled forward pass of one clip in float32, on the machine at hand.
 """
 
+import argparse
+import json
 import sys
+from pathlib import Path
 from typing import Any
+
+RUNTIMES = ("torch", "JAX", "onnxruntime", "openvino", "openvino int8")
 
 HEAD = """# Which model
 
-`python scripts/reproduce/models.py > docs/models.md` makes this page: every model at its own clip, with 400 classes and
-in float32. GMACs are what papers call GFLOPs. Weights and working memory are those of the forward pass of one clip, as
-compiled for a CPU; cameras come first in the clip of `ts_cva`.
+`scripts/reproduce/models.py` makes this page: every model at its own clip, with 400 classes and in float32. GMACs are
+what papers call GFLOPs. Weights and working memory are those of the forward pass of one clip, as compiled for a CPU;
+cameras come first in the clip of `ts_cva`.
 
 GMACs do not tell milliseconds: depthwise convolutions (X3D) and thin layers (SlowFast's fast pathway) take longer than
-theirs. `python scripts/benchmark families` measures milliseconds on your machine. For a trained network,
+theirs. `python scripts/benchmark runtimes MODEL` measures them on your machine. For a trained network,
 `python scripts/evaluate.py RUN` gives milliseconds and accuracy at each frame count, and
 `python scripts/predict.py --run RUN --budget-ms 20 VIDEO` takes the most frames that fit.
 
-| model | clip | parameters, M | GMACs | weights, MB | working memory, MB |
-|---|---:|---:|---:|---:|---:|
+{setup}| model | clip | parameters, M | GMACs | weights, MB | working memory, MB |{columns}
+|---|---:|---:|---:|---:|---:|{lines}
 """
 
 
@@ -45,15 +51,38 @@ def measure(name: str) -> tuple[str, float, float, float, float]:
     return clip, cost.parameters / 1e6, cost.gflops, weights / 1e6, memory.temp_size_in_bytes / 1e6
 
 
+def describe(setup: dict[str, str], runtimes: list[str]) -> str:
+    """The page's head."""
+    packages = ", ".join(
+        f"{name} {setup[name]}" for name in ("torch", "jax", "onnxruntime", "openvino") if name in setup
+    )
+    told = (
+        f"Milliseconds for one clip on {setup['threads']} threads ({setup['processor']}; {packages}).\n\n"
+        if runtimes
+        else ""
+    )
+    columns = "".join(f" {runtime}, ms |" for runtime in runtimes)
+    return HEAD.format(setup=told, columns=columns, lines="---:|" * len(runtimes))
+
+
 def main() -> None:
     """Prints the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=Path, help="a file of scripts/benchmark runtimes --json")
+    args = parser.parse_args()
     import flaxvid
 
-    print(HEAD, end="")
+    times: dict[str, Any] = json.loads(args.times.read_text()) if args.times else {"setup": {}, "rows": {}}
+    runtimes = [runtime for runtime in RUNTIMES if any(runtime in row for row in times["rows"].values())]
+    print(describe(times["setup"], runtimes), end="")
     for name in flaxvid.list_models():
         print(name, file=sys.stderr)
         clip, parameters, gmacs, weights, memory = measure(name)
-        print(f"| `{name}` | {clip} | {parameters:.2f} | {gmacs:.2f} | {weights:.0f} | {memory:.0f} |", flush=True)
+        spent = times["rows"].get(f"{name}, {clip}", {})
+        cells = "".join(f" {spent[runtime]:.3g} |" if runtime in spent else " |" for runtime in runtimes)
+        print(
+            f"| `{name}` | {clip} | {parameters:.2f} | {gmacs:.2f} | {weights:.0f} | {memory:.0f} |{cells}", flush=True
+        )
 
 
 if __name__ == "__main__":
