@@ -24,9 +24,9 @@ def calibrate(
 ) -> dict[str, tuple[float, float]]:
     """Measures the inputs of the layers: the mean over the clips of each clip's smallest and largest value.
 
-    So rare extremes are cut off, but not those of shortcuts, whose error no kernel averages: their range is that of
-    all clips. A layer that only sees zeros is left out. A tensor that several layers read, shifted or not, has one
-    range, so that runtimes round it once.
+    So rare extremes are cut off, but not those of shortcuts, whose error no kernel averages: their range is that of all
+    clips. A layer that only sees zeros is left out. A tensor that several layers read, shifted or not, has one range,
+    so that runtimes round it once.
 
     Args:
         model: of `create_model`.
@@ -43,7 +43,6 @@ def calibrate(
     """
     find_qwix()
     plain = create_model(model.zoo_name, **{**model.overrides, "int8": None, "remat": False})
-
     shortcuts: set[str] = set()
 
     @jax.jit
@@ -59,7 +58,8 @@ def calibrate(
 
         def note(path: str, x: jax.Array, kernel: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
             if not is_kept(path, kept):
-                shortcuts.update([path] if kernel is None else [])
+                if kernel is None:
+                    shortcuts.add(path)
                 (source,) = [before for before, behind in shifts if behind is x] or [x]
                 each = source.reshape(x.shape[0], -1).astype(jnp.float32)
                 found[path] = jnp.minimum(each.min(axis=1), 0), jnp.maximum(each.max(axis=1), 0)
@@ -72,21 +72,19 @@ def calibrate(
     batches = [jax.device_get(measure(variables, video)) for video in clips]
     if not batches:
         raise ValueError("expected clips to calibrate with, got none")
-    ends = {
-        path: [np.concatenate(found) for found in zip(*(batch[path] for batch in batches), strict=True)]
+    extremes = {
+        path: [np.concatenate(parts) for parts in zip(*(batch[path] for batch in batches), strict=True)]
         for path in batches[0]
     }
-    # A tensor that is read in several places has the same ends there.
-    whole = {high.tobytes() for path, (_, high) in ends.items() if path in shortcuts}
-    limits = {
-        path: (float(low.min()), float(high.max()))
-        if high.tobytes() in whole
-        else (float(low.mean()), float(high.mean()))
-        for path, (low, high) in ends.items()
-    }
-    if ranges := {path: (low, high) for path, (low, high) in limits.items() if low < high}:
-        return ranges
-    raise ValueError(f"nothing is left to round beside {', '.join(kept)}: keep fewer layers")
+    uncut = {extremes[path][1].tobytes() for path in shortcuts}  # who reads the same tensor has the same extremes
+    ranges = {}
+    for path, (lows, highs) in extremes.items():
+        low, high = (lows.min(), highs.max()) if highs.tobytes() in uncut else (lows.mean(), highs.mean())
+        if low < high:
+            ranges[path] = float(low), float(high)
+    if not ranges:
+        raise ValueError(f"nothing is left to round beside {', '.join(kept)}: keep fewer layers")
+    return ranges
 
 
 def quantise(model: VideoModel, ranges: Ranges) -> VideoModel:

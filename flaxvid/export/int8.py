@@ -112,7 +112,7 @@ def _places(convolution: Node) -> tuple[np.ndarray, ...]:
 def _steps(rounding: Node) -> tuple[np.ndarray, np.ndarray]:
     """The size of a step, and the number that stands for 0, without a sign: processors multiply that by int8."""
     _, step, zero = rounding.inputs
-    return np.float32(step), np.asarray(zero + 128, np.uint8)
+    return np.asarray(step, np.float32), np.asarray(zero + 128, np.uint8)
 
 
 def _packed(kernel: np.ndarray, axis: int, name: str) -> Node:

@@ -45,7 +45,7 @@ def compare_runtimes(names: Sequence[str], batch: int, scale: float, timing: Tim
         variables = jax.tree.map(
             functools.partial(_vary, rng), init_variables(model, jax.random.key(0), blank_video(model))
         )
-        video = rng.integers(0, 256, (batch, clip.num_frames, size, size, 3), np.uint8)
+        video: Any = rng.integers(0, 256, (batch, clip.num_frames, size, size, 3), np.uint8)
         rounded = quantise(model, calibrate(model, variables, [video]))
         apply = jax.jit(model.apply).lower(variables, video).compile()
         runs: dict[str, Callable[[], Any]] = {"JAX": ready(apply, variables, video)}
