@@ -134,7 +134,7 @@ def _left_out(content: Mapping[Any, Any], path: list[str]) -> Iterator[str]:
     mapping: Any = content
     for name in path:
         for key, item in mapping.items():
-            if key != name and (kinds := _kinds(item)):
+            if key != name and item is not mapping[name] and (kinds := _kinds(item)):
                 yield f"{_shown(key)} ({', '.join(sorted(kinds))})"
         mapping = mapping[name]
     if path and path[-1] == "blobs" and any(isinstance(key, str) and key.endswith("_momentum") for key in mapping):

@@ -79,6 +79,10 @@ def test_every_table_exports_and_imports_the_same_tensors(name, given, random_va
     for table, known in get_spec(name).formats.items():
         overrides = {**known.overrides, **given}
         variables = random_variables(create_tiny(name, **overrides))
+        if (table, given) == ("mmaction2", {"shortcut_norm": False}):  # its X3D always has that norm
+            with pytest.raises(ValueError, match="'mmaction2' has no place for params/body/layer1_0/downsample/kernel"):
+                flaxvid.to_torch(name, variables, format=table, overrides=overrides)
+            continue
         exported = flaxvid.to_torch(name, variables, format=table, overrides=overrides)
         counters = sum(key.endswith("num_batches_tracked") for key in exported)
         assert len(exported) - counters == len(jax.tree.leaves(variables))
