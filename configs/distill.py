@@ -30,7 +30,8 @@ def get_config(argument: str = "motion") -> Recipe:
     recipe = preset("motion" if argument in MOTION else argument)
     if argument in MOTION:
         # A ResNet-18 in minutes of a CPU.
-        recipe.model.num_frames, recipe.model.image_size, recipe.data.clips.test_size, recipe.epochs = 8, 32, 32, 3
+        recipe.model.num_frames, recipe.model.image_size, recipe.data.clips.test_size = 8, 32, 32
+        recipe.epochs, recipe.eval_frames = 3, (8,)
         recipe.model.options |= {"depths": (2, 2, 2, 2), "width": 64 if argument == "motion_teacher" else 32}
     else:
         recipe.model.name, recipe.model.weights = "tsm_resnet18", "torchvision/resnet18-imagenet1k-v1"
