@@ -100,9 +100,10 @@ def download(known: KnownFile, destination: Path) -> Path:
 def _held(part: Path, known: KnownFile) -> Iterator[IO[bytes]]:
     """Opens a file that nobody else holds, at its end; waits for a process or thread that does.
 
-    The file is its own lock. Meanwhile it may have got its final name, or be gone: then there is a new one.
+    The file is its own lock, so that no lock file is left in the folder, as `writing.locked` would leave one. Meanwhile
+    it may have got its final name, or be gone: then there is a new one.
     """
-    import fcntl  # not on Windows, where the rest of this file works
+    import fcntl  # not on Windows: there, nothing is downloaded yet
 
     while True:
         with part.open("a+b") as file:
