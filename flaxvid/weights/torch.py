@@ -183,7 +183,7 @@ def load_torch(
 
 def load_pretraining(
     name: str,
-    source: str | Path | Mapping[str, Any],
+    weights: str | Path | Mapping[str, Any],
     shapes: Variables,
     *,
     format: str | None = None,
@@ -197,7 +197,7 @@ def load_pretraining(
 
     Args:
         name: of the model whose stem and body are pre-trained.
-        source, format, part, allow_nonfinite: see `load_model`.
+        weights, format, part, allow_nonfinite: see `load_model`.
         shapes: a tree of the variables that are wanted, or of their shapes, as `jax.eval_shape` gives it.
         overrides: the options with which the caller makes the model.
 
@@ -206,16 +206,16 @@ def load_pretraining(
 
     Raises:
         ValueError: as `load_torch`.
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, and no such name.
     """
     formats, overrides = known_formats(name, format), overrides or {}
-    tensors, label = _read(name, source, part, allow_nonfinite), _names_of(source, part)[0]
-    checkpoint = describe(tensors, *_names_of(source, part))
+    tensors = _read(name, weights, part, allow_nonfinite)
+    checkpoint = describe(tensors, *_names_of(weights, part))
     fmt, shorts = read_tree(name, checkpoint, formats, shapes, overrides)
     if implied := find_implied(name, formats[fmt], overrides):
         raise ValueError(
-            f"{label} is of {fmt!r}, whose {name} has {as_options(implied)}: make the model so and say it here: "
-            f"overrides={implied!r}"
+            f"{checkpoint.label} is of {fmt!r}, whose {name} has {as_options(implied)}: make the model so and say it "
+            f"here: overrides={implied!r}"
         )
     keys = {path: tuple(checkpoint.names[short] for short in found) for path, found in shorts.items()}
     return trees.unflatten(_take(tensors, keys, formats[fmt]))
