@@ -93,7 +93,7 @@ class AcceptedError(Exception):
 def commands(page):
     """The commands of a page's blocks of bash, and those within its text, as words."""
     lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
-    lines += [span for span in code(page) if re.match(r"(python|flaxvid|pip|mkdocs|pytest) ", span)]
+    lines += [span for span in code(page) if re.match(r"(python scripts/|flaxvid |pip |mkdocs |pytest )", span)]
     for line in lines:
         words: list[str] = []
         for word in [*shlex.split(line, comments=True), "&&"]:
