@@ -104,7 +104,7 @@ def commands(page):
                 words = []
 
 
-def check_recipe(page, script, words):
+def check_recipe(script, words):
     """Reads the command line of scripts/train.py or scripts/plan.py, as these do."""
     own = re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", script.read_text())
     assert own
@@ -157,7 +157,7 @@ def check(page, words):
         script = ROOT / rest[0]
         assert script.exists(), words
         if script.name in ("train.py", "plan.py"):
-            check_recipe(page, script, rest[1:])
+            check_recipe(script, rest[1:])
         elif script.name == "launch.py":
             check(page, ["python", *check_script(script, rest[1:]).command])
         elif "argparse.ArgumentParser(" in (script.read_text() if script.is_file() else ""):
@@ -202,17 +202,37 @@ def test_a_wrong_command_is_found(command):
 # What is named within the text.
 
 
+EACH_TASK = ("tsm:folder", "ffn", "videomae:pretrain", "distill", "domain", "ts_cva")
+"""Configs that have the fields of all tasks and the options that pages name."""
+
+
+def fits(config, words):
+    """Whether a config takes these flags."""
+    try:
+        check_recipe(ROOT / "scripts" / "train.py", ["--config", f"flaxvid:{config}", *words])
+    except (KeyError, ValueError, flags.Error):
+        return False
+    return True
+
+
 @each_page()
 def test_what_a_page_names_is_there(page):
     for span in code(page):
-        if match := re.match(r"--config\.([\w.]+)(=|$)", span):
-            path = match[1]
-            assert path in FIELDS or re.match(r"(model\.options|data\.motion)\.\w", path), span
+        if re.match(r"--config\.\w+(\.\w+)*=", span):
+            assert any(fits(config, shlex.split(span)) for config in EACH_TASK), span
+        elif re.fullmatch(r"--config\.[\w.]+", span):
+            assert span.removeprefix("--config.") in FIELDS, span
         elif match := re.fullmatch(r"(configs/\w+\.py)(?::(\w+))?", span):
             text = (ROOT / match[1]).read_text()
             assert not match[2] or re.search(rf"Arguments: [^.]*\b{match[2]}\b", text), span
         elif re.fullmatch(r"(configs|docs|flaxvid|scripts|tests)/[\w/.]+", span):
             assert (ROOT / span).exists(), span
+
+
+def test_a_wrong_flag_is_found():
+    assert fits("ffn", ["--config.task.weight=0.5"])
+    for wrong in ("--config.task.weigt=1", "--config.epochs=many", "--config.model.options.widht=8"):
+        assert not any(fits(config, [wrong]) for config in EACH_TASK), wrong
 
 
 # What the pages are about.
