@@ -2,7 +2,7 @@
 
 python scripts/benchmark conv                    Conv against nn.Conv and torch, case by case
 python scripts/benchmark model tsm_resnet50      forward, training step, compile time, memory against torch
-python scripts/benchmark families                the same of every family at its own clip, the README's table
+python scripts/benchmark families                the same of every family at its own clip, as in docs/speed.md
 python scripts/benchmark runtimes [MODEL...]     exported programs, float32 and int8, in onnxruntime and OpenVINO
 python scripts/benchmark recurrent               LSTM against GRU, and both against torch, time and memory
 python scripts/benchmark ffn                     frame-flexible training against training at 16 frames
