@@ -127,6 +127,7 @@ MAY_CHANGE = frozenset(
         *("data.root", "data.lists", "data.missing", "data.max_broken", "data.num_threads", "data.validation_split"),
         *("data.target.root", "data.target.lists"),
         *("checkpoint_every", "keep", "keep_every", "log_every", "eval_every", "eval_batch_size", "published"),
+        *("trackers",),
         *("fsdp", "tensor"),
         *("task.teachers", "task.teacher_models", "task.teacher_frames", "task.teacher_sizes"),
     }
