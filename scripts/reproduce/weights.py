@@ -148,6 +148,15 @@ def shorten(names: list[str]) -> str:
     )
 
 
+def as_words(overrides: Mapping[str, Any]) -> str:
+    """What a format implies, as it stands in the table."""
+    from flaxvid.models.spec import IMAGENET
+
+    pixels = ["ImageNet's pixels"] if overrides.get("mean") == IMAGENET["mean"] else []
+    options = {option: value for option, value in overrides.items() if not pixels or option not in IMAGENET}
+    return ", ".join([*pixels, *(f"`{option}={value!r}`" for option, value in options.items())])
+
+
 def rows() -> Iterator[tuple[str, ...]]:
     """The first table's cells: networks that one origin saves in the same way are one row."""
     from flaxvid.models.registry import SPECS
@@ -155,8 +164,8 @@ def rows() -> Iterator[tuple[str, ...]]:
     alike: dict[tuple[str, str, str, tuple[str, ...]], list[str]] = {}
     for name, spec in SPECS.items():
         for format, known in spec.formats.items():
-            implied = ", ".join(f"`{option}={value!r}`" for option, value in known.overrides.items())
-            alike.setdefault((spec.build.__module__, format, implied, known.unused), []).append(name)
+            way = spec.build.__module__, format, as_words(known.overrides), known.unused
+            alike.setdefault(way, []).append(name)
     for way in sorted(alike, key=lambda way: list(ORIGINS).index(origin_of(way[1]))):
         _, format, implied, unused = way
         origin, file = ORIGINS[origin_of(format)]
@@ -164,7 +173,7 @@ def rows() -> Iterator[tuple[str, ...]]:
         if format.endswith("pretraining"):
             read = "yes; the decoder by `load_pretraining`"
         elif unused:
-            read, written = f"all but {', '.join(f'`{pattern}`' for pattern in unused)}", "without them"
+            read, written = f"all but {', '.join(f'`{pattern}`' for pattern in unused)}", "without"
         yield origin, file, shorten(alike[way]), f"`{format}`", read, written, implied
 
 
@@ -209,9 +218,8 @@ def check_list(name: str, tensors: Mapping[str, Any]) -> tuple[str, ...]:
     if lost := tensors.keys() - keys - counters - set(read.left_out):
         raise ValueError(f"{name}: no place for {sorted(lost)}")
     options = {**read.implied, **({} if classes is None else {"num_classes": classes})}
-    written = {
-        key: array.shape for key, array in to_torch(model, read.variables, read.format, overrides=options).items()
-    }
+    state_dict = to_torch(model, read.variables, read.format, overrides=options)
+    written = {key: array.shape for key, array in state_dict.items()}
     differ = {key for key in keys | counters if written.get(key) != tensors[key].shape}
     if differ or (classes is None and written.keys() != keys | counters):
         raise ValueError(f"{name}: written otherwise {sorted(differ)}, {sorted(written.keys() ^ (keys | counters))}")
