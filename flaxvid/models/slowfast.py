@@ -339,6 +339,7 @@ SPECS = {
         32,
         {
             **_formats(mmaction2={}, mmaction2_norm={"lateral_norm": True}, mmaction2_4x16=SLOWER),
+            "pytorchvideo_4x16": Format(_pytorchvideo(), SLOWER),
             "pyslowfast_4x16": Format(_pyslowfast(), SLOWER),
             "caffe2_4x16": Format(_caffe2((3, 4, 6, 3)), SLOWER),
         },

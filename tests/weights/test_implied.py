@@ -106,7 +106,7 @@ def test_what_the_formats_of_each_name_imply():
             for name in ("csn_r50", "csn_r101", "csn_r152", "ipcsn_r152")
             for suffix, pixels in (("", IMAGENET), ("_sports1m", SPORTS1M))
         },
-        **{f"slowfast_r50: {fmt}_4x16": SLOWER for fmt in ("pyslowfast", "caffe2")},
+        **{f"slowfast_r50: {fmt}_4x16": SLOWER for fmt in ("pytorchvideo", "pyslowfast", "caffe2")},
         "slowfast_r50: mmaction2": {**STRIDED, "lateral_norm": False},
         "slowfast_r50: mmaction2_norm": {**STRIDED, "lateral_norm": True},
         "slowfast_r50: mmaction2_4x16": {**STRIDED, "lateral_norm": False, **SLOWER},

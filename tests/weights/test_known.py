@@ -151,7 +151,7 @@ def test_classes_of_an_unknown_order_are_numbered(published):
 
 
 def test_options_of_an_entry_go_above_what_its_format_implies(random_variables, tmp_path, monkeypatch):
-    """Also where the model has them by itself: mmaction2's heavy I3D has not the stride that mmaction2's I3D implies."""
+    """Also where the model has them by itself: mmaction2's heavy I3D lacks the stride that mmaction2's I3D implies."""
     monkeypatch.setenv("FLAXVID_CACHE", str(tmp_path))
     name, tiny = "i3d_r50/test/kinetics400-heavy", get_spec("i3d_r50").tiny
     options = {option: value for option, value in tiny.items() if option != "num_classes"} | {"stem_stride": 1}
