@@ -45,7 +45,7 @@ from models import (
 )
 from reading import compare_reading
 from recurrent import compare_recurrent
-from timing import CLOCKS, Rows, Timing, interleaved, print_rows, random, ready
+from timing import CLOCKS, Rows, Timing, count_cores, interleaved, print_rows, random, ready
 
 import flaxvid
 from flaxvid.layers.conv import Conv
@@ -189,7 +189,7 @@ def describe() -> dict[str, str]:
     processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
     names = ("jax", "flax", "torch", "torchvision", "onnxruntime", "openvino")
     versions = {name: importlib.metadata.version(name) for name in names if name in _installed()}
-    threads = str(len(os.sched_getaffinity(0)))
+    threads = str(count_cores())
     return {"device": jax.devices()[0].device_kind, "processor": processor, "threads": threads, **versions}
 
 

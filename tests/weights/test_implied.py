@@ -57,6 +57,10 @@ STRIDED = {**IMAGENET, "slow_sampling": "stride"}
 SLOWER = {"alpha": 8, "fusion_kernel": 5}
 
 
+def non_local(*kinds):
+    return {"non_local": ("", kinds, kinds, "")}
+
+
 def test_what_the_formats_of_each_name_imply():
     implied = {
         f"{name}: {fmt}": dict(known.overrides)
@@ -85,13 +89,24 @@ def test_what_the_formats_of_each_name_imply():
         },
         **{f"{name}: mmaction2": IMAGENET for name in ("slow_r50", "slow_r101", "res3dcnn")},
         "c2d_r50: mmaction2": {**IMAGENET, "stem_pool": "unpadded"},
+        "c2d_r50: mmaction2_nopool": {**IMAGENET, "pool": False},
+        "c2d_r50: caffe2_nopool": {"pool": False},
         "i3d_r50: mmaction2": {**IMAGENET, "stem_stride": 2},
+        "slow_nln_r50: mmaction2": {**IMAGENET, **non_local("scaled_gaussian", "")},
         **{
-            f"csn_r{depth}: mmaction2{suffix}": {**pixels, "norm_epsilon": 1e-3}
-            for depth in (50, 101, 152)
+            f"i3d_nln_r50: mmaction2_{kind}": {**IMAGENET, "stem_stride": 2, **non_local("", kind)}
+            for kind in ("dot_product", "embedded_gaussian", "gaussian")
+        },
+        **{
+            f"tsm_nln_resnet50: mmaction2_{kind}": non_local(kind, "")
+            for kind in ("dot_product", "embedded_gaussian", "gaussian")
+        },
+        **{
+            f"{name}: mmaction2{suffix}": {**pixels, "norm_epsilon": 1e-3}
+            for name in ("csn_r50", "csn_r101", "csn_r152", "ipcsn_r152")
             for suffix, pixels in (("", IMAGENET), ("_sports1m", SPORTS1M))
         },
-        **{f"slowfast_r50: {fmt}_4x16": SLOWER for fmt in ("pyslowfast", "caffe2")},
+        **{f"slowfast_r50: {fmt}_4x16": SLOWER for fmt in ("pytorchvideo", "pyslowfast", "caffe2")},
         "slowfast_r50: mmaction2": {**STRIDED, "lateral_norm": False},
         "slowfast_r50: mmaction2_norm": {**STRIDED, "lateral_norm": True},
         "slowfast_r50: mmaction2_4x16": {**STRIDED, "lateral_norm": False, **SLOWER},
