@@ -145,8 +145,9 @@ def load_torch(
 ) -> dict[str, Any]:
     """The variables of `load_model` alone, for a model that the caller makes: ``create_model(name, **overrides)``.
 
+    Args that are not named here are those of `load_model`.
+
     Args:
-        name, weights, num_classes, frames, format, part, key, allow_nonfinite: see `load_model`.
         overrides: the options with which the caller makes the model, such as ``{"width": 32}``.
 
     Returns:
