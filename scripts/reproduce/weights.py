@@ -82,26 +82,21 @@ FORMATS = {
 }
 """The formats of lists whose keys leave several."""
 
-HEAD = """# Weights of others
+HEAD = """# Origins and formats
 
-`scripts/reproduce/weights.py` makes this page out of the formats themselves.
+`scripts/reproduce/weights.py` makes this page out of the formats themselves. [Weights of others](import.md) says how
+files are loaded and written, and that {known} published ones have names.
 
-`load_model` makes the network with what its origin implies, reads every tensor of the file or none, and names each that
-does not fit. `load_torch` gives the variables alone; it refuses a file whose origin implies another network than the
-default. `to_torch` writes the origin's keys and shapes. A format is chosen by keys and shapes. Where these leave two
-whose networks compute different things, an error shows the call for each: `format="mmaction2_sports1m"`.
+A format is chosen by keys and shapes. Where these leave two whose networks compute different things, an error shows the
+call for each, such as `format="mmaction2_sports1m"`. No tensor tells of these:
 
-Published weights have names: `flaxvid.list_weights()` lists {known}, and `find_weights` says of each where it is, its
-licence, its accuracy and how that was measured.
-
-Some origins tell by no tensor, and by no key:
-
-- mmaction2's CSN has the pixels of ImageNet if IG-65M was its start, and others if it began from scratch or with
-  Sports-1M. Of I3D and TSM with non-local blocks, "dot_product" and "embedded_gaussian" have the same tensors.
-- C2D with and without the max-pool behind its first stage. The `.pkl` that PySlowFast publishes has none
-  ("caffe2_nopool"), mmaction2 publishes both.
+- mmaction2's CSN sees the pixels of ImageNet if it began with IG-65M, and others if it began from scratch or with
+  Sports-1M.
+- mmaction2's I3D and TSM with non-local blocks weigh by "dot_product" or by "embedded_gaussian".
+- C2D has a max-pool behind its first stage, or not. PySlowFast's published `.pkl` has none, mmaction2 publishes both.
 - mmaction2's small MViTv2 of Something-Something v2 has ImageNet's pixels, and networks that were fine-tuned with
-  transformers' `VivitImageProcessor` as it is by default see pixels from -3 to 1. Give `mean` and `std`.
+  transformers' `VivitImageProcessor` as it is by default see pixels from -3 to 1. Give `mean` and `std`;
+  `mvit_v2_s/mmaction2/ssv2` has the right ones.
 
 ## What is read and written
 
