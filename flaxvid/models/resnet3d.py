@@ -295,7 +295,6 @@ def build_slow(
     )
 
 
-C2D_MMACTION2 = {**IMAGENET, "stem_pool": "unpadded"}
 I3D_MMACTION2 = {**IMAGENET, "stem_stride": 2}
 
 
@@ -321,16 +320,17 @@ def nln_formats(**mmaction2: Mapping[str, Any]) -> dict[str, Format]:
     return own | {name: Format(MMACTION2_KEYS, options) for name, options in mmaction2.items()}
 
 
-NOPOOL = {
+C2D_FORMATS = {
+    **slow_formats(True, {**IMAGENET, "stem_pool": "unpadded", "pool": True}, flat=True),
+    "caffe2": Format(CAFFE2_KEYS, {"pool": True}),
     "caffe2_nopool": Format(CAFFE2_KEYS, {"pool": False}),
     "mmaction2_nopool": Format(MMACTION2_FLAT_KEYS, {**IMAGENET, "pool": False}),
 }
-"""C2D without the pool behind the first stage, of which no tensor tells. mmaction2's is a TSN of adjacent frames."""
+"""No tensor tells of the pool behind the first stage. mmaction2's C2D without it is a TSN of adjacent frames."""
 
 TINY = {"width": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 4, "image_size": 32}
 TINY_NLN = {**TINY, "depths": (1, 2, 2, 1)}
 
-C2D = {"temporal_kernels": (1,) * 4, "pool": True}
 I3D = {"stem_kernel": 5, "temporal_kernels": (3, (3, 1), (3, 1), (1, 3)), "pool": True}
 
 SPECS = {
@@ -348,7 +348,7 @@ SPECS = {
             TINY_NLN,
         ),
         ("res3dcnn", {"stem_kernel": 7, "num_classes": 9}, 16, slow_formats(), TINY),
-        ("c2d_r50", C2D, 8, slow_formats(True, C2D_MMACTION2, flat=True) | NOPOOL, TINY),
+        ("c2d_r50", {"temporal_kernels": (1,) * 4, "pool": True}, 8, C2D_FORMATS, TINY),
         ("i3d_r50", I3D, 8, slow_formats(True, I3D_MMACTION2), TINY),
         (
             "i3d_nln_r50",

@@ -178,7 +178,7 @@ def test_c2d_without_its_pool(torchvision_models, randomised, relative_error):
     )
     with pytest.raises(ValueError, match="fits two formats of c2d_r50, 'caffe2' and 'caffe2_nopool'"):
         flaxvid.load_model("c2d_r50", written, depths=depths)
-    model, variables = flaxvid.load_model("c2d_r50", written, format="caffe2_nopool", depths=depths)
+    model, variables = flaxvid.load_model("c2d_r50", written, **options)  # what the caller says decides
     assert relative_error(jax.jit(model.apply)(variables, clip), expected) < 1e-4
 
 

@@ -269,9 +269,10 @@ def test_tsm(torchvision_models, insert_shift, randomised, relative_error, mode)
             key = key.replace("downsample.0.", "downsample.conv.").replace("downsample.1.", "downsample.bn.")
         key = re.sub(r"^fc\.", "cls_head.fc_cls.", key)
         state_dict[key if key.startswith("cls_head") else f"backbone.{key}"] = tensor
+    name, options = "tsm_nln_resnet50", {"depths": depths}
+    if ask := mode != "gaussian":
+        with pytest.raises(ValueError, match="'mmaction2_dot_product' and 'mmaction2_embedded_gaussian', and their"):
+            flaxvid.load_model(name, state_dict, **options)
     implied = {} if mode == "dot_product" else {"non_local": every_second(mode)}
     expected = logits.unflatten(0, (1, frames)).mean(1)
-    name, options = "tsm_nln_resnet50", {"depths": depths}
-    check(
-        state_dict, expected, clip, name, f"mmaction2_{mode}", implied, relative_error, options, ask=mode != "gaussian"
-    )
+    check(state_dict, expected, clip, name, f"mmaction2_{mode}", implied, relative_error, options, ask)
