@@ -11,6 +11,7 @@ import argparse
 import ast
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -204,20 +205,22 @@ def check_list(name: str, tensors: Mapping[str, Any]) -> tuple[str, ...]:
     Raises:
         ValueError: a tensor has no place, or what is written differs from the list.
     """
+    from flaxvid import trees
     from flaxvid.weights.torch import import_torch, to_torch
 
     model, counters = model_of(name), {key for key in tensors if key.endswith("num_batches_tracked")}
-    classes = 2 if name.endswith("pretrain") else None
-    read = import_torch(model, tensors, format=FORMATS.get(name), num_classes=classes)
+    classes = 2 if name.endswith("pretrain") else None  # it has no head
+    with warnings.catch_warnings(action="ignore"):
+        read = import_torch(model, tensors, format=FORMATS.get(name), num_classes=classes)
     keys = {key for found in read.keys.values() for key in found}
     if lost := tensors.keys() - keys - counters - set(read.left_out):
         raise ValueError(f"{name}: no place for {sorted(lost)}")
-    options = {**read.implied, **({} if classes is None else {"num_classes": classes})}
-    state_dict = to_torch(model, read.variables, read.format, overrides=options)
+    flat = {path: leaf for path, leaf in trees.flatten(read.variables).items() if path in read.keys}
+    state_dict = to_torch(model, trees.unflatten(flat), read.format, overrides=read.implied)
     written = {key: array.shape for key, array in state_dict.items()}
-    differ = {key for key in keys | counters if written.get(key) != tensors[key].shape}
-    if differ or (classes is None and written.keys() != keys | counters):
-        raise ValueError(f"{name}: written otherwise {sorted(differ)}, {sorted(written.keys() ^ (keys | counters))}")
+    wanted = {key: tensors[key].shape for key in keys | counters}
+    if differ := [key for key in written.keys() | wanted.keys() if written.get(key) != wanted.get(key)]:
+        raise ValueError(f"{name}: {sorted(differ)} are written otherwise")
     return f"`{name}`", f"`{model}`", f"`{read.format}`", str(len(keys)), str(len(read.left_out) or "")
 
 
