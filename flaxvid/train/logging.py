@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,7 +55,8 @@ class RunLogger:
         self._interval, self._last_line = interval, -math.inf
         self._started = self._mark = time.monotonic()
         self._clips = 0
-        self._console = console or Console()
+        # A notebook gets lines, as a log does: it says that it has colours, and rich takes it for a terminal.
+        self._console = console or Console(force_jupyter=False, force_terminal=sys.stdout.isatty())
         self._writes = jax.process_index() == 0
         self._bar, self._track = None, track
 
