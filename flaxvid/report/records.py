@@ -158,6 +158,8 @@ def _outside(record: Mapping[str, Any]) -> Iterator[str]:
                 numbers = [number for label, guess, _ in entry["confusion"] for number in (label, guess)]
             else:
                 numbers = [entry["label"], *(guess for guess, _ in entry["guesses"].values())]
+                if not all(isinstance(entry.get(picture, ""), str) for picture in ("strip", "look")):
+                    yield f"expected names of pictures of {entry['id']}, got something else"
                 if missing := counts - entry["guesses"].keys():
                     yield f"expected guesses at {', '.join(sorted(missing))} frames of {entry['id']}, got none"
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -26,8 +26,9 @@ class Run:
             "root", "split", "videos", "digest", ... Older records have no root, split and digest, and may be about
             other videos. There are also "protocol", "device" and "classes". "frames" are rows as above with
             "mean_class", "calibration_error", "milliseconds", "confusion" as [label, guess, videos] and "reliability".
-            "examples" are videos with "label", "guesses" and "strip". With several targets, "classes" are by target,
-            and rows and examples have a "target".
+            "examples" are videos with "label", "guesses", "strip" and, of some, "look", the picture of where the
+            network looked; "look_fault" says why there is none. With several targets, "classes" are by target, and
+            rows and examples have a "target".
         folder: The run's folder, which has the film strips.
         others: Evaluations of other videos or weights, each as a run with nothing else.
         reconstruction: reconstruction.json of masked pre-training: "mask_ratio", "data" and "checkpoint"; "frames" are
