@@ -9,7 +9,7 @@ from typing import Any
 
 from flaxvid.report.html import write_html
 from flaxvid.report.intervals import newcombe
-from flaxvid.report.page import flatten
+from flaxvid.report.page import TILES, flatten
 from flaxvid.report.plots import accuracy_plot, cost_plot, interval_plot, metric_plot
 from flaxvid.report.run import Run, read_run
 from flaxvid.report.tables import describe_data, interval_of, percent_range, seed_statistics
@@ -103,29 +103,33 @@ def _described(run: Run) -> str:
 
 
 def _headlines(groups: Mapping[str, Mapping[str, Run]]) -> list[tuple[str, str]]:
-    """The best accuracy of each run, with its frame count."""
+    """The best accuracy of each run, with its frame count; of many runs the tables say enough."""
     best = []
     for runs in groups.values():
         for name, run in runs.items():
             row = max(run.any_frame, key=lambda row: row["top1"])
             where = f" on {run.data['name']}" if len(groups) > 1 and run.data else ""
             best.append((f"{100 * row['top1']:.2f} %", f"{name}, at {row['frames']} frames{where}"))
-    return best
+    return best if len(best) <= TILES else []
 
 
 def _accuracy(data: str, evaluated: Mapping[str, Run]) -> dict[str, Any]:
     """The section about runs that were evaluated on the same videos."""
     scores = {name: seed_statistics([run]) for name, run in evaluated.items()}
     frames = sorted({n for by_frames in scores.values() for n in by_frames})
-    best = {n: max(by_frames[n][0] for by_frames in scores.values() if n in by_frames) for n in frames}
-    several = len(scores) > 1
+    best: dict[tuple[str, int], list[float]] = {}
+    for name, by_frames in scores.items():
+        for n, (score, *_) in by_frames.items():
+            best.setdefault((evaluated[name].target, n), []).append(score)
+    several = any(len(values) > 1 for values in best.values())
 
     def cell(name: str, n: int) -> str:
         row = next((row for row in evaluated[name].any_frame if row["frames"] == n), None)
         if row is None:
             return "–"
         score, interval = scores[name][n][0], interval_of(row)
-        mark = " *" * (several and score == best[n])
+        values = best[evaluated[name].target, n]
+        mark = " *" * (len(values) > 1 and score == max(values))
         return f"{score:.2f}{mark}" + (f" ({percent_range(*interval)})" if interval else "")
 
     videos = {row["clips"] for run in evaluated.values() for row in run.any_frame}
@@ -162,10 +166,10 @@ def _accuracy(data: str, evaluated: Mapping[str, Run]) -> dict[str, Any]:
 
 def _changes(evaluated: Mapping[str, Run]) -> list[dict[str, Any]]:
     """Tables of how the classes' accuracies change from the first run to each other one with the same classes."""
-    groups: dict[frozenset[str], list[str]] = {}
+    groups: dict[tuple[str, frozenset[str]], list[str]] = {}
     for name, run in evaluated.items():
         if run.evaluation:
-            groups.setdefault(frozenset(run.evaluation["classes"]), []).append(name)
+            groups.setdefault((run.target, frozenset(run.evaluation["classes"])), []).append(name)
     tables = []
     for first, *others in groups.values():
         for other in others:
@@ -205,7 +209,7 @@ def _change(label: str, before: tuple[float, int], after: tuple[float, int]) -> 
     """A class's change, and its row."""
     change, (low, high) = after[0] - before[0], newcombe(before, after)
     videos = f"{before[1]:,}" if before[1] == after[1] else f"{before[1]:,}, {after[1]:,}"
-    text = f"{100 * change:+.1f}".replace("-", "\u2212") + " *" * (low > 0 or high < 0)
+    text = (f"{100 * change:+.1f}" if change else "0.0").replace("-", "\u2212") + " *" * (low > 0 or high < 0)
     shares = (f"{100 * share:.1f}" for share, _ in (before, after))
     return change, (label, videos, *shares, f"{text} ({percent_range(low, high)})")
 

@@ -87,6 +87,7 @@ def curve_plot(run: Run, names: Sequence[str], title: str) -> "Figure":
             axes.plot(steps, values, color=color, alpha=0.25, lw=0.8)
         marker = MARKERS[i % len(MARKERS)] if few else None
         axes.plot(steps, smooth, color=color, label=_label(name), lw=1.6, marker=marker, ms=4)
+    axes.locator_params(axis="x", nbins=6, integer=True)
     if len(names) > 1:  # one curve is what the title says
         _legend(axes)
     return figure
@@ -107,6 +108,7 @@ def metric_plot(runs: Mapping[str, Run], name: str, ylabel: str) -> "Figure":
         if len(steps):
             smooth = running_mean(values, max(1, len(values) // 50))
             axes.plot(steps, factor * smooth, color=COLORS[i % len(COLORS)], label=label, lw=1.6)
+    axes.locator_params(axis="x", nbins=6, integer=True)
     _legend(axes)
     return figure
 
@@ -129,7 +131,9 @@ def cost_plot(runs: Mapping[str, Run], cost: str, xlabel: str) -> "Figure":
             for point in zip(x, y, frames, strict=True):
                 where = {"xy": point[:2], "xytext": (4, -12), "textcoords": "offset points"}
                 axes.annotate(str(point[2]), **where, fontsize=SMALL, color=color)
-    _legend(axes)
+    axes.locator_params(axis="x", nbins=5)
+    if len(runs) > 1:
+        _legend(axes)
     return figure
 
 
