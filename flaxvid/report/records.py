@@ -32,8 +32,8 @@ RECONSTRUCTION = {
     "pictures": [{"id": str, "frames": int, "picture": str}],
 }
 """Types of the values in reconstruction.json."""
-CHECKPOINT = {"name": str, "step": int}
-"""Types of "checkpoint", the evaluated weights, which older records and records of weights files do not have."""
+OPTIONAL = {"checkpoint": {"name": str, "step": int}, "look_fault": str}
+"""Types of what not every evaluation.json has: older records and those of weights files have no checkpoint."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     """
     record = read_object(path)
     if path.exists():
-        _check(path, record, EVALUATION | ({"checkpoint": CHECKPOINT} if "checkpoint" in record else {}))
+        _check(path, record, EVALUATION | {key: kind for key, kind in OPTIONAL.items() if key in record})
         _rename([*record["frames"], *record["examples"]])
         try:
             fault = next(_outside(record), None)

@@ -11,7 +11,7 @@ def test_wilson_is_that_of_scipy(right, count):
 
 
 def test_newcombe_is_that_of_his_paper():
-    """Table II of Newcombe (1998), method 10: 56 of 70 less 48 of 80, 9 of 10 less 3 of 10, 10 of 10 less none of 20."""
+    """Newcombe (1998), method 10: 56 of 70 less 48 of 80, 9 of 10 less 3 of 10, 10 of 10 less none of 20."""
     for (first, second), expected in (
         (((48, 80), (56, 70)), (0.0524, 0.3339)),
         (((3, 10), (9, 10)), (0.1705, 0.8090)),
