@@ -4,9 +4,10 @@ Grad-CAM takes a feature map, weighs its channels by the mean gradient of a clas
 is positive: the places that speak for the class.
 
 The feature map is that of the deepest layer whose places still move the logit; `VideoModel.layers` names the layers, so
-no family has code of its own here. In a ResNet it is the last block's. Behind the last block of a transformer only the
-class token counts, so it is that of the block before. A recurrent network sees one feature a frame, and a fusion joins
-the cameras, so it is that of the backbone below. Of several maps, such as SlowFast's two, the sum is taken.
+no family has code of its own here. In a ResNet it is the last block's, or of small frames that of a block before, which
+is not as coarse. Behind the last block of a transformer only the class token counts, so it is that of the block before.
+A recurrent network sees one feature a frame, and a fusion joins the cameras, so it is that of the backbone below. Of
+several maps, such as SlowFast's two, the sum is taken.
 """
 
 import functools
@@ -24,6 +25,9 @@ from jaxtyping import Array, Float, Int, UInt8
 from flaxvid import trees
 from flaxvid.models.video_model import Video, VideoModel
 from flaxvid.types import Variables, by_target
+
+PLACES = 4
+"""The fewest places of a map along height and along width: a coarser one does not tell where."""
 
 COLUMNS, SIDE, GAP = 8, 112, 2
 """Of a picture: the most frames, the longest side of a frame and the gap between frames in pixels."""
@@ -47,7 +51,7 @@ def look(
         A map of each clip; of several cameras a dict of them.
 
     Raises:
-        ValueError: the network has no such target or class, or no layer that tells the places of a frame apart.
+        ValueError: the network has no such target or class, or no layer with `PLACES` along height and width.
     """
     model = model.clone(int8=None)  # what is rounded has no gradient
     clips = [jax.tree.map(lambda own, row=row: jnp.asarray(own[row : row + 1]), video) for row in range(len(classes))]
@@ -70,8 +74,8 @@ def look(
             joined = {camera: np.concatenate([own[camera] for own in maps]) for camera in maps[0]}
             return joined if model.cameras else joined[""]
     raise ValueError(
-        "expected a layer that tells the places of a frame apart, got none: give larger frames, or a model whose "
-        "`layers` name its blocks"
+        f"expected a layer whose map has {PLACES} x {PLACES} places or more, got none: give larger frames, or a model "
+        "whose `layers` name its blocks"
     )
 
 
@@ -146,9 +150,9 @@ def _at(tree: Any, path: str) -> Any:
 
 
 def _grids(shapes: Mapping[str, Any], pattern: str, cameras: tuple[str, ...]) -> tuple[_Grid, ...]:
-    """The feature maps of a layer with several places in a frame; () unless there is one of each camera."""
+    """The feature maps of a layer that are not too coarse; () unless there is one of each camera."""
     spaces = [leaf.shape[1:4] for out in shapes.values() for leaf in jax.tree.leaves(out) if len(leaf.shape) == 5]
-    spaces = [space for space in dict.fromkeys(spaces) if space[1] * space[2] > 1]
+    spaces = [space for space in dict.fromkeys(spaces) if min(space[1:]) >= PLACES]
     matches = [path for path in shapes if re.fullmatch(pattern, f"{path}/x")]
     modules = [path for path in matches if not any(path.startswith(f"{other}/") for other in matches)]
     grids = []

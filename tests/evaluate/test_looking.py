@@ -41,13 +41,13 @@ class OnePlace(nn.Module):
 
 @pytest.fixture
 def video():
-    return np.random.default_rng(0).normal(size=(2, 2, 3, 4, 3)).astype(np.float32)
+    return np.random.default_rng(0).normal(size=(2, 2, 4, 5, 3)).astype(np.float32)
 
 
 def test_a_map_by_hand(video):
     """Where the stem gives the video itself, the gradients of the logits are written down by hand."""
     model = VideoModel(stem=Same(), body=Same(), head=Squares(), feature_dim=3)
-    places = 2 * 3 * 4
+    places = 2 * 4 * 5
     slopes = {
         0: np.broadcast_to([1 / places, 0, 0], video.shape),
         1: 2 * video / places,
@@ -74,8 +74,9 @@ def test_errors_say_what_is_wrong(video):
         with pytest.raises(ValueError, match=r"expected classes of \{'': 3\}"):
             look(model, {}, video, np.array(classes), target)
     blind = VideoModel(stem=OnePlace(), body=Same(), head=Squares(), feature_dim=3)
-    with pytest.raises(ValueError, match="expected a layer that tells the places of a frame apart"):
-        look(blind, {}, video, np.array([0, 1]))
+    for one, seen in ((blind, video), (model, video[:, :, :3])):
+        with pytest.raises(ValueError, match="expected a layer whose map has 4 x 4 places or more, got none"):
+            look(one, {}, seen, np.array([0, 1]))
 
 
 def gradcam(model, variables, clip, label):
@@ -90,8 +91,8 @@ def gradcam(model, variables, clip, label):
 
 @pytest.mark.parametrize("options", [{}, {"remat": True}])
 def test_a_resnet_is_read_behind_its_body(clip, random_variables, options):
-    model = create_tiny("tsm_resnet18", image_size=64, **options)
-    variables, video = random_variables(model), jnp.asarray(clip(1, 4, 64, 64))
+    model = create_tiny("tsm_resnet18", image_size=128, **options)
+    variables, video = random_variables(model), jnp.asarray(clip(1, 2, 128, 128))
     maps = look(model, variables, jnp.repeat(video, 5, axis=0), np.arange(5))
     assert maps.max() == 1
     for label, own in enumerate(maps):
@@ -103,7 +104,7 @@ LAYERS = {
     "vivit_base factorised": ({"attention": "factorised"}, {"body/spatial/block_0"}),
     "timesformer_base": ({}, {"body/block_0"}),
     "slowfast_r50": ({}, {"body/slow_layer3_0", "body/fast_layer3_0"}),
-    "cnn_lstm": ({}, {"body/layer4_0"}),
+    "cnn_lstm": ({}, {"body/layer3_0"}),
 }
 
 
