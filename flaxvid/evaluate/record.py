@@ -107,8 +107,8 @@ def finish_evaluation(
         row["frames"]: {"gflops": model_cost(model, (1, row["frames"], size, size, 3)).gflops}
         for row in score_rows(evaluation)
     }
-    for count, own in (variables or {}).items() if timed else ():
-        costs[count]["milliseconds"] = clip_milliseconds(model, own, count, size)
+    for count, answering in (variables or {}).items() if timed else ():
+        costs[count]["milliseconds"] = clip_milliseconds(model, answering, count, size)
     facts = {"name": protocol, "views": describe_views(clips), "size": size}
     record = evaluation_record(
         evaluation,
@@ -327,7 +327,7 @@ def make_look(model: VideoModel, variables: Mapping[int, Variables | Program] | 
         views = cut_views(dict(item), clips, np.random.default_rng(0))[count]
         # Only this process calls it, so the variables must lie on its own devices.
         guess = np.array([example["guesses"][str(count)][0]])
-        maps = look(model, jax.device_get(own), views, guess, example.get("target", ""))
+        maps: Any = look(model, jax.device_get(own), views, guess, example.get("target", ""))
         if not isinstance(views, Mapping):
             return draw_look(views[0], maps[0])
         return _stack([draw_look(view[0], maps[camera][0]) for camera, view in views.items()])

@@ -271,7 +271,7 @@ def _legend(axes: "Axes") -> "Legend":
     """A legend below the axes, where it hides no curve; the figure grows by its lines."""
     names = axes.get_legend_handles_labels()[1]
     columns = min(2 if max(map(len, names), default=0) <= 20 else 1, max(1, len(names)))
-    figure = axes.get_figure(root=True)
+    figure: Any = axes.get_figure(root=True)
     figure.set_figheight(SIZE[1] + 0.21 * -(-len(names) // columns))
     legend = axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, frameon=False, fontsize=SMALL, labelcolor=INK
