@@ -29,8 +29,8 @@ from flaxvid.types import Variables, by_target
 PLACES = 4
 """The fewest places of a map along height and along width: a coarser one does not tell where."""
 
-COLUMNS, SIDE, GAP = 8, 112, 2
-"""Of a picture: the most frames, the longest side of a frame and the gap between frames in pixels."""
+COLUMNS, HEIGHT, GAP = 8, 96, 2
+"""Of a picture: the most frames, their height and the gap between them in pixels."""
 
 
 def look(
@@ -88,10 +88,9 @@ def draw_look(
     chosen = np.linspace(0, len(clip) - 1, min(len(clip), COLUMNS)).round().astype(int)
     grey = clip[chosen].mean(axis=-1, keepdims=True) / 255
     frames = 0.5 * grey + 0.5 * colormaps["inferno"](maps[chosen])[..., :3]
-    scale = min(1.0, SIDE / max(clip.shape[1:3]))
-    height, width = (max(1, round(scale * side)) for side in clip.shape[1:3])
-    small = np.asarray(jax.image.resize(frames, (len(chosen), height, width, 3), "linear"))
-    pixels = (255 * small.clip(0, 1)).round().astype(np.uint8)
+    width = max(1, round(HEIGHT * clip.shape[2] / clip.shape[1]))
+    resized = np.asarray(jax.image.resize(frames, (len(chosen), HEIGHT, width, 3), "linear"))
+    pixels = (255 * resized.clip(0, 1)).round().astype(np.uint8)
     padded = np.pad(pixels, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
     return np.concatenate(list(padded), axis=1)[:, :-GAP]
 

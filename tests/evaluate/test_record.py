@@ -93,7 +93,7 @@ def finish(evaluation, source, network, tmp_path):
 def test_pictures_show_where_the_network_looked(finish, network, tmp_path):
     record, page = finish({4: None, 8: network[1]})  # the largest count alone is looked at
     assert [clip["look"] for clip in record["examples"]] == [f"strips/0{i}-look.jpg" for i in range(4)]
-    assert imread(tmp_path / "strips" / "03-look.jpg").shape == (32, 8 * 32 + 7 * 2, 3)
+    assert imread(tmp_path / "strips" / "03-look.jpg").shape == (96, 8 * 96 + 7 * 2, 3)
     assert page.count("Where the network looked in ") == 2 * 4
     assert "look_fault" not in record
 
