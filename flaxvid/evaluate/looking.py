@@ -51,11 +51,15 @@ def look(
         A map of each clip; of several cameras a dict of them.
 
     Raises:
-        ValueError: the network has no such target or class, or no layer with `PLACES` along height and width.
+        ValueError: there is not one class for each clip, the network has no such target or class, or it has no layer
+            with `PLACES` along height and width.
     """
+    if not len(classes) or {len(own) for own in jax.tree.leaves(video)} != {len(classes)}:
+        got = [len(own) for own in jax.tree.leaves(video)]
+        raise ValueError(f"expected one class for each clip, got {len(classes)} for {got} clips: give as many")
     model = model.clone(int8=None)  # what is rounded has no gradient
     clips = [jax.tree.map(lambda own, row=row: jnp.asarray(own[row : row + 1]), video) for row in range(len(classes))]
-    logits, shapes = jax.eval_shape(functools.partial(_run, model, added={}), variables, clips[0])
+    logits, shapes = _run.eval_shape(model, variables, clips[0], {})
     known = {name: own.shape[-1] for name, own in logits.items()}
     if target not in known or not all(0 <= number < known[target] for number in classes):
         raise ValueError(f"expected classes of {known}, got {list(classes)} of target {target!r}: correct them")
@@ -116,6 +120,7 @@ CAUGHT, ADDED, OUT = "caught", "added", "__out__"
 """The collections of what modules gave and of what is added to it, and the name in both."""
 
 
+@functools.partial(jax.jit, static_argnames="model")
 def _run(
     model: VideoModel, variables: Variables, clip: Video, added: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:

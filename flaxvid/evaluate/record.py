@@ -6,6 +6,7 @@ own folder, evaluations/<data set>, so none replaces another.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -323,11 +324,14 @@ def make_look(model: VideoModel, variables: Mapping[int, Variables | Program] | 
         return None
     clips = dataclasses.replace(clips, frames=(count,), clips=1, crops=1, short="repeat")
 
+    @functools.cache
+    def here() -> Variables:
+        return jax.device_put(jax.device_get(own))  # one process alone draws, on its own devices
+
     def draw(item: Mapping[str, Any], example: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
         views = cut_views(dict(item), clips, np.random.default_rng(0))[count]
-        # Only this process calls it, so the variables must lie on its own devices.
         guess = np.array([example["guesses"][str(count)][0]])
-        maps: Any = look(model, jax.device_get(own), views, guess, example.get("target", ""))
+        maps: Any = look(model, here(), views, guess, example.get("target", ""))
         if not isinstance(views, Mapping):
             return draw_look(views[0], maps[0])
         return _stack([draw_look(view[0], maps[camera][0]) for camera, view in views.items()])

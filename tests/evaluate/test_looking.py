@@ -73,6 +73,9 @@ def test_errors_say_what_is_wrong(video):
     for classes, target in (([0, 3], ""), ([0, -1], ""), ([0, 1], "actor")):
         with pytest.raises(ValueError, match=r"expected classes of \{'': 3\}"):
             look(model, {}, video, np.array(classes), target)
+    for classes, clips in (([0], video), ([0, 1, 2], video), ([], video[:0])):
+        with pytest.raises(ValueError, match="expected one class for each clip, got"):
+            look(model, {}, clips, np.array(classes))
     blind = VideoModel(stem=OnePlace(), body=Same(), head=Squares(), feature_dim=3)
     for one, seen in ((blind, video), (model, video[:, :, :3])):
         with pytest.raises(ValueError, match="expected a layer whose map has 4 x 4 places or more, got none"):
