@@ -1,10 +1,12 @@
 import base64
 import json
 import re
+import shutil
 
 import numpy as np
 from scipy.stats import binomtest
 
+from flaxvid.report.compare import write_comparison
 from flaxvid.report.page import describe_calibration, write_page
 from flaxvid.report.plots import confusion_plot, reliability_plot
 from flaxvid.report.tables import evaluation_table
@@ -93,6 +95,24 @@ def test_calibration_is_told_in_words(evaluation):
         describe_calibration({"frames": 4, "reliability": {name: [] for name in ("count", "confidence", "accuracy")}})
         == ""
     )
+
+
+def test_hostile_names_stay_text(evaluated, evaluation, tmp_path, parse_page):
+    """In headings, tables, captions and attributes; of classes, targets, files, data sets and faults."""
+    evil = "\"><script>alert('x')</script><b a='"
+    evaluation["data"]["name"] = evaluation["data"]["faults"][0]["id"] = evaluation["look_fault"] = evil
+    evaluation["classes"] = {evil: [evil, evil + "2", "jump"]}
+    for part in (*evaluation["frames"], *evaluation["examples"]):
+        part["target"] = evil
+    for clip in evaluation["examples"]:
+        clip |= {"id": evil, "look": clip["strip"]}
+    (evaluated / "evaluation.json").write_text(json.dumps(evaluation))
+    other = tmp_path / "other"
+    shutil.copytree(evaluated, other)
+    for path in (write_page(evaluated), write_comparison([evaluated, other], tmp_path / "compare.html")):
+        page = parse_page(path.read_text())
+        assert not {"script", "a"} & set(page.tags)
+        assert page.text.count(evil) > 3
 
 
 def test_only_the_folders_own_strips_are_shown(evaluated, evaluation, parse_page):
