@@ -22,7 +22,6 @@ import argparse
 import io
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +58,7 @@ def main() -> None:
         status = run(arguments)
     except BrokenPipeError:  # as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(128 + 13)  # the number of SIGPIPE, which Windows does not have
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{type(error).__name__}: {printable(str(error))}")
     sys.exit(status)

@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flaxvid import trees
-from flaxvid.adapt.freezing import check_parts
 from flaxvid.arguments import add_weights, number, read_class_names
 from flaxvid.compress.quantise import calibrate, quantise
 from flaxvid.data.sources.open import Source
@@ -58,7 +57,12 @@ def main() -> None:
     parser.add_argument("--frames", type=number(int, 1), metavar="N", help="frames of its clips (default: the most)")
     parser.add_argument("--clips", type=number(int, 1), default=128, metavar="N", help="to calibrate with (128)")
     parser.add_argument(
-        "--keep", nargs="+", type=pattern, metavar="PATTERN", default=[], help="further parts in floating point"
+        "--keep",
+        nargs="+",
+        type=pattern,
+        metavar="PATTERN",
+        default=[],
+        help="further layers in floating point, such as body/.*/conv2 or body/.*/sum",
     )
     parser.add_argument("--data", help="another data set than the run's: motion, folder, list, ucf101, ...")
     parser.add_argument("--root", help="its folder")
@@ -85,7 +89,6 @@ def run(arguments: argparse.Namespace) -> None:
     )
     frames = arguments.frames or max(trained.frames)
     trained = dataclasses.replace(trained, variables=trained.select(frames), frames=(frames,))
-    check_parts(trained.variables, arguments.keep, "--keep")
     data = choose_data(trained.recipe.data, arguments.data or "", {"root": arguments.root} if arguments.root else {})
     source = open_data(data, data.train_split)
     source = random_subset(source, min(arguments.clips, len(source)))

@@ -19,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config>-<argument>.")
+_PROFILE = flags.DEFINE_integer("profile", 0, "Steps whose trace goes into the folder's profile/.", lower_bound=0)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this SLURM, MPI, ... or TPU job.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, with --num_processes and --process_id.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
@@ -39,7 +40,7 @@ def main(_argv: list[str]) -> None:
     try:
         if _DISTRIBUTED.value or _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value >= 0:
             connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        run(recipe, workdir)
+        run(recipe, workdir, _PROFILE.value)
     except (ValueError, OSError, FloatingPointError) as error:
         end(f"{type(error).__name__}: {error}", 1)
     except Interrupted as stop:

@@ -1,8 +1,9 @@
-"""The guides in docs/: every block of Python runs, one after the other, as a reader would type them."""
+"""README and the pages in docs/: every block of Python runs, one after the other, as a reader would type them."""
 
 import contextlib
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import chex
@@ -11,22 +12,37 @@ import pytest
 
 import flaxvid
 from flaxvid.evaluate.cost import model_cost
+from flaxvid.models.registry import SPECS
+from flaxvid.weights.known import class_names, find_weights
+from flaxvid.weights.torch_file import write_torch_file
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "python.md"
 
 
+ALL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for page in ALL if "```python" in page.read_text()]
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, encode_video):
+def material(tmp_path_factory, encode_video):
     """A small frame-flexible run of `motion`, and class folders with seven videos of a second and a half each."""
-    folder = tmp_path_factory.mktemp("guide")
-    shutil.unpack_archive(ROOT / "tests/stored/ffn.tar.xz", folder / "runs" / "ffn-motion", filter="data")
+    folder = tmp_path_factory.mktemp("material")
+    for run in ("ffn-motion", "ffn-folder"):
+        shutil.unpack_archive(ROOT / "tests/stored/ffn.tar.xz", folder / "runs" / run, filter="data")
     rng = np.random.default_rng(0)
     for name in ("jump", "run"):
         for number in range(7):
             pictures = rng.integers(0, 256, (12, 32, 40, 3), np.uint8)
             encode_video(folder / "videos" / name / f"{number}.mp4", pictures, rate=8, preset="ultrafast")
+    shutil.copy(folder / "videos" / "jump" / "0.mp4", folder / "clip.mp4")
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(material, tmp_path_factory):
+    """Where the blocks of docs/python.md run."""
+    return Path(shutil.copytree(material, tmp_path_factory.mktemp("guide"), dirs_exist_ok=True))
 
 
 def section(heading):
@@ -86,6 +102,59 @@ def test_the_section_on_export_runs(place, names, monkeypatch):
         np.testing.assert_allclose(names[given], wanted, rtol=1e-4, atol=1e-4)
     answers = [one.predict("videos/jump/0.mp4", 8)["probabilities"] for one in (names["served"], trained)]
     assert answers[0] == pytest.approx(answers[1], abs=1e-4)
+
+
+# What the blocks of a page leave behind.
+LEFT = {
+    "README.md": "set(answer) == set(trained.classes)",
+    "cameras.md": "{target: z.shape for target, z in logits.items()} == {'action': (1, 9), 'actor': (1, 4)}",
+    "export.md": "logits.shape == (1, len(trained.classes)) == (1, len(bundle['classes']))",
+    "family.md": "trained.model.zoo_name == 'pace' and 'params_2f' in variables and programs[4].exists()",
+    "frames.md": "abs(again - logits).max() < 1e-5 and set(start) == set(variables)",
+    "import.md": "trained.classes == class_names('kinetics400') and 'blocks.5.proj.weight' in state_dict",
+    "index.md": "answer['frames'] == 8",
+    "streams.md": "logits.shape == (1, 2)",
+}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != GUIDE], ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run(page, material, published, tmp_path, monkeypatch):
+    if "onnx" in "".join(blocks(page)):
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    if page.name == "import.md":
+        published(tmp_path)
+    shutil.copytree(material, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before, names = {*SPECS}, {}
+    try:
+        for block in blocks(page):
+            if own := re.match(r"\s*# (\w+)\.py\n", block):  # a file of the reader's, which a later block imports
+                Path(f"{own[1]}.py").write_text(block)
+                monkeypatch.delitem(sys.modules, own[1], raising=False)
+            else:
+                exec(compile(block, page, "exec"), names)
+    finally:
+        for name in {*SPECS} - before:
+            del SPECS[name]
+    assert eval(LEFT[page.name], {"class_names": class_names}, names)
+
+
+@pytest.fixture
+def published(random_variables, monkeypatch):
+    """Puts random weights of X3D where downloads and a file of the reader's would be."""
+
+    def publish(folder):
+        monkeypatch.setenv("FLAXVID_CACHE", str(folder / "cache"))
+        name = "x3d_s/pytorchvideo/kinetics400"
+        cached = folder / "cache" / name / find_weights(name).file_name
+        cached.parent.mkdir(parents=True)
+        state_dict = flaxvid.to_torch("x3d_s", random_variables(flaxvid.create_model("x3d_s")), "pytorchvideo")
+        write_torch_file(cached, state_dict)
+        shutil.copy(cached, folder / "x3d_m.pyth")
+
+    return publish
 
 
 def test_the_table_of_models_is_that_of_the_zoo():

@@ -45,6 +45,12 @@ def room(module):
     return module.split(".")[1] if "." in module else None
 
 
+def test_the_page_shows_these_floors():
+    _, _, rest = (ROOT / "docs" / "why.md").read_text().partition("**Imports go down.**")
+    lines = rest.split("```")[1].strip().splitlines()
+    assert tuple(tuple(line.split(", ")) for line in reversed(lines)) == FLOORS
+
+
 def test_every_room_has_a_floor():
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert rooms - {"__init__"} <= set(FLOOR)

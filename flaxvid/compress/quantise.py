@@ -38,7 +38,7 @@ def calibrate(
         The ranges, for `quantise`.
 
     Raises:
-        ValueError: there are no clips, or every layer is kept.
+        ValueError: there are no clips, every layer is kept, or a pattern of your own matches none.
         ImportError: qwix is not installed, so that the network could not be run.
     """
     find_qwix()
@@ -48,6 +48,7 @@ def calibrate(
     @jax.jit
     def measure(variables: Variables, video: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
         found: dict[str, tuple[jax.Array, jax.Array]] = {}
+        layers: list[str] = []
         shifts: list[tuple[jax.Array, jax.Array]] = []
 
         def remember(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -57,6 +58,7 @@ def calibrate(
             return y
 
         def note(path: str, x: jax.Array, kernel: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+            layers.append(path)
             if not is_kept(path, kept):
                 if kernel is None:
                     shortcuts.add(path)
@@ -67,6 +69,12 @@ def calibrate(
 
         with nn.intercept_methods(remember), at_operands(note):
             plain.apply(variables, video)
+        for pattern in kept:
+            if pattern not in KEPT and not any(is_kept(path, [pattern]) for path in layers):
+                raise ValueError(
+                    f"expected patterns of layers to keep, got {pattern!r}, which matches none: the layers are "
+                    + ", ".join(layers)
+                )
         return found
 
     batches = [jax.device_get(measure(variables, video)) for video in clips]

@@ -33,8 +33,11 @@ def begin_worker(*_: object) -> None:
 def started_deaf() -> Iterator[None]:
     """Makes processes that this thread starts inside ignore SIGINT and SIGTERM from birth, before `begin_worker` runs.
 
-    They inherit blocked signals. A signal that comes meanwhile reaches this process right after.
+    They inherit blocked signals. A signal that comes meanwhile reaches this process right after. Windows blocks none.
     """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield

@@ -23,13 +23,13 @@ def ffn_loss(
     others.
 
     ``loss = CE(z_longest, y) + weight * sum_n KL(p_longest || p_n)``, means over the batch at temperature 1. A KL term
-    does not move the teacher (`stop_gradient`). The shorter counts see no label; the KL terms take all rows.
+    does not move the teacher (`stop_gradient`). The shorter counts see no label; the KL terms take all rows. What
+    concerns labels is as in `cross_entropy`.
 
     Args:
         logits: by frame count; the largest count is the teacher.
         weight: factor of the KL terms.
         frames: the counts that must be there; None takes those that are.
-        labels, label_smoothing, label_weights: of the cross-entropy, see there.
 
     Returns:
         The loss, and its parts ``{"ce", "kl_4", "kl_8", ...}`` before weighting.
@@ -62,8 +62,7 @@ def label_loss(
     """The sum of every frame count's cross-entropy: FFN without distillation, the paper's ablation.
 
     Args:
-        logits: by frame count.
-        labels, label_smoothing, label_weights: see `cross_entropy`.
+        logits: by frame count. All else is as in `cross_entropy`.
 
     Returns:
         The loss, and its parts ``{"ce_4", "ce_8", ...}``.

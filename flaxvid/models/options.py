@@ -16,6 +16,7 @@ import numpy as np
 from flax.core import FrozenDict
 
 from flaxvid.layers.int8 import DYNAMIC
+from flaxvid.layers.non_local import KINDS
 from flaxvid.types import RGB
 
 
@@ -78,6 +79,15 @@ def _power_of_two(value: Any) -> int:
 
 def _kernels(value: Any) -> int | tuple[int, ...]:
     return several(_odd)(value) if isinstance(value, tuple | list | np.ndarray) else _odd(value)
+
+
+def _non_local(value: Any) -> str:
+    require(isinstance(value, str) and value in ("", *KINDS))
+    return str(value)
+
+
+def _non_locals(value: Any) -> str | tuple[str, ...]:
+    return several(_non_local)(value) if isinstance(value, tuple | list | np.ndarray) else _non_local(value)
 
 
 def _number(value: Any) -> float:
@@ -149,8 +159,12 @@ def choice(*words: str) -> Kind:
         require(isinstance(value, str) and value in words)
         return value
 
-    quoted = [f'"{word}"' for word in words]
-    return Kind(f"{', '.join(quoted[:-1])} or {quoted[-1]}", read)
+    return Kind(_quoted(*words), read)
+
+
+def _quoted(*words: str) -> str:
+    *before, last = (f'"{word}"' for word in words)
+    return f"{', '.join(before)} or {last}"
 
 
 def or_none(kind: Kind) -> Kind:
@@ -169,6 +183,10 @@ Odds = Annotated[tuple[int, ...], Kind("a tuple of positive odd numbers", severa
 Kernels = Annotated[
     tuple[Any, ...],
     Kind("a tuple of positive odd numbers or of tuples of them, one for each stage", several(_kernels)),
+]
+NonLocals = Annotated[
+    tuple[Any, ...],
+    Kind(f'a tuple of "", {_quoted(*KINDS)}, or of tuples of them, one for each stage', several(_non_locals, 0)),
 ]
 PowerOfTwo = Annotated[int, Kind("a power of two", _power_of_two)]
 Depths = Annotated[tuple[int, ...], Kind("a tuple of positive whole numbers, one a stage", several(whole))]

@@ -3,10 +3,11 @@
 All convolutions of R3D's blocks are 3x3x3; MC3 has these in the first stage alone and 1x3x3 behind it, and there keeps
 the frames. R3D has squeeze-and-excitation (1709.01507) where it is asked for. The `r3d_resnet` names are the networks
 of Hara et al., with a stem of 7x7x7 and a max-pool over time, too. CSN (1904.02811) convolves over space and time one
-channel by itself, and mixes channels by 1x1x1 convolutions alone.
+channel by itself, and mixes channels by 1x1x1 convolutions alone. The `csn` names are interaction-reduced; `ipcsn` is
+interaction-preserved, with one such convolution more in a block.
 
 Differs from the references: the head takes the mean over whatever grid it gets, where pytorchvideo's slides the window
-of the training crop. mmaction2's interaction-preserved CSN, with one more convolution in a block, is not here.
+of the training crop.
 """
 
 import dataclasses
@@ -30,10 +31,10 @@ from flaxvid.models.resnet3d import (
     Bottleneck,
     Stem,
     StemPool,
-    check_kernels,
     stage_blocks,
 )
 from flaxvid.models.spec import IMAGENET, Common, Format, ModelSpec, formats
+from flaxvid.models.stages import check_stages
 from flaxvid.models.torch_keys import MMACTION2_KEYS, mmaction2_keys, pytorchvideo_keys
 from flaxvid.models.video_model import VideoModel, stage_layers
 from flaxvid.types import ClipSpec
@@ -116,7 +117,7 @@ def build_r3d(
         inner: channels of each block's first convolution, by block; see `models.inner`.
     """
     check_inner(inner, stage_names(depths), 1)
-    check_kernels("temporal_kernels", temporal_kernels, depths)
+    check_stages("temporal_kernels", temporal_kernels, depths)
     stages = tuple(
         ({"temporal_kernel": kernel, "se": se if stage in se_stages else "", "se_reduction": se_reduction},)
         for stage, kernel in enumerate(temporal_kernels, start=1)
@@ -141,6 +142,7 @@ def build_bottleneck(
     stem_kernel: Odd = 7,
     stem_pool: StemPool = "space_time",
     depthwise: Flag = False,
+    mixing: Flag = False,
 ) -> VideoModel:
     """R3D with bottlenecks of 1x1x1, 3x3x3 and 1x1x1 convolutions.
 
@@ -151,8 +153,9 @@ def build_bottleneck(
         stem_kernel: frames that the stem's convolution sees.
         stem_pool: the stem's max-pool, as in `resnet3d.build_slow`.
         depthwise: the 3x3x3 convolutions see each channel by itself, as in CSN.
+        mixing: one more 1x1x1 convolution stands before the 3x3x3 one.
     """
-    stages = (({"temporal_kernels": (1, 3), "depthwise": depthwise},),) * 4
+    stages = (({"temporal_kernels": (1, 3), "depthwise": depthwise, "mixing": mixing},),) * 4
     return VideoModel(
         stem=Stem(width, stem_kernel, pool=stem_pool, dtype=common.dtype, norm_epsilon=common.norm_epsilon),
         body=Body(stage_blocks(Bottleneck, stages, common), _strides((3,) * 4), depths, width),
@@ -198,17 +201,24 @@ HARA_KEYS = {
 }
 """The keys of Hara et al., github.com/kenshohara/3D-ResNets-PyTorch."""
 
-CSN_MMACTION2_KEYS = (*mmaction2_keys(middle="conv2.0"), *MMACTION2_KEYS)
-
 SPORTS1M = {"mean": TORCHVISION_CLIP.mean, "std": TORCHVISION_CLIP.std}
 
-CSN_FORMATS = {
-    "pytorchvideo": Format(pytorchvideo_keys()),
-    "mmaction2": Format(CSN_MMACTION2_KEYS, {**IMAGENET, "norm_epsilon": 1e-3}),
-    "mmaction2_sports1m": Format(CSN_MMACTION2_KEYS, {**SPORTS1M, "norm_epsilon": 1e-3}),
-}
-"""mmaction2's interaction-reduced networks have two kinds of pixels, and one kind of key: those of IG-65M have
-ImageNet's, those from scratch and of Sports-1M others."""
+
+def _csn_mmaction2(middle: str) -> dict[str, Format]:
+    """mmaction2's CSN has two kinds of pixels, of which no tensor tells: that of IG-65M has ImageNet's, that from
+    scratch and of Sports-1M others. `middle` is its name of the depthwise convolution."""
+    keys = (*mmaction2_keys(middle=middle), *MMACTION2_KEYS)
+    return {
+        "mmaction2": Format(keys, {**IMAGENET, "norm_epsilon": 1e-3}),
+        "mmaction2_sports1m": Format(keys, {**SPORTS1M, "norm_epsilon": 1e-3}),
+    }
+
+
+def _csn(depth: int, formats: Mapping[str, Format], **own: Any) -> ModelSpec:
+    variant = {"depths": DEPTHS[depth], "stem_kernel": 3, "stem_pool": "space", "depthwise": True, **own}
+    clip = dataclasses.replace(PYTORCHVIDEO_CLIP, num_frames=32)
+    return ModelSpec(build_bottleneck, variant, clip, formats=formats, tiny=HALVING)
+
 
 DEPTHS = {
     18: (2, 2, 2, 2),
@@ -245,13 +255,8 @@ SPECS = {
         for depth, depths in DEPTHS.items()
     },
     **{
-        f"csn_r{depth}": ModelSpec(
-            build_bottleneck,
-            {"depths": DEPTHS[depth], "stem_kernel": 3, "stem_pool": "space", "depthwise": True},
-            dataclasses.replace(PYTORCHVIDEO_CLIP, num_frames=32),
-            formats=CSN_FORMATS,
-            tiny=HALVING,
-        )
+        f"csn_r{depth}": _csn(depth, {"pytorchvideo": Format(pytorchvideo_keys()), **_csn_mmaction2("conv2.0")})
         for depth in (50, 101, 152)
     },
+    "ipcsn_r152": _csn(152, _csn_mmaction2("conv2.1"), mixing=True),
 }

@@ -2,15 +2,18 @@
 
 TSN classifies each frame with a ResNet (arXiv 1512.03385; torchvision's, with the stride on the 3x3 convolution) and
 takes the mean over time. TSM moves an eighth of the channels one frame forward and an eighth one frame back at the
-start of every residual branch, which gives the same network a view over time for nothing.
+start of every residual branch, which gives the same network a view over time for nothing. The `nln` name has non-local
+blocks (1711.07971) behind every second block of the two middle stages, as in mmaction2.
 
 Differs from the authors' TSM: their ResNet-101 and -152, and mmaction2's, shift in every second block only
 (`shift_every=2` here, which their files imply); ours, like FFN's, shift in every block of every depth.
 """
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -19,12 +22,15 @@ from jaxtyping import Array, Float
 from flaxvid.layers.blocks import FrameMask, Grid, Sum
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.heads import ConsensusHead
+from flaxvid.layers.non_local import NonLocal
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.pooling import max_pool
 from flaxvid.layers.shift import TemporalShift
 from flaxvid.models.inner import ALL_CHANNELS, Inner, check_inner, conv_axes, stage_names
-from flaxvid.models.options import Count, Depths, Flag, choice
+from flaxvid.models.options import Count, Depths, Flag, NonLocals, choice
 from flaxvid.models.spec import Common, Format, ModelSpec, formats
+from flaxvid.models.stages import check_stages, every_second, in_turn
+from flaxvid.models.torch_keys import mmaction2_non_local
 from flaxvid.models.video_model import VideoModel, stage_layers
 from flaxvid.types import ClipSpec
 
@@ -37,14 +43,16 @@ EXPANSION = 4
 class Block(nn.Module):
     """Two 3x3 convolutions (ResNet-18 and -34) or, with `bottleneck`, 1x1, 3x3 and 1x1 ones (ResNet-50 and deeper).
 
-    The first 3x3 convolution has the stride. `shift`, if any, stands at the start of the residual branch. `inner` has
-    the channels behind each convolution but the last; () is `width`.
+    The first 3x3 convolution has the stride. `shift`, if any, stands at the start of the residual branch. A non-local
+    block of the kind `non_local` stands behind the block, "" for none. `inner` has the channels behind each convolution
+    but the last; () is `width`.
     """
 
     width: int
     stride: int = 1
     bottleneck: bool = False
     shift: MakeShift | None = None
+    non_local: str = ""
     inner: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = BatchNorm.epsilon
@@ -67,7 +75,10 @@ class Block(nn.Module):
         if x.shape != y.shape:
             x = conv(features, (1, 1), self.stride, name="downsample_conv")(x)
             x = norm(name="downsample_norm")(x, train, frame_mask)
-        return nn.relu(Sum(name="sum")(x, y))
+        x = nn.relu(Sum(name="sum")(x, y))
+        if self.non_local:
+            x = NonLocal(self.non_local, self.dtype, self.norm_epsilon, name="non_local")(x, train, frame_mask)
+        return x
 
 
 class Stem(nn.Module):
@@ -94,6 +105,7 @@ class Body(nn.Module):
     width: int = 64
     shift: MakeShift | None = None
     shift_every: int = 1
+    non_local: tuple[Any, ...] = ()
     inner: Mapping[str, tuple[int, ...]] = ALL_CHANNELS
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -104,13 +116,15 @@ class Body(nn.Module):
         """Grid (b, t, h, w, c) to (b, t, h/8, w/8, feature_dim) with four stages."""
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for stage, depth in enumerate(self.depths):
-            for index in range(depth):
+            kinds = itertools.cycle(in_turn(self.non_local[stage] if self.non_local else ""))
+            for index, (kind,) in zip(range(depth), kinds, strict=False):
                 name = f"layer{stage + 1}_{index}"
                 x = block(
                     self.width * 2**stage,
                     stride=2 if stage > 0 and index == 0 else 1,
                     bottleneck=self.bottleneck,
                     shift=self.shift if index % self.shift_every == 0 else None,
+                    non_local=kind,
                     inner=self.inner.get(name, ()),
                     dtype=self.dtype,
                     norm_epsilon=self.norm_epsilon,
@@ -128,6 +142,7 @@ def build(
     shift: Annotated[str, choice("both", "causal", "none")] = "both",
     shift_div: Count = 8,
     shift_every: Count = 1,
+    non_local: NonLocals = (),
     inner: Inner = ALL_CHANNELS,
 ) -> VideoModel:
     """TSN or TSM on a ResNet.
@@ -140,15 +155,27 @@ def build(
         shift: "both" (TSM), "causal" (uni-directional TSM for streams) or "none" (TSN).
         shift_div: one part in `shift_div` of the channels moves each way.
         shift_every: shift in blocks 0, n, 2n, ... of each stage.
+        non_local: the kinds of the non-local blocks behind the blocks, as in `resnet3d.build_slow`.
         inner: channels behind each convolution of a block but the last, by block; see `models.inner`.
     """
     axes = conv_axes(*((f"conv{number}", f"norm{number}") for number in range(1, 4 if bottleneck else 3)))
     check_inner(inner, stage_names(depths), len(axes))
+    if non_local:
+        check_stages("non_local", non_local, depths)
     make_shift = None if shift == "none" else functools.partial(TemporalShift, shift_div, shift == "causal")
     return VideoModel(
         stem=Stem(width, common.dtype, common.norm_epsilon),
         body=Body(
-            depths, bottleneck, width, make_shift, shift_every, inner, common.remat, common.dtype, common.norm_epsilon
+            depths,
+            bottleneck,
+            width,
+            make_shift,
+            shift_every,
+            non_local,
+            inner,
+            common.remat,
+            common.dtype,
+            common.norm_epsilon,
         ),
         head=ConsensusHead(common.num_classes, common.dropout, common.classifier_std),
         feature_dim=width * 2 ** (len(depths) - 1) * (EXPANSION if bottleneck else 1),
@@ -222,6 +249,21 @@ SECOND_TORCH_KEYS = {
 }
 
 
+# mmaction2 wraps the blocks behind which a non-local block stands.
+NLN_TORCH_KEYS = (
+    *(
+        (
+            ours.replace(r"layer(\d+)_(\d+)", r"layer([23])_(\d*[02468])"),
+            theirs.replace(r"layer\1.\2", r"layer\1.\2.block"),
+        )
+        for ours, theirs in TORCH_KEYS["mmaction2"]
+        if "layer" in ours
+    ),
+    *TORCH_KEYS["mmaction2"],
+    *mmaction2_non_local(r"backbone.layer\1.\2"),
+)
+
+
 def tsm_formats(depth: int) -> dict[str, Format]:
     """TSM's formats on a ResNet of a depth; "tsm_every_block" are files of the deep ones that shift in every block."""
     if DEPTHS[depth][2] < 23:
@@ -255,3 +297,11 @@ SPECS = {
     for name, shift, make_formats in (("tsn", "none", tsn_formats), ("tsm", "both", tsm_formats))
     for depth, depths in DEPTHS.items()
 }
+SPECS["tsm_nln_resnet50"] = dataclasses.replace(
+    SPECS["tsm_resnet50"],
+    variant={**SPECS["tsm_resnet50"].variant, "non_local": every_second("dot_product")},
+    formats={
+        f"mmaction2_{kind}": Format(NLN_TORCH_KEYS, {"non_local": every_second(kind)})
+        for kind in ("dot_product", "embedded_gaussian", "gaussian")
+    },
+)

@@ -2,7 +2,8 @@
 
 Slow is a ResNet-50 over 8 distant frames whose last two stages alone look at neighbouring frames. I3D, inflated from
 2-D, looks at them in every second block; C2D nowhere, and both take the maximum of each two frames behind the first
-stage. `models.r3d` has the networks that halve time with height and width.
+stage. The `nln` names have non-local blocks (1711.07971) behind every second block of the two middle stages.
+`models.r3d` has the networks that halve time with height and width.
 
 Differs from the references: the head takes the mean over whatever grid it gets, where pytorchvideo's slides the window
 of the training crop, which weighs the middle of larger frames more; the last norm of a block starts at one, and only
@@ -87,11 +88,13 @@ from jaxtyping import Array, Float
 
 from flaxvid.layers.blocks import ConvNorm, FrameMask, Grid, Strides, Sum, mask_frames
 from flaxvid.layers.heads import PoolHead
+from flaxvid.layers.non_local import NonLocal
 from flaxvid.layers.norm import BatchNorm
 from flaxvid.layers.pooling import max_pool
 from flaxvid.models.inner import ALL_CHANNELS, Inner, check_inner, stage_names, unit_axes
-from flaxvid.models.options import Count, Flag, FourDepths, Kernels, Odd, PowerOfTwo, choice
+from flaxvid.models.options import Count, Flag, FourDepths, Kernels, NonLocals, Odd, PowerOfTwo, choice
 from flaxvid.models.spec import IMAGENET, Common, Format, ModelSpec
+from flaxvid.models.stages import check_stages, every_second, in_turn
 from flaxvid.models.torch_keys import (
     CAFFE2_KEYS,
     MMACTION2_FLAT_KEYS,
@@ -125,6 +128,8 @@ class Bottleneck(nn.Module):
         inner: channels of the first and of the second; () is `width`.
         temporal_kernels: frames that the first and the second see.
         depthwise: the second sees each channel by itself.
+        mixing: a 1x1x1 convolution stands between the first and the second, with a norm and without a ReLU.
+        non_local: the kind of the non-local block behind the ReLU, as in `NonLocal`; "" for none.
     """
 
     width: int
@@ -132,7 +137,9 @@ class Bottleneck(nn.Module):
     inner: tuple[int, ...] = ()
     temporal_kernels: tuple[int, int] = (1, 1)
     depthwise: bool = False
+    mixing: bool = False
     zero_init: bool = False
+    non_local: str = ""
     dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = BatchNorm.epsilon
 
@@ -147,11 +154,15 @@ class Bottleneck(nn.Module):
         first, second = self.inner or (self.width,) * 2
         groups = first if self.depthwise else 1
         y = active(first, (in_a, 1, 1), name="conv_a")(x, train, frame_mask)
+        y = unit(first, (1, 1, 1), name="conv_mix")(y, train, frame_mask) if self.mixing else y
         y = active(second, (in_b, 3, 3), self.strides, groups=groups, name="conv_b")(y, train, frame_mask)
         y = unit(features, (1, 1, 1), zero_init=self.zero_init, name="conv_c")(y, train, frame_mask)
         if x.shape != y.shape:
             x = unit(features, (1, 1, 1), self.strides, name="downsample")(x, train, frame_mask)
-        return nn.relu(Sum(name="sum")(x, y))
+        x = nn.relu(Sum(name="sum")(x, y))
+        if self.non_local:
+            x = NonLocal(self.non_local, self.dtype, self.norm_epsilon, name="non_local")(x, train, frame_mask)
+        return x
 
 
 def pool_stem(x: Grid, pool: str, temporal_stride: int = 1, frame_mask: FrameMask = None) -> Grid:
@@ -228,17 +239,6 @@ def stage_blocks(
     return tuple(tuple(functools.partial(block, **own, **shared) for own in stage) for stage in stages)
 
 
-def block_kernels(kernels: int | tuple[int, ...]) -> tuple[int, ...]:
-    """What `Kernels` says of one stage, as a tuple for its blocks in turn."""
-    return kernels if isinstance(kernels, tuple) else (kernels,)
-
-
-def check_kernels(option: str, kernels: tuple[Any, ...], depths: tuple[int, ...]) -> None:
-    """Refuses `Kernels` of fewer stages than there are."""
-    if len(depths) > len(kernels):
-        raise ValueError(f"{option} must have one for each of the {len(depths)} stages, got {kernels}")
-
-
 def build_slow(
     common: Common,
     *,
@@ -249,6 +249,7 @@ def build_slow(
     stem_pool: StemPool = "space",
     temporal_kernels: Kernels = (1, 1, 3, 3),
     pool: Flag = False,
+    non_local: NonLocals = (),
     zero_init: Flag = False,
     inner: Inner = ALL_CHANNELS,
 ) -> VideoModel:
@@ -265,15 +266,22 @@ def build_slow(
         temporal_kernels: frames that the first convolution of a block sees: for each stage one number, or several for
             its blocks in turn, which begin anew behind the last.
         pool: the maximum of each two frames is taken behind the first stage.
+        non_local: the kinds of the non-local blocks behind the blocks (`layers.non_local.KINDS`), "" for none: for each
+            stage one, or several as in `temporal_kernels`. () is a network without them.
         zero_init: the scale of each block's last norm starts at zero; see `ConvNorm`.
         inner: channels of each block's first two convolutions, by block; see `models.inner`.
     """
     check_inner(inner, stage_names(depths), 2)
-    check_kernels("temporal_kernels", temporal_kernels, depths)
+    check_stages("temporal_kernels", temporal_kernels, depths)
+    non_local = non_local or ("",) * len(temporal_kernels)
+    check_stages("non_local", non_local, depths)
     strides = ((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2))
     stages = tuple(
-        tuple({"temporal_kernels": (kernel, 1), "zero_init": zero_init} for kernel in block_kernels(kernels))
-        for kernels in temporal_kernels
+        tuple(
+            {"temporal_kernels": (kernel, 1), "non_local": kind, "zero_init": zero_init}
+            for kernel, kind in in_turn(kernels, kinds)
+        )
+        for kernels, kinds in zip(temporal_kernels, non_local, strict=False)
     )
     return VideoModel(
         stem=Stem(width, stem_kernel, stem_stride, stem_pool, common.dtype, common.norm_epsilon),
@@ -287,7 +295,6 @@ def build_slow(
     )
 
 
-C2D_MMACTION2 = {**IMAGENET, "stem_pool": "unpadded"}
 I3D_MMACTION2 = {**IMAGENET, "stem_stride": 2}
 
 
@@ -307,19 +314,53 @@ def slow_formats(pool: bool = False, mmaction2: Mapping[str, Any] = IMAGENET, fl
     }
 
 
+def nln_formats(**mmaction2: Mapping[str, Any]) -> dict[str, Format]:
+    """The formats of a network with non-local blocks; of mmaction2's those whose options are given."""
+    own = {name: known for name, known in slow_formats().items() if name in ("pyslowfast", "caffe2")}
+    return own | {name: Format(MMACTION2_KEYS, options) for name, options in mmaction2.items()}
+
+
+C2D_FORMATS = {
+    **slow_formats(True, {**IMAGENET, "stem_pool": "unpadded", "pool": True}, flat=True),
+    "caffe2": Format(CAFFE2_KEYS, {"pool": True}),
+    "caffe2_nopool": Format(CAFFE2_KEYS, {"pool": False}),
+    "mmaction2_nopool": Format(MMACTION2_FLAT_KEYS, {**IMAGENET, "pool": False}),
+}
+"""No tensor tells of the pool behind the first stage. mmaction2's C2D without it is a TSN of adjacent frames."""
+
 TINY = {"width": 8, "depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 4, "image_size": 32}
+TINY_NLN = {**TINY, "depths": (1, 2, 2, 1)}
 
 I3D = {"stem_kernel": 5, "temporal_kernels": (3, (3, 1), (3, 1), (1, 3)), "pool": True}
 
 SPECS = {
     name: ModelSpec(
-        build_slow, variant, dataclasses.replace(PYTORCHVIDEO_CLIP, num_frames=frames), formats=known, tiny=TINY
+        build_slow, variant, dataclasses.replace(PYTORCHVIDEO_CLIP, num_frames=frames), formats=known, tiny=tiny
     )
-    for name, variant, frames, known in (
-        ("slow_r50", {}, 8, slow_formats()),
-        ("slow_r101", {"depths": (3, 4, 23, 3)}, 8, slow_formats()),
-        ("res3dcnn", {"stem_kernel": 7, "num_classes": 9}, 16, slow_formats()),
-        ("c2d_r50", {"temporal_kernels": (1,) * 4, "pool": True}, 8, slow_formats(True, C2D_MMACTION2, flat=True)),
-        ("i3d_r50", I3D, 8, slow_formats(True, I3D_MMACTION2)),
+    for name, variant, frames, known, tiny in (
+        ("slow_r50", {}, 8, slow_formats(), TINY),
+        ("slow_r101", {"depths": (3, 4, 23, 3)}, 8, slow_formats(), TINY),
+        (
+            "slow_nln_r50",
+            {"non_local": every_second("pooled_dot_product", 1)},
+            8,
+            nln_formats(mmaction2={**IMAGENET, "non_local": every_second("scaled_gaussian")}),
+            TINY_NLN,
+        ),
+        ("res3dcnn", {"stem_kernel": 7, "num_classes": 9}, 16, slow_formats(), TINY),
+        ("c2d_r50", {"temporal_kernels": (1,) * 4, "pool": True}, 8, C2D_FORMATS, TINY),
+        ("i3d_r50", I3D, 8, slow_formats(True, I3D_MMACTION2), TINY),
+        (
+            "i3d_nln_r50",
+            {**I3D, "non_local": every_second("pooled_gaussian", 1)},
+            8,
+            nln_formats(
+                **{
+                    f"mmaction2_{kind}": {**I3D_MMACTION2, "non_local": every_second(kind, 1)}
+                    for kind in ("dot_product", "embedded_gaussian", "gaussian")
+                }
+            ),
+            TINY_NLN,
+        ),
     )
 }

@@ -34,6 +34,7 @@ from flaxvid.models import resnet3d
 from flaxvid.models.inner import ALL_CHANNELS, Inner, check_inner, stage_names, unit_axes
 from flaxvid.models.options import Count, DepthsOrNone, Flag, FourDepths, Kernels, Odd, PowerOfTwo, choice
 from flaxvid.models.spec import IMAGENET, Common, Format, KeyTable, ModelSpec
+from flaxvid.models.stages import check_stages, in_turn
 from flaxvid.models.torch_keys import (
     CAFFE2_HEAD,
     caffe2_entries,
@@ -138,8 +139,8 @@ class Body(nn.Module):
         bottleneck = resnet3d.Bottleneck
         block = nn.remat(bottleneck, static_argnums=(2,)) if self.remat else bottleneck
         width = self.width * 2**stage // (self.beta if pathway else 1)
-        kernels = itertools.cycle(resnet3d.block_kernels(self.kernels[pathway][stage]))
-        for index, kernel in zip(range(self.depths[pathway][stage]), kernels, strict=False):
+        kernels = itertools.cycle(in_turn(self.kernels[pathway][stage]))
+        for index, (kernel,) in zip(range(self.depths[pathway][stage]), kernels, strict=False):
             name = f"{('slow', 'fast')[pathway]}_layer{stage + 1}_{index}"
             x = block(
                 width,
@@ -177,7 +178,7 @@ def build(
         depths: blocks of each stage.
         fast_depths: those of the fast pathway; None for the same.
         slow_kernels: frames that the first convolution of a block sees in the slow pathway; see
-            `resnet3d.build_slow`.
+            `models.stages`.
         fast_kernels: those of the fast pathway.
         width: channels of the slow pathway's stem; a multiple of `beta`.
         alpha: frames to one slow frame, a power of two.
@@ -191,8 +192,8 @@ def build(
     both = depths, depths if fast_depths is None else fast_depths
     if len(both[0]) != len(both[1]):
         raise ValueError(f"fast_depths must have one for each of the {len(depths)} stages, got {fast_depths}")
-    resnet3d.check_kernels("slow_kernels", slow_kernels, depths)
-    resnet3d.check_kernels("fast_kernels", fast_kernels, depths)
+    check_stages("slow_kernels", slow_kernels, depths)
+    check_stages("fast_kernels", fast_kernels, depths)
     check_inner(inner, [*stage_names(both[0], "slow_layer"), *stage_names(both[1], "fast_layer")], 2)
     if width % beta:
         raise ValueError(f"width must be a multiple of beta={beta}, got {width}")
@@ -338,6 +339,7 @@ SPECS = {
         32,
         {
             **_formats(mmaction2={}, mmaction2_norm={"lateral_norm": True}, mmaction2_4x16=SLOWER),
+            "pytorchvideo_4x16": Format(_pytorchvideo(), SLOWER),
             "pyslowfast_4x16": Format(_pyslowfast(), SLOWER),
             "caffe2_4x16": Format(_caffe2((3, 4, 6, 3)), SLOWER),
         },

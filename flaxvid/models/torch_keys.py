@@ -5,6 +5,11 @@ Several families have them: Slow's, CSN, R(2+1)D of bottlenecks, X3D and SlowFas
 
 from flaxvid.models.spec import KeyTable
 
+NON_LOCAL = (("query", "theta"), ("key", "phi"), ("value", "g"), ("project", "out"))
+"""What PySlowFast and Caffe2 call the convolutions of a non-local block."""
+
+CAFFE2_NORM = (("scale", "s"), ("bias", "b"), ("mean", "rm"), ("var", "riv"))
+
 
 def pytorchvideo_keys(pool: bool = False) -> KeyTable:
     """pytorchvideo's keys of bottlenecks. The pool behind the first stage is a block of its own and counts."""
@@ -36,6 +41,10 @@ def pyslowfast_keys(layer: str = "layer", pathway: int = 0) -> KeyTable:
             (r"downsample(?:/conv)?", r"branch1"),
             (r"downsample/norm", r"branch1_bn"),
         )
+    ) + tuple(
+        (rf"body/{layer}{stage}_(\d+)/non_local/{ours}", rf"s{stage + 1}.pathway{pathway}_nonlocal\1.{theirs}")
+        for stage in (1, 2, 3, 4)
+        for ours, theirs in (*((ours, f"conv_{theirs}") for ours, theirs in NON_LOCAL), ("norm", "bn"))
     )
 
 
@@ -45,20 +54,29 @@ def mmaction2_keys(place: str = "backbone", layer: str = "layer", middle: str = 
         (rf"body/{layer}(\d+)_(\d+)/{ours}/{kind}", rf"{place}.layer\1.\2.{theirs}.{short}")
         for ours, theirs in (
             ("conv_a", "conv1"),
+            ("conv_mix", "conv2.0"),
             ("conv_b", middle),
             ("conv_c", "conv3"),
             ("downsample", "downsample"),
         )
         for kind, short in (("conv", "conv"), ("norm", "bn"))
+    ) + mmaction2_non_local(rf"{place}.layer\1.\2", layer)
+
+
+def mmaction2_non_local(block: str, layer: str = "layer") -> KeyTable:
+    """mmaction2's keys of the non-local block of a block, whose max-pool makes keys and values sequences of two."""
+    kinds = (("query", "theta.conv"), ("key", "phi.0.conv"), ("value", "g.0.conv"))
+    kinds += (("project", "conv_out.conv"), ("norm", "conv_out.bn"))
+    return tuple(
+        (rf"body/{layer}(\d+)_(\d+)/non_local/{ours}", f"{block}.non_local_block.{theirs}") for ours, theirs in kinds
     )
 
 
 def caffe2_entries(ours: str, conv: str, norm: str) -> KeyTable:
     """Caffe2's names of a `ConvNorm`'s variables."""
-    leaves = (("scale", "s"), ("bias", "b"), ("mean", "rm"), ("var", "riv"))
     return (
         (rf"{ours}/conv/kernel", rf"{conv}_w"),
-        *((rf"{ours}/norm/{leaf}", rf"{norm}_bn_{short}") for leaf, short in leaves),
+        *((rf"{ours}/norm/{leaf}", rf"{norm}_bn_{short}") for leaf, short in CAFFE2_NORM),
     )
 
 
@@ -73,6 +91,15 @@ def caffe2_keys(layer: str = "layer", stem: str = "stem", prefix: str = "") -> K
             for entry in (
                 *caffe2_entries(rf"{ours}/conv_([abc])", rf"{theirs}2\2", rf"{theirs}2\2"),
                 *caffe2_entries(rf"{ours}/downsample", rf"{theirs}1", rf"{theirs}1"),
+            )
+        ),
+        *(
+            (rf"body/{layer}{stage}_(\d+)/non_local/{ours}", rf"nonlocal_conv{stage + 1}_\1_{theirs}")
+            for stage in (1, 2, 3, 4)
+            for ours, theirs in (
+                *((f"{ours}/kernel", f"{theirs}_w") for ours, theirs in NON_LOCAL),
+                *((f"{ours}/bias", f"{theirs}_b") for ours, theirs in NON_LOCAL),
+                *((f"norm/{leaf}", f"bn_{short}") for leaf, short in CAFFE2_NORM),
             )
         ),
     )

@@ -7,6 +7,7 @@ While a run holds something unsaved, `StopRequest` notes the signal and the run 
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 from types import FrameType
@@ -97,28 +98,30 @@ def end_when_told(advice: str) -> None:
     Args:
         advice: what to do next, the end of the line.
     """
-    heard, tell = os.pipe()
-    os.set_blocking(tell, False)
-    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    heard, tell = socket.socketpair()  # not a pipe, which Windows cannot make non-blocking
+    tell.setblocking(False)
+    signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(BlockingIOError):  # the pipe is full, so the signal was heard
-            os.write(tell, bytes([number]))
+        with contextlib.suppress(BlockingIOError):  # it is full, so the signal was heard
+            tell.send(bytes([number]))
 
     for number in SIGNALS:
         signal.signal(number, leave)
     # Threads and processes that start from here on inherit the block; only the thread below lifts it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     # After a sudden end Python's resource tracker would print several lines.
     sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
     threading.Thread(target=_listen, args=(heard, leave, advice), daemon=True).start()
 
 
-def _listen(heard: int, leave: object, advice: str) -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+def _listen(heard: socket.socket, leave: object, advice: str) -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     told = False
     while True:
-        number = os.read(heard, 1)[0]
+        number = heard.recv(1)[0]
         if number not in SIGNALS:
             continue
         handler = signal.getsignal(number)

@@ -23,6 +23,7 @@ from flaxvid.tasks.supervised import SupervisedRecipe, rows_by_count
 from flaxvid.train.fields import choices, misfit
 from flaxvid.train.recipe import FILLED, OptimizerRecipe, Recipe
 from flaxvid.train.setup import TARGET_FIELDS, complete, make_model
+from flaxvid.train.trackers import is_installed
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
@@ -68,7 +69,7 @@ def check(recipe: Recipe) -> None:
         if (value := operator.attrgetter(name)(mended)) is not None and not holds(value)
     ]
     problems += [f"task.{problem}" for problem in mended.task.problems()]
-    rules = (_batches, _schedules, _pruning, _rounding, _groups, _features, _domains)
+    rules = (_batches, _schedules, _pruning, _rounding, _groups, _features, _domains, _trackers)
     problems += [message for rule in rules for message in rule(mended)]
     network = None
     if not any(problem.startswith("model.") for problem in problems):
@@ -271,6 +272,13 @@ def _domains(recipe: Recipe) -> Iterator[str]:
         yield f"data.target has no field {', '.join(unknown)}: valid ones are {', '.join(TARGET_FIELDS)}"
     elif not isinstance(target.get("motion", {}), Mapping):
         yield f"data.target.motion must be a dict, got {target['motion']!r}"
+
+
+def _trackers(recipe: Recipe) -> Iterator[str]:
+    """Trackers that are not installed."""
+    for name in recipe.trackers:
+        if not is_installed(name):
+            yield f"trackers: {name} is not installed: pip install 'flaxvid[{name}]'"
 
 
 def _misfits(recipe: Recipe) -> tuple[list[str], Recipe]:

@@ -3,8 +3,9 @@
 import contextlib
 import json
 import math
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class RunLogger:
         evaluated: whether `step` has its score. If not, the line of its evaluation leaves metrics.jsonl, too.
         interval: seconds between plain lines.
         console: prints; None is stdout.
+        track: gets the metrics of a step, too; see `open_trackers`.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class RunLogger:
         evaluated: bool = True,
         interval: float = 10.0,
         console: Console | None = None,
+        track: Callable[[int, Mapping[str, float]], None] | None = None,
     ):
         self.workdir, self.total_steps = Path(workdir), total_steps
         self._first_step = self._step = step
@@ -52,9 +55,10 @@ class RunLogger:
         self._interval, self._last_line = interval, -math.inf
         self._started = self._mark = time.monotonic()
         self._clips = 0
-        self._console = console or Console()
+        # A notebook gets lines, as a log does: it says that it has colours, and rich takes it for a terminal.
+        self._console = console or Console(force_jupyter=False, force_terminal=sys.stdout.isatty())
         self._writes = jax.process_index() == 0
-        self._bar = None
+        self._bar, self._track = None, track
 
     def __enter__(self) -> "RunLogger":
         if self._writes:
@@ -134,6 +138,8 @@ class RunLogger:
             for name, value in values.items():
                 self._tensorboard.write_event(Event(step=step, wall_time=now, summary=scalar(name, value)))
             self._tensorboard.flush()
+        if self._track:
+            self._track(step, values)
 
     def _show(self, step: int, values: Mapping[str, float], epoch: float | None, now: float) -> None:
         evaluation = not any(name.startswith("train/") for name in values)

@@ -28,6 +28,7 @@ from flaxvid.train.optimizer import make_pruning, make_schedule, parts_kept
 from flaxvid.train.origin import with_implied, with_network
 from flaxvid.train.phases import make_phases, phase_of
 from flaxvid.train.prefetch import Prefetch, make_batches
+from flaxvid.train.profile import Profile
 from flaxvid.train.recipe import Recipe
 from flaxvid.train.session import Session
 from flaxvid.train.setup import (
@@ -44,19 +45,21 @@ from flaxvid.train.start import fit_start, load_start
 from flaxvid.train.state import create_state, trainable, unfreeze
 from flaxvid.train.step import TrainStep, compile_step, enable_compilation_cache, jit_step, train_step
 from flaxvid.train.teachers import claim_teachers, load_teachers, make_task
+from flaxvid.train.trackers import open_trackers
 from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, is_finished, lock_workdir
 from flaxvid.types import Variables
 
 Rows = list[dict[str, float]]
 
 
-def run(recipe: Recipe, workdir: str | Path) -> Rows:
+def run(recipe: Recipe, workdir: str | Path, profile: int = 0) -> Rows:
     """Trains a recipe, or goes on where the same recipe stopped; a finished run only gives its results.
 
     Args:
         recipe: the run.
         workdir: gets recipe.json, metrics.jsonl, checkpoints/, index.html, and the results: any_frame.json, or for
             masked pre-training reconstruction.json.
+        profile: steps that are traced into `workdir`/profile, see `Profile`.
 
     Returns:
         The rows of the final table.
@@ -104,11 +107,11 @@ def run(recipe: Recipe, workdir: str | Path) -> Rows:
             claim_videos(splits.target, workdir, "target.json")
         if is_finished(workdir):
             finished = read_run(workdir)
-            print(f"{workdir} is finished:\n{results_table(finished)}")
+            print(f"{workdir} is finished{', so nothing is traced' * bool(profile)}:\n{results_table(finished)}")
             return [dict(row) for row in finished.rows]
         with end_with_peers(), contextlib.ExitStack() as opened:
             opened.push(lambda _, error, __: show_stopped(workdir, error))  # the last to be called: the log is whole
-            findings = train(recipe, workdir, task, plain, splits, mesh, check_there, opened)
+            findings = train(recipe, workdir, task, plain, splits, mesh, check_there, opened, profile)
         check_there()
         rows = task.finish(
             findings,
@@ -132,6 +135,7 @@ def train(
     mesh: Mesh,
     check_there: Callable[[], None],
     opened: contextlib.ExitStack,
+    profile: int,
 ) -> Findings:
     """Trains from the newest whole checkpoint of `workdir`, else from `plain`, else from scratch; then tests.
 
@@ -171,7 +175,9 @@ def train(
         state = checkpoints.restore(state, batches)
     start = int(state.step)
     evaluated = start > 0 and checkpoints.has_score(start)
-    log = opened.enter_context(RunLogger(workdir, total, start, evaluated))
+    tracing = opened.enter_context(Profile(workdir / "profile", profile, start, total))
+    track = opened.enter_context(open_trackers(recipe, workdir, start))
+    log = opened.enter_context(RunLogger(workdir, total, start, evaluated, track=track))
     stop = opened.enter_context(StopRequest())
     rules, limit = clip_config(recipe, task.frames), recipe.data.max_broken
     session = Session(
@@ -205,7 +211,9 @@ def train(
             jitted = jit_step(functools.partial(one_step, optimizer=phase.optimizer, freeze=phase.freeze), mesh, state)
             programs[counts] = compile_step(jitted, (state, batch, step_key, rate), log.print)
         stop.hold()
+        tracing.begin_if_due(step)
         state, metrics = programs[counts](state, batch, step_key, rate)
+        tracing.end_if_due(step, metrics)
         session.log_if_due(step, metrics, clips)
         session.save_if_due(step, state)
         session.evaluate_if_due(step, state)

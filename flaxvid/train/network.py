@@ -178,8 +178,7 @@ class Trained:
     def features(self, video: AnyVideo, frames: int | None = None) -> Float[np.ndarray, " c"]:
         """The pooled feature before the classifier, (model.feature_dim,): the mean over the views of `predict`.
 
-        Args:
-            video, frames: as in `predict`, with the same errors.
+        Arguments and errors are those of `predict`.
         """
         return self.predictor.features(self._views(video, frames))[0]
 

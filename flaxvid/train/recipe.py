@@ -200,6 +200,7 @@ class Recipe:
         keep: how many of the latest checkpoints stay, beside the best one.
         keep_every: epochs between checkpoints that stay for ever; 0 keeps none of them.
         log_every: steps between entries in the log; an entry is the mean of the steps since the last one.
+        trackers: what gets the entries beside TensorBoard: ("wandb",), ("mlflow",) or both; see `train.trackers`.
         published: what the paper reports for this recipe, a text for the run's page.
     """
 
@@ -226,6 +227,7 @@ class Recipe:
     keep: int = 3
     keep_every: int = 0
     log_every: int = 20
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
     published: str = ""
 
 

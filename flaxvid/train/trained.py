@@ -110,7 +110,7 @@ def load(
     implied = find_implied(model, get_spec(model).formats[imported.format], {})
     known, clips = known_of(path, model), None
     if known is not None:
-        implied = {**known.options, **implied}
+        implied |= known.options
         clips = known.clips
     if classes is None and not imported.fresh:
         classes = _published_classes(path, known, imported.num_classes)

@@ -65,10 +65,11 @@ def lock_workdir(workdir: Path) -> Iterator[Callable[[], None]]:
     with locked(file) as is_ours:
         if not is_ours:
             raise ValueError(
-                f"another run is at work in {workdir} ({file.read_text().strip() or 'it has just begun'}): wait for "
+                f"another run is at work in {workdir} ({_owner(file) or 'it has just begun'}): wait for "
                 "it, stop it, or give --workdir another folder"
             )
-        file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        with contextlib.suppress(PermissionError):  # Windows lets nobody write into a file that is locked
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         ours = file.stat()
 
         def check_there() -> None:
@@ -83,6 +84,13 @@ def lock_workdir(workdir: Path) -> Iterator[Callable[[], None]]:
                 )
 
         yield check_there
+
+
+def _owner(lock: Path) -> str:
+    try:
+        return lock.read_text().strip()
+    except PermissionError:  # Windows lets nobody read it either
+        return "Windows does not say which"
 
 
 def check_name(workdir: Path) -> None:
@@ -106,7 +114,7 @@ def plainly_named(folder: Path) -> Iterator[Path]:
     backslash for a slash, and only UTF-8. They would write elsewhere, or nothing readable, without a word.
     """
     folder = folder.resolve()
-    name = str(folder)
+    name = folder.as_posix()  # on Windows every path has backslashes
     if not re.search(r"[*?\[\\]|/(gs|s3|az|hf):?/", name) and name == name.encode(errors="ignore").decode():
         yield folder
         return
@@ -127,6 +135,7 @@ MAY_CHANGE = frozenset(
         *("data.root", "data.lists", "data.missing", "data.max_broken", "data.num_threads", "data.validation_split"),
         *("data.target.root", "data.target.lists"),
         *("checkpoint_every", "keep", "keep_every", "log_every", "eval_every", "eval_batch_size", "published"),
+        *("trackers",),
         *("fsdp", "tensor"),
         *("task.teachers", "task.teacher_models", "task.teacher_frames", "task.teacher_sizes"),
     }

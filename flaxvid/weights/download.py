@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from flaxvid.weights.hub import fetch_from_hub, is_on_hub
 from flaxvid.weights.known import KNOWN, KnownFile, full_name, nearest
-from flaxvid.writing import cache_folder
+from flaxvid.writing import cache_folder, locked
 
 _PATIENCE = 30.0
 """A transfer fails after so many seconds without a byte, or if it is then slower than `_SLOWEST`."""
@@ -81,11 +81,14 @@ def download(known: KnownFile, destination: Path) -> Path:
     """
     if not destination.is_file():
         destination.parent.mkdir(parents=True, exist_ok=True)
-        part, etag = (destination.with_name(f"{destination.name}{end}") for end in (".part", ".part.etag"))
-        with _held(part, known) as file:
+        part, etag, lock = (
+            destination.with_name(f"{destination.name}{end}") for end in (".part", ".part.etag", ".lock")
+        )
+        with _alone(lock, known):
             try:
                 if not destination.is_file():  # another process may have fetched it meanwhile
-                    _fetch(known, file, etag, destination)
+                    with part.open("a+b") as file:
+                        _fetch(known, file, etag, destination)
                     os.replace(part, destination)
                     return destination
             finally:
@@ -97,32 +100,21 @@ def download(known: KnownFile, destination: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _held(part: Path, known: KnownFile) -> Iterator[IO[bytes]]:
-    """Opens a file that nobody else holds, at its end; waits for a process or thread that does.
+def _alone(lock: Path, known: KnownFile) -> Iterator[None]:
+    """Waits for another process or thread that fetches the same file. The lock file is gone at the end.
 
-    The file is its own lock, so that no lock file is left in the folder, as `writing.locked` would leave one. Meanwhile
-    it may have got its final name, or be gone: then there is a new one.
+    Who waited for a lock file that is gone locks a new one: filelock sees to that. On a network disk without locks two
+    may fetch at once, and one fails by its size or hash.
     """
-    import fcntl  # not on Windows: there, nothing is downloaded yet
-
-    while True:
-        with part.open("a+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"{known.file_name}: another process fetches it; this one waits", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:  # a network disk without locks: of two at once, one fails by its size or hash
-                pass
-            if _is_at(file, part):
-                yield file
-                return
-
-
-def _is_at(file: IO[bytes], path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    return False
+    with contextlib.ExitStack() as held:
+        if not held.enter_context(locked(lock)):
+            print(f"{known.file_name}: another process fetches it; this one waits", file=sys.stderr)
+            held.enter_context(locked(lock, wait=True))
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows keeps a file that is open; filelock removes it there
+                lock.unlink()
 
 
 def _fetch(known: KnownFile, file: IO[bytes], etag: Path, destination: Path) -> None:

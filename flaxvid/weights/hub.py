@@ -14,7 +14,7 @@ _ADDRESS = re.compile(r"hf:/+(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?/(?P
 
 def is_on_hub(name: str | Path) -> bool:
     """Whether a name is an address on the Hub."""
-    return str(name).startswith("hf:/")
+    return Path(name).as_posix().startswith("hf:/")
 
 
 def fetch_from_hub(address: str | Path) -> Path:
@@ -25,7 +25,7 @@ def fetch_from_hub(address: str | Path) -> Path:
         ConnectionError: it cannot be fetched; the message says where it is.
         ImportError: huggingface_hub is not installed.
     """
-    match = _ADDRESS.fullmatch(str(address))
+    match = _ADDRESS.fullmatch(Path(address).as_posix())
     if match is None:
         raise ValueError(f"expected hf://OWNER/REPO/FILE or hf://OWNER/REPO@REVISION/FILE, got {address}")
     try:
@@ -52,7 +52,7 @@ def read_labels(address: str | Path) -> tuple[str, ...] | None:
     Raises:
         ImportError: huggingface_hub is not installed.
     """
-    folder = str(address).rpartition("/")[0]
+    folder = Path(address).as_posix().rpartition("/")[0]
     try:
         labels = json.loads(fetch_from_hub(f"{folder}/config.json").read_bytes())["id2label"]
         names = tuple(labels[str(number)] for number in range(len(labels)))

@@ -114,7 +114,8 @@ def nearest(name: str | Path, model: str = "") -> str:
 
 def full_name(name: str | Path, model: str = "") -> str | None:
     """The full name of published weights, which may lack the model's; None for anything else, such as a path."""
-    return next((full for full in (str(name), f"{model}/{name}") if full in KNOWN), None)
+    spelt = Path(name).as_posix()
+    return next((full for full in (spelt, f"{model}/{spelt}") if full in KNOWN), None)
 
 
 def model_of(name: str) -> str:

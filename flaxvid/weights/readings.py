@@ -134,8 +134,8 @@ def choose(
     if any(reading.implied != best[0].implied for reading in best):
         best = [reading for reading in best if reading.exact] or best
         best = [reading for reading in best if _agrees(formats[reading.format], overrides)] or best
-        said = [reading for reading in best if formats[reading.format].overrides and not reading.implied]
-        best = said or best  # a caller who names all that one origin implies means that one
+        said = [reading for reading in best if formats[reading.format].overrides.keys() & overrides.keys()]
+        best = [reading for reading in said if not reading.implied] or best  # named all that this origin implies
     other = next((reading for reading in best if reading.implied != best[0].implied), None)
     if other is not None and not fewest:
         calls = "\n".join(

@@ -145,8 +145,9 @@ def load_torch(
 ) -> dict[str, Any]:
     """The variables of `load_model` alone, for a model that the caller makes: ``create_model(name, **overrides)``.
 
+    Args that are not named here are those of `load_model`.
+
     Args:
-        name, weights, num_classes, frames, format, part, key, allow_nonfinite: see `load_model`.
         overrides: the options with which the caller makes the model, such as ``{"width": 32}``.
 
     Returns:
@@ -237,10 +238,8 @@ def import_torch(
     known = None if isinstance(source, Mapping) else known_of(source, name)
     published, given = {}, overrides or {}
     if known is not None:
-        own, format = list_options(name), format or known.format
-        published = {
-            option: value for option, value in known.options.items() if option not in given and value != own[option]
-        }
+        format = format or known.format
+        published = {option: value for option, value in known.options.items() if option not in given}
     formats, overrides = known_formats(name, format), {**published, **given}
     tensors = _read(name, source, part, allow_nonfinite)
     checkpoint = describe(tensors, *_names_of(source, part))
@@ -270,6 +269,7 @@ def import_torch(
         initial = _initial_head(reading.model, jax.random.PRNGKey(0) if key is None else key)
         flat.update({path: initial[path] for path in reading.fresh})
     model, variables, counts = reading.model, trees.unflatten(flat), reading.frames
+    own = list_options(name)
     if counts:
         model = FrameFlexible(reading.model, counts, reading.alteration)
     elif frames is not None:
@@ -279,7 +279,7 @@ def import_torch(
         model,
         variables,
         reading.format,
-        {**published, **reading.implied},
+        {option: value for option, value in {**reading.implied, **published}.items() if value != own[option]},
         counts,
         classes if num_classes is None else num_classes,
         keys,

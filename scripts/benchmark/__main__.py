@@ -2,7 +2,7 @@
 
 python scripts/benchmark conv                    Conv against nn.Conv and torch, case by case
 python scripts/benchmark model tsm_resnet50      forward, training step, compile time, memory against torch
-python scripts/benchmark families                the same of every family at its own clip, the README's table
+python scripts/benchmark families                the same of every family at its own clip, as in docs/speed.md
 python scripts/benchmark runtimes [MODEL...]     exported programs, float32 and int8, in onnxruntime and OpenVINO
 python scripts/benchmark recurrent               LSTM against GRU, and both against torch, time and memory
 python scripts/benchmark ffn                     frame-flexible training against training at 16 frames
@@ -45,7 +45,7 @@ from models import (
 )
 from reading import compare_reading
 from recurrent import compare_recurrent
-from timing import CLOCKS, Rows, Timing, interleaved, print_rows, random, ready
+from timing import CLOCKS, Rows, Timing, count_cores, interleaved, print_rows, random, ready
 
 import flaxvid
 from flaxvid.layers.conv import Conv
@@ -189,7 +189,7 @@ def describe() -> dict[str, str]:
     processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
     names = ("jax", "flax", "torch", "torchvision", "onnxruntime", "openvino")
     versions = {name: importlib.metadata.version(name) for name in names if name in _installed()}
-    threads = str(len(os.sched_getaffinity(0)))
+    threads = str(count_cores())
     return {"device": jax.devices()[0].device_kind, "processor": processor, "threads": threads, **versions}
 
 

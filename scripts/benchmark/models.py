@@ -53,7 +53,7 @@ FAMILIES = (
     "mvit_base",
     "mvit_v2_s",
 )
-"""The models of the README's table, each at its own clip."""
+"""The families of docs/speed.md, each at its own clip."""
 
 ON_GPU = (FAMILIES[0], f"{FAMILIES[0]}:4,8,16", *FAMILIES[1:])
 """What the GPU's table has: those, and FFN on the first."""

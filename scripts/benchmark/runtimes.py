@@ -2,7 +2,6 @@
 has the network."""
 
 import functools
-import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from timing import Rows, Timing, interleaved, print_rows, ready
+from timing import Rows, Timing, count_cores, interleaved, print_rows, ready
 
 import flaxvid
 from flaxvid.compress.quantise import calibrate, quantise
@@ -49,7 +48,7 @@ def compare_runtimes(names: Sequence[str], batch: int, scale: float, timing: Tim
         rounded = quantise(model, calibrate(model, variables, [video]))
         apply = jax.jit(model.apply).lower(variables, video).compile()
         runs: dict[str, Callable[[], Any]] = {"JAX": ready(apply, variables, video)}
-        threads = len(os.sched_getaffinity(0))
+        threads = count_cores()
         notes: dict[str, dict[str, float]] = {"difference": {}, "MB": {}}
         for kind, network in (("", model), (" int8", rounded)):
             with tempfile.TemporaryDirectory() as folder:

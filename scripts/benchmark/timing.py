@@ -1,6 +1,7 @@
 """How scripts/benchmark times: peers in turn, medians, ratios."""
 
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,11 @@ import numpy as np
 
 Rows = dict[str, dict[str, float]]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def count_cores() -> int:
+    """The cores that this process may use; outside of Linux all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True)

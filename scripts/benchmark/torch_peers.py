@@ -5,7 +5,6 @@ import contextlib
 import copy
 import functools
 import importlib.util
-import os
 import pathlib
 import re
 import sys
@@ -14,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from timing import count_cores
 from torch import nn
 from torch.nn import functional as F
 
-torch.set_num_threads(len(os.sched_getaffinity(0)))
+torch.set_num_threads(count_cores())
 
 
 def torch_convolution(

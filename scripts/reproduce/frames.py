@@ -1,4 +1,4 @@
-"""Makes the table and the plot of the README's comparison on `motion`.
+"""Makes the first table and the plot of docs/results.md: frame counts on `motion`.
 
     python scripts/reproduce/frames.py [--seeds 0 1 2] [--jobs 2]
 

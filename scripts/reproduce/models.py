@@ -15,16 +15,28 @@ from typing import Any
 
 RUNTIMES = ("torch", "JAX", "onnxruntime", "openvino", "openvino int8")
 
-HEAD = """# Which model
+HEAD = """# Choose a model
+
+| you want | take |
+|---|---|
+| a first network on your own videos | `tsm_resnet50`, as `configs/ffn.py:folder` and `configs/tsm.py:folder` do |
+| few multiply-adds | the X3Ds |
+| [few or many frames, as it comes](frames.md) | any, as an FFN |
+| [answers while a camera goes on](streams.md) | a TSM, trained as a causal one |
+| [to learn from video without labels](pretrain.md) | a VideoMAE |
+| [several cameras](cameras.md) | `ts_cva` |
+| to start from Kinetics' weights | one that has [published weights](import.md#published-weights-by-name) |
+
+`flaxvid.list_models()` gives the names, and `--list` the options of the network that a recipe has.
+
+## What each costs
 
 `scripts/reproduce/models.py` makes this page: every model at its own clip, with 400 classes and in float32. GMACs are
 what papers call GFLOPs. Weights and working memory are those of the forward pass of one clip, as compiled for a CPU;
 cameras come first in the clip of `ts_cva`.
 
 GMACs do not tell milliseconds: depthwise convolutions (X3D) and thin layers (SlowFast's fast pathway) take longer than
-theirs. `python scripts/benchmark runtimes MODEL` measures them on your machine. For a trained network,
-`python scripts/evaluate.py RUN` gives milliseconds and accuracy at each frame count, and
-`python scripts/predict.py --run RUN --budget-ms 20 VIDEO` takes the most frames that fit.
+theirs. `python scripts/benchmark runtimes MODEL` measures them on your machine, and [Speed](speed.md) has some.
 
 {setup}| model | clip | parameters, M | GMACs | weights, MB | working memory, MB |{columns}
 |---|---:|---:|---:|---:|---:|{lines}

@@ -1,4 +1,4 @@
-"""Makes the README's table of divided parameters: VideoMAE-S on eight fake devices of a CPU, against one device.
+"""Makes the table of divided parameters: VideoMAE-S on eight fake devices of a CPU, against one device.
 
     python scripts/reproduce/sharding.py [--steps 3]
 

@@ -61,6 +61,14 @@ def test_parameters_of_what_has_no_reference(name, options, parameters):
     assert count(abstract(create_model(name, **options))["params"]) == parameters
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("i3d_nln_r50", 35_401_936), ("tsm_nln_resnet50", 31_682_000)],  # of PySlowFast, of mmaction2
+)
+def test_parameters_of_networks_with_non_local_blocks(name, parameters):
+    assert count(abstract(create_model(name))["params"]) == parameters
+
+
 def test_examples_of_the_docstring():
     """At the size that they name, traced: nothing is computed. One block a stage keeps the shapes."""
     flaxvid_with_short_models = types.SimpleNamespace(

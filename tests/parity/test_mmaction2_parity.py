@@ -37,14 +37,15 @@ class Unit(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """mmaction2's Bottleneck3d; with `depthwise` its CSNBottleneck3d."""
+    """mmaction2's Bottleneck3d; with `depthwise` its CSNBottleneck3d, of mode "ip" with `mixing`."""
 
-    def __init__(self, inputs, width, strides, kernel, depthwise=False, epsilon=1e-5):
+    def __init__(self, inputs, width, strides, kernel, depthwise=False, mixing=False, epsilon=1e-5):
         super().__init__()
         first, second = ((1, 1, 1), (3, 3, 3)) if depthwise else ((kernel, 1, 1), (1, 3, 3))
         self.conv1 = Unit(inputs, width, first, epsilon=epsilon)
         conv2 = Unit(width, width, second, strides, groups=width if depthwise else 1, epsilon=epsilon)
-        self.conv2 = nn.Sequential(conv2) if depthwise else conv2
+        mix = [Unit(width, width, (1, 1, 1), relu=False, epsilon=epsilon)] if mixing else []
+        self.conv2 = nn.Sequential(*mix, conv2) if depthwise else conv2
         self.conv3 = Unit(width, 4 * width, (1, 1, 1), relu=False, epsilon=epsilon)
         self.downsample = None
         if inputs != 4 * width or max(strides) > 1:
@@ -151,24 +152,53 @@ def test_c2d(randomised, relative_error):
     net = randomised(Recognizer(Pathway(8, ((1,), (1, 1), (1,), (1,)), flat=True, pool2=True), 256), small=True)
     flat = {key: tensor.squeeze(2) if tensor.ndim == 5 else tensor for key, tensor in net.state_dict().items()}
     implied, options = {**IMAGENET, "stem_pool": "unpadded"}, {"width": 8, "depths": (1, 2, 1, 1)}
-    check(net, "c2d_r50", "mmaction2", implied, random_clip((4, 64, 48)), relative_error, flat, **options)
+    with pytest.raises(ValueError, match="fits two formats of c2d_r50, 'mmaction2' and 'mmaction2_nopool'"):
+        flaxvid.load_model("c2d_r50", flat, **options)
+    clip = random_clip((4, 64, 48))
+    check(net, "c2d_r50", "mmaction2", implied, clip, relative_error, flat, ask=True, **options)
+
+
+def test_c2d_without_its_pool(torchvision_models, randomised, relative_error):
+    """It is a TSN: logits of frames, and their mean. Of Caffe2's only the network without the pool is published."""
+    resnet, depths = torchvision_models.resnet, (1, 2, 1, 1)
+    net = randomised(resnet.ResNet(resnet.Bottleneck, depths, CLASSES), small=True)
+    clip, flat = random_clip((4, 64, 48)), {}
+    with torch.no_grad():
+        expected = net(torch.from_numpy(clip[0]).permute(0, 3, 1, 2)).mean(0, keepdim=True)
+    for key, tensor in net.state_dict().items():
+        key = re.sub(r"\b(conv|bn)(\d)\.", lambda found: f"conv{found[2]}.{found[1]}.", f"backbone.{key}")
+        key = key.replace("downsample.0", "downsample.conv").replace("downsample.1", "downsample.bn")
+        flat[key.replace("backbone.fc", "cls_head.fc_cls")] = tensor
+    for name, format in (("c2d_r50", "mmaction2_nopool"), ("tsn_resnet50", "mmaction2")):
+        model, variables = flaxvid.load_model(name, flat, format=format, depths=depths)
+        assert relative_error(jax.jit(model.apply)(variables, clip), expected) < 1e-4
+    options = {"depths": depths, "pool": False}
+    written = flaxvid.to_torch(
+        "c2d_r50", flaxvid.load_torch("c2d_r50", flat, overrides={**options, **IMAGENET}), "caffe2"
+    )
+    with pytest.raises(ValueError, match="fits two formats of c2d_r50, 'caffe2' and 'caffe2_nopool'"):
+        flaxvid.load_model("c2d_r50", written, depths=depths)
+    model, variables = flaxvid.load_model("c2d_r50", written, **options)  # what the caller says decides
+    assert relative_error(jax.jit(model.apply)(variables, clip), expected) < 1e-4
 
 
 SPORTS1M = {"mean": (0.43216, 0.394666, 0.37645), "std": (0.22803, 0.22145, 0.216989)}
 
 
+@pytest.mark.parametrize("name", ["csn_r152", "ipcsn_r152"])
 @pytest.mark.parametrize(("format", "pixels"), [("mmaction2", IMAGENET), ("mmaction2_sports1m", SPORTS1M)])
-def test_csn(randomised, relative_error, format, pixels):
+def test_csn(randomised, relative_error, name, format, pixels):
     """No tensor tells of the pixels, so who loads is asked."""
-    backbone = Pathway(8, ((3, 3), (3,), (3,), (3,)), 3, temporal_strides=(1, 2, 2, 2), depthwise=True, epsilon=1e-3)
+    strides, csn = (1, 2, 2, 2), {"depthwise": True, "mixing": name == "ipcsn_r152", "epsilon": 1e-3}
+    backbone = Pathway(8, ((3, 3), (3,), (3,), (3,)), 3, temporal_strides=strides, **csn)
     net, options = randomised(Recognizer(backbone, 256), small=True), {"width": 8, "depths": (2, 1, 1, 1)}
-    call = 'flaxvid.load_model("csn_r152", state_dict, format='
-    with pytest.raises(ValueError, match="fits two formats of csn_r152") as error:
-        flaxvid.load_model("csn_r152", net.state_dict(), **options)
+    call = f'flaxvid.load_model("{name}", state_dict, format='
+    with pytest.raises(ValueError, match=f"fits two formats of {name}") as error:
+        flaxvid.load_model(name, net.state_dict(), **options)
     assert all(f'{call}"{fmt}")' in str(error.value) for fmt in ("mmaction2", "mmaction2_sports1m"))
     implied = {**pixels, "norm_epsilon": 1e-3}
     clip = random_clip((9, 64, 48))
-    check(net, "csn_r152", format, implied, clip, relative_error, ask=True, **options)
+    check(net, name, format, implied, clip, relative_error, ask=True, **options)
 
 
 class SlowFast(nn.Module):

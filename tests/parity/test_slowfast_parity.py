@@ -55,7 +55,11 @@ def test_4x16(pytorchvideo_hub, randomised, relative_error):
         head_pool=torch.nn.AdaptiveAvgPool3d,
     )
     options = {"alpha": 8, "fusion_kernel": 5}
-    variables = flaxvid.load_torch("slowfast_r50", randomised(net).state_dict(), overrides=options)
+    state_dict = randomised(net).state_dict()
+    model, variables = flaxvid.load_model("slowfast_r50", state_dict)
+    assert (model.body.alpha, model.body.fusion_kernel) == (8, 5)  # the shapes tell
+    with pytest.raises(ValueError, match=r"whose slowfast_r50 has alpha=8, fusion_kernel=5"):
+        flaxvid.load_torch("slowfast_r50", state_dict)
     check(net, "slowfast_r50", (32, 64, 64), variables, relative_error, **options)
 
 

@@ -154,6 +154,14 @@ def test_a_terminal_gets_a_bar_with_evaluations_above_it(tmp_path):
     assert "step 2/4  eval/top1_4 0.5" in shown
 
 
+def test_a_notebook_gets_lines(tmp_path, monkeypatch, capsys):
+    """It asks for colours, as a terminal would."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with RunLogger(tmp_path, 2) as log:
+        log.write(1, {"train/loss": 0.5})
+    assert capsys.readouterr().out == "step 1/2  loss 0.5\n"
+
+
 def test_what_is_not_finite_is_null_in_the_file_and_nan_on_the_console(tmp_path):
     console = plain()
     with RunLogger(tmp_path, 2, console=console) as log:

@@ -26,6 +26,12 @@ def test_a_run_becomes_an_int8_file(call_script, colour_run, tmp_path, capsys):
     assert 0 < abs(exact["green"] - inexact["green"]) < 0.1
     with pytest.raises(SystemExit, match="expected a file that ends in"):
         call_script("quantise.py", colour_run, tmp_path / "int8.npz")
+    with pytest.raises(
+        SystemExit, match="got 'bodi', which matches none: the layers are stem/conv1, body/layer1_0/conv1"
+    ):
+        call_script("quantise.py", colour_run, tmp_path / "none.safetensors", "--keep", "bodi")
+    call_script("quantise.py", colour_run, tmp_path / "sums.safetensors", "--keep", "body/.*/sum", "--no-test")
+    assert "body/layer1_0/sum" not in load(tmp_path / "sums.safetensors").model.int8
 
 
 def test_a_run_that_is_trained_for_int8(call_script, colour_recipe, tmp_path, capsys):

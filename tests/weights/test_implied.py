@@ -57,6 +57,10 @@ STRIDED = {**IMAGENET, "slow_sampling": "stride"}
 SLOWER = {"alpha": 8, "fusion_kernel": 5}
 
 
+def non_local(*kinds):
+    return {"non_local": ("", kinds, kinds, "")}
+
+
 def test_what_the_formats_of_each_name_imply():
     implied = {
         f"{name}: {fmt}": dict(known.overrides)
@@ -84,14 +88,26 @@ def test_what_the_formats_of_each_name_imply():
             "paired_shortcut": True,
         },
         **{f"{name}: mmaction2": IMAGENET for name in ("slow_r50", "slow_r101", "res3dcnn")},
-        "c2d_r50: mmaction2": {**IMAGENET, "stem_pool": "unpadded"},
+        "c2d_r50: mmaction2": {**IMAGENET, "stem_pool": "unpadded", "pool": True},
+        "c2d_r50: caffe2": {"pool": True},
+        "c2d_r50: mmaction2_nopool": {**IMAGENET, "pool": False},
+        "c2d_r50: caffe2_nopool": {"pool": False},
         "i3d_r50: mmaction2": {**IMAGENET, "stem_stride": 2},
+        "slow_nln_r50: mmaction2": {**IMAGENET, **non_local("scaled_gaussian", "")},
         **{
-            f"csn_r{depth}: mmaction2{suffix}": {**pixels, "norm_epsilon": 1e-3}
-            for depth in (50, 101, 152)
+            f"i3d_nln_r50: mmaction2_{kind}": {**IMAGENET, "stem_stride": 2, **non_local("", kind)}
+            for kind in ("dot_product", "embedded_gaussian", "gaussian")
+        },
+        **{
+            f"tsm_nln_resnet50: mmaction2_{kind}": non_local(kind, "")
+            for kind in ("dot_product", "embedded_gaussian", "gaussian")
+        },
+        **{
+            f"{name}: mmaction2{suffix}": {**pixels, "norm_epsilon": 1e-3}
+            for name in ("csn_r50", "csn_r101", "csn_r152", "ipcsn_r152")
             for suffix, pixels in (("", IMAGENET), ("_sports1m", SPORTS1M))
         },
-        **{f"slowfast_r50: {fmt}_4x16": SLOWER for fmt in ("pyslowfast", "caffe2")},
+        **{f"slowfast_r50: {fmt}_4x16": SLOWER for fmt in ("pytorchvideo", "pyslowfast", "caffe2")},
         "slowfast_r50: mmaction2": {**STRIDED, "lateral_norm": False},
         "slowfast_r50: mmaction2_norm": {**STRIDED, "lateral_norm": True},
         "slowfast_r50: mmaction2_4x16": {**STRIDED, "lateral_norm": False, **SLOWER},
@@ -230,6 +246,30 @@ def test_shapes_that_leave_two_origins_are_asked_about():
         "r2plus1d_r34", state_dict, format="torchvision", overrides={**options, "shared_midplanes": True}
     )
     chex.assert_trees_all_equal(asked, variables)
+
+
+@pytest.mark.parametrize("name", ["c2d_r50", "i3d_nln_r50", "tsm_nln_resnet50", "csn_r50"])
+def test_equal_files_of_two_formats_are_asked_about(name, random_variables):
+    """Also where one of the two implies what the model has by itself; an option that the caller names decides."""
+    spec = get_spec(name)
+    tiny = {option: value for option, value in spec.tiny.items() if option != "num_classes"}
+    alike = {}
+    for fmt, known in spec.formats.items():
+        options = {**tiny, **known.overrides}
+        state_dict = flaxvid.to_torch(name, random_variables(create_tiny(name, **options)), fmt, overrides=options)
+        shapes = tuple((key, array.shape) for key, array in sorted(state_dict.items()))
+        alike.setdefault(shapes, []).append((fmt, known.overrides, state_dict))
+    pairs = [group for group in alike.values() if len(group) > 1]
+    assert pairs
+    for group in pairs:
+        first, second = (fmt for fmt, *_ in group)
+        for fmt, overrides, state_dict in group:
+            with pytest.raises(ValueError, match=f"fits two formats of {name}, '{first}' and '{second}', and their"):
+                flaxvid.load_model(name, state_dict, **tiny)
+            own = {option: overrides[option] for option in ("pool", "non_local", "mean") if option in overrides}
+            assert parts(flaxvid.load_model(name, state_dict, **tiny, **own)[0]) == parts(
+                flaxvid.load_model(name, state_dict, format=fmt, **tiny)[0]
+            )
 
 
 def test_load_model_makes_it_frame_flexible():

@@ -150,6 +150,26 @@ def test_classes_of_an_unknown_order_are_numbered(published):
     assert trained.classes[3] == "class 3"
 
 
+def test_options_of_an_entry_go_above_what_its_format_implies(random_variables, tmp_path, monkeypatch):
+    """Also where the model has them by itself: mmaction2's heavy I3D lacks the stride that mmaction2's I3D implies."""
+    monkeypatch.setenv("FLAXVID_CACHE", str(tmp_path))
+    name, tiny = "i3d_r50/test/kinetics400-heavy", get_spec("i3d_r50").tiny
+    options = {option: value for option, value in tiny.items() if option != "num_classes"} | {"stem_stride": 1}
+    known = KnownFile("https://example.org/i3d.safetensors", classes="kinetics400", options=options)
+    monkeypatch.setitem(KNOWN, name, known)
+    (tmp_path / name).mkdir(parents=True)
+    variables = random_variables(create_tiny("i3d_r50", num_classes=400))
+    implied = get_spec("i3d_r50").formats["mmaction2"].overrides
+    assert implied["stem_stride"] == 2
+    state_dict = to_torch("i3d_r50", variables, "mmaction2", overrides=implied)
+    save_file(state_dict, tmp_path / name / "i3d.safetensors")
+    trained = flaxvid.load(name)
+    for model in (flaxvid.load_model("i3d_r50", name)[0], trained.model):
+        assert model.stem.temporal_stride == 1
+    assert find_network(name).options["stem_stride"] == 1
+    assert trained.model.clip.mean == implied["mean"]
+
+
 def test_a_format_of_the_entry_decides(random_variables, tmp_path, monkeypatch):
     """Where the keys leave two formats that imply different models."""
     monkeypatch.setenv("FLAXVID_CACHE", str(tmp_path))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import itertools
 import json
 import re
@@ -59,10 +60,8 @@ class TfdsSource:
 
     @functools.cached_property
     def _records(self) -> Any:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        shards: Any = list(self.shards)  # it calls them file instructions
-        return ArrayRecordDataSource(shards)
+        # It calls shards file instructions.
+        return _array_record("array_record_data_source").ArrayRecordDataSource(list(self.shards))
 
     def __getstate__(self) -> dict[str, Any]:
         return {field: getattr(self, field) for field in ("name", "classes", "shards", "fields", "notes")}
@@ -136,15 +135,15 @@ def shard_writer(classes: Classes) -> Callable[[Path, Iterable[Mapping[str, Any]
     The file appears when it is complete. Call this before any progress bar starts: while it imports TFDS, imports in
     other threads fail.
     """
-    from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+    make_writer = _array_record("array_record_module").ArrayRecordWriter
     features = _features(classes)
     serializer = ExampleSerializer(features.get_serialized_info())
 
     def write(path: Path, examples: Iterable[Mapping[str, Any]]) -> None:
         with written_whole(path) as beside:
-            writer = ArrayRecordWriter(str(beside), "group_size:1")
+            writer = make_writer(str(beside), "group_size:1")
             for example in examples:
                 labels = {name or "label": label for name, label in by_target(example["label"]).items()}
                 stored = {"video": example["video"], **labels, "id": fsencode(example["id"])}
@@ -244,13 +243,22 @@ def _class_names(folder: Path, label: str, feature: Mapping[str, Any]) -> tuple[
     return tuple(str(number) for number in range(int(feature["classLabel"]["numClasses"])))
 
 
+def _array_record(module: str) -> Any:
+    try:
+        return importlib.import_module(f"array_record.python.{module}")
+    except ImportError as error:
+        raise OSError(
+            "motion and data sets of TFDS or prepare_data.py need array_record, which is not installed and has no "
+            "build for Windows: take videos in folders or lists there"
+        ) from error
+
+
 def _check(shards: tuple[Shard, ...]) -> None:
     """Finds files that are cut off, by the index at the end of each."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
+    open_reader = _array_record("array_record_module").ArrayRecordReader
     for shard in shards:
         try:
-            reader = ArrayRecordReader(shard.filename)
+            reader = open_reader(shard.filename)
             count = reader.num_records()
             reader.close()
         except RuntimeError as error:
