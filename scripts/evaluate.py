@@ -147,14 +147,15 @@ def classify(arguments: argparse.Namespace, trained: Trained, data: DataRecipe, 
             evaluation,
             source,
             trained.model,
-            passes[0],
+            max(passes, key=lambda clips: max(clips.frames)),
             origin=data_origin(data) | ({} if trained.named else {"by_number": True}),
             checkpoint=trained.checkpoint,
             folder=folder,
             protocol=(arguments.protocol or "the recipe's")
             + " with other numbers" * bool(views(arguments))
             + f", adapted to its videos by {arguments.adapt}" * bool(arguments.adapt),
-            timed=plain or {n: trained.answering(n) for n in frames},
+            variables=plain or {n: trained.answering(n) for n in frames},
+            timed=True,
             runtime=trained.runtime,
             own=(is_own(trained.recipe.data, data) and not (arguments.limit or arguments.adapt))
             or folder != trained.folder,

@@ -5,12 +5,15 @@ own folder, evaluations/<data set>, so none replaces another.
 """
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,13 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from flaxvid.data.broken import why_broken
-from flaxvid.data.clips.cut import UNREADABLE, ClipConfig
+from flaxvid.data.clips.cut import UNREADABLE, ClipConfig, cut_views
 from flaxvid.data.clips.decode import open_video
 from flaxvid.data.clips.sampling import segment_indices
 from flaxvid.data.sources.open import Source
 from flaxvid.evaluate.cost import clip_milliseconds, model_cost
 from flaxvid.evaluate.evaluator import Evaluation, Evaluations, Result, score_rows
+from flaxvid.evaluate.looking import draw_look, look
 from flaxvid.evaluate.runtimes import Program
 from flaxvid.evaluate.views import describe_views
 from flaxvid.models.video_model import VideoModel
@@ -36,6 +40,12 @@ from flaxvid.writing import written_whole
 
 RIGHT, WRONG = 4, 8
 """The numbers of videos to show: of right answers, and of the most confident wrong ones."""
+
+LOOKED = 8
+"""Of how many of them, the wrong ones first, it is shown where the network looked."""
+
+Look = Callable[[Mapping[str, Any], Mapping[str, Any]], UInt8[np.ndarray, "h w 3"]]
+"""A source's item and its example in the record, to a picture of where the network looked."""
 
 STRIP_FRAMES, STRIP_HEIGHT, GAP = 8, 96, 2
 """Frames of a strip; their short side and the gap between them in pixels."""
@@ -66,7 +76,8 @@ def finish_evaluation(
     checkpoint: Mapping[str, Any] | None,
     folder: Path | None,
     protocol: str = "the recipe's",
-    timed: Mapping[int, Variables | Program] | None = None,
+    variables: Mapping[int, Variables | Program] | None = None,
+    timed: bool = False,
     runtime: str = "jax",
     own: bool = True,
     final: bool = False,
@@ -77,12 +88,13 @@ def finish_evaluation(
         evaluation: of `source`.
         source: the videos.
         model: the ordinary model.
-        clips: the rules of the clips, of any pass.
+        clips: the rules of the clips, of the pass with the most frames.
         origin: "root" and "split" of the videos, and "by_number" if labels are compared by number.
         checkpoint: "name" and "step" of the weights; None for those of a file.
         folder: for the results; None writes nothing.
         protocol: its name.
-        timed: what was evaluated, for each frame count; with it a clip's milliseconds are measured.
+        variables: what was evaluated, for each frame count; with it some pictures show where the network looked.
+        timed: whether a clip's milliseconds are measured, too.
         runtime: what evaluated it.
         own: see `place_record`.
         final: whether this ends a training. The record then replaces that in `folder`, and any_frame.json is written,
@@ -96,8 +108,8 @@ def finish_evaluation(
         row["frames"]: {"gflops": model_cost(model, (1, row["frames"], size, size, 3)).gflops}
         for row in score_rows(evaluation)
     }
-    for count, variables in (timed or {}).items():
-        costs[count]["milliseconds"] = clip_milliseconds(model, variables, count, size)
+    for count, answering in (variables or {}).items() if timed else ():
+        costs[count]["milliseconds"] = clip_milliseconds(model, answering, count, size)
     facts = {"name": protocol, "views": describe_views(clips), "size": size}
     record = evaluation_record(
         evaluation,
@@ -111,7 +123,8 @@ def finish_evaluation(
     )
     if folder is None or jax.process_index() > 0:
         return record, None
-    path = write_record(folder if final else place_record(folder, record, own), record, evaluation, source)
+    place = folder if final else place_record(folder, record, own)
+    path = write_record(place, record, evaluation, source, make_look(model, variables, clips))
     if final:
         with written_whole(folder / "any_frame.json") as rows:
             rows.write_text(json.dumps(any_frame_rows(record), indent=1))
@@ -182,18 +195,36 @@ def evaluation_record(
     }
 
 
-def write_record(folder: str | Path, record: dict[str, Any], evaluation: Evaluations, source: Source) -> Path:
-    """Writes evaluation.json and a film strip for each example; replaces old ones. Returns the path of the first."""
+def write_record(
+    folder: str | Path, record: dict[str, Any], evaluation: Evaluations, source: Source, look: Look | None = None
+) -> Path:
+    """Writes evaluation.json and pictures of the examples; replaces old ones. Returns the path of the first.
+
+    Each example gets a film strip, and up to `LOOKED` of each target the picture of `look`.
+    """
     folder = Path(folder)
     strips = folder / "strips"
     shutil.rmtree(strips, ignore_errors=True)
     strips.mkdir(parents=True)
-    positions = [int(part.index[row]) for part in evaluation.values() for row in choose_examples(part)]
+    positions, looked = [], []
+    for part in evaluation.values():
+        rows = choose_examples(part)
+        looked += [place >= len(rows) - LOOKED for place in range(len(rows))]
+        positions += [int(part.index[row]) for row in rows]
     for number, (example, position) in enumerate(zip(record["examples"], positions, strict=True)):
         item = source[position]
         path = strips / f"{number:02d}.jpg"
         _save(path, film_strip(item["video"], name=str(item["id"])))
         example["strip"] = path.relative_to(folder).as_posix()
+        if look and looked[number] and "look_fault" not in record:
+            path = strips / f"{number:02d}-look.jpg"
+            try:
+                _save(path, look(item, example))
+            except Exception as error:  # whatever it is: a picture must not cost the results of a training
+                record["look_fault"] = f"{type(error).__name__}: {error}"
+                warnings.warn(f"no picture shows where the network looked: {record['look_fault']}", stacklevel=2)
+            else:
+                example["look"] = path.relative_to(folder).as_posix()
     with written_whole(folder / "evaluation.json") as path:
         path.write_text(json.dumps(record))
     return folder / "evaluation.json"
@@ -276,14 +307,36 @@ def film_strip(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Whole frames from all of a video side by side; a row for each camera."""
     if isinstance(video, Mapping):
-        rows = [
-            np.pad(film_strip(one, name), ((0, GAP), (0, 0), (0, 0)), constant_values=255) for one in video.values()
-        ]
-        return np.concatenate(rows)[:-GAP]
+        return _stack([film_strip(one, name) for one in video.values()])
     with open_video(video, name) as opened:
         frames = opened.frames(segment_indices(len(opened), STRIP_FRAMES, short="repeat")[0], size=STRIP_HEIGHT)
     padded = np.pad(frames, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
     return np.concatenate(list(padded), axis=1)[:, :-GAP]
+
+
+def make_look(model: VideoModel, variables: Mapping[int, Variables | Program] | None, clips: ClipConfig) -> Look | None:
+    """What draws where the network looked for its answer at the largest frame count: in one clip, at its centre crop.
+
+    None if there are no variables, or only an exported program, which has no gradient.
+    """
+    count = max(variables or {}, default=0)
+    if not variables or callable(own := variables[count]):
+        return None
+    clips = dataclasses.replace(clips, frames=(count,), clips=1, crops=1, short="repeat")
+
+    @functools.cache
+    def here() -> Variables:
+        return jax.device_put(jax.device_get(own))  # one process alone draws, on its own devices
+
+    def draw(item: Mapping[str, Any], example: Mapping[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+        views = cut_views(dict(item), clips, np.random.default_rng(0))[count]
+        guess = np.array([example["guesses"][str(count)][0]])
+        maps: Any = look(model, here(), views, guess, example.get("target", ""))
+        if not isinstance(views, Mapping):
+            return draw_look(views[0], maps[0])
+        return _stack([draw_look(view[0], maps[camera][0]) for camera, view in views.items()])
+
+    return draw
 
 
 def find_fault(source: Source, position: int, clips: ClipConfig) -> dict[str, Any]:
@@ -296,6 +349,11 @@ def find_fault(source: Source, position: int, clips: ClipConfig) -> dict[str, An
     video = item["video"]
     files = [one for one in (video.values() if isinstance(video, Mapping) else [video]) if not isinstance(one, bytes)]
     return {"id": str(item["id"]), "missing": not all(Path(file).exists() for file in files), "reason": reason}
+
+
+def _stack(strips: list[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "height w 3"]:
+    """Strips of one width one below the other."""
+    return np.concatenate([np.pad(one, ((0, GAP), (0, 0), (0, 0)), constant_values=255) for one in strips])[:-GAP]
 
 
 def _details(result: Result) -> dict[str, Any]:

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from flaxvid.report.html import write_html
-from flaxvid.report.page import flatten
-from flaxvid.report.plots import accuracy_plot, cost_plot, metric_plot
+from flaxvid.report.intervals import newcombe
+from flaxvid.report.page import TILES, flatten
+from flaxvid.report.plots import accuracy_plot, cost_plot, interval_plot, metric_plot
 from flaxvid.report.run import Run, read_run
-from flaxvid.report.tables import describe_data, seed_statistics
+from flaxvid.report.tables import describe_data, interval_of, percent_range, seed_statistics
 
 LONG = 80
 """Most characters of a setting in the table of differences."""
+
+CHANGED = 10
+"""Most classes in a table of changes; the others can be unfolded."""
 
 
 def write_comparison(folders: Sequence[str | Path], path: str | Path) -> Path:
@@ -37,7 +41,7 @@ def write_comparison(folders: Sequence[str | Path], path: str | Path) -> Path:
         groups=[_accuracy(data, evaluated) for data, evaluated in groups.items()],
         reconstructions=_reconstructions(runs),
         curves=_curves(runs),
-        names=("", *runs),
+        names=("setting", *runs),
         settings=_settings(runs),
     )
 
@@ -99,36 +103,48 @@ def _described(run: Run) -> str:
 
 
 def _headlines(groups: Mapping[str, Mapping[str, Run]]) -> list[tuple[str, str]]:
-    """The best accuracy of each run, with its frame count."""
+    """The best accuracy of each run, with its frame count; of many runs the tables say enough."""
     best = []
     for runs in groups.values():
         for name, run in runs.items():
             row = max(run.any_frame, key=lambda row: row["top1"])
             where = f" on {run.data['name']}" if len(groups) > 1 and run.data else ""
             best.append((f"{100 * row['top1']:.2f} %", f"{name}, at {row['frames']} frames{where}"))
-    return best
+    return best if len(best) <= TILES else []
 
 
 def _accuracy(data: str, evaluated: Mapping[str, Run]) -> dict[str, Any]:
     """The section about runs that were evaluated on the same videos."""
     scores = {name: seed_statistics([run]) for name, run in evaluated.items()}
     frames = sorted({n for by_frames in scores.values() for n in by_frames})
-    best = {n: max(by_frames[n][0] for by_frames in scores.values() if n in by_frames) for n in frames}
-    several = len(scores) > 1
+    best: dict[tuple[str, int], list[float]] = {}
+    for name, by_frames in scores.items():
+        for n, (score, *_) in by_frames.items():
+            best.setdefault((evaluated[name].target, n), []).append(score)
+    several = any(len(values) > 1 for values in best.values())
 
-    def cell(by_frames: Mapping[int, tuple[float, float, int]], n: int) -> str:
-        if n not in by_frames:
+    def cell(name: str, n: int) -> str:
+        row = next((row for row in evaluated[name].any_frame if row["frames"] == n), None)
+        if row is None:
             return "–"
-        return f"{by_frames[n][0]:.2f}" + " *" * (several and by_frames[n][0] == best[n])
+        score, interval = scores[name][n][0], interval_of(row)
+        values = best[evaluated[name].target, n]
+        mark = " *" * (len(values) > 1 and score == max(values))
+        return f"{score:.2f}{mark}" + (f" ({percent_range(*interval)})" if interval else "")
 
     videos = {row["clips"] for run in evaluated.values() for row in run.any_frame}
-    note = "* the best at this frame count." * several
+    note = "In brackets the 95 % interval of other videos of the same kind (Wilson), not of other trainings."
+    note = "* the best at this frame count. " * several + note
     if len(videos) > 1:
         note += f" Not on the same videos: there are {' and '.join(f'{n:,}' for n in sorted(videos))} of them."
-    plots = [
-        (accuracy_plot({name: [run] for name, run in evaluated.items()}), "Top-1 accuracy against frames"),
-        (cost_plot(evaluated, "gflops", "GFLOPs a clip"), "Top-1 accuracy against cost; frame counts at the points"),
-    ]
+    if len(frames) > 1:
+        plot = accuracy_plot({name: [run] for name, run in evaluated.items()}), "Top-1 accuracy against frames"
+    else:
+        plot = interval_plot(evaluated), f"Top-1 accuracy at {frames[0]} frames, with 95 % intervals"
+    plots = [plot]
+    if len({row["gflops"] for run in evaluated.values() for row in run.any_frame}) > 1:
+        figure = cost_plot(evaluated, "gflops", "GFLOPs a clip")
+        plots.append((figure, "Top-1 accuracy against cost; frame counts at the points"))
     timed = {  # only an evaluation measures time
         name: Run(run.name, any_frame=tuple(run.evaluation["frames"]))
         for name, run in evaluated.items()
@@ -141,10 +157,61 @@ def _accuracy(data: str, evaluated: Mapping[str, Run]) -> dict[str, Any]:
     return {
         "data": data,
         "header": ("top-1 (%)", *(f"{n} frames" for n in frames)),
-        "rows": [(name, *(cell(by_frames, n) for n in frames)) for name, by_frames in scores.items()],
+        "rows": [(name, *(cell(name, n) for n in frames)) for name in scores],
         "note": note,
         "plots": plots,
+        "changes": _changes(evaluated),
     }
+
+
+def _changes(evaluated: Mapping[str, Run]) -> list[dict[str, Any]]:
+    """Tables of how the classes' accuracies change from the first run to each other one with the same classes."""
+    groups: dict[tuple[str, frozenset[str]], list[str]] = {}
+    for name, run in evaluated.items():
+        if run.evaluation:
+            groups.setdefault((run.target, frozenset(run.evaluation["classes"])), []).append(name)
+    tables = []
+    for first, *others in groups.values():
+        for other in others:
+            rows = [{row["frames"]: row for row in evaluated[name].evaluation["frames"]} for name in (first, other)]
+            if common := rows[0].keys() & rows[1].keys():
+                frames = max(common)
+                before, after = (
+                    class_shares(evaluated[name].evaluation["classes"], own[frames]["confusion"])
+                    for name, own in zip((first, other), rows, strict=True)
+                )
+                changed = [_change(label, before[label], after[label]) for label in before if label in after and label]
+                changed.sort(key=lambda entry: -abs(entry[0]))
+                cells = [row for _, row in changed]
+                whole = [_change("all classes", before[""], after[""])[1]]
+                tables.append(
+                    {
+                        "title": f"From {first} to {other}, class by class at {frames} frames",
+                        "header": ("class", "videos", f"{first} (%)", f"{other} (%)", "change (95 % interval)"),
+                        "rows": whole + cells[:CHANGED],
+                        "more": cells[CHANGED:],
+                    }
+                )
+    return tables
+
+
+def class_shares(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict[str, tuple[float, int]]:
+    """The share of right answers and the number of videos of each class that has any, and of all of them as ""."""
+    right, videos = dict.fromkeys(("", *classes), 0), dict.fromkeys(("", *classes), 0)
+    for label, guess, count in confusion:
+        for name in {"", classes[label]}:
+            videos[name] += count
+            right[name] += count * (label == guess)
+    return {name: (right[name] / videos[name], videos[name]) for name in videos if videos[name] > 0}
+
+
+def _change(label: str, before: tuple[float, int], after: tuple[float, int]) -> tuple[float, tuple[str, ...]]:
+    """A class's change, and its row."""
+    change, (low, high) = after[0] - before[0], newcombe(before, after)
+    videos = f"{before[1]:,}" if before[1] == after[1] else f"{before[1]:,}, {after[1]:,}"
+    text = (f"{100 * change:+.1f}" if change else "0.0").replace("-", "\u2212") + " *" * (low > 0 or high < 0)
+    shares = (f"{100 * share:.1f}" for share, _ in (before, after))
+    return change, (label, videos, *shares, f"{text} ({percent_range(low, high)})")
 
 
 def _reconstructions(runs: Mapping[str, Run]) -> list[dict[str, Any]]:

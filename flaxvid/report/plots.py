@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flaxvid.report.run import Run
-from flaxvid.report.tables import seed_statistics
+from flaxvid.report.tables import interval_of, seed_statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#000000")
 MARKERS = "os^Dv<>P"
 INK, GRID = "#333333", "#e6e6e6"
+SIZE, LARGE, SMALL = (4.6, 3.3), 11, 10
+"""Of a figure in inches, and of its letters in points: a page shows it at about its own size, or a little smaller."""
 
 
 def accuracy_plot(methods: Mapping[str, Sequence[Run]], metric: str = "top1") -> "Figure":
@@ -85,7 +87,9 @@ def curve_plot(run: Run, names: Sequence[str], title: str) -> "Figure":
             axes.plot(steps, values, color=color, alpha=0.25, lw=0.8)
         marker = MARKERS[i % len(MARKERS)] if few else None
         axes.plot(steps, smooth, color=color, label=_label(name), lw=1.6, marker=marker, ms=4)
-    _legend(axes)
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    if len(names) > 1:  # one curve is what the title says
+        _legend(axes)
     return figure
 
 
@@ -104,6 +108,7 @@ def metric_plot(runs: Mapping[str, Run], name: str, ylabel: str) -> "Figure":
         if len(steps):
             smooth = running_mean(values, max(1, len(values) // 50))
             axes.plot(steps, factor * smooth, color=COLORS[i % len(COLORS)], label=label, lw=1.6)
+    axes.locator_params(axis="x", nbins=6, integer=True)
     _legend(axes)
     return figure
 
@@ -124,8 +129,34 @@ def cost_plot(runs: Mapping[str, Run], cost: str, xlabel: str) -> "Figure":
             color = COLORS[i % len(COLORS)]
             axes.plot(x, y, color=color, marker=MARKERS[i % len(MARKERS)], ms=5, lw=1.8, label=label)
             for point in zip(x, y, frames, strict=True):
-                axes.annotate(str(point[2]), point[:2], (4, -10), textcoords="offset points", fontsize=7.5, color=color)
-    _legend(axes)
+                where = {"xy": point[:2], "xytext": (4, -12), "textcoords": "offset points"}
+                axes.annotate(str(point[2]), **where, fontsize=SMALL, color=color)
+    axes.locator_params(axis="x", nbins=5)
+    if len(runs) > 1:
+        _legend(axes)
+    return figure
+
+
+def interval_plot(runs: Mapping[str, Run]) -> "Figure":
+    """Plots the top-1 accuracy of each run at its largest frame count, with its 95 % interval, one below the other.
+
+    Args:
+        runs: Runs by their names, each with a row at least.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(SIZE[0], 0.9 + 0.4 * len(runs)), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    for place, run in enumerate(runs.values()):
+        row = run.any_frame[-1]
+        share, interval = 100 * row["top1"], interval_of(row)
+        reach = [[share - 100 * interval[0]], [100 * interval[1] - share]] if interval else None
+        axes.errorbar(share, place, xerr=reach, color=COLORS[0], marker="o", ms=6, capsize=4, lw=1.8)
+    names = [_shortened(name) for name in runs]
+    axes.set_yticks(range(len(runs)), names, fontsize=SMALL, color=INK, parse_math=False)
+    axes.set_ylim(len(runs) - 0.5, -0.5)
+    axes.set_xlabel("top-1 accuracy (%)", color=INK, fontsize=LARGE)
+    _style(axes)
     return figure
 
 
@@ -169,14 +200,15 @@ def confusion_plot(evaluation: Mapping[str, Any]) -> "Figure":
     for label, guess, videos in entries:
         counts[label, guess] = videos
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(4.7, 4.5), layout="constrained", facecolor="white")
+    shown = len(classes) if len(classes) <= 32 else 12
+    figure = Figure(figsize=(side := max(SIZE[0], 2.2 + 0.3 * shown), side), layout="constrained", facecolor="white")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xlabel("answer", color=INK)
-    axes.set_ylabel("true class", color=INK)
+    axes.set_xlabel("answer", color=INK, fontsize=LARGE)
+    axes.set_ylabel("true class", color=INK, fontsize=LARGE)
     axes.spines[:].set_color("#b0b0b0")
     if len(classes) <= 32:
-        size, names = 9 if len(classes) <= 12 else 7, [_shortened(name) for name in classes]
+        size, names = SMALL, [_shortened(name) for name in classes]
         axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=size, color=INK, parse_math=False)
         axes.set_yticks(range(len(classes)), names, fontsize=size, color=INK, parse_math=False)
         for label, guess in zip(*np.nonzero(counts), strict=True):
@@ -210,35 +242,40 @@ def save_figure(figure: "Figure", path: str | Path) -> Path:
 
 
 def to_svg(figure: "Figure") -> bytes:
-    """Draws a figure as SVG, without the date, which would change with every call."""
+    """Draws a figure as SVG, without a ground, and without the date, which would change with every call."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     return buffer.getvalue()
 
 
 def _figure(xlabel: str, ylabel: str) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.7, 3.2), layout="constrained", facecolor="white")
+    figure = Figure(figsize=SIZE, layout="constrained", facecolor="white")
     axes = figure.subplots()
-    axes.set_xlabel(xlabel, color=INK)
-    axes.set_ylabel(ylabel, color=INK)
+    axes.set_xlabel(xlabel, color=INK, fontsize=LARGE)
+    axes.set_ylabel(ylabel, color=INK, fontsize=LARGE)
+    _style(axes)
+    return figure, axes
+
+
+def _style(axes: "Axes") -> None:
     axes.grid(color=GRID, lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b0b0b0")
-    axes.tick_params(colors=INK, length=3, labelsize=9)
-    return figure, axes
+    axes.tick_params(colors=INK, length=3, labelsize=SMALL)
 
 
 def _legend(axes: "Axes") -> "Legend":
-    many = len(axes.get_legend_handles_labels()[1]) > 6
-    if many:  # below the axes, because inside it would hide the curves
-        legend = axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=8, labelcolor=INK
-        )
-    else:
-        legend = axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    """A legend below the axes, where it hides no curve; the figure grows by its lines."""
+    names = axes.get_legend_handles_labels()[1]
+    columns = min(2 if max(map(len, names), default=0) <= 20 else 1, max(1, len(names)))
+    figure: Any = axes.get_figure(root=True)
+    figure.set_figheight(SIZE[1] + 0.21 * -(-len(names) // columns))
+    legend = axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, frameon=False, fontsize=SMALL, labelcolor=INK
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)  # a dollar in a name is no formula
     return legend

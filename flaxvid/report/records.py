@@ -32,8 +32,8 @@ RECONSTRUCTION = {
     "pictures": [{"id": str, "frames": int, "picture": str}],
 }
 """Types of the values in reconstruction.json."""
-CHECKPOINT = {"name": str, "step": int}
-"""Types of "checkpoint", the evaluated weights, which older records and records of weights files do not have."""
+OPTIONAL = {"checkpoint": {"name": str, "step": int}, "look_fault": str}
+"""Types of what not every evaluation.json has: older records and those of weights files have no checkpoint."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     """
     record = read_object(path)
     if path.exists():
-        _check(path, record, EVALUATION | ({"checkpoint": CHECKPOINT} if "checkpoint" in record else {}))
+        _check(path, record, EVALUATION | {key: kind for key, kind in OPTIONAL.items() if key in record})
         _rename([*record["frames"], *record["examples"]])
         try:
             fault = next(_outside(record), None)
@@ -158,6 +158,8 @@ def _outside(record: Mapping[str, Any]) -> Iterator[str]:
                 numbers = [number for label, guess, _ in entry["confusion"] for number in (label, guess)]
             else:
                 numbers = [entry["label"], *(guess for guess, _ in entry["guesses"].values())]
+                if not all(isinstance(entry.get(picture, ""), str) for picture in ("strip", "look")):
+                    yield f"expected names of pictures of {entry['id']}, got something else"
                 if missing := counts - entry["guesses"].keys():
                     yield f"expected guesses at {', '.join(sorted(missing))} frames of {entry['id']}, got none"
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -26,10 +26,12 @@ class Run:
             "root", "split", "videos", "digest", ... Older records have no root, split and digest, and may be about
             other videos. There are also "protocol", "device" and "classes". "frames" are rows as above with
             "mean_class", "calibration_error", "milliseconds", "confusion" as [label, guess, videos] and "reliability".
-            "examples" are videos with "label", "guesses" and "strip". With several targets, "classes" are by target,
-            and rows and examples have a "target".
+            "examples" are videos with "label", "guesses", "strip" and, of some, "look", the picture of where the
+            network looked; "look_fault" says why there is none. With several targets, "classes" are by target, and
+            rows and examples have a "target".
         folder: The run's folder, which has the film strips.
         others: Evaluations of other videos or weights, each as a run with nothing else.
+        target: The target of `by_target`'s parts; "" of an only one, and of a whole run.
         reconstruction: reconstruction.json of masked pre-training: "mask_ratio", "data" and "checkpoint"; "frames" are
             rows {"frames", "error", "clips"}; "pictures" are {"id", "frames", "picture"}. {} if there is none.
     """
@@ -41,6 +43,7 @@ class Run:
     evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     folder: Path = Path()
     others: tuple["Run", ...] = ()
+    target: str = ""
     reconstruction: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -66,13 +69,15 @@ class Run:
 
     def by_target(self) -> dict[str, "Run"]:
         """A run for each target, with the target's own rows, classes and examples. An only target is called ""."""
-        rows, classes = (*self.any_frame, *self.evaluation.get("frames", ())), self.evaluation.get("classes")
+        classes = self.evaluation.get("classes")
+        targets = [row.get("target", "") for row in (*self.any_frame, *self.evaluation.get("frames", ()))]
         parts = {}
-        for target in dict.fromkeys(row.get("target", "") for row in rows) or [""]:
+        for target in dict.fromkeys(targets) or [""]:
             own = {key: _of_target(self.evaluation[key], target) for key in ("frames", "examples") if self.evaluation}
             own |= {"classes": classes[target]} if target and classes else {}
+            rows = tuple(_of_target(self.any_frame, target))
             parts[target] = dataclasses.replace(
-                self, any_frame=tuple(_of_target(self.any_frame, target)), evaluation={**self.evaluation, **own}
+                self, any_frame=rows, evaluation={**self.evaluation, **own}, target=target
             )
         return parts
 
@@ -103,7 +108,7 @@ def read_run(folder: str | Path) -> Run:
         read_metrics(folder / "metrics.jsonl"),
         read_reconstruction(folder / "reconstruction.json"),
     )
-    return Run(name, recipe, metrics, rows, evaluation, folder, tuple(others), reconstruction)
+    return Run(name, recipe, metrics, rows, evaluation, folder, tuple(others), reconstruction=reconstruction)
 
 
 def _of_target(rows: Iterable[Mapping[str, Any]], target: str) -> list[dict[str, Any]]:

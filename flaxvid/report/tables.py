@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flaxvid.report.intervals import wilson
 from flaxvid.report.run import Run
 
 NAMED = 10
@@ -18,12 +19,8 @@ NAMED = 10
 ANY_FRAME_HEADER = ("frames", "top-1", "top-5", "GFLOPs a clip", "clips")
 EVALUATION_HEADER = ("frames", "top-1", "top-5", "mean class", "calibration error", "GFLOPs a clip", "ms a clip")
 RECONSTRUCTION_HEADER = ("frames", "reconstruction error", "clips")
-PERCENT = ("top-1", "top-5", "mean class", "calibration error")
-
-
-def in_percent(header: Sequence[str]) -> tuple[str, ...]:
-    """The header, with "(%)" after each column in percent."""
-    return tuple(f"{name} (%)" if name in PERCENT else name for name in header)
+FEW = 5
+"""Of so many classes or fewer, top-5 says nothing: it is always 100 %."""
 
 
 def any_frame_table(run: Run) -> str:
@@ -72,6 +69,52 @@ def evaluation_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     percent = _percent(row, "top1", "top5", "mean_class", "calibration_error")
     milliseconds = _short(row["milliseconds"]) if "milliseconds" in row else "–"
     return (str(row["frames"]), *percent, _short(row["gflops"]), milliseconds)
+
+
+def score_table(
+    rows: Sequence[Mapping[str, Any]], classes: int | None = None
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and cells of a page's table: all that rows of any_frame.json or evaluation.json have.
+
+    Args:
+        rows: of one target.
+        classes: how many there are; None if no record says.
+    """
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "frames": lambda row: str(row["frames"]),
+        "top-1 (%)": lambda row: _percent(row, "top1")[0],
+        "95 % interval": _interval,
+        "top-5 (%)": lambda row: _percent(row, "top5")[0],
+        "mean class (%)": lambda row: _percent(row, "mean_class")[0],
+        "calibration error (%)": lambda row: _percent(row, "calibration_error")[0],
+        "GFLOPs a clip": lambda row: _short(row["gflops"]),
+        "ms a clip": lambda row: _short(row["milliseconds"]),
+        "videos": lambda row: f"{row['clips']:,}",
+    }
+    if classes is not None and classes <= FEW:
+        del columns["top-5 (%)"]
+    needed = {"mean class (%)": "mean_class", "calibration error (%)": "calibration_error", "ms a clip": "milliseconds"}
+    there = {name: [needed.get(name, "frames") in row for row in rows] for name in columns}
+    columns = {name: cell for name, cell in columns.items() if any(there[name])}
+    return tuple(columns), [
+        tuple(cell(row) if there[name][number] else "–" for name, cell in columns.items())
+        for number, row in enumerate(rows)
+    ]
+
+
+def percent_range(low: float, high: float) -> str:
+    """An interval of shares, in percent."""
+    return f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "\u2212")
+
+
+def interval_of(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The confidence interval of a row's top-1 accuracy; None of a damaged row."""
+    return wilson(row["top1"], row["clips"]) if row["clips"] > 0 and 0 <= row["top1"] <= 1 else None
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    interval = interval_of(row)
+    return percent_range(*interval) if interval else "–"
 
 
 def evaluation_notes(evaluation: Mapping[str, Any]) -> list[str]:

@@ -125,7 +125,7 @@ class LabelledTask:
         evaluation = evaluate_videos(self.model, plain, batches, put=put)
         rows = score_rows(evaluation)
         metrics = {f"{row['target'] + '_' if 'target' in row else ''}top1_{row['frames']}": row["top1"] for row in rows}
-        return Findings(metrics, float(np.mean([row["top1"] for row in rows])), evaluation)
+        return Findings(metrics, float(np.mean([row["top1"] for row in rows])), evaluation, plain)
 
     def finish(
         self: Task,
@@ -146,6 +146,7 @@ class LabelledTask:
             origin=origin,
             checkpoint=checkpoint,
             folder=folder,
+            variables=findings.variables,
             final=True,
         )
         return any_frame_rows(record)

@@ -28,11 +28,13 @@ class Findings:
         metrics: numbers for the log, by name.
         score: one number; the checkpoint with the highest score is the best one.
         details: all results, of the task's own type.
+        variables: the ordinary variables that were tested, by frame count; {} if a task's page has no use for them.
     """
 
     metrics: Mapping[str, float]
     score: float
     details: Any
+    variables: Mapping[int, Variables] = dataclasses.field(default_factory=dict)
 
 
 class Task(Protocol):

@@ -12,6 +12,7 @@ from flaxvid.adapt.freezing import check_frozen, check_parts
 from flaxvid.compress.prune import MASKS, first_masks
 from flaxvid.data.broken import Tally
 from flaxvid.data.pipeline import steps_per_epoch
+from flaxvid.report.page import write_page
 from flaxvid.report.run import read_run
 from flaxvid.report.tables import results_table
 from flaxvid.tasks.task import Findings, Task
@@ -19,7 +20,7 @@ from flaxvid.train.checkpoint import Checkpoints, restore_variables
 from flaxvid.train.features import check_features, kept_features
 from flaxvid.train.groups import check_rules
 from flaxvid.train.hosts import end_with_peers
-from flaxvid.train.interrupt import StopRequest
+from flaxvid.train.interrupt import StopRequest, say
 from flaxvid.train.limits import check
 from flaxvid.train.logging import RunLogger, parameter_table
 from flaxvid.train.mesh import check_batch_size, check_norm_groups, make_mesh, put_batch, replicated
@@ -109,6 +110,7 @@ def run(recipe: Recipe, workdir: str | Path, profile: int = 0) -> Rows:
             print(f"{workdir} is finished{', so nothing is traced' * bool(profile)}:\n{results_table(finished)}")
             return [dict(row) for row in finished.rows]
         with end_with_peers(), contextlib.ExitStack() as opened:
+            opened.push(lambda _, error, __: show_stopped(workdir, error))  # the last to be called: the log is whole
             findings = train(recipe, workdir, task, plain, splits, mesh, check_there, opened, profile)
         check_there()
         rows = task.finish(
@@ -216,6 +218,15 @@ def train(
         session.save_if_due(step, state)
         session.evaluate_if_due(step, state)
     return session.test(state)
+
+
+def show_stopped(workdir: Path, error: BaseException | None) -> None:
+    """Writes the page of a run that an error or a signal stopped, with its curves so far."""
+    if isinstance(error, Exception) and jax.process_index() == 0 and (workdir / "metrics.jsonl").exists():
+        try:
+            write_page(workdir)
+        except (OSError, ValueError) as fault:  # what stopped the run is the news
+            say(f"{workdir / 'index.html'} could not be written: {fault}")
 
 
 def describe_run(recipe: Recipe, splits: Splits, mesh: Mesh, epoch_steps: int, start: int) -> str:

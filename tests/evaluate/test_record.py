@@ -6,6 +6,7 @@ from matplotlib.image import imread
 
 from flaxvid.data.clips.cut import ClipConfig
 from flaxvid.data.sources.open import FileSource
+from flaxvid.evaluate import record as record_module
 from flaxvid.evaluate.evaluator import Evaluation, Result, join
 from flaxvid.evaluate.record import (
     choose_examples,
@@ -73,6 +74,63 @@ def test_a_record_is_json_with_counted_faults_and_strips(evaluation, source, tmp
     assert first == {"id": "v5", "label": 0, "guesses": {"4": [1, 0.6], "8": [0, 0.8]}, "strip": "strips/00.jpg"}
     assert sorted(path.name for path in (tmp_path / "run" / "strips").iterdir()) == [f"0{i}.jpg" for i in range(4)]
     assert imread(tmp_path / "run" / first["strip"]).shape == (96, 8 * 192 + 7 * 2, 3)
+
+
+@pytest.fixture
+def finish(evaluation, source, network, tmp_path):
+    """Ends an evaluation and gives its record, as it is on disk, and the page."""
+
+    def end(variables):
+        model = network[0]
+        _, path = finish_evaluation(
+            {"": evaluation}, source, model, CLIPS, origin={}, checkpoint=None, folder=tmp_path, variables=variables
+        )
+        return json.loads(path.read_text()), (tmp_path / "index.html").read_text()
+
+    return end
+
+
+def test_pictures_show_where_the_network_looked(finish, network, tmp_path):
+    record, page = finish({4: None, 8: network[1]})  # the largest count alone is looked at
+    assert [clip["look"] for clip in record["examples"]] == [f"strips/0{i}-look.jpg" for i in range(4)]
+    assert imread(tmp_path / "strips" / "03-look.jpg").shape == (96, 8 * 96 + 7 * 2, 3)
+    assert page.count("Where the network looked in ") == 2 * 4
+    assert "look_fault" not in record
+
+
+def test_only_some_of_many_examples_are_looked_at(evaluation, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(record_module, "LOOKED", 3)
+    costs = {n: {"gflops": 1.0} for n in (4, 8)}
+    facts = {"name": "efficient", "views": "1 clip x 1 crop", "size": 32}
+    record = evaluation_record({"": evaluation}, source, clips=CLIPS, protocol=facts, costs=costs)
+    drawn = []
+
+    def draw(item, example):
+        drawn.append((item["id"], example["label"]))
+        return np.zeros((4, 4, 3), np.uint8)
+
+    read = json.loads(write_record(tmp_path / "run", record, {"": evaluation}, source, draw).read_text())
+    assert [("look" in clip) for clip in read["examples"]] == [False, True, True, True]  # the right one has none
+    assert drawn == [("v3", 1), ("v2", 1), ("v0", 0)]
+
+
+def test_a_picture_that_fails_is_told_and_costs_nothing(finish, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of <memory>")
+
+    monkeypatch.setattr(record_module, "look", fail)
+    with pytest.warns(UserWarning, match="no picture shows where the network looked: RuntimeError: out of <memory>"):
+        record, page = finish({8: {}})
+    assert record["look_fault"] == "RuntimeError: out of <memory>"
+    assert not any("look" in clip for clip in record["examples"])
+    assert len(record["frames"]) == 2
+    assert "No picture shows where the network looked: RuntimeError: out of &lt;memory&gt;." in page
+
+
+def test_a_program_has_no_gradient_to_look_at(finish):
+    record, page = finish({8: lambda video: {}})
+    assert not any("look" in clip for clip in record["examples"])
+    assert "the network looked" not in page
 
 
 def test_a_strip_shows_whole_frames_in_order(source):

@@ -1,11 +1,14 @@
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flaxvid.report.compare import write_comparison
+from flaxvid.report.intervals import newcombe, wilson
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"
 
@@ -42,6 +45,62 @@ def test_runs_are_laid_side_by_side(trained, evaluated, tmp_path, parse_page):
     (evaluated / "evaluation.json").write_text(json.dumps(untimed))
     page = parse_page(write_comparison([*trained, evaluated], path).read_text())
     assert len(page.sources) == 5
+
+
+def rows_of(text, start):
+    """The rows of a page's tables that begin with a text."""
+    rows = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)]
+    return [row for row in rows if row and row[0] == start]
+
+
+def test_accuracies_have_intervals(trained, tmp_path):
+    text = write_comparison(trained, tmp_path / "compare.html").read_text()
+    for name, right, videos, mark in (("old/ffn", 0.5, 60, ""), ("new/ffn", 0.6, 61, " *")):
+        low, high = wilson(right, videos)
+        cell = f"{100 * right:.2f}{mark} ({100 * low:.1f} to {100 * high:.1f})"
+        assert rows_of(text, name)[0] == [name, cell, cell]
+
+
+def test_changes_are_told_class_by_class(evaluated, evaluation, tmp_path):
+    """Figures from the two confusion matrices by numpy; classes are matched by name, in whatever order they are."""
+    other = tmp_path / "other"
+    other.mkdir()
+    names = [evaluation["classes"][number] for number in (2, 0, 1)]
+    rows = [{**row, "confusion": [[1, 1, 4], [2, 2, 4], [0, 0, 1], [0, 2, 1]]} for row in evaluation["frames"]]
+    (other / "evaluation.json").write_text(json.dumps({**evaluation, "classes": names, "frames": rows, "examples": []}))
+    text = write_comparison([evaluated, other], tmp_path / "compare.html").read_text()
+    matrices = []
+    for classes, record in ((evaluation["classes"], evaluation["frames"][1]), (names, rows[1])):
+        matrix = np.zeros((3, 3))
+        for label, guess, videos in record["confusion"]:
+            matrix[evaluation["classes"].index(classes[label]), evaluation["classes"].index(classes[guess])] = videos
+        matrices.append(matrix)
+    before, after = (100 * np.diag(matrix) / matrix.sum(1) for matrix in matrices)
+    for number, (name, mark) in enumerate((("&lt;b&gt;bold", ""), ("$run$", " *"), ("jump", ""))):
+        (row,) = rows_of(text, name)
+        low, high = newcombe(
+            (before[number] / 100, int(matrices[0].sum(1)[number])),
+            (after[number] / 100, int(matrices[1].sum(1)[number])),
+        )
+        assert row[1] == f"{matrices[0].sum(1)[number]:.0f}"
+        assert row[2:4] == [f"{before[number]:.1f}", f"{after[number]:.1f}"]
+        change = after[number] - before[number]
+        wanted = (
+            f"{change:+.1f}{mark} ({100 * low:.1f} to {100 * high:.1f})"
+            if change
+            else f"0.0 ({100 * low:.1f} to {100 * high:.1f})"
+        )
+        assert row[4] == wanted.replace("-", "\u2212")
+    (whole,) = rows_of(text, "all classes")
+    totals = [100 * np.trace(matrix) / matrix.sum() for matrix in matrices]
+    assert whole[1:4] == ["10", *(f"{total:.1f}" for total in totals)]
+
+
+def test_there_is_no_change_between_networks_of_other_classes(evaluated, evaluation, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "evaluation.json").write_text(json.dumps({**evaluation, "classes": ["a", "b", "c"]}))
+    assert "class by class" not in write_comparison([evaluated, other], tmp_path / "compare.html").read_text()
 
 
 def test_runs_that_have_only_begun_can_be_compared(tmp_path, parse_page):

@@ -48,6 +48,22 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path, parse_page):
     assert "No metrics yet" in text
 
 
+def test_a_stopped_run_shows_its_curves(folder, parse_page):
+    (folder / "any_frame.json").unlink()
+    page = parse_page(write_page(folder).read_text())
+    assert "Not evaluated yet" in page.text
+    assert [card for card in ("0.125", "last training loss", "8", "steps") if card not in page.text] == []
+    assert len(page.sources) == 2  # the loss, and the metric with the hostile name
+
+
+def test_wide_things_scroll_in_boxes_that_the_keyboard_reaches(folder, evaluated):
+    """What a phone cannot show at once; names of boxes come from anybody's files, too."""
+    for place in (folder, evaluated):
+        boxes = re.findall(r'<div class="(?:scroll|strip)"([^>]*)>', write_page(place).read_text())
+        assert boxes
+        assert all('tabindex="0" role="group" aria-label="' in box for box in boxes)
+
+
 def test_read_run_sorts_frames_and_skips_only_a_torn_last_line(folder):
     run = read_run(folder)
     assert run.name == folder.name

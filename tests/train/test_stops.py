@@ -153,6 +153,7 @@ def test_a_run_that_is_told_to_stop_goes_on_bit_for_bit(train, whole, tmp_path, 
     )
     if after:
         assert shown[:-1] == [HEARD]
+        assert "Not evaluated yet" in (tmp_path / "index.html").read_text()
     else:  # as nothing was unsaved
         assert moment != "loop"
         assert shown == [f"stopped as told ({number.name}): {ADVICE}"]
@@ -174,6 +175,7 @@ def test_a_worker_that_is_killed_is_one_line_after_saving(train, whole, tmp_path
     message = rf"WorkerKilled: a worker process that decodes was killed, .* \(step (\d+) of {STEPS} is saved\)"
     step = int(re.fullmatch(message, line)[1])
     assert saved_steps(tmp_path)[-1] == step
+    assert "last training loss" in (tmp_path / "index.html").read_text()
     assert_goes_on(train(tmp_path, 2), tmp_path, whole(2))
 
 
