@@ -20,7 +20,7 @@ from flaxvid.train.presets import preset
 from flaxvid.train.recipe import Recipe
 
 SHIFTED = {"domain": "shifted", "seed": 1}
-WEIGHTS = {"coral": 100.0, "mmd": 1.0, "adversarial": 1.0}
+WEIGHTS = {"coral": 100.0, "mmd": 1.0, "adversarial": 0.3}
 
 
 def get_config(method: str = "adversarial") -> Recipe:

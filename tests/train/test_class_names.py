@@ -30,7 +30,7 @@ def test_the_run_s_record_says_which_videos_it_is_of(colour_run, coloured_videos
     assert (data["name"], data["root"], data["split"], data["videos"]) == ("folder test", str(videos), "test", 6)
     assert len(data["digest"]) == 16
     page = (colour_run / "index.html").read_text()
-    assert f"On folder test in {videos}, split test, 6 videos, digest {data['digest']}" in page
+    assert f"Data: folder test in {videos}, split test, 6 videos, digest {data['digest']}." in page
 
 
 def test_other_videos_are_matched_by_name_whole_and_filed_apart(run, make_videos, evaluate, capsys, tmp_path):
@@ -50,7 +50,7 @@ def test_other_videos_are_matched_by_name_whole_and_filed_apart(run, make_videos
     assert record.evaluation["frames"][0]["confusion"] == [[1, 1, 3], [2, 2, 3]]
     page = (run / "index.html").read_text()
     assert f"Evaluation on other videos, folder all in {other}" in page
-    assert page.count('alt="green/0.mp4"') == 1
+    assert page.count('alt="Frames from all of green/0.mp4"') == 1
     evaluate(run, "--root", other, "--split", "all")  # the same again takes its own place only
     assert len(read_run(run).others) == 1
     evaluate(run)  # and the run's own that of the run's
