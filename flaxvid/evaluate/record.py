@@ -221,7 +221,8 @@ def write_record(
             try:
                 _save(path, look(item, example))
             except Exception as error:  # whatever it is: a picture must not cost the results of a training
-                record["look_fault"] = f"{type(error).__name__}: {error}"
+                first_line = next(iter(str(error).splitlines()), "")  # XLA's have hundreds
+                record["look_fault"] = f"{type(error).__name__}: {first_line}"
                 warnings.warn(f"no picture shows where the network looked: {record['look_fault']}", stacklevel=2)
             else:
                 example["look"] = path.relative_to(folder).as_posix()

@@ -116,7 +116,7 @@ def test_only_some_of_many_examples_are_looked_at(evaluation, source, tmp_path, 
 
 def test_a_picture_that_fails_is_told_and_costs_nothing(finish, monkeypatch):
     def fail(*_):
-        raise RuntimeError("out of <memory>")
+        raise RuntimeError("out of <memory>\nand much more")
 
     monkeypatch.setattr(record_module, "look", fail)
     with pytest.warns(UserWarning, match="no picture shows where the network looked: RuntimeError: out of <memory>"):
