@@ -10,7 +10,7 @@ With ucf101, hmdb51 and folder the ResNet starts from ImageNet and is frozen, pa
 trains all of it; ("stem", r"body/layer[12]_\\d+") is in between. `model.weights` may be a run of the ResNet
 (tsn_resnet50, ...) as well, or of the whole network. Nobody has published a result of exactly this network.
 
-Arguments: motion (default), ucf101_small, ucf101, hmdb51, folder.
+Arguments: motion (default), ucf101_small, ucf101, hmdb51, folder, folder_small.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
     python scripts/train.py --config configs/ffn.py            the embedded data set, on a laptop
     python scripts/train.py --config configs/ffn.py:ssv2 --config.data.root=FOLDER
 
-Arguments: motion (default), ssv1, ssv2, kinetics400, hmdb51, ucf101, ucf101_small, folder.
+Arguments: motion (default), ssv1, ssv2, kinetics400, hmdb51, ucf101, ucf101_small, folder, folder_small.
 """
 
 from flaxvid.tasks.frame_flexible import FfnRecipe

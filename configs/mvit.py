@@ -12,9 +12,10 @@ RandAugment has a few operations that ours has not; its frames are as far apart 
 they were filmed.
 
 folder and ucf101 fine-tune a trained network on your own videos, probe trains the attentive head alone, on a frozen
-network. Both need `model.weights`. ucf101_small is from scratch and small enough for a CPU.
+network. Both need `model.weights`. ucf101_small and folder_small are from scratch and small enough for a CPU.
 
-Arguments: motion (default), kinetics400, kinetics400_32x3, kinetics400_v2, ucf101, ucf101_small, folder, probe.
+Arguments: motion (default), kinetics400, kinetics400_32x3, kinetics400_v2, ucf101, ucf101_small, folder,
+folder_small, probe.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ def get_config(argument: str = "motion") -> Recipe:
         dataset, variant = argument, ""
     recipe = preset("folder" if dataset == "probe" else dataset)
     recipe.published = PUBLISHED.get(argument, "")
-    if dataset in ("motion", "ucf101_small"):
+    if recipe.model.options.get("width"):
         options = {"width": 32, "depth": 4, "stages": (1, 3), "key_stride": 4, "drop_path": 0.0}
         recipe.model = dataclasses.replace(recipe.model, name="mvit_base", options=options)
         recipe.optimizer = dataclasses.replace(recipe.optimizer, learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0)

@@ -11,7 +11,7 @@ frames evenly from the first to the last, repeated where a video has fewer. Weig
 Nobody publishes a result of this network. R3D-18 without squeeze-and-excitation has 63.20 on Kinetics-400
 (torchvision, five clips of 16 frames a video).
 
-Arguments: motion (default), ucf101_small, folder.
+Arguments: motion (default), ucf101_small, folder, folder_small.
 """
 
 import dataclasses

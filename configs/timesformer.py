@@ -12,10 +12,11 @@ What differs: they start from an image network of ImageNet-21k, for which no fil
 
 folder and ucf101 fine-tune a trained network on your own videos as transformers for video are today: AdamW with a
 learning rate that falls from layer to layer, mixup and cutmix, RandAugment, two clips of each video in a batch. probe
-trains the attentive head alone, on a frozen network. Both need `model.weights`. ucf101_small is from scratch and small
-enough for a CPU.
+trains the attentive head alone, on a frozen network. Both need `model.weights`. ucf101_small and folder_small are
+from scratch and small enough for a CPU.
 
-Arguments: motion (default), kinetics400, kinetics400_joint, kinetics400_space, ucf101, ucf101_small, folder, probe.
+Arguments: motion (default), kinetics400, kinetics400_joint, kinetics400_space, ucf101, ucf101_small, folder,
+folder_small, probe.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ def get_config(argument: str = "motion") -> Recipe:
         dataset, attention = argument, "divided"
     recipe = preset("folder" if dataset == "probe" else dataset)
     recipe.published = PUBLISHED.get(argument, "")
-    if dataset in ("motion", "ucf101_small"):
+    if recipe.model.options.get("width"):
         return small_transformer(recipe, "timesformer_base", attention)
     recipe.model, recipe.eval_frames = ModelRecipe("timesformer_base", options={"attention": attention}), ()
     if dataset != "kinetics400":

@@ -3,7 +3,7 @@
     python scripts/train.py --config configs/tsm.py
     python scripts/train.py --config configs/tsm.py --config.task.frames='(4,)' --workdir runs/tsm-4
 
-Arguments: motion (default), ssv1, ssv2, kinetics400, hmdb51, ucf101, ucf101_small, folder;
+Arguments: motion (default), ssv1, ssv2, kinetics400, hmdb51, ucf101, ucf101_small, folder, folder_small;
 ssv2_cosine is Something-Something v2 with batch 8 and a cosine schedule.
 """
 

@@ -17,11 +17,11 @@ sizes at one of 13 places.
 
 folder and ucf101 fine-tune a trained network on your own videos as transformers for video are today: AdamW with a
 learning rate that falls from layer to layer, mixup and cutmix, RandAugment, two clips of each video in a batch. probe
-trains the attentive head alone, on a frozen network. Both need `model.weights`. ucf101_small is from scratch and small
-enough for a CPU.
+trains the attentive head alone, on a frozen network. Both need `model.weights`. ucf101_small and folder_small are
+from scratch and small enough for a CPU.
 
 Arguments: motion (default), motion_factorised, motion_flexible, kinetics400, kinetics400_factorised, ucf101,
-ucf101_small, folder, probe.
+ucf101_small, folder, folder_small, probe.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ def get_config(argument: str = "motion") -> Recipe:
         dataset, attention = argument, "joint"
     recipe = preset("folder" if dataset == "probe" else dataset)
     recipe.published = PUBLISHED.get(argument, "")
-    if dataset in ("motion", "ucf101_small"):
+    if recipe.model.options.get("width"):
         recipe = small_transformer(recipe, "vivit_base", attention)
         if attention == "factorised":
             recipe.model.options |= {"width": 64, "depth": 2, "temporal_depth": 2}

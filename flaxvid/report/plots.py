@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind readers can tell apart, darkest first.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#000000")
 MARKERS = "os^Dv<>P"
+FEW = 40
+"""Curves of so many points or fewer have marks: a line of one point cannot be seen."""
 INK, GRID = "#333333", "#e6e6e6"
 SIZE, LARGE, SMALL = (4.6, 3.3), 11, 10
 """Of a figure in inches, and of its letters in points: a page shows it at about its own size, or a little smaller."""
@@ -81,7 +83,7 @@ def curve_plot(run: Run, names: Sequence[str], title: str) -> "Figure":
     for i, name in enumerate(names):
         steps, values = run.series(name)
         values = 100 * values if percent else values
-        color, few = COLORS[i % len(COLORS)], len(steps) <= 40
+        color, few = COLORS[i % len(COLORS)], len(steps) <= FEW
         smooth = running_mean(values, max(1, len(values) // 50))
         if smooth is not values:
             axes.plot(steps, values, color=color, alpha=0.25, lw=0.8)
@@ -107,7 +109,8 @@ def metric_plot(runs: Mapping[str, Run], name: str, ylabel: str) -> "Figure":
         steps, values = run.series(name)
         if len(steps):
             smooth = running_mean(values, max(1, len(values) // 50))
-            axes.plot(steps, factor * smooth, color=COLORS[i % len(COLORS)], label=label, lw=1.6)
+            marker = MARKERS[i % len(MARKERS)] if len(steps) <= FEW else None
+            axes.plot(steps, factor * smooth, color=COLORS[i % len(COLORS)], label=label, lw=1.6, marker=marker, ms=4)
     axes.locator_params(axis="x", nbins=6, integer=True)
     _legend(axes)
     return figure

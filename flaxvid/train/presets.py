@@ -101,6 +101,13 @@ def folder() -> Recipe:
     )
 
 
+def folder_small() -> Recipe:
+    """Your own videos in class folders, as `ucf101_small`: from scratch, on a laptop's CPU."""
+    recipe = ucf101_small()
+    recipe.data = DataRecipe("folder", clips=_flipped())
+    return recipe
+
+
 def motion() -> Recipe:
     """The embedded data set, sized for two CPU cores and from scratch."""
     settings = {
@@ -144,7 +151,7 @@ def pyslowfast(learning_rate: float, weight_decay: float, warmup_epochs: float) 
 
 
 def small_transformer(recipe: Recipe, name: str, attention: str) -> Recipe:
-    """The recipe of a small data set, "motion" or "ucf101_small", for a transformer from scratch on a CPU."""
+    """The recipe of a small data set, such as "motion" or "folder_small", for a transformer from scratch on a CPU."""
     options = {"width": 96, "depth": 4, "num_heads": 4, "patch_size": 8, "attention": attention}
     recipe.model = dataclasses.replace(recipe.model, name=name, options=options)
     recipe.optimizer = dataclasses.replace(recipe.optimizer, learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0)
@@ -185,6 +192,7 @@ PRESETS = {
     "ucf101": ucf101,
     "ucf101_small": ucf101_small,
     "folder": folder,
+    "folder_small": folder_small,
 }
 
 

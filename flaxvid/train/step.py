@@ -189,7 +189,8 @@ def jit_step(step: TrainStep, mesh: Mesh, state: TrainState | None = None) -> An
 
 @jax.transfer_guard("allow")
 def compile_step(jitted: Any, arguments: tuple[Any, ...], say: Callable[[str], None]) -> TrainStep:
-    """Compiles the step before its first use, and says how long that took."""
+    """Compiles the step before its first use, and says so before and after: it may take minutes."""
+    say("compiling the training step")
     begin = time.perf_counter()
     compiled = jitted.lower(*arguments).compile()
     seconds = time.perf_counter() - begin

@@ -4,7 +4,15 @@ import sys
 import numpy as np
 import pytest
 
-from flaxvid.report.plots import accuracy_plot, confusion_plot, running_mean, save_figure, to_svg, training_plots
+from flaxvid.report.plots import (
+    accuracy_plot,
+    confusion_plot,
+    metric_plot,
+    running_mean,
+    save_figure,
+    to_svg,
+    training_plots,
+)
 from flaxvid.report.run import Run
 
 
@@ -39,6 +47,14 @@ def test_training_plots_group_losses_accuracies_and_the_rest():
     assert labels == ["train kl, 4 frames", "train kl, 16 frames", "train loss"]
     np.testing.assert_array_equal(loss.lines[2].get_ydata(), [2.0, np.nan])
     np.testing.assert_array_equal([line.get_ydata()[0] for line in accuracy.lines], [50.0, 25.0])
+
+
+def test_a_curve_of_one_entry_can_be_seen():
+    runs = {"short": 1, "long": 100}
+    runs = {name: Run(name, metrics=tuple({"step": n, "train/loss": 2.0} for n in range(runs[name]))) for name in runs}
+    short, long = metric_plot(runs, "train/loss", "loss").axes[0].lines
+    assert short.get_marker() == "o"
+    assert long.get_marker() == "None"
 
 
 def test_running_mean_is_of_those_that_exist():
