@@ -213,7 +213,7 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         table.add_column(Text(cell.replace("|", r"\|")), justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell.replace("|", r"\|")) for cell in row))
-    console = Console(file=io.StringIO(), width=100_000, color_system=None)
+    console = Console(file=io.StringIO(), width=100_000, color_system=None, force_jupyter=False)
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines() if line.strip())
