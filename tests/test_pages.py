@@ -9,6 +9,7 @@ import shlex
 import sys
 import tomllib
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from absl import flags
@@ -16,6 +17,7 @@ from ml_collections import config_flags
 
 import flaxvid
 from flaxvid.command import find_config, shipped
+from flaxvid.models.registry import SPECS
 from flaxvid.train.fields import walk
 from flaxvid.train.flags import last_of_each, register_types
 from flaxvid.train.recipe import TASKS, Recipe
@@ -167,7 +169,8 @@ def check(page, words):
 
 
 @each_page()
-def test_commands_can_be_given(page, tmp_path, monkeypatch):
+@mock.patch.dict(SPECS)  # a page adds a family of the reader's
+def test_commands_can_be_given(page, tmp_path):
     for block in blocks(page, "python"):
         if name := re.match(r"# (\w+\.py)\n", block):
             (tmp_path / name[1]).write_text(block)

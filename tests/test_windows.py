@@ -17,6 +17,8 @@ import builtins, importlib, os, pkgutil, runpy, signal, sys, time
 
 import flaxvid
 
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # what started this may have blocked it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}
 GONE = {
     os: "fork forkpty geteuid getpgid getuid killpg mkfifo pread sched_getaffinity sched_setaffinity set_blocking "

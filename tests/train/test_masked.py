@@ -186,7 +186,7 @@ def test_predictions_and_comparisons_of_it(pretrained, call_script, capsys, tmp_
     call_script("compare.py", folder, tmp_path / "other", "--output", tmp_path / "compare.html")
     page = (tmp_path / "compare.html").read_text()
     assert page.count(f"{rows[0]['error']:.4f}") == 2
-    assert page.count("75 % of the places masked, on folder") == 1
+    assert page.count(">75 % of the places masked, on folder") == 1
     assert "None of them is evaluated yet" not in page
 
 
