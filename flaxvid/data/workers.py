@@ -52,6 +52,17 @@ class _Pool(ProcessPoolExecutor):
     for the lock, or for the rest of the result, for ever.
     """
 
+    def __init__(self, *options: Any, **named: Any) -> None:
+        super().__init__(*options, **named)
+        writer: Any = self._result_queue._writer  # pyright: ignore[reportAttributeAccessIssue]
+        # `watch` and `shutdown` may both close it at one moment; the second would close what has its number by then.
+        self._lock, self._close = threading.Lock(), writer.close
+        writer.close = self._close_writer
+
+    def _close_writer(self) -> None:
+        with self._lock:
+            self._close()
+
     def submit(self, *job: Any, **named: Any) -> Future:
         try:
             with started_deaf():  # a job that finds no idle process starts one
@@ -71,7 +82,7 @@ class _Pool(ProcessPoolExecutor):
                 for worker in workers:
                     worker.kill()  # the pool only sends SIGTERM, which they ignore
                 # The last writer closes, so whoever waits for the rest of a result finds its end.
-                self._result_queue._writer.close()  # pyright: ignore[reportAttributeAccessIssue]
+                self._close_writer()
                 return
 
 

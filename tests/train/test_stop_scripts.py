@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -178,6 +179,27 @@ def test_a_worker_that_is_killed_in_mid_result_is_told():
     with pytest.raises(WorkerKilled, match="with fewer workers"):
         kill_in_mid_result()
     assert time.monotonic() - began < 60
+
+
+def test_the_way_of_results_is_closed_once():
+    with processes(1) as pool:
+        writer = pool._result_queue._writer
+        began, close, times = threading.Event(), writer._close, []
+
+        def close_slowly():
+            times.append(time.monotonic())
+            began.set()
+            time.sleep(0.2)
+            close()
+
+        writer._close = close_slowly
+        other = threading.Thread(target=writer.close)
+        other.start()
+        began.wait()
+        writer.close()
+        other.join()
+        assert writer.closed
+        assert len(times) == 1
 
 
 BUILD = """
