@@ -67,23 +67,24 @@ class _Pool(ProcessPoolExecutor):
         try:
             with started_deaf():  # a job that finds no idle process starts one
                 future = super().submit(*job, **named)
-        except OSError as error:  # the process was killed while it was started
+        except (OSError, ValueError) as error:  # it was killed, or the pool closed its pipes, while it was started
             raise BrokenProcessPool("a process ended before it began") from error
         if self._broken:  # it broke meanwhile: nobody would end this job
             raise BrokenProcessPool(self._broken)
         return future
 
     def watch(self, done: threading.Event) -> None:
-        """Until `done`, ends all workers as soon as one was killed."""
+        """Until `done`, ends all workers as soon as one was killed, and whoever is started meanwhile."""
         workers: Sequence[BaseProcess] = ()
+        broken = False
         while not done.wait(0.2):
             workers = tuple((self._processes or {}).values()) or workers
-            if any(worker.exitcode for worker in workers):
+            broken = broken or any(worker.exitcode for worker in workers)
+            if broken:
                 for worker in workers:
                     worker.kill()  # the pool only sends SIGTERM, which they ignore
                 # The last writer closes, so whoever waits for the rest of a result finds its end.
                 self._close_writer()
-                return
 
 
 @contextlib.contextmanager

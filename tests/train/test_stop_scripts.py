@@ -1,6 +1,7 @@
 """Scripts that are told to stop: one line, 130 or 143, at once, whatever they are doing; and worker processes."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import reduction
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import jax
@@ -200,6 +203,44 @@ def test_the_way_of_results_is_closed_once():
         other.join()
         assert writer.closed
         assert len(times) == 1
+
+
+def test_a_pool_that_breaks_while_it_starts_a_process_is_told(monkeypatch):
+    """The number of the pool's pipe, which the process shall get, goes to a pipe of the process's own."""
+    dump, numbers = reduction.dump, [os.dup(0)]
+
+    def start():
+        with processes(1) as pool:
+
+            def break_meanwhile(process, file):
+                dump(process, file)
+                if isinstance(process, BaseProcess):
+                    os.close(numbers.pop(0))  # the end that this process keeps; the end of the other is the next
+                    pool._call_queue._reader.close()
+
+            numbers.extend(os.dup(0) for _ in range(64))  # no other number is free before the pipe's
+            monkeypatch.setattr(reduction, "dump", break_meanwhile)
+            pool.submit(abs, 1)
+
+    with pytest.raises(WorkerKilled, match="with fewer workers") as error:
+        start()
+    for number in numbers:
+        os.close(number)
+    assert len(numbers) == 64
+    assert "fds_to_keep" in str(error.value.__cause__.__cause__)
+
+
+def test_a_process_that_is_started_while_the_pool_breaks_is_ended():
+    with processes(1) as pool:
+        os.kill(pool.submit(os.getpid).result(60), signal.SIGKILL)
+        pool._executor_manager_thread.join(60)
+        while not pool._result_queue._writer.closed:  # all that were there are ended
+            time.sleep(0.01)
+        late = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        late.start()
+        pool._processes[late.pid] = late
+        late.join(30)
+        assert late.exitcode == -signal.SIGKILL
 
 
 BUILD = """
