@@ -16,25 +16,23 @@ from flaxvid.report.run import Run
 NAMED = 10
 """Most class names that a note lists."""
 
-ANY_FRAME_HEADER = ("frames", "top-1", "top-5", "GFLOPs a clip", "clips")
-EVALUATION_HEADER = ("frames", "top-1", "top-5", "mean class", "calibration error", "GFLOPs a clip", "ms a clip")
 RECONSTRUCTION_HEADER = ("frames", "reconstruction error", "clips")
 FEW = 5
 """Of so many classes or fewer, top-5 says nothing: it is always 100 %."""
 
 
 def any_frame_table(run: Run) -> str:
-    """Tabulates one set of weights at each frame count: frames, top-1, top-5, GFLOPs a clip, clips.
+    """Tabulates one set of weights at each frame count, by `score_table`.
 
     With several targets each has rows of its own, with its name in the first column. GFLOPs count a multiply-add once,
-    as video papers do. Accuracies are in percent.
+    as video papers do.
 
     Raises:
         ValueError: The run has no any-frame evaluation.
     """
     if not run.any_frame:
         raise ValueError(f"expected any_frame.json in the folder of run {run.name!r}, got none: evaluate it first")
-    return render(*_with_targets(ANY_FRAME_HEADER, run.any_frame, any_frame_cells))
+    return _all_targets(run.any_frame, run.evaluation.get("classes"))
 
 
 def results_table(run: Run) -> str:
@@ -54,27 +52,15 @@ def reconstruction_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return str(row["frames"]), f"{row['error']:.4f}", f"{row['clips']:,}"
 
 
-def any_frame_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """One row of any_frame.json as the strings of `any_frame_table`."""
-    return (str(row["frames"]), *_percent(row, "top1", "top5"), _short(row["gflops"]), f"{row['clips']:,}")
-
-
 def evaluation_table(evaluation: Mapping[str, Any]) -> str:
-    """Tabulates evaluation.json: accuracies and expected calibration error in percent, a row a frame count."""
-    return render(*_with_targets(EVALUATION_HEADER, evaluation["frames"], evaluation_cells))
-
-
-def evaluation_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """One row of evaluation.json as the strings of `evaluation_table`."""
-    percent = _percent(row, "top1", "top5", "mean_class", "calibration_error")
-    milliseconds = _short(row["milliseconds"]) if "milliseconds" in row else "–"
-    return (str(row["frames"]), *percent, _short(row["gflops"]), milliseconds)
+    """Tabulates evaluation.json: a row a frame count, as `any_frame_table` with more columns."""
+    return _all_targets(evaluation["frames"], evaluation["classes"])
 
 
 def score_table(
     rows: Sequence[Mapping[str, Any]], classes: int | None = None
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and cells of a page's table: all that rows of any_frame.json or evaluation.json have.
+    """Header and cells: all that rows of any_frame.json or evaluation.json have, in percent where it is a share.
 
     Args:
         rows: of one target.
@@ -82,11 +68,11 @@ def score_table(
     """
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "frames": lambda row: str(row["frames"]),
-        "top-1 (%)": lambda row: _percent(row, "top1")[0],
+        "top-1 (%)": lambda row: _percent(row, "top1"),
         "95 % interval": _interval,
-        "top-5 (%)": lambda row: _percent(row, "top5")[0],
-        "mean class (%)": lambda row: _percent(row, "mean_class")[0],
-        "calibration error (%)": lambda row: _percent(row, "calibration_error")[0],
+        "top-5 (%)": lambda row: _percent(row, "top5"),
+        "mean class (%)": lambda row: _percent(row, "mean_class"),
+        "calibration error (%)": lambda row: _percent(row, "calibration_error"),
         "GFLOPs a clip": lambda row: _short(row["gflops"]),
         "ms a clip": lambda row: _short(row["milliseconds"]),
         "videos": lambda row: f"{row['clips']:,}",
@@ -219,20 +205,17 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines() if line.strip())
 
 
-Rows = Sequence[Mapping[str, Any]]
+def _all_targets(rows: Sequence[Mapping[str, Any]], classes: Sequence[str] | Mapping[str, Sequence[str]] | None) -> str:
+    """`score_table` as Markdown, with the target in front where rows have one."""
+    names = classes.values() if isinstance(classes, Mapping) else [classes or ()]
+    header, cells = score_table(rows, max(map(len, names)) or None)
+    if any("target" in row for row in rows):
+        header, cells = ("target", *header), [(row["target"], *line) for row, line in zip(rows, cells, strict=True)]
+    return render(header, cells)
 
 
-def _with_targets(
-    header: Sequence[str], rows: Rows, cells: Callable[[Mapping[str, Any]], tuple[str, ...]]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and cells of rows, with the target in front where rows have one."""
-    if not any("target" in row for row in rows):
-        return tuple(header), [cells(row) for row in rows]
-    return ("target", *header), [(row["target"], *cells(row)) for row in rows]
-
-
-def _percent(row: Mapping[str, Any], *names: str) -> list[str]:
-    return [f"{100 * row[name]:.2f}" for name in names]
+def _percent(row: Mapping[str, Any], name: str) -> str:
+    return f"{100 * row[name]:.2f}"
 
 
 def _short(value: float) -> str:

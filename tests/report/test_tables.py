@@ -1,7 +1,7 @@
 import pytest
 
 from flaxvid.report.run import Run
-from flaxvid.report.tables import any_frame_table, seed_statistics, seed_table
+from flaxvid.report.tables import any_frame_table, evaluation_table, seed_statistics, seed_table
 
 
 def make_run(*top1, frames=(4, 8, 16)):
@@ -15,11 +15,26 @@ def make_run(*top1, frames=(4, 8, 16)):
 def test_any_frame_table_is_markdown():
     run = make_run(0.4285, 0.482)
     assert any_frame_table(run).splitlines() == [
-        "| frames | top-1 | top-5 | GFLOPs a clip | clips |",
-        "|--------|-------|-------|---------------|-------|",
-        "| 4      | 42.85 | 90.00 |          16.3 | 1,234 |",
-        "| 8      | 48.20 | 90.00 |          32.7 | 1,234 |",
+        "| frames | top-1 (%) | 95 % interval | top-5 (%) | GFLOPs a clip | videos |",
+        "|--------|-----------|---------------|-----------|---------------|--------|",
+        "| 4      |     42.85 |  40.1 to 45.6 |     90.00 |          16.3 |  1,234 |",
+        "| 8      |     48.20 |  45.4 to 51.0 |     90.00 |          32.7 |  1,234 |",
     ]
+
+
+@pytest.mark.parametrize("targets", [False, True])
+def test_of_few_classes_there_is_no_top_5(targets):
+    """Of several targets all must have few."""
+
+    def header(classes):
+        rows = [row | ({"target": "who"} if targets else {}) for row in make_run(0.5).any_frame]
+        record = {"classes": {"who": list(classes), "what": ["a"]} if targets else list(classes), "frames": rows}
+        run = Run("run", any_frame=tuple(rows), evaluation=record)
+        (first,) = {table.splitlines()[0] for table in (any_frame_table(run), evaluation_table(record))}
+        return first
+
+    assert "top-5" not in header("abcde")
+    assert "top-5" in header("abcdef")
 
 
 def test_seed_table_gives_mean_and_sample_deviation():
