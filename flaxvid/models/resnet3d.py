@@ -322,6 +322,8 @@ def nln_formats(**mmaction2: Mapping[str, Any]) -> dict[str, Format]:
 
 C2D_FORMATS = {
     **slow_formats(True, {**IMAGENET, "stem_pool": "unpadded", "pool": True}, flat=True),
+    "pyslowfast": Format(PYSLOWFAST_KEYS, {"pool": True}),
+    "pyslowfast_nopool": Format(PYSLOWFAST_KEYS, {"pool": False}),
     "caffe2": Format(CAFFE2_KEYS, {"pool": True}),
     "caffe2_nopool": Format(CAFFE2_KEYS, {"pool": False}),
     "mmaction2_nopool": Format(MMACTION2_FLAT_KEYS, {**IMAGENET, "pool": False}),

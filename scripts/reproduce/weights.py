@@ -80,6 +80,7 @@ FORMATS = {
     "mmaction2_c2d_r50": "mmaction2",
     "mmaction2_ircsn_r152": "mmaction2_sports1m",
     "mmaction2_tsm_r50_nl": "mmaction2_dot_product",
+    "pyslowfast_c2d_r50": "pyslowfast",
 }
 """The formats of lists whose keys leave several."""
 

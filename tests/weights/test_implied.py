@@ -89,9 +89,9 @@ def test_what_the_formats_of_each_name_imply():
         },
         **{f"{name}: mmaction2": IMAGENET for name in ("slow_r50", "slow_r101", "res3dcnn")},
         "c2d_r50: mmaction2": {**IMAGENET, "stem_pool": "unpadded", "pool": True},
-        "c2d_r50: caffe2": {"pool": True},
+        **{f"c2d_r50: {origin}": {"pool": True} for origin in ("pyslowfast", "caffe2")},
+        **{f"c2d_r50: {origin}_nopool": {"pool": False} for origin in ("pyslowfast", "caffe2")},
         "c2d_r50: mmaction2_nopool": {**IMAGENET, "pool": False},
-        "c2d_r50: caffe2_nopool": {"pool": False},
         "i3d_r50: mmaction2": {**IMAGENET, "stem_stride": 2},
         "slow_nln_r50: mmaction2": {**IMAGENET, **non_local("scaled_gaussian", "")},
         **{
