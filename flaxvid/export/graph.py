@@ -99,9 +99,12 @@ class Graph:
         value, now, order = x.value, x.dims, flat(dims)
         if x.held != order:
             units = _runs(now, order)
+            if len(now) == 4 and any(factor.batch for factor in units[1]):
+                # OpenVINO 2026.4 takes a part of the first of four dims for shuffled channels, and fails at the batch.
+                units = [(), *units]
             value, now = self._reshape(value, now, units), units
-            first = {unit[0]: place for place, unit in enumerate(units)}
-            places = [first[factor] for factor in order if factor in first]
+            first = {unit[:1]: place for place, unit in enumerate(units)}
+            places = [first[part] for part in ((), *((factor,) for factor in order)) if part in first]
             value, now = self._transpose(value, places), [units[place] for place in places]
         return dataclasses.replace(x, value=self._reshape(value, now, dims), dims=dims)
 

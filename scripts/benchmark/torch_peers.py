@@ -268,7 +268,8 @@ class TorchTrainer:
             network = make_transformer(name, frames[0], size)
         else:
             network = make_network(name, frames) if self.flat else make_network_3d(name)
-        self.network = network.to(self.device).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+        kernels = torch.channels_last if name.startswith("cnn_") else memory_format  # which see frames, not videos
+        self.network = network.to(self.device).to(memory_format=kernels)  # pyright: ignore[reportCallIssue]
         if compiled:
             self.network = torch.compile(self.network, dynamic=False)
         self.optimizer = torch.optim.SGD(self.network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
