@@ -7,7 +7,8 @@
     python scripts/evaluate.py tsm.safetensors --data ucf101 --root UCF-101 --frames 8
 
 Without --protocol the views are the recipe's. Protocols are those of TSM's authors: efficient (1 clip, centre crop),
-accurate (2 clips x 3 crops at full resolution), dense (10 clips of 64 frames x 3 crops at full resolution).
+accurate (2 clips x 3 crops at full resolution), dense (10 clips x 3 crops at full resolution, each clip over 64 frames
+of the video).
 
 Labels are matched to the network's classes by name. The data may lack classes, but may not have others; --rename gives
 the network's name for the data's. Prints a table, and writes evaluation.json, film strips and the page index.html into
