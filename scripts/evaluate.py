@@ -33,7 +33,16 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxvid.arguments import Renamed, add_runtime, add_weights, number, one_each, read_class_names, read_renames
+from flaxvid.arguments import (
+    NETWORK,
+    Renamed,
+    add_runtime,
+    add_weights,
+    number,
+    one_each,
+    read_class_names,
+    read_renames,
+)
 from flaxvid.data.sources.subset import random_subset
 from flaxvid.evaluate.reconstruction import finish_reconstruction
 from flaxvid.evaluate.record import finish_evaluation, output_folder
@@ -60,7 +69,7 @@ def main() -> None:
     """Parses and evaluates; an error of the user's is one line, not a traceback."""
     sys.argv[1:] = one_each(sys.argv[1:], "--frames")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="a run's folder, a file of flaxvid, or a torch file")
+    parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help=NETWORK)
     add_weights(parser)
     add_runtime(parser)
     parser.add_argument(
