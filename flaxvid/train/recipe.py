@@ -62,8 +62,8 @@ class DataRecipe:
         train_split: the split that training takes.
         eval_split: the split that the final test takes.
         validation_split: the split that is evaluated during training and chooses the best checkpoint; "" is
-            "validation", where the data has one. The split of `eval_split` would choose on the videos of the final
-            table.
+            "validation", where the data has one. If it is `eval_split`, too, the best one was chosen on the videos of
+            the final table.
         clips: how clips are cut from the videos.
         missing: what happens if listed videos are not there: "error" stops before the start, "keep" counts them as
             broken.
