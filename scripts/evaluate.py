@@ -52,7 +52,7 @@ from flaxvid.tasks.masked import MaskedRecipe
 from flaxvid.train.network import Trained
 from flaxvid.train.recipe import DataRecipe
 from flaxvid.train.setup import clip_config, data_origin, open_data
-from flaxvid.train.step import enable_compilation_cache
+from flaxvid.train.step import enable_compilation_cache, explained_memory
 from flaxvid.train.testing import (
     ADAPTATIONS,
     adapt,
@@ -100,7 +100,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="another folder for the results")
     arguments = parser.parse_args()
     try:
-        run(arguments)
+        with explained_memory("lower --batch-size"):
+            run(arguments)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
