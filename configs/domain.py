@@ -9,7 +9,7 @@ labels. coral and mmd make the features of both domains alike, adversarial asks 
 source domain alone; scripts/evaluate.py adapts it to the test videos, by adabn or tent. target learns from the labels
 of the target domain, which is what adaptation does without.
 
-On videos of your own, data.target says what differs from data: --config.data.target="{'root': 'OTHER_FOLDER'}".
+On videos of your own: --config.data.name=folder --config.data.root=FOLDER --config.data.target="{'root': 'OTHER'}".
 
 Arguments: adversarial (default), coral, mmd, source, target.
 """

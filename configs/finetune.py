@@ -2,10 +2,10 @@
 
     python scripts/train.py --config configs/finetune.py --config.model.weights=WEIGHTS --config.data.root=FOLDER
 
-WEIGHTS is a run's folder, a file of flaxvid, or a torch file; a torch file, or a known name such as
-torchvision/resnet50-imagenet1k-v1, does not say its network: add --config.model.name=tsm_resnet50. The network keeps
-its frame count, its size and its options. A 3-D network starts from the file of a 2-D one with
---config.model.name=slow_r50 --config.model.inflate=mean.
+WEIGHTS is a run's folder, a file of flaxvid, a name of published weights such as slow_r50/pytorchvideo/kinetics400, or
+a torch file. The last, and weights of images such as torchvision/resnet50-imagenet1k-v1, do not say their network: add
+--config.model.name=tsm_resnet50. The network keeps its frame count, its size and its options. A 3-D network starts from
+the file of a 2-D one with --config.model.name=slow_r50 --config.model.inflate=mean.
 
 all trains the whole network, the slower the deeper a layer lies. head trains a new classifier alone, on features that
 the rest computes once. gradual begins with the classifier and unfreezes the body, then the stem. l2_sp pulls the

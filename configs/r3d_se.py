@@ -4,9 +4,9 @@
     python scripts/train.py --config configs/r3d_se.py:folder --config.data.root=FOLDER
     python scripts/train.py --config configs/r3d_se.py:folder --config.data.root=FOLDER --config.task.frames='(32,)'
 
-FOLDER holds a folder of videos for each class (see `flaxvid.data.sources`). `task.frames` is the clip's size: so many
-frames evenly from the first to the last, repeated where a video has fewer. Weights of R3D-18 make a start; see
-`flaxvid.models.r3d.build_r3d`. ucf101_small is for the hundred real videos of the tests, from scratch on a CPU.
+FOLDER holds a folder of videos for each class. `task.frames` is the clip's size: so many frames evenly from the first
+to the last, repeated where a video has fewer. Weights of R3D-18 make a start; see `flaxvid.models.r3d.build_r3d`.
+ucf101_small is for the hundred real videos of the tests, from scratch on a CPU.
 
 Nobody publishes a result of this network. R3D-18 without squeeze-and-excitation has 63.20 on Kinetics-400
 (torchvision, five clips of 16 frames a video).

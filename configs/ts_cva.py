@@ -6,9 +6,10 @@
     python scripts/train.py --config configs/ts_cva.py:folder --config.data.root=FOLDER
 
 Fusions are attention, concat and late. FOLDER has a folder for each camera, with a folder of videos for each class in
-it; files of one scene have the same name: FOLDER/front/jump/a.mp4, FOLDER/left/jump/a.mp4, ... Weight decay leaves
-alone what the attention knows of each camera, its embedding and its projection (`DECAY_RULES`). Nobody has published a
-result of this network on data that can be had.
+it; files of one scene have the same name: FOLDER/front/jump/a.mp4, FOLDER/left/jump/a.mp4, ... Other cameras than
+front, left and right are named by --config.data.cameras. Weight decay leaves alone what the attention knows of each
+camera, its embedding and its projection (`DECAY_RULES`). Nobody has published a result of this network on data that can
+be had.
 
 Arguments: motion (default), folder.
 """

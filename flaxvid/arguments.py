@@ -9,6 +9,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+NETWORK = (
+    "a run's folder, an export's, a file of flaxvid, a torch file, a name of flaxvid.list_weights(), or "
+    "hf://OWNER/REPO/FILE of the Hugging Face Hub"
+)
+"""What scripts read a trained network from."""
+
 
 class Renamed(argparse.Action):
     """The old name of a flag; the error says the new one, which is `const`."""
@@ -26,18 +32,11 @@ class Renamed(argparse.Action):
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Adds the network that a script asks; the script reads it as `run`."""
-    parser.add_argument(
-        "--run",
-        "--weights",
-        required=True,
-        metavar="RUN",
-        help="a run's folder, a file of flaxvid, a torch file, a name of flaxvid.list_weights(), or "
-        "hf://OWNER/REPO/FILE of the Hugging Face Hub",
-    )
+    parser.add_argument("--run", "--weights", required=True, metavar="RUN", help=NETWORK)
 
 
 def add_weights(parser: argparse.ArgumentParser, *, classes: bool = True) -> None:
-    """Adds the options that say more about "a run's folder, a file of flaxvid, or a torch file".
+    """Adds the options that say more about a `NETWORK`.
 
     Args:
         parser: gets them.

@@ -7,7 +7,8 @@
     python scripts/evaluate.py tsm.safetensors --data ucf101 --root UCF-101 --frames 8
 
 Without --protocol the views are the recipe's. Protocols are those of TSM's authors: efficient (1 clip, centre crop),
-accurate (2 clips x 3 crops at full resolution), dense (10 clips of 64 frames x 3 crops at full resolution).
+accurate (2 clips x 3 crops at full resolution), dense (10 clips x 3 crops at full resolution, each clip over 64 frames
+of the video).
 
 Labels are matched to the network's classes by name. The data may lack classes, but may not have others; --rename gives
 the network's name for the data's. Prints a table, and writes evaluation.json, film strips and the page index.html into
@@ -32,7 +33,16 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxvid.arguments import Renamed, add_runtime, add_weights, number, one_each, read_class_names, read_renames
+from flaxvid.arguments import (
+    NETWORK,
+    Renamed,
+    add_runtime,
+    add_weights,
+    number,
+    one_each,
+    read_class_names,
+    read_renames,
+)
 from flaxvid.data.sources.subset import random_subset
 from flaxvid.evaluate.reconstruction import finish_reconstruction
 from flaxvid.evaluate.record import finish_evaluation, output_folder
@@ -42,7 +52,7 @@ from flaxvid.tasks.masked import MaskedRecipe
 from flaxvid.train.network import Trained
 from flaxvid.train.recipe import DataRecipe
 from flaxvid.train.setup import clip_config, data_origin, open_data
-from flaxvid.train.step import enable_compilation_cache
+from flaxvid.train.step import enable_compilation_cache, explained_memory
 from flaxvid.train.testing import (
     ADAPTATIONS,
     adapt,
@@ -59,7 +69,7 @@ def main() -> None:
     """Parses and evaluates; an error of the user's is one line, not a traceback."""
     sys.argv[1:] = one_each(sys.argv[1:], "--frames")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="a run's folder, a file of flaxvid, or a torch file")
+    parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help=NETWORK)
     add_weights(parser)
     add_runtime(parser)
     parser.add_argument(
@@ -90,7 +100,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="another folder for the results")
     arguments = parser.parse_args()
     try:
-        run(arguments)
+        with explained_memory("lower --batch-size"):
+            run(arguments)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import flaxvid
-from flaxvid.arguments import add_weights, number, read_class_names
+from flaxvid.arguments import NETWORK, add_weights, number, read_class_names
 from flaxvid.train.bundle import DESCRIPTION
 from flaxvid.train.step import enable_compilation_cache
 from flaxvid.train.trained import load, name_classes
@@ -31,7 +31,7 @@ KINDS = ("onnx", "stablehlo", "stream")
 def main() -> None:
     """Parses and exports; an error of the user's is one line, not a traceback."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="a run's folder, a file of flaxvid, or a torch file")
+    parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help=NETWORK)
     parser.add_argument("output", type=Path, metavar="FOLDER", help="the folder to write")
     add_weights(parser)
     parser.add_argument(

@@ -32,7 +32,7 @@ from flaxvid.data.pipeline import eval_batches
 from flaxvid.data.sources.search import collect
 from flaxvid.data.sources.unlabelled import Unlabelled
 from flaxvid.evaluate.lines import printable
-from flaxvid.train.step import enable_compilation_cache
+from flaxvid.train.step import enable_compilation_cache, explained_memory
 from flaxvid.train.trained import load
 from flaxvid.writing import written_whole
 
@@ -56,7 +56,8 @@ def main() -> None:
     )
     arguments = parser.parse_intermixed_args()
     try:
-        status = run(arguments)
+        with explained_memory("lower --batch-size"):
+            status = run(arguments)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{type(error).__name__}: {printable(str(error))}")
     sys.exit(status)

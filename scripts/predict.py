@@ -44,7 +44,7 @@ from flaxvid.evaluate.lines import json_line, printable, text_line
 from flaxvid.evaluate.predictor import Prediction
 from flaxvid.evaluate.streams import answer_stream
 from flaxvid.train.network import Trained
-from flaxvid.train.step import enable_compilation_cache
+from flaxvid.train.step import enable_compilation_cache, explained_memory
 from flaxvid.train.trained import load, name_classes
 
 
@@ -55,7 +55,8 @@ def main() -> None:
         # A file name that is not UTF-8 must not end the program.
         sys.stdout.reconfigure(encoding="utf-8" if arguments.json else None, errors="backslashreplace")
     try:
-        status = run(arguments)
+        with explained_memory("lower --frames"):
+            status = run(arguments)
     except BrokenPipeError:  # as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
         sys.exit(128 + 13)  # the number of SIGPIPE, which Windows does not have

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flaxvid import trees
-from flaxvid.arguments import add_weights, number, read_class_names
+from flaxvid.arguments import NETWORK, add_weights, number, read_class_names
 from flaxvid.compress.quantise import calibrate, quantise
 from flaxvid.data.sources.open import Source
 from flaxvid.data.sources.subset import random_subset
@@ -51,7 +51,7 @@ def pattern(text: str) -> str:
 def main() -> None:
     """Parses and quantises; an error of the user's is one line, not a traceback."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="a run's folder, a file of flaxvid, or a torch file")
+    parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help=NETWORK)
     parser.add_argument("output", type=Path, metavar="FILE.safetensors", help="the file to write")
     add_weights(parser)
     parser.add_argument("--frames", type=number(int, 1), metavar="N", help="frames of its clips (default: the most)")
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     output: Path = arguments.output
     if output.suffix != ".safetensors" or output.is_dir():
         raise ValueError(f"expected a file that ends in .safetensors, got {output}: give another name")
-    if output.exists() and output.samefile(arguments.run):
+    if output.exists() and Path(arguments.run).exists() and output.samefile(arguments.run):
         raise ValueError(f"expected a file beside the network, got the network itself, {output}: give another name")
     names = read_class_names(arguments.classes)
     trained = name_classes(

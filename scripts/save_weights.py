@@ -15,7 +15,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from flaxvid.arguments import add_weights, number, read_class_names
+from flaxvid.arguments import NETWORK, add_weights, number, read_class_names
 from flaxvid.train.network import Trained, save
 from flaxvid.train.trained import load
 from flaxvid.weights.readings import as_options
@@ -27,7 +27,7 @@ from flaxvid.writing import written_whole
 def main() -> None:
     """Parses and writes; an error of the user's is one line, not a traceback."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="a run's folder, a file of flaxvid, or a torch file")
+    parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help=NETWORK)
     parser.add_argument("output", type=Path, metavar="FILE", help="the .safetensors or .pth file to write")
     add_weights(parser)
     parser.add_argument("--frames", type=number(int, 1), metavar="N", help="the variables of this frame count alone")

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config>-<argument>.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config>-<argument or data>.")
 _PROFILE = flags.DEFINE_integer("profile", 0, "Steps whose trace goes into the folder's profile/.", lower_bound=0)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this SLURM, MPI, ... or TPU job.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, with --num_processes and --process_id.")

@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from absl import flags
@@ -169,6 +169,7 @@ def describe(recipe: Recipe) -> Iterator[str]:
         yield _line(f"--config.{field.path}={field.value!r}", meaning)
         for name, (default, meaning) in _entries(recipe, field.path).items():
             given = f"--config.{field.path}.{name}={field.value[name]!r}" if name in field.value else ""
+            default = dict(default) if isinstance(default, Mapping) else default  # as it is written on a command line
             yield _line(given or f"    {name!r}: {default!r}", meaning)
 
 

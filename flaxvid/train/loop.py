@@ -43,13 +43,23 @@ from flaxvid.train.sharding import check_tensor, place_state
 from flaxvid.train.splits import Splits, open_splits
 from flaxvid.train.start import fit_start, load_start
 from flaxvid.train.state import create_state, trainable, unfreeze
-from flaxvid.train.step import TrainStep, compile_step, enable_compilation_cache, jit_step, train_step
+from flaxvid.train.step import (
+    TrainStep,
+    compile_step,
+    enable_compilation_cache,
+    explained_memory,
+    jit_step,
+    train_step,
+)
 from flaxvid.train.teachers import claim_teachers, load_teachers, make_task
 from flaxvid.train.trackers import open_trackers
 from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, is_finished, lock_workdir
 from flaxvid.types import Variables
 
 Rows = list[dict[str, float]]
+
+SAVES_MEMORY = "lower batch_size or eval_batch_size, or set optimizer.accumulate, model.remat, model.dtype or fsdp"
+"""What to do where a device has too little memory."""
 
 
 def run(recipe: Recipe, workdir: str | Path, profile: int = 0) -> Rows:
@@ -66,7 +76,7 @@ def run(recipe: Recipe, workdir: str | Path, profile: int = 0) -> Rows:
 
     Raises:
         ValueError: recipe, data or weights do not fit, or another run is at work in `workdir`. This shows before the
-            training.
+            training. Or a device has too little memory.
         FloatingPointError: a loss or a gradient is not finite; it was not saved.
         Interrupted: the run got SIGTERM or Ctrl-C, and saved its state.
     """
@@ -109,7 +119,7 @@ def run(recipe: Recipe, workdir: str | Path, profile: int = 0) -> Rows:
             finished = read_run(workdir)
             print(f"{workdir} is finished{', so nothing is traced' * bool(profile)}:\n{results_table(finished)}")
             return [dict(row) for row in finished.rows]
-        with end_with_peers(), contextlib.ExitStack() as opened:
+        with explained_memory(SAVES_MEMORY), end_with_peers(), contextlib.ExitStack() as opened:
             opened.push(lambda _, error, __: show_stopped(workdir, error))  # the last to be called: the log is whole
             findings = train(recipe, workdir, task, plain, splits, mesh, check_there, opened, profile)
         check_there()

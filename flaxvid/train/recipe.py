@@ -24,10 +24,10 @@ class ModelRecipe:
     """Which network.
 
     Attributes:
-        name: one of `flaxvid.list_models`; "" is the network that `weights` are of, with its options, if they are of a
-            run or a file of flaxvid.
-        weights: what training starts from: a run's folder, a .safetensors file, a torch file, or a known name such as
-            "torchvision/resnet50-imagenet1k-v1". They are the network's own or its backbone's. "" trains from scratch.
+        name: one of `flaxvid.list_models`; "" is the network that `weights` say that they are of, with its options. A
+            torch file and weights of images do not say it.
+        weights: what training starts from: a run's folder, a .safetensors file, a torch file, or a name of
+            `flaxvid.list_weights`. They are the network's own or its backbone's. "" trains from scratch.
         num_frames, image_size, dropout: see `models.spec.Common`; None is the network's own value.
         dtype, remat: see `models.spec.Common`.
         int8_training: round inputs and kernels as int8 does, so that scripts/quantise.py costs less accuracy later.
@@ -62,8 +62,8 @@ class DataRecipe:
         train_split: the split that training takes.
         eval_split: the split that the final test takes.
         validation_split: the split that is evaluated during training and chooses the best checkpoint; "" is
-            "validation", where the data has one. The split of `eval_split` would choose on the videos of the final
-            table.
+            "validation", where the data has one. If it is `eval_split`, too, the best one was chosen on the videos of
+            the final table.
         clips: how clips are cut from the videos.
         missing: what happens if listed videos are not there: "error" stops before the start, "keep" counts them as
             broken.

@@ -1,5 +1,6 @@
 """One training step, compiled over a mesh."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -196,6 +197,26 @@ def compile_step(jitted: Any, arguments: tuple[Any, ...], say: Callable[[str], N
     seconds = time.perf_counter() - begin
     say(f"compiled the training step in {seconds:.1f} s (the next start with the same shapes takes it from the cache)")
     return compiled
+
+
+@contextlib.contextmanager
+def explained_memory(advice: str) -> Iterator[None]:
+    """Says in one line that a device has too little memory, where XLA says it in a page.
+
+    Args:
+        advice: what to do then.
+
+    Raises:
+        ValueError: it has too little.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        first = str(error).partition("\n")[0]
+        if "RESOURCE_EXHAUSTED" not in first:
+            raise
+        kind = jax.local_devices()[0].device_kind
+        raise ValueError(f"expected work that fits into the memory of {kind}, got {first}: {advice}") from error
 
 
 def enable_compilation_cache() -> None:

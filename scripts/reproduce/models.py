@@ -1,10 +1,9 @@
 """Makes the table of docs/models.md: what every model of the zoo costs at its own clip.
 
-    python scripts/benchmark runtimes --json times.json
-    python scripts/reproduce/models.py --times times.json > docs/models.md
+    python scripts/reproduce/models.py > docs/models.md
 
-Milliseconds are those of the file, which `scripts/benchmark runtimes` has measured; the rest is counted. Working memory
-is that of the compiled forward pass of one clip in float32, on the machine at hand.
+Working memory is that of the compiled forward pass of one clip in float32, on the machine at hand; the rest is counted.
+With --times and a file of `scripts/benchmark runtimes --json FILE` the table has its milliseconds, too.
 """
 
 import argparse

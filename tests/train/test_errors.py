@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,6 +41,15 @@ def recipe(videos):
         eval_frames=(4,),
         epochs=1,
     )
+
+
+def test_a_device_without_enough_memory(recipe, tmp_path, monkeypatch):
+    """The error is XLA's own."""
+    petabyte = jax.jit(lambda: jnp.ones((2**24, 2**24)))
+    monkeypatch.setattr("flaxvid.train.loop.train", lambda *_: jax.block_until_ready(petabyte()))
+    message = "expected work that fits into the memory of cpu, got RESOURCE_EXHAUSTED: .*: lower batch_size or eval_b"
+    with pytest.raises(ValueError, match=message):
+        flaxvid.run(recipe, tmp_path / "run")
 
 
 def refused(recipe, workdir, error=ValueError):

@@ -115,6 +115,7 @@ def test_every_field_and_option_is_listed_with_its_meaning(name):
     lines = list(describe(recipe))
     for line in lines:
         assert re.search(r"\S  +\S+ \S+", line), line
+        assert "FrozenDict(" not in line
     listed = {line.split("=")[0].removeprefix("--config.") for line in lines if line.startswith("--")}
     assert listed == {field.path for field in walk(recipe)} - {*FILLED} | {"data.motion.size"}
     assert any(re.match("    'norm_epsilon': 1e-(05|06|12) ", line) for line in lines)

@@ -26,6 +26,8 @@ def test_a_run_becomes_an_int8_file(call_script, colour_run, tmp_path, capsys):
     assert 0 < abs(exact["green"] - inexact["green"]) < 0.1
     with pytest.raises(SystemExit, match="expected a file that ends in"):
         call_script("quantise.py", colour_run, tmp_path / "int8.npz")
+    with pytest.raises(SystemExit, match="no weights file at none/such"):  # a name that is no path, and a file is there
+        call_script("quantise.py", "none/such", tmp_path / "int8.safetensors")
     with pytest.raises(
         SystemExit, match="got 'bodi', which matches none: the layers are stem/conv1, body/layer1_0/conv1"
     ):
