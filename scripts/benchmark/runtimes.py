@@ -44,7 +44,7 @@ def compare_runtimes(names: Sequence[str], batch: int, scale: float, timing: Tim
         variables = jax.tree.map(
             functools.partial(_vary, rng), init_variables(model, jax.random.key(0), blank_video(model))
         )
-        video: Any = rng.integers(0, 256, (batch, clip.num_frames, size, size, 3), np.uint8)
+        video: Any = model.for_cameras(rng.integers(0, 256, (batch, clip.num_frames, size, size, 3), np.uint8))
         rounded = quantise(model, calibrate(model, variables, [video]))
         apply = jax.jit(model.apply).lower(variables, video).compile()
         runs: dict[str, Callable[[], Any]] = {"JAX": ready(apply, variables, video)}
@@ -61,7 +61,7 @@ def compare_runtimes(names: Sequence[str], batch: int, scale: float, timing: Tim
         if TorchTrainer is not None and has_reference(name):
             runs["torch"] = TorchTrainer(name, (clip.num_frames,), batch, size, "float32", "cpu").forward
         seconds = interleaved(runs, timing, seconds=60)
-        key = f"{name}, {clip.num_frames} x {size}"
+        key = f"{name}, {f'{len(model.cameras)} x ' * bool(model.cameras)}{clip.num_frames} x {size}"
         rows[key] = {runtime: 1000 * spent for runtime, spent in seconds.items()}
         print_rows({f"{key}, ms": rows[key]})
         for note, values in notes.items():

@@ -3,7 +3,7 @@
     python scripts/reproduce/models.py > docs/models.md
 
 Working memory is that of the compiled forward pass of one clip in float32, on the machine at hand; the rest is counted.
-With --times and a file of `scripts/benchmark runtimes --json FILE` the table has its milliseconds, too.
+With --times and files of `scripts/benchmark runtimes --json FILE` the table has their milliseconds, too.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def measure(name: str) -> tuple[str, float, float, float, float]:
     shapes: Any = jax.eval_shape(model.init, jax.random.key(0), video)
     memory: Any = jax.jit(model.apply).lower(shapes, video).compile().memory_analysis()
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    clip = f"{len(model.cameras) or 1} x {n} x {size}" if model.cameras else f"{n} x {size}"
+    clip = f"{f'{len(model.cameras)} x ' * bool(model.cameras)}{n} x {size}"
     return clip, cost.parameters / 1e6, cost.gflops, weights / 1e6, memory.temp_size_in_bytes / 1e6
 
 
@@ -68,7 +68,8 @@ def describe(setup: dict[str, str], runtimes: list[str]) -> str:
         f"{name} {setup[name]}" for name in ("torch", "jax", "onnxruntime", "openvino") if name in setup
     )
     told = (
-        f"Milliseconds for one clip on {setup['threads']} threads ({setup['processor']}; {packages}).\n\n"
+        f"Milliseconds for one clip on {setup['threads']} threads ({setup['processor']}; {packages}); models without "
+        "them were not measured.\n\n"
         if runtimes
         else ""
     )
@@ -79,17 +80,21 @@ def describe(setup: dict[str, str], runtimes: list[str]) -> str:
 def main() -> None:
     """Prints the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=Path, help="a file of scripts/benchmark runtimes --json")
+    parser.add_argument("--times", type=Path, nargs="+", default=[], help="files of scripts/benchmark runtimes --json")
     args = parser.parse_args()
     import flaxvid
 
-    times: dict[str, Any] = json.loads(args.times.read_text()) if args.times else {"setup": {}, "rows": {}}
-    runtimes = [runtime for runtime in RUNTIMES if any(runtime in row for row in times["rows"].values())]
-    print(describe(times["setup"], runtimes), end="")
+    times: list[dict[str, Any]] = [json.loads(file.read_text()) for file in args.times]
+    setup = times[0]["setup"] if times else {}
+    if strange := [str(file) for file, part in zip(args.times, times, strict=True) if part["setup"] != setup]:
+        parser.error(f"expected files of one machine and its packages, got others in {', '.join(strange)}")
+    rows = {name: row for part in times for name, row in part["rows"].items()}
+    runtimes = [runtime for runtime in RUNTIMES if any(runtime in row for row in rows.values())]
+    print(describe(setup, runtimes), end="")
     for name in flaxvid.list_models():
         print(name, file=sys.stderr)
         clip, parameters, gmacs, weights, memory = measure(name)
-        spent = times["rows"].get(f"{name}, {clip}", {})
+        spent = rows.get(f"{name}, {clip}", {})
         cells = "".join(f" {spent[runtime]:.3g} |" if runtime in spent else " |" for runtime in runtimes)
         print(
             f"| `{name}` | {clip} | {parameters:.2f} | {gmacs:.2f} | {weights:.0f} | {memory:.0f} |{cells}", flush=True
