@@ -26,10 +26,12 @@ from flax import linen as nn
 from flax import traverse_util
 
 from flaxvid.layers.norm import BatchNorm
+from flaxvid.train.step import enable_compilation_cache
 
 for _name in ("jax_platforms", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"):
     _value = os.environ[_name.upper()]
     jax.config.update(_name, float(_value) if _name.endswith("secs") else _value)
+enable_compilation_cache()  # many processes share it, and tests kill some of them
 
 
 ROOT = Path(__file__).parents[1]

@@ -1,12 +1,16 @@
 """One training step, compiled over a mesh."""
 
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax._src.lru_cache import LRUCache
 from jax.sharding import Mesh
 
 from flaxvid import trees
@@ -20,6 +24,8 @@ from flaxvid.types import Batch
 from flaxvid.writing import cache_folder
 
 TrainStep = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+
+_put = LRUCache.put
 
 
 def train_step(
@@ -202,3 +208,22 @@ def enable_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR or the program itself chose a place."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    LRUCache.put = _put_whole
+
+
+def _put_whole(cache: LRUCache, key: str, value: bytes) -> None:
+    """Gives a compiled program its name in the cache when the file is whole.
+
+    JAX writes under that name. Another process may read a part then; and the part that a killed process leaves stays
+    for ever: each start would warn and compile anew.
+    """
+    file = Path(cache.path) / f"{key}-cache"
+    if cache.eviction_enabled or not file.parent.is_dir():  # JAX has more to write then, or the place is no disk's
+        _put(cache, key, value)
+    elif not file.exists():
+        beside = file.with_name(f".{key}.{os.getpid()}-{threading.get_ident()}")
+        try:
+            beside.write_bytes(value)
+            os.replace(beside, file)
+        finally:
+            beside.unlink(missing_ok=True)
