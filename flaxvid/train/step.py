@@ -211,15 +211,15 @@ def enable_compilation_cache() -> None:
     LRUCache.put = _put_whole
 
 
-def _put_whole(cache: LRUCache, key: str, value: bytes) -> None:
+def _put_whole(self: LRUCache, key: str, value: bytes) -> None:
     """Gives a compiled program its name in the cache when the file is whole.
 
     JAX writes under that name. Another process may read a part then; and the part that a killed process leaves stays
     for ever: each start would warn and compile anew.
     """
-    file = Path(cache.path) / f"{key}-cache"
-    if cache.eviction_enabled or not file.parent.is_dir():  # JAX has more to write then, or the place is no disk's
-        _put(cache, key, value)
+    file = Path(self.path) / f"{key}-cache"
+    if self.eviction_enabled or not file.parent.is_dir():  # JAX has more to write then, or the place is no disk's
+        _put(self, key, value)
     elif not file.exists():
         beside = file.with_name(f".{key}.{os.getpid()}-{threading.get_ident()}")
         try:
