@@ -107,6 +107,11 @@ def test_what_cannot_be_is_one_line(ask, call, status, reason):
     assert (got, text) == (status, reason)
 
 
+def test_an_address_that_is_none_is_one_line(ask, server):
+    assert ask("GET", "http://[/", Host="localhost:1")[::2] == (404, "there is nothing at http://[/")
+    assert server.err.read_text() == ""
+
+
 def test_other_sites_and_names_are_refused(ask, server):
     assert ask("GET", "/", Host=f"evil.example:{server.port}")[0] == 403
     assert ask("GET", "/", Host="localhost:1")[0] == 200  # the other end of an SSH tunnel
@@ -123,7 +128,7 @@ def test_it_listens_at_one_address_alone(server):
 def test_a_large_or_endless_video_is_refused_before_it_is_read(ask):
     status, _, text = ask("POST", "/predict?frames=4&window=1", Content_Length="1000001")
     assert (status, text) == (413, "expected a video of at most 1 MB, got 1.0 MB")
-    for length in ("-1", "abc", "²"):
+    for length in ("-1", "abc", "²", "9" * 5000):
         assert ask("POST", "/predict?frames=4&window=1", Content_Length=length.encode())[0] == 411
     assert ask("POST", "/predict?frames=4&window=1", Transfer_Encoding="chunked")[0] == 411
 
