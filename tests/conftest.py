@@ -1,5 +1,6 @@
 """What all tests share: a small CPU set-up, a compilation cache that outlives the session, tiny models."""
 
+import gc
 import os
 import re
 import runpy
@@ -179,10 +180,14 @@ class Script(subprocess.Popen):
     def wait_for(self, happened):
         """Returns as soon as `happened()` is true; the script must still be at work then."""
         deadline = time.monotonic() + 200
-        while not happened():
-            assert self.poll() is None, self.err.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        gc.disable()  # what the tests before left may take seconds to collect, and the moment would be over
+        try:
+            while not happened():
+                assert self.poll() is None, self.err.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        finally:
+            gc.enable()
 
     def workers(self):
         """Process ids of its workers."""
@@ -213,6 +218,8 @@ def call_script(monkeypatch):
         script = ROOT / "scripts" / name
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         monkeypatch.syspath_prepend(script.parent)
+        # It would stay: a thread that ends the tests on a signal, which every process that they start would have blocked.
+        monkeypatch.setattr("flaxvid.train.interrupt.end_when_told", lambda _: None)
         runpy.run_path(str(script), run_name="__main__")
 
     return call

@@ -377,7 +377,7 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(two_steps, tmp_path):
     finally:
         subprocess.run(["umount", folder], check=True)
     assert error.value.errno == errno.EROFS
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60  # Orbax would try for five minutes
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="File exists"):
         Checkpoints(tmp_path / "file")

@@ -146,6 +146,7 @@ class Told(subprocess.Popen):
         os.kill(os.getpid(), signal.SIGTERM)
 
 subprocess.Popen = Told
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])  # what started this may have blocked them
 sys.argv = ["launch.py", "--processes=2", "--patience=60", sys.argv[1]]
 runpy.run_path("scripts/launch.py", run_name="__main__")
 """
