@@ -218,7 +218,7 @@ def call_script(monkeypatch):
         script = ROOT / "scripts" / name
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         monkeypatch.syspath_prepend(script.parent)
-        # It would stay: a thread that ends the tests on a signal, which every process that they start would have blocked.
+        # It would stay: a thread that ends the tests on a signal, and processes that they start would have it blocked.
         monkeypatch.setattr("flaxvid.train.interrupt.end_when_told", lambda _: None)
         runpy.run_path(str(script), run_name="__main__")
 
