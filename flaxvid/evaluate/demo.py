@@ -38,6 +38,7 @@ class DemoServer(ThreadingHTTPServer):
 
     Raises:
         OSError: the port is taken.
+        ValueError: there is no such port.
     """
 
     daemon_threads = True
@@ -52,6 +53,10 @@ class DemoServer(ThreadingHTTPServer):
         port: int = 0,
         largest: int = 200_000_000,
     ):
+        if not 0 <= port < 2**16:
+            raise ValueError(
+                f"expected a port of at most {2**16 - 1}, got {port}: give --port another, or 0 for any free one"
+            )
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except OSError as error:

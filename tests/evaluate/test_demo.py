@@ -16,6 +16,7 @@ import pytest
 import flaxvid
 from flaxvid.evaluate.demo import DemoServer, offered_counts
 from flaxvid.evaluate.predictor import Predictor
+from flaxvid.models.registry import create_tiny
 
 STORED = Path(__file__).parents[1] / "stored"
 
@@ -160,6 +161,22 @@ def test_a_taken_port_is_one_line_and_ctrl_c_ends_the_page(server, stored_run, s
     third.send_signal(signal.SIGINT)
     assert third.communicate(timeout=60)[1] == "stopped as told (SIGINT): the page is gone\n"
     assert third.returncode == 130
+
+
+def test_what_has_no_page_is_one_line(call_script, stored_run, random_variables, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    causal = create_tiny("tsm_resnet18", shift="causal", num_classes=3)
+    flaxvid.export_stream(flaxvid.Trained(causal, random_variables(causal)), tmp_path)
+    for words, said in [
+        (
+            (tmp_path, "--runtime", "onnxruntime"),
+            "ValueError: expected an export with programs for clips, got those for",
+        ),
+        ((stored_run, "--port", 70_000), "ValueError: expected a port of at most 65535, got 70000"),
+    ]:
+        with pytest.raises(SystemExit, match=said):
+            call_script("demo.py", "--run", *words)
 
 
 def test_names_from_anywhere_stay_text(random_variables):
