@@ -63,6 +63,8 @@ def make_server(arguments: argparse.Namespace) -> DemoServer:
     accuracies = read_accuracies(trained)
     if trained.runtime != "jax":
         counts = sorted(trained.programs)
+        if not counts:
+            raise ValueError("expected an export with programs for clips, got those for streams alone: see predict")
     elif private_counts(trained.variables):
         counts = sorted({*trained.frames, *trained.recipe.eval_frames})
     else:

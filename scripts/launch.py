@@ -25,19 +25,28 @@ def main() -> int:
     args = parser.parse_args()
     if not args.command or args.processes < 1:
         parser.error("expected --processes N and a script with its arguments, such as scripts/train.py --config FILE")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        coordinator = f"localhost:{free.getsockname()[1]}"
+    told: list[int] = []  # whoever is being started hears it, too
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to every process
+    port = socket.socket()
+    if shared := hasattr(socket, "SO_REUSEPORT"):  # JAX's server shares it; nobody else gets it until this process ends
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    port.bind(("localhost", 0))
+    coordinator = f"localhost:{port.getsockname()[1]}"
+    if not shared:
+        port.close()
     running: list[subprocess.Popen] = []
     for index in range(args.processes):
         gpus = range(index * args.devices, (index + 1) * args.devices)
         devices = {"JAX_NUM_CPU_DEVICES": str(args.devices), "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
         place = [f"--coordinator={coordinator}", f"--num_processes={args.processes}", f"--process_id={index}"]
         running.append(subprocess.Popen([sys.executable, *args.command, *place], env={**os.environ, **devices}))
-    signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in running])
-    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to every process
     failed, deadline = 0, None
     while any(process.poll() is None for process in running):
+        while told:
+            told.pop()
+            for process in running:
+                process.terminate()
         failed = failed or next((process.returncode for process in running if process.returncode), 0)
         if failed:
             deadline = deadline or time.monotonic() + args.patience

@@ -1,5 +1,6 @@
 """What all tests share: a small CPU set-up, a compilation cache that outlives the session, tiny models."""
 
+import gc
 import os
 import re
 import runpy
@@ -26,10 +27,12 @@ from flax import linen as nn
 from flax import traverse_util
 
 from flaxvid.layers.norm import BatchNorm
+from flaxvid.train.step import enable_compilation_cache
 
 for _name in ("jax_platforms", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"):
     _value = os.environ[_name.upper()]
     jax.config.update(_name, float(_value) if _name.endswith("secs") else _value)
+enable_compilation_cache()  # many processes share it, and tests kill some of them
 
 
 ROOT = Path(__file__).parents[1]
@@ -177,10 +180,14 @@ class Script(subprocess.Popen):
     def wait_for(self, happened):
         """Returns as soon as `happened()` is true; the script must still be at work then."""
         deadline = time.monotonic() + 200
-        while not happened():
-            assert self.poll() is None, self.err.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        gc.disable()  # what the tests before left may take seconds to collect, and the moment would be over
+        try:
+            while not happened():
+                assert self.poll() is None, self.err.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        finally:
+            gc.enable()
 
     def workers(self):
         """Process ids of its workers."""
@@ -211,6 +218,8 @@ def call_script(monkeypatch):
         script = ROOT / "scripts" / name
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         monkeypatch.syspath_prepend(script.parent)
+        # It would stay: a thread that ends the tests on a signal, and processes that they start would have it blocked.
+        monkeypatch.setattr("flaxvid.train.interrupt.end_when_told", lambda _: None)
         runpy.run_path(str(script), run_name="__main__")
 
     return call

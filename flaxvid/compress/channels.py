@@ -40,7 +40,7 @@ def remove_channels(
         The model with its own widths, and its variables.
 
     Raises:
-        ValueError: the network declares no inner channels, or `share` cannot be.
+        ValueError: the network declares no inner channels, or `share` or `multiple` cannot be.
     """
     if not (model.inner and model.zoo_name):
         raise ValueError(
@@ -49,6 +49,8 @@ def remove_channels(
         )
     if not 0 <= share < 1:
         raise ValueError(f"expected a share of the channels in [0, 1), got {share}")
+    if multiple < 1:
+        raise ValueError(f"expected a multiple of at least 1, got {multiple}")
     flat, counts = trees.flatten(variables), {}
     for block, members in inner_members(model, flat):
         scores = importance({path: np.asarray(flat[path]) for path in members}, members)

@@ -146,8 +146,11 @@ def in_use(folder: Path) -> Iterator[None]:
     mark = folder / f".in-use-{socket.gethostname()}-{os.getpid()}"
     with locked(mark):
         os.utime(folder)
-        yield
-    mark.unlink(missing_ok=True)
+        try:
+            yield
+        finally:  # still locked: from then on another process may remove the folder and all that it finds there
+            with contextlib.suppress(OSError):  # Windows keeps a file that is open; filelock removes it there
+                mark.unlink()
 
 
 def make_room(root: Path, own: Path, needed: int, limit: int) -> None:
@@ -187,7 +190,11 @@ def make_room(root: Path, own: Path, needed: int, limit: int) -> None:
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+    size = 0
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a process that ends takes its mark away
+            size += file.stat().st_size
+    return size
 
 
 def _is_in_use(folder: Path) -> bool:

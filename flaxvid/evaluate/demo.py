@@ -38,6 +38,7 @@ class DemoServer(ThreadingHTTPServer):
 
     Raises:
         OSError: the port is taken.
+        ValueError: there is no such port.
     """
 
     daemon_threads = True
@@ -52,6 +53,10 @@ class DemoServer(ThreadingHTTPServer):
         port: int = 0,
         largest: int = 200_000_000,
     ):
+        if not 0 <= port < 2**16:
+            raise ValueError(
+                f"expected a port of at most {2**16 - 1}, got {port}: give --port another, or 0 for any free one"
+            )
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except OSError as error:
@@ -100,13 +105,13 @@ class _Handler(BaseHTTPRequestHandler):
         """Says nothing."""
 
     def _answer(self, places: Mapping[str, Any]) -> None:
-        place = urllib.parse.urlsplit(self.path)
-        self.asked = dict(urllib.parse.parse_qsl(place.query))
+        place, _, query = self.path.partition("?")
+        self.asked = dict(urllib.parse.parse_qsl(query))
         try:
             self._check_sender()
-            if place.path not in places:
-                raise _Refused(404, f"there is nothing at {place.path}")
-            places[place.path]()
+            if place not in places:
+                raise _Refused(404, f"there is nothing at {place}")
+            places[place]()
         except _Refused as refused:
             self._send(str(refused).encode(), "text/plain; charset=utf-8", refused.status)
         except OSError:  # the browser has gone, or asked for something else
@@ -171,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         length, largest = self.headers.get("Content-Length", ""), self.server.largest
-        if not (length.isascii() and length.isdecimal()):
+        if not (length.isascii() and length.isdecimal() and len(length) < 20):
             raise _Refused(411, "expected a video whose size is given")
         if int(length) > largest:
             raise _Refused(413, f"expected a video of at most {largest / 1e6:g} MB, got {int(length) / 1e6:.1f} MB")

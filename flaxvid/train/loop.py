@@ -53,7 +53,15 @@ from flaxvid.train.step import (
 )
 from flaxvid.train.teachers import claim_teachers, load_teachers, make_task
 from flaxvid.train.trackers import open_trackers
-from flaxvid.train.workdir import check_name, claim_classes, claim_videos, claim_workdir, is_finished, lock_workdir
+from flaxvid.train.workdir import (
+    RESULTS,
+    check_name,
+    claim_classes,
+    claim_videos,
+    claim_workdir,
+    is_finished,
+    lock_workdir,
+)
 from flaxvid.types import Variables
 
 Rows = list[dict[str, float]]
@@ -116,6 +124,8 @@ def run(recipe: Recipe, workdir: str | Path, profile: int = 0) -> Rows:
         if splits.target is not None:
             claim_videos(splits.target, workdir, "target.json")
         if is_finished(workdir):
+            if jax.process_index() == 0:
+                complete_page(workdir)
             finished = read_run(workdir)
             print(f"{workdir} is finished{', so nothing is traced' * bool(profile)}:\n{results_table(finished)}")
             return [dict(row) for row in finished.rows]
@@ -228,6 +238,14 @@ def train(
         session.save_if_due(step, state)
         session.evaluate_if_due(step, state)
     return session.test(state)
+
+
+def complete_page(workdir: Path) -> None:
+    """Writes the page of a finished run that was killed after its results and before its page."""
+    page = workdir / "index.html"
+    results = max(path.stat().st_mtime_ns for name in RESULTS if (path := workdir / name).exists())
+    if not page.exists() or page.stat().st_mtime_ns < results:
+        write_page(workdir)
 
 
 def show_stopped(workdir: Path, error: BaseException | None) -> None:

@@ -32,14 +32,14 @@ class Profile:
             )
         self._folder = folder
         traced = range(start + WARM + 1, start + WARM + steps + 1) if jax.process_index() == 0 else range(0)
-        self._steps, self._done = traced, 0
+        self._steps, self._done, self._begun = traced, 0, False
         self._marked = contextlib.ExitStack()
 
     def __enter__(self) -> "Profile":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if 0 < self._done < len(self._steps):  # the run was stopped
+        if self._begun:  # the run was stopped, or a step failed
             self._end()
 
     def begin_if_due(self, step: int) -> None:
@@ -48,6 +48,7 @@ class Profile:
             return
         if step == self._steps[0]:
             jax.profiler.start_trace(self._folder)
+            self._begun = True
         self._marked.enter_context(jax.profiler.StepTraceAnnotation("train", step_num=step))
 
     def end_if_due(self, step: int, metrics: Metrics) -> None:
@@ -61,7 +62,11 @@ class Profile:
             self._end()
 
     def _end(self) -> None:
+        self._begun = False
+        self._marked.close()
         jax.profiler.stop_trace()
+        if not self._done:
+            return
         first, last = self._steps[0], self._steps[0] + self._done - 1
         cut = "" if self._done == len(self._steps) else f" of the {len(self._steps)} that were asked for"
         print(

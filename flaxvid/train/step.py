@@ -1,8 +1,11 @@
 """One training step, compiled over a mesh."""
 
 import contextlib
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +24,14 @@ from flaxvid.types import Batch
 from flaxvid.writing import cache_folder
 
 TrainStep = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+
+
+try:
+    from jax._src.lru_cache import LRUCache  # JAX's own: it may move
+
+    _put = LRUCache.put
+except (ImportError, AttributeError):
+    LRUCache = None
 
 
 def train_step(
@@ -223,3 +234,23 @@ def enable_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR or the program itself chose a place."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    if LRUCache is not None:
+        LRUCache.put = _put_whole
+
+
+def _put_whole(self: Any, key: str, value: bytes) -> None:
+    """Gives a compiled program its name in the cache when the file is whole.
+
+    JAX writes under that name. Another process may read a part then; and the part that a killed process leaves stays
+    for ever: each start would warn and compile anew.
+    """
+    file = Path(self.path) / f"{key}-cache"
+    if self.eviction_enabled or not file.parent.is_dir():  # JAX has more to write then, or the place is no disk's
+        _put(self, key, value)
+    elif not file.exists():
+        beside = file.with_name(f".{key}.{os.getpid()}-{threading.get_ident()}")
+        try:
+            beside.write_bytes(value)
+            os.replace(beside, file)
+        finally:
+            beside.unlink(missing_ok=True)

@@ -56,6 +56,6 @@ def read_labels(address: str | Path) -> tuple[str, ...] | None:
     try:
         labels = json.loads(fetch_from_hub(f"{folder}/config.json").read_bytes())["id2label"]
         names = tuple(labels[str(number)] for number in range(len(labels)))
-    except (ConnectionError, ValueError, LookupError, TypeError):
+    except (ConnectionError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return names if all(isinstance(name, str) for name in names) else None

@@ -124,6 +124,8 @@ def test_what_cannot_be():
         remove_channels(create_tiny("x3d_s"), {}, 0.5)
     with pytest.raises(ValueError, match=r"expected a share of the channels in \[0, 1\)"):
         remove_channels(create_tiny("slow_r50"), {}, 1.0)
+    with pytest.raises(ValueError, match="expected a multiple of at least 1, got 0"):
+        remove_channels(create_tiny("slow_r50"), {}, 0.5, 0)
     with pytest.raises(ValueError, match=r"inner: this network has no layer9_0: its blocks are layer1_0"):
         create_model("tsm_resnet18", inner={"layer9_0": (4,)})
     with pytest.raises(ValueError, match="inner: expected 2 numbers of channels for layer1_0"):

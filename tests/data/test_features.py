@@ -1,9 +1,11 @@
 import os
 import shutil
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from flaxvid.data.features import (
     DamagedError,
@@ -94,6 +96,29 @@ def test_room_is_made_where_it_was_not_used_for_longest(tmp_path):
     make_room(tmp_path, own, 250, 400)
     assert not used.exists()
     assert own.exists()
+
+
+def test_another_process_may_end_while_room_is_made(tmp_path, monkeypatch):
+    """Its mark is gone before its lock is free, and may go while it is counted."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder in (own, other):
+        folder.mkdir()
+        (folder / "a").write_bytes(bytes(100))
+    stat, release, left = Path.stat, FileLock.release, []
+    monkeypatch.setattr(FileLock, "release", lambda lock: (left.extend(other.glob(".in-use-*")), release(lock)))
+    with in_use(other):
+        (mark,) = other.glob(".in-use-*")
+    assert left == []
+    mark.touch()
+
+    def stat_late(path, **options):
+        if path == mark:
+            path.unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat_late)
+    make_room(tmp_path, own, 100, 200)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["own"]
 
 
 def test_a_full_disk_is_told_before_any_work(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import pytest
 import flaxvid
 from flaxvid.evaluate.demo import DemoServer, offered_counts
 from flaxvid.evaluate.predictor import Predictor
+from flaxvid.models.registry import create_tiny
 
 STORED = Path(__file__).parents[1] / "stored"
 
@@ -107,6 +108,11 @@ def test_what_cannot_be_is_one_line(ask, call, status, reason):
     assert (got, text) == (status, reason)
 
 
+def test_an_address_that_is_none_is_one_line(ask, server):
+    assert ask("GET", "http://[/", Host="localhost:1")[::2] == (404, "there is nothing at http://[/")
+    assert server.err.read_text() == ""
+
+
 def test_other_sites_and_names_are_refused(ask, server):
     assert ask("GET", "/", Host=f"evil.example:{server.port}")[0] == 403
     assert ask("GET", "/", Host="localhost:1")[0] == 200  # the other end of an SSH tunnel
@@ -123,7 +129,7 @@ def test_it_listens_at_one_address_alone(server):
 def test_a_large_or_endless_video_is_refused_before_it_is_read(ask):
     status, _, text = ask("POST", "/predict?frames=4&window=1", Content_Length="1000001")
     assert (status, text) == (413, "expected a video of at most 1 MB, got 1.0 MB")
-    for length in ("-1", "abc", "²"):
+    for length in ("-1", "abc", "²", "9" * 5000):
         assert ask("POST", "/predict?frames=4&window=1", Content_Length=length.encode())[0] == 411
     assert ask("POST", "/predict?frames=4&window=1", Transfer_Encoding="chunked")[0] == 411
 
@@ -155,6 +161,22 @@ def test_a_taken_port_is_one_line_and_ctrl_c_ends_the_page(server, stored_run, s
     third.send_signal(signal.SIGINT)
     assert third.communicate(timeout=60)[1] == "stopped as told (SIGINT): the page is gone\n"
     assert third.returncode == 130
+
+
+def test_what_has_no_page_is_one_line(call_script, stored_run, random_variables, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    causal = create_tiny("tsm_resnet18", shift="causal", num_classes=3)
+    flaxvid.export_stream(flaxvid.Trained(causal, random_variables(causal)), tmp_path)
+    for words, said in [
+        (
+            (tmp_path, "--runtime", "onnxruntime"),
+            "ValueError: expected an export with programs for clips, got those for",
+        ),
+        ((stored_run, "--port", 70_000), "ValueError: expected a port of at most 65535, got 70000"),
+    ]:
+        with pytest.raises(SystemExit, match=said):
+            call_script("demo.py", "--run", *words)
 
 
 def test_names_from_anywhere_stay_text(random_variables):

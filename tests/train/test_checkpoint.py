@@ -219,7 +219,7 @@ def small_disk(tmp_path):
     if mount.returncode:
         pytest.skip(f"no right to mount a small file system: {mount.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_a_full_disk_is_said_and_the_checkpoint_before_stands(small_disk):
@@ -375,9 +375,9 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(two_steps, tmp_path):
         with pytest.raises(OSError, match=r"no checkpoint can be written .Read-only file system.") as error:
             Checkpoints(folder)
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
     assert error.value.errno == errno.EROFS
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60  # Orbax would try for five minutes
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="File exists"):
         Checkpoints(tmp_path / "file")

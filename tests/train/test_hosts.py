@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -107,6 +108,60 @@ def test_one_sigterm_stops_all_and_all_go_on(launch, tmp_path):
     assert f"going on after step {stopped}" in out
     assert len(losses(tmp_path / "run")) == steps
     assert np.isfinite(losses(tmp_path / "run")).all()
+
+
+PORT = """
+import re, socket, sys
+port = int(re.search(r"--coordinator=localhost:(\\d+)", " ".join(sys.argv))[1])
+with socket.socket() as other:
+    try:
+        other.bind(("localhost", port))
+    except OSError:
+        print("kept", flush=True)
+with socket.socket() as server:  # as JAX's
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    server.bind(("localhost", port))
+    server.listen()
+    socket.create_connection(("localhost", port)).close()
+    server.accept()[0].close()
+    print("served", flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="ports cannot be shared")
+def test_the_port_of_the_processes_is_kept_for_them(start_script, tmp_path):
+    (tmp_path / "port.py").write_text(PORT)
+    out, err = start_script("scripts/launch.py", "--processes=1", tmp_path / "port.py").communicate(timeout=60)
+    assert (out, err) == ("kept\nserved\n", "")
+
+
+TOLD = """
+import os, runpy, signal, subprocess, sys
+
+class Told(subprocess.Popen):
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        print(self.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+subprocess.Popen = Told
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])  # what started this may have blocked them
+sys.argv = ["launch.py", "--processes=2", "--patience=60", sys.argv[1]]
+runpy.run_path("scripts/launch.py", run_name="__main__")
+"""
+
+
+def test_whoever_is_told_while_it_starts_processes_tells_them(start_script, tmp_path):
+    (tmp_path / "told.py").write_text(TOLD)
+    (tmp_path / "wait.py").write_text("import time; time.sleep(100)")
+    process = start_script(tmp_path / "told.py", tmp_path / "wait.py")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + signal.SIGTERM, "")
+    for pid in map(int, out.split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert len(out.split()) == 2
 
 
 @pytest.mark.parametrize(

@@ -150,10 +150,12 @@ def test_ctrl_c_in_mid_epoch_saves_and_goes_on_to_the_same_end(runs, start_train
 
 
 def test_two_runs_in_one_folder(start_training, tmp_path):
-    first = start_training(*LENGTH, "--workdir", str(tmp_path))
+    long = ("--config.epochs=1000", "--workdir", str(tmp_path))  # the first is at work when the second has begun
+    first = start_training(*long)
     first.wait_for((tmp_path / "recipe.json").exists)
-    second = start_training(*LENGTH, "--workdir", str(tmp_path))
-    _, err = second.communicate(timeout=100)
+    second = start_training(*long)
+    _, err = second.communicate(timeout=200)
+    assert first.poll() is None
     first.kill()
     first.wait()
     assert second.returncode == 1

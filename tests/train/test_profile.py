@@ -47,6 +47,20 @@ def test_a_stop_ends_the_trace_and_says_how_much_it_has(tmp_path, capsys):
     assert f"traced 2 steps of the 5 that were asked for, {10 + WARM + 1} to {10 + WARM + 2}" in capsys.readouterr().out
 
 
+def test_a_first_step_that_fails_ends_the_trace(tmp_path, capsys):
+    """JAX traces once at a time: the next run of a notebook could not."""
+
+    def fail(folder):
+        with Profile(folder, 2, 0, 100) as tracing:
+            tracing.begin_if_due(WARM + 1)
+            raise MemoryError
+
+    for name in "ab":
+        with pytest.raises(MemoryError):
+            fail(tmp_path / name)
+    assert capsys.readouterr().out == ""
+
+
 def test_without_a_number_nothing_is_traced(tmp_path):
     with Profile(tmp_path, 0, 0, 10) as tracing:
         for step in range(1, 11):

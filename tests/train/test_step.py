@@ -1,4 +1,8 @@
 import functools
+import os
+import signal
+import subprocess
+import sys
 
 import chex
 import jax
@@ -217,3 +221,30 @@ def test_a_batch_that_does_not_divide_says_what_would():
     check_batch_size(6, mesh, accumulate=2)
     with pytest.raises(ValueError, match=r"batch_size=7 must divide evenly over 1 devices x 2 .* use 6"):
         check_batch_size(7, mesh, accumulate=2)
+
+
+KILLED = """
+import resource, signal, sys
+import jax, jax.numpy as jnp
+from flaxvid.train.step import enable_compilation_cache
+
+enable_compilation_cache()
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+program = jax.jit(lambda x: jnp.sin(x) @ x)
+if len(sys.argv) > 2:  # the system kills who writes more than so many bytes into a file
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+program.lower(jax.ShapeDtypeStruct((3, 3), "float32")).compile()
+"""
+
+
+def test_a_process_that_is_killed_while_it_keeps_a_program_leaves_no_part_of_it(tmp_path):
+    """JAX would take the part for the program, warn and compile, at each start."""
+    pytest.importorskip("resource")
+    environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    for rest, code in ((["killed"], -signal.SIGXFSZ), ([], 0)):
+        command = [sys.executable, "-c", KILLED, str(tmp_path), *rest]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (code, "")
+        assert len([*tmp_path.glob("*-cache")]) == (not rest)
