@@ -117,6 +117,8 @@ def _rate(video: bytes | str | Path) -> Any:
 def _read_bytes(path: Path) -> bytes:
     """The bytes of a file, or those of a folder's frames one after the other, which FFmpeg reads as a video."""
     if not path.is_dir():
+        if not path.is_file():
+            raise VideoError(f"{path}: expected a video, got no regular file (a pipe or a device): drop it")
         return path.read_bytes()
     images = {path: path.read_bytes() for path in list_images(path)}
     kinds = {path.suffix.lower() == ".png" for path in images} | {
