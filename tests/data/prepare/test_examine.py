@@ -51,16 +51,19 @@ def test_bad_videos(tmp_path, write_video):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
-def test_a_pipe_is_not_waited_for(tmp_path):
+@pytest.mark.parametrize("name", ["v.mp4", "v/1.png"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
     """Whoever opens it waits until somebody writes; here somebody waits for a reader."""
-    os.mkfifo(tmp_path / "v.mp4")
-    writer = threading.Thread(target=lambda: (tmp_path / "v.mp4").write_bytes(b""), daemon=True)
+    pipe = tmp_path / name
+    pipe.parent.mkdir(exist_ok=True)
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"",), daemon=True)
     writer.start()
-    finding, _ = examine(item(tmp_path / "v.mp4"), 1, None)
+    finding, _ = examine(item(pipe if name == "v.mp4" else pipe.parent), 1, None)
     assert (finding.problem, "got no regular file" in finding.reason) == ("unreadable", True)
     writer.join(0.2)
     assert writer.is_alive()
-    reader = os.open(tmp_path / "v.mp4", os.O_RDONLY | os.O_NONBLOCK)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     writer.join()
     os.close(reader)
 
