@@ -112,7 +112,7 @@ A small process does so: the tests' own may pause for seconds to collect garbage
 def test_in_the_seconds_of_the_imports(script):
     arguments = {"train": ("--config", "configs/ffn.py")}.get(script, ("xyz",))
     command = [sys.executable, "-c", TELL, sys.executable, f"scripts/{script}.py", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 128 + signal.SIGINT, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("stopped as told (SIGINT): ")

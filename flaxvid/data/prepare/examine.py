@@ -116,9 +116,12 @@ def _rate(video: bytes | str | Path) -> Any:
 
 def _read_bytes(path: Path) -> bytes:
     """The bytes of a file, or those of a folder's frames one after the other, which FFmpeg reads as a video."""
+    files = list_images(path) if path.is_dir() else [path]
+    if odd := [file for file in files if not file.is_file()]:
+        raise VideoError(f"{odd[0]}: expected a video, got no regular file (a pipe or a device): drop it")
     if not path.is_dir():
         return path.read_bytes()
-    images = {path: path.read_bytes() for path in list_images(path)}
+    images = {file: file.read_bytes() for file in files}
     kinds = {path.suffix.lower() == ".png" for path in images} | {
         content.startswith(b"\x89PNG")
         for content in images.values()  # whatever they are named

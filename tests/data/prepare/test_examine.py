@@ -1,5 +1,7 @@
 import io
+import os
 import shutil
+import threading
 
 import av
 import numpy as np
@@ -46,6 +48,24 @@ def test_bad_videos(tmp_path, write_video):
         assert words in finding.reason
     short, content = examine(item(good), 6, None)
     assert (short.problem, short.reason, short.frames, content) == ("short", "5 frames, fewer than 6", 5, b"")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+@pytest.mark.parametrize("name", ["v.mp4", "v/1.png"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    """Whoever opens it waits until somebody writes; here somebody waits for a reader."""
+    pipe = tmp_path / name
+    pipe.parent.mkdir(exist_ok=True)
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"",), daemon=True)
+    writer.start()
+    finding, _ = examine(item(pipe if name == "v.mp4" else pipe.parent), 1, None)
+    assert (finding.problem, "got no regular file" in finding.reason) == ("unreadable", True)
+    writer.join(0.2)
+    assert writer.is_alive()
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writer.join()
+    os.close(reader)
 
 
 def test_a_stamp_tells_whether_a_file_changed(tmp_path):

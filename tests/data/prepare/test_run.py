@@ -136,8 +136,7 @@ def test_killed_and_run_again(tmp_path, write_video):
     one = write_video(root / "0.mp4", frames=30, height=96, width=96, noise=True).read_bytes()
     for i in range(count):  # one file under two labels would be a finding
         (root / f"{i}.mp4").write_bytes(one + padding(i))
-    (root / "9.mp4").unlink()
-    os.mkfifo(root / "9.mp4")  # whoever reads it waits
+    write_video(root / "9.mp4", frames=30, height=720, width=960, noise=True)  # time enough to be killed
     (root / "train.txt").write_text("".join(f"{i}.mp4 {i % 2}\n" for i in range(count)))
     options = ("--splits", "train", "--short-side", 64, "--shard-size", 2, "--workers", 1)
     arguments = ("list", root, tmp_path / "out", *options)
@@ -149,15 +148,12 @@ def test_killed_and_run_again(tmp_path, write_video):
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
     done = times(tmp_path / "out")
-    assert 2 <= sum(name.endswith(".json") for name in done) <= 4
+    assert 2 <= sum(name.endswith(".json") for name in done) < count // 2
     assert family
     deadline = time.monotonic() + 120
     while any(map(running, family)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(running, family))  # workers end with their parent
-
-    (root / "9.mp4").unlink()
-    (root / "9.mp4").write_bytes(one + padding(9))
     again = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert "All videos are good." in again.stdout
