@@ -38,7 +38,7 @@ def compare_runtimes(names: Sequence[str], batch: int, scale: float, timing: Tim
     rows: Rows = {}
     for name in names:
         clip = flaxvid.create_model(name).clip
-        size = round(clip.image_size * scale / 16) * 16
+        size = clip.image_size if scale == 1 else round(clip.image_size * scale / 16) * 16
         model = flaxvid.create_model(name, num_classes=400, image_size=size)
         rng = np.random.default_rng(0)
         variables = jax.tree.map(
