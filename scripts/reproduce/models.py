@@ -95,7 +95,9 @@ def main() -> None:
         print(name, file=sys.stderr)
         clip, parameters, gmacs, weights, memory = measure(name)
         spent = rows.get(f"{name}, {clip}", {})
-        cells = "".join(f" {spent[runtime]:,.{int(spent[runtime] < 100)}f} |" if runtime in spent else " |" for runtime in runtimes)
+        cells = "".join(
+            f" {spent[runtime]:,.{int(spent[runtime] < 100)}f} |" if runtime in spent else " |" for runtime in runtimes
+        )
         print(
             f"| `{name}` | {clip} | {parameters:.2f} | {gmacs:.2f} | {weights:.0f} | {memory:.0f} |{cells}", flush=True
         )
