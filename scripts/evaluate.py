@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
     changes = {name: value for name, value in {**changes, "eval_split": arguments.split}.items() if value}
     data = choose_data(trained.recipe.data, arguments.data or "", changes)
     if isinstance(trained.recipe.task, MaskedRecipe):
-        reconstruct(arguments, trained, trained.recipe.task.mask_ratio, data, folder or Path())
+        reconstruct(arguments, trained, trained.recipe.task, data, folder or Path())
     else:
         classify(arguments, trained, data, folder)
 
@@ -179,7 +179,7 @@ def classify(arguments: argparse.Namespace, trained: Trained, data: DataRecipe, 
 
 
 def reconstruct(
-    arguments: argparse.Namespace, trained: Trained, mask_ratio: float, data: DataRecipe, folder: Path
+    arguments: argparse.Namespace, trained: Trained, task: MaskedRecipe, data: DataRecipe, folder: Path
 ) -> None:
     """Tests a masked pre-training."""
     if given := [name for name in ("protocol", "rename", "classes", "cameras", "adapt") if getattr(arguments, name)]:
@@ -198,7 +198,8 @@ def reconstruct(
     rows, place = finish_reconstruction(
         findings.details,
         source,
-        mask_ratio=mask_ratio,
+        mask_ratio=task.mask_ratio,
+        by_cube=task.by_cube,
         origin=data_origin(data),
         checkpoint=trained.checkpoint or {},
         folder=folder,

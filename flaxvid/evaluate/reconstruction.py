@@ -35,11 +35,12 @@ COLUMNS, GAP, GREY = 8, 2, 0.5
 
 
 class Masked(NamedTuple):
-    """A network with its decoder, and how much it is tested with."""
+    """A network with its decoder, how much it is tested with, and what it predicts, as in `MaskedRecipe`."""
 
     model: VideoModel
     decoder: Decoder
     mask_ratio: float
+    by_cube: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Reconstruction:
     """What a network does at one frame count.
 
     Attributes:
-        error: mean squared error of the masked cubes' normalised pixels; see `losses.masked`.
+        error: mean squared error of what is predicted of the masked cubes; see `losses.masked`.
         clips: how many videos.
         index: positions in the source of some videos.
         pictures: of each of them three clips, colours in [0, 1]: the video, what the network saw, what it made of it.
@@ -105,6 +106,7 @@ def finish_reconstruction(
     source: Source,
     *,
     mask_ratio: float,
+    by_cube: bool,
     origin: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
     folder: Path,
@@ -116,6 +118,7 @@ def finish_reconstruction(
         reconstructions: of `source`.
         source: the videos.
         mask_ratio: part of the places that was masked.
+        by_cube: what was predicted, as in `MaskedRecipe`.
         origin: where the videos come from: "root" and "split".
         checkpoint: whose weights they are: "name" and "step".
         folder: of the run.
@@ -129,6 +132,7 @@ def finish_reconstruction(
         return rows, folder
     record = {
         "mask_ratio": mask_ratio,
+        "by_cube": by_cube,
         "data": {"name": source.name, **origin, "videos": len(source), "digest": digest_videos(source)},
         "checkpoint": dict(checkpoint),
         "frames": rows,
@@ -182,7 +186,8 @@ def _judge(masked: Masked, variables: Variables, video: Array, index: Array, mas
     for view in range(video.shape[1]):
         clips = video[:, view]
         tubes, predictions = _predict(masked, variables, clips, index)
-        errors.append(reconstruction_errors(predictions, clips / 255.0, tubes.hidden, masked.model.multiple_of))
+        seen = clips / 255.0 if masked.by_cube else masked.model.normalise(clips)
+        errors.append(reconstruction_errors(predictions, seen, tubes.hidden, masked.model.multiple_of, masked.by_cube))
     return jnp.where(mask, jnp.stack(errors).mean(axis=0), 0).sum(), mask.sum()
 
 
@@ -190,16 +195,19 @@ def _judge(masked: Masked, variables: Variables, video: Array, index: Array, mas
 def _draw(masked: Masked, variables: Variables, video: Array, index: Array, mask: Array) -> tuple[Array, Array, Array]:
     """Position, whether it could be read, and pictures of the first few videos.
 
-    The network predicts pixels less their cube's mean and over its deviation. Both are taken from the video here: a
-    picture shows the pattern that the network makes of a cube, not its colour.
+    By cube, the network predicts pixels less their cube's mean and over its deviation. Both are taken from the video
+    here: a picture shows the pattern that the network makes of a cube, not its colour.
     """
     clips, patch = video[:SHOWN, 0], masked.model.multiple_of
     tubes, predictions = _predict(masked, variables, clips, index[:SHOWN])
     cubes = cut_cubes(clips / 255.0, patch)
-    mean, deviation = cube_statistics(cubes)
     rows = jnp.arange(len(cubes))[:, None]
     predicted = predictions.reshape(*tubes.hidden.shape, -1, 3)
-    made = predicted * deviation[rows, tubes.hidden] + mean[rows, tubes.hidden]
+    if masked.by_cube:
+        mean, deviation = (x[rows, tubes.hidden] for x in cube_statistics(cubes))
+    else:
+        mean, deviation = jnp.asarray(masked.model.clip.mean), jnp.asarray(masked.model.clip.std)
+    made = predicted * deviation + mean
     three = cubes, cubes.at[rows, tubes.hidden].set(GREY), cubes.at[rows, tubes.hidden].set(made)
     t, h, w = (size // multiple for size, multiple in zip(clips.shape[1:4], patch, strict=True))
     return index[:SHOWN], mask[:SHOWN], jnp.stack([join_cubes(one, patch, (t, h, w)) for one in three], axis=1)

@@ -32,7 +32,11 @@ def cube_statistics(cubes: Cubes) -> tuple[Float[Array, "b n 1 3"], Float[Array,
 
 
 def reconstruction_errors(
-    predictions: Float[Array, "b m p"], video: Float[Array, "b t h w 3"], hidden: Int[Array, "b m"], patch: Patch
+    predictions: Float[Array, "b m p"],
+    video: Float[Array, "b t h w 3"],
+    hidden: Int[Array, "b m"],
+    patch: Patch,
+    by_cube: bool = True,
 ) -> Float[Array, " b"]:
     """The mean squared error of each clip's masked cubes; that of visible ones does not count.
 
@@ -44,9 +48,11 @@ def reconstruction_errors(
         video: colours in [0, 1].
         hidden: which cubes are masked, counted along t, h and w, in the order of `predictions`.
         patch: frames, height and width of a cube.
+        by_cube: False predicts the numbers of `video` as they are.
     """
     cubes = cut_cubes(video, patch)
-    mean, deviation = cube_statistics(cubes)
-    targets = ((cubes - mean) / deviation).reshape(*cubes.shape[:2], -1)
-    targets = jnp.take_along_axis(targets, hidden[..., None], axis=1)
+    if by_cube:
+        mean, deviation = cube_statistics(cubes)
+        cubes = (cubes - mean) / deviation
+    targets = jnp.take_along_axis(cubes.reshape(*cubes.shape[:2], -1), hidden[..., None], axis=1)
     return jnp.square(predictions - targets).mean(axis=(1, 2))

@@ -216,13 +216,13 @@ def _change(label: str, before: tuple[float, int], after: tuple[float, int]) -> 
 
 def _reconstructions(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     """A table for each set of masked videos: the errors of the pre-trainings that were tested on it."""
-    groups: dict[tuple[str, float], dict[str, Run]] = {}
+    groups: dict[tuple[str, float, bool], dict[str, Run]] = {}
     for name, run in runs.items():
         if record := run.reconstruction:
-            key = record["data"].get("digest", name), record["mask_ratio"]
+            key = record["data"].get("digest", name), record["mask_ratio"], record.get("by_cube", True)
             groups.setdefault(key, {})[name] = run
     sections = []
-    for (_, mask_ratio), tested in groups.items():
+    for (_, mask_ratio, by_cube), tested in groups.items():
         errors = {
             name: {row["frames"]: f"{row['error']:.4f}" for row in run.reconstruction["frames"]}
             for name, run in tested.items()
@@ -233,7 +233,8 @@ def _reconstructions(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
             {
                 "header": ("reconstruction error", *(f"{n} frames" for n in frames)),
                 "rows": [(name, *(own.get(n, "–") for n in frames)) for name, own in errors.items()],
-                "note": f"{100 * mask_ratio:.0f} % of the places masked, on {describe_data(data)}.",
+                "note": f"{100 * mask_ratio:.0f} % of the places masked, on {describe_data(data)}; "
+                f"colours {'by cube' if by_cube else 'as the network sees them'}.",
             }
         )
     return sections

@@ -110,6 +110,7 @@ def _reconstruction(run: Run) -> dict[str, Any]:
         "header": RECONSTRUCTION_HEADER,
         "rows": list(map(reconstruction_cells, record["frames"])),
         "masked": f"{100 * record['mask_ratio']:.0f} %",
+        "by_cube": record.get("by_cube", True),
         "data": describe_data(record["data"]),
         "pictures": pictures,
     }

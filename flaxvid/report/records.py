@@ -32,8 +32,8 @@ RECONSTRUCTION = {
     "pictures": [{"id": str, "frames": int, "picture": str}],
 }
 """Types of the values in reconstruction.json."""
-OPTIONAL = {"checkpoint": {"name": str, "step": int}, "look_fault": str}
-"""Types of what not every evaluation.json has: older records and those of weights files have no checkpoint."""
+OPTIONAL = {"checkpoint": {"name": str, "step": int}, "look_fault": str, "by_cube": bool}
+"""Types of what not every record has: older ones have no "by_cube", which is true then, and no checkpoint."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def read_reconstruction(path: Path) -> dict[str, Any]:
     """
     record = read_object(path)
     if path.exists():
-        _check(path, record, RECONSTRUCTION)
+        _check(path, record, RECONSTRUCTION | {key: kind for key, kind in OPTIONAL.items() if key in record})
     return record
 
 

@@ -31,6 +31,8 @@ class MaskedRecipe:
         mask_ratio: part of the places that is masked, the same ones at all times; the paper has 0.9.
         decoder_width: channels of the decoder's tokens; 0 is half of the encoder's.
         decoder_depth: blocks of the decoder; the paper has 4, and 12 for the large encoder.
+        by_cube: what is predicted: True is each colour less its mean in the cube, over its deviation there, as in the
+            paper; False is the colours as the network sees them, where cubes of mere noise would outweigh the others.
     """
 
     name: ClassVar[str] = "masked"
@@ -38,6 +40,7 @@ class MaskedRecipe:
     mask_ratio: float = 0.9
     decoder_width: int = 0
     decoder_depth: int = 4
+    by_cube: bool = True
 
     def problems(self) -> Iterator[str]:
         """Finds values that cannot be: a line each, which begins with the field's name."""
@@ -133,9 +136,9 @@ class MaskedTask:
         predictions = reconstruct(
             self.model, self.decoder, variables, x, tubes, train=True, rngs={"dropout": jax.random.fold_in(key, 1)}
         )
-        clip = self.model.clip
-        colours = x * jnp.asarray(clip.std) + jnp.asarray(clip.mean)
-        loss = reconstruction_errors(predictions, colours, tubes.hidden, self.model.multiple_of).mean()
+        clip, by_cube = self.model.clip, self.recipe.by_cube
+        colours = x * jnp.asarray(clip.std) + jnp.asarray(clip.mean) if by_cube else x
+        loss = reconstruction_errors(predictions, colours, tubes.hidden, self.model.multiple_of, by_cube).mean()
         return loss, ({}, {"loss": loss})
 
     def after(self, variables: dict[str, Any], step: Array) -> dict[str, Any]:
@@ -157,7 +160,7 @@ class MaskedTask:
 
         The details are what `evaluate_reconstruction` returns.
         """
-        masked = reconstruction.Masked(self.model, self.decoder, self.recipe.mask_ratio)
+        masked = reconstruction.Masked(self.model, self.decoder, self.recipe.mask_ratio, self.recipe.by_cube)
         found = reconstruction.evaluate_reconstruction(masked, variables, batches, frames, put)
         metrics = {f"reconstruction_error_{count}": one.error for count, one in found.items()}
         return Findings(metrics, -float(np.mean([*metrics.values()])), found)
@@ -177,6 +180,7 @@ class MaskedTask:
             findings.details,
             source,
             mask_ratio=self.recipe.mask_ratio,
+            by_cube=self.recipe.by_cube,
             origin=origin,
             checkpoint=checkpoint,
             folder=folder,

@@ -27,16 +27,17 @@ def test_the_deviation_is_that_of_a_sample(video):
     np.testing.assert_allclose(deviation[0, 0, 0], np.sqrt(((pixels - pixels.mean(0)) ** 2).sum(0) / 7), rtol=1e-4)
 
 
-def test_errors_by_hand(video):
+@pytest.mark.parametrize("by_cube", [True, False])
+def test_errors_by_hand(video, by_cube):
     hidden = np.array([[1, 7], [11, 4]])
     predictions = np.random.default_rng(1).normal(size=(2, 2, 24)).astype(np.float32)
-    errors = reconstruction_errors(predictions, video, hidden, PATCH)
+    errors = reconstruction_errors(predictions, video, hidden, PATCH, by_cube)
     for row in range(2):
         squares = []
         for cube, prediction in zip(hidden[row], predictions[row], strict=True):
             t, y, x = np.unravel_index(cube, (2, 2, 3))
             pixels = video[row, 2 * t : 2 * t + 2, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].reshape(8, 3)
-            target = (pixels - pixels.mean(0)) / (pixels.std(0, ddof=1) + 1e-6)
+            target = (pixels - pixels.mean(0)) / (pixels.std(0, ddof=1) + 1e-6) if by_cube else pixels
             squares.append((prediction.reshape(8, 3) - target) ** 2)
         np.testing.assert_allclose(errors[row], np.mean(squares), rtol=1e-4)
 

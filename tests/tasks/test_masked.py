@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import chex
@@ -55,6 +56,23 @@ def test_the_loss_is_the_error_of_the_masked_cubes(task, variables, batch):
     assert loss == pytest.approx(float(wanted), rel=1e-4)
     assert updated == {}
     assert metrics == {"loss": loss}
+
+
+def test_colours_as_the_network_sees_them(task, variables, clip):
+    """The loss, the test and the pictures speak of the same errors."""
+    task = dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, by_cube=False))
+    batch = {"video": {4: clip(8, 4, 32, 32)}, "label": np.full(8, -1)}
+    loss, _ = jax.jit(task.loss)(variables, batch, KEY)
+    tubes = Tubes(*task.divide(batch, KEY)[0]["tubes"])
+    x = task.model.normalise(batch["video"][4])
+    predictions = reconstruct(task.model, task.decoder, variables, x, tubes)
+    assert loss == pytest.approx(float(reconstruction_errors(predictions, x, tubes.hidden, (2, 8, 8), False).mean()))
+    tested = views(clip, count=4)
+    tested["video"][4] = tested["video"][4][:, :1]
+    found = task.evaluate(variables, [tested], (4,)).details[4]
+    video, seen, made = np.moveaxis(found.pictures, 1, 0)
+    errors = ((made - video) / np.asarray(task.model.clip.std))[(seen == 0.5).all(-1)]
+    assert np.square(errors).mean() == pytest.approx(found.error, rel=1e-4)
 
 
 def test_masks_are_drawn_from_the_steps_key(task, batch):

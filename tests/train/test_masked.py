@@ -229,3 +229,19 @@ def test_a_damaged_record_is_named(pretrained, tmp_path):
     (tmp_path / "reconstruction.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"reconstruction.json is damaged: expected frames\[0\].error, got none"):
         read_run(tmp_path)
+
+
+def test_errors_of_other_colours_are_not_compared(recipe, pretrained, tmp_path, call_script, capsys):
+    folder, _ = pretrained
+    rows = flaxvid.run(
+        dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, by_cube=False), epochs=1), tmp_path / "seen"
+    )
+    assert "in colours as the network sees them" in (tmp_path / "seen" / "index.html").read_text()
+    call_script("evaluate.py", tmp_path / "seen", "--output", tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "reconstruction.json").read_text())
+    assert again["by_cube"] is False
+    assert [row["error"] for row in again["frames"]] == pytest.approx([row["error"] for row in rows])
+    call_script("compare.py", folder, tmp_path / "seen", "--output", tmp_path / "compare.html")
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count("colours by cube") == page.count("colours as the network sees them") > 0
+    assert page.count('<th scope="col">reconstruction error') == 2
