@@ -6,9 +6,9 @@
 
 The first learns to fill in masked cubes of the embedded data set and uses no label; the page of its run shows what it
 makes of them. The second learns the labels of the first 80 of these clips, 5 of each class; the third does so with the
-same network from scratch. `--config.data.motion.train=160 --config.epochs=60` has twice the labels in as many steps. The
-default, motion, is the network from scratch with all labels. What is to be filled in is the colours as the network sees
-them (`task.by_cube=False`): these clips have a noise that would outweigh the rest of each cube.
+same network from scratch. `--config.data.motion.train=160 --config.epochs=60` has twice the labels in as many steps.
+The default, motion, is the network from scratch with all labels. What is to be filled in is the colours as the network
+sees them (`task.by_cube=False`): by cube, the noise of these clips would outweigh the rest.
 
 kinetics400_pretrain and kinetics400 follow the paper's recipes for ViT-B; their values were not checked against its
 appendix. The short side of a test video is mmaction2's.
