@@ -40,7 +40,7 @@ class Masked(NamedTuple):
     model: VideoModel
     decoder: Decoder
     mask_ratio: float
-    by_cube: bool = True
+    by_cube: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,6 +70,7 @@ SAVES_MEMORY = "lower batch_size or eval_batch_size, or set optimizer.accumulate
 """What to do where a device has too little memory."""
 
 
+@explained_memory(SAVES_MEMORY)
 def run(recipe: Recipe, workdir: str | Path, profile: int = 0) -> Rows:
     """Trains a recipe, or goes on where the same recipe stopped; a finished run only gives its results.
 
@@ -129,7 +130,7 @@ def run(recipe: Recipe, workdir: str | Path, profile: int = 0) -> Rows:
             finished = read_run(workdir)
             print(f"{workdir} is finished{', so nothing is traced' * bool(profile)}:\n{results_table(finished)}")
             return [dict(row) for row in finished.rows]
-        with explained_memory(SAVES_MEMORY), end_with_peers(), contextlib.ExitStack() as opened:
+        with end_with_peers(), contextlib.ExitStack() as opened:
             opened.push(lambda _, error, __: show_stopped(workdir, error))  # the last to be called: the log is whole
             findings = train(recipe, workdir, task, plain, splits, mesh, check_there, opened, profile)
         check_there()
