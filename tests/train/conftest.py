@@ -1,6 +1,7 @@
 """What tests of real runs share: class folders of coloured videos, and a run that knows their colours."""
 
 import dataclasses
+import subprocess
 
 import jax
 import numpy as np
@@ -93,3 +94,16 @@ def write_run(tmp_path_factory):
         return folder
 
     return write
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A file system of the size that the test gives as its parameter."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", folder]
+    mount = subprocess.run(command, capture_output=True, text=True)
+    if mount.returncode:  # a full disk cannot be made otherwise
+        pytest.skip(f"no right to mount a small file system: {mount.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)

@@ -210,18 +210,7 @@ def test_no_readable_checkpoint_is_said(two_steps, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"no right to mount a small file system: {mount.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["1m"], indirect=True)
 def test_a_full_disk_is_said_and_the_checkpoint_before_stands(small_disk):
     small, large = make_state(), make_state(width=600_000)
     checkpoints = Checkpoints(small_disk / "checkpoints")
