@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flaxvid.frames import FrameFlexible
+from flaxvid.layers.heads import Logits
 from flaxvid.losses.classification import HardOrMixed
 from flaxvid.losses.distillation import ffn_loss, label_loss
 from flaxvid.losses.multitask import sum_over_targets
@@ -86,16 +88,22 @@ class FrameFlexibleTask(LabelledTask):
         return [mix_batch(self.recipe, self.model, batch, key)]
 
     def share_loss(self, variables: Variables, share: Share, key: Array) -> LossOutput:
-        """The loss of some rows, summed over the targets."""
-        logits, updated = self.flexible.apply(
-            variables, share["video"], train=True, rngs={"dropout": key}, mutable=True
-        )
+        """The loss of some rows, summed over the targets. Only the loss has a gradient.
+
+        Gradients are computed count by count, so that activations of one count at a time are in memory.
+        """
+        # Counts that share norms move the same statistics, the longest last; it could not be the first to learn.
+        loss = _loss if self.recipe.private_norms else _at_once
+        return loss(self, dict(variables), share, key)
+
+    def judge_targets(self, logits: Mapping[int, Logits], share: Share) -> tuple[Float[Array, ""], Metrics]:
+        """The loss of all targets at all counts, and its parts."""
         by_count = {count: by_target(z) for count, z in logits.items()}
         targets = {target: {count: z[target] for count, z in by_count.items()} for target in by_count[self.frames[0]]}
         loss, metrics = sum_over_targets(
             lambda z, label: self.judge(z, *label), targets, share["label"], self.recipe.target_weights
         )
-        return loss, (updated, {**metrics, "loss": loss})
+        return loss, {**metrics, "loss": loss}
 
     def judge(
         self,
@@ -122,3 +130,50 @@ class FrameFlexibleTask(LabelledTask):
     def select(self, variables: Variables, num_frames: int) -> dict[str, Any]:
         """Ordinary variables for one frame count."""
         return self.flexible.select(variables, num_frames)
+
+
+def _at_once(task: FrameFlexibleTask, variables: dict[str, Any], share: Share, key: Array) -> LossOutput:
+    logits, updated = task.flexible.apply(variables, share["video"], train=True, rngs={"dropout": key}, mutable=True)
+    loss, metrics = task.judge_targets(logits, share)
+    return loss, (updated, metrics)
+
+
+def _count_by_count(
+    task: FrameFlexibleTask, variables: dict[str, Any], share: Share, key: Array
+) -> tuple[LossOutput, dict[str, Any]]:
+    """The loss, and its gradient: of each count in turn, with the logits of the others held.
+
+    The longest is first, for it teaches the others. No count needs logits of a shorter one, so zeros stand for them.
+    """
+    values, share, key = jax.tree.map(lambda leaf: leaf.value, (variables, share, key))
+    leaves, tree = jax.tree.flatten(values)
+    learns = [leaf.perturbed for leaf in jax.tree.leaves(variables)]
+    moving = {place: leaf for place, leaf in enumerate(leaves) if learns[place]}
+    gradient: dict[int, Array] = {}
+    logits: dict[int, Logits] = {}
+    updated: dict[str, Any] = {}
+
+    def loss_of(moving: dict[int, Array], clip: dict[int, Any]) -> tuple[Array, Any]:
+        variables = tree.unflatten([moving.get(place, leaf) for place, leaf in enumerate(leaves)])
+        own, state = task.flexible.apply(variables, clip, train=True, rngs={"dropout": key}, mutable=True)
+        blank = jax.tree.map(jnp.zeros_like, *own.values())
+        return task.judge_targets({**dict.fromkeys(share["video"], blank), **logits, **own}, share)[0], (own, state)
+
+    for count in sorted(share["video"], reverse=True):
+        if logits:
+            # Else XLA may compute a count before the one before it is done, and keep the activations of both.
+            gradient, moving, share = jax.lax.optimization_barrier((gradient, moving, share))
+        own_gradient, (own, state) = jax.grad(loss_of, has_aux=True)(moving, {count: share["video"][count]})
+        gradient = jax.tree.map(jnp.add, gradient, own_gradient) if logits else own_gradient
+        logits |= own
+        updated |= state
+    loss, metrics = task.judge_targets(logits, share)
+    return (loss, (updated, metrics)), tree.unflatten([gradient.get(place) for place in range(len(leaves))])
+
+
+def _scaled(task: FrameFlexibleTask, gradient: dict[str, Any], cotangents: Any) -> tuple[Any, None, None]:
+    return jax.tree.map(lambda leaf: cotangents[0] * leaf, gradient), None, None
+
+
+_loss = jax.custom_vjp(_at_once, nondiff_argnums=(0,))
+_loss.defvjp(_count_by_count, _scaled, symbolic_zeros=True)

@@ -103,9 +103,10 @@ class LabelledTask:
         metrics: list[Any] = []
         shares = self.divide(batch, key)
         for share in shares:
-            _, (moved, judged) = self.share_loss({**variables, **updated}, share, key)
+            loss, (moved, judged) = self.share_loss({**variables, **updated}, share, key)
             updated |= moved
-            metrics.append(optax.tree.scale(count_rows(share) / sum(map(count_rows, shares)), judged))
+            weight = count_rows(share) / sum(map(count_rows, shares))
+            metrics.append(optax.tree.scale(weight, {**judged, "loss": loss}))
         total = jax.tree.map(lambda *values: sum(values), *metrics)
         return total["loss"], (updated, total)
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxvid import trees
 from flaxvid.losses.distillation import ffn_loss, label_loss
 from flaxvid.models.registry import create_tiny
 from flaxvid.tasks.frame_flexible import FfnRecipe
@@ -124,3 +125,40 @@ def test_init_specialises_a_start(task, random_variables):
         chex.assert_trees_all_close(task.select(variables, n), plain, rtol=0.02)  # gains of deviation 1e-3
     random = jax.eval_shape(task.init, KEY)
     chex.assert_trees_all_equal_shapes(random, variables)
+
+
+@pytest.mark.parametrize("options", [{}, {"distil": False}, {"private_norms": False}, {"alteration": "none"}])
+def test_the_gradient_is_that_of_all_counts_at_once(task, batch, randomise, random_variables, options):
+    task = FfnRecipe(FRAMES, weight=0.7, **options).make(task.model)
+    variables = randomise(task.flexible.specialise(random_variables(task.model), KEY))
+    params = {name: tree for name, tree in variables.items() if name.startswith("params")}
+    judge = ffn_loss if task.recipe.distil else label_loss
+
+    def at_once(params):
+        logits, _ = task.flexible.apply(
+            {**variables, **params}, batch["video"], train=True, rngs={"dropout": KEY}, mutable=True
+        )
+        return judge(logits, batch["label"], **({"weight": 0.7} if task.recipe.distil else {}))[0]
+
+    got = jax.jit(jax.grad(lambda p: 3 * task.loss({**variables, **p}, batch, KEY)[0]))(params)
+    expected = jax.tree.map(lambda leaf: 3 * leaf, jax.jit(jax.grad(at_once))(params))
+    chex.assert_trees_all_close(got, expected, rtol=2e-4, atol=1e-5)
+
+
+def test_the_loss_is_the_same_with_its_gradient(task, variables, batch, outcome):
+    both = jax.jit(jax.value_and_grad(lambda v: task.loss(v, batch, KEY), has_aux=True))(variables)[0]
+    chex.assert_trees_all_close(both, outcome, rtol=1e-5, atol=1e-6)
+
+
+def test_what_does_not_learn_costs_nothing(task, variables, batch):
+    """With a frozen body, only the head's gradient is computed."""
+
+    params = {name: tree for name, tree in variables.items() if name.startswith("params")}
+
+    def flops(learns):
+        moving, frozen = trees.split(params, lambda path: learns in path)
+        step = jax.grad(lambda p, fixed, batch: task.loss(trees.merge(fixed, p), batch, KEY)[0])
+        lowered = jax.jit(step).lower(moving, trees.merge(variables, frozen), batch)
+        return lowered.cost_analysis()["flops"]
+
+    assert flops("/fc/") < 0.6 * flops("")
