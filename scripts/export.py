@@ -21,7 +21,7 @@ from rich.table import Table
 import flaxvid
 from flaxvid.arguments import NETWORK, add_weights, number, read_class_names
 from flaxvid.train.bundle import DESCRIPTION
-from flaxvid.train.step import enable_compilation_cache
+from flaxvid.train.step import enable_compilation_cache, explained_memory
 from flaxvid.train.trained import load, name_classes
 from flaxvid.writing import read_json
 
@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--only", choices=KINDS, help="this kind of program alone")
     arguments = parser.parse_args()
     try:
-        run(arguments)
+        with explained_memory("lower --frames, or set JAX_PLATFORMS=cpu"):
+            run(arguments)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

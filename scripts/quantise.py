@@ -34,7 +34,7 @@ from flaxvid.evaluate.evaluator import score_rows
 from flaxvid.layers.int8 import KEPT
 from flaxvid.train.network import Trained, save
 from flaxvid.train.setup import clip_config, open_data
-from flaxvid.train.step import enable_compilation_cache
+from flaxvid.train.step import enable_compilation_cache, explained_memory
 from flaxvid.train.testing import calibration_clips, choose_data, evaluate_passes, open_test
 from flaxvid.train.trained import load, name_classes
 
@@ -70,7 +70,8 @@ def main() -> None:
     parser.add_argument("--no-test", action="store_true", help="do not compare the accuracies")
     arguments = parser.parse_args()
     try:
-        run(arguments)
+        with explained_memory("lower --frames, or set JAX_PLATFORMS=cpu"):
+            run(arguments)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

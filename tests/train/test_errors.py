@@ -1,6 +1,9 @@
 """What users do wrong: one clear message each, before anything is written or trained."""
 
 import re
+import runpy
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,8 @@ from flaxvid.tasks.supervised import SupervisedRecipe
 from flaxvid.train.checkpoint import Checkpoints, restore_variables
 from flaxvid.train.recipe import DataRecipe, ModelRecipe, Recipe
 from flaxvid.train.state import TrainState
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +261,24 @@ def test_the_command_says_it_in_one_line(slips, name, message):
     assert out == ""
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("evaluate.py", "RUN"),
+        ("predict.py", "--run", "RUN", "clip.mp4"),
+        ("features.py", "--run", "RUN", "clip.mp4", "--out", "features.npz"),
+        ("export.py", "RUN", "folder"),
+        ("quantise.py", "RUN", "int8.safetensors"),
+    ],
+)
+def test_every_script_says_that_memory_is_short(command, monkeypatch):
+    """The error is XLA's own."""
+    name, *arguments = command
+    main = runpy.run_path(str(ROOT / "scripts" / name))["main"]
+    petabyte = jax.jit(lambda: jnp.ones((2**24, 2**24)))
+    monkeypatch.setitem(main.__globals__, "run", lambda _: jax.block_until_ready(petabyte()))
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit, match=r"^ValueError: expected work .* RESOURCE_EXHAUSTED: .*: lower --"):
+        main()
