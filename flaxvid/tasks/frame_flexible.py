@@ -147,8 +147,7 @@ def _count_by_count(
     """
     values, share, key = jax.tree.map(lambda leaf: leaf.value, (variables, share, key))
     leaves, tree = jax.tree.flatten(values)
-    learns = [leaf.perturbed for leaf in jax.tree.leaves(variables)]
-    moving = {place: leaf for place, leaf in enumerate(leaves) if learns[place]}
+    moving = {place: leaf.value for place, leaf in enumerate(jax.tree.leaves(variables)) if leaf.perturbed}
     gradient: dict[int, Array] = {}
     logits: dict[int, Logits] = {}
     updated: dict[str, Any] = {}
