@@ -15,7 +15,7 @@ from flaxvid.losses.distillation import feature_loss, logit_loss, mean_probabili
 from flaxvid.losses.multitask import sum_over_targets
 from flaxvid.models.video_model import Video, VideoModel
 from flaxvid.tasks.labelled import LabelledRecipe, LabelledTask, accuracy, mix_batch
-from flaxvid.tasks.task import LossOutput, Metrics, Share, init_model
+from flaxvid.tasks.task import LossOutput, Metrics, Share, init_model, mean_over_groups
 from flaxvid.types import Batch, Variables, by_target
 
 
@@ -133,6 +133,7 @@ class Distillation(LabelledTask):
         """One share: every clip is the student's and all teachers'."""
         return [mix_batch(self.recipe, self.model, batch, key)]
 
+    @mean_over_groups
     def share_loss(self, variables: Variables, share: Share, key: Array) -> LossOutput:
         """The loss of some rows: that of the logits, summed over the targets, and that of the features."""
         (count,), video = self.recipe.frames, share["video"]

@@ -15,7 +15,7 @@ from flaxvid.losses.domain import coral, domain_cross_entropy, mmd, reverse_grad
 from flaxvid.losses.multitask import sum_over_targets
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.labelled import LabelledRecipe, LabelledTask, accuracy, mix_batch
-from flaxvid.tasks.task import LossOutput, Share, init_model
+from flaxvid.tasks.task import LossOutput, Share, init_model, mean_over_groups
 from flaxvid.types import Batch, Variables, by_target
 
 DISTANCES = {"coral": coral, "mmd": mmd}
@@ -114,6 +114,7 @@ class DomainTask(LabelledTask):
         """One share: the labelled clips, and beside each a clip of the target domain."""
         return [{**mix_batch(self.recipe, self.model, batch, key), "target": batch["target"]["video"]}]
 
+    @mean_over_groups
     def share_loss(self, variables: Variables, share: Share, key: Array) -> LossOutput:
         """The loss of some rows of both domains."""
         ((count, source),), target = share["video"].items(), share["target"][self.frames[0]]

@@ -16,7 +16,7 @@ from flaxvid.losses.distillation import ffn_loss, label_loss
 from flaxvid.losses.multitask import sum_over_targets
 from flaxvid.models.video_model import VideoModel
 from flaxvid.tasks.labelled import LabelledRecipe, LabelledTask, accuracy, mix_batch
-from flaxvid.tasks.task import LossOutput, Metrics, Share, init_model
+from flaxvid.tasks.task import LossOutput, Metrics, Share, in_groups, init_model
 from flaxvid.types import Batch, Variables, by_target
 
 
@@ -87,14 +87,28 @@ class FrameFlexibleTask(LabelledTask):
         """One share: every video has all counts."""
         return [mix_batch(self.recipe, self.model, batch, key)]
 
-    def share_loss(self, variables: Variables, share: Share, key: Array) -> LossOutput:
+    def share_loss(self, variables: Variables, share: Share, key: Array, groups: int = 1) -> LossOutput:
         """The loss of some rows, summed over the targets. Only the loss has a gradient.
 
         Gradients are computed count by count, so that activations of one count at a time are in memory.
         """
         # Counts that share norms move the same statistics, the longest last; it could not be the first to learn.
         loss = _loss if self.recipe.private_norms else _at_once
-        return loss(self, dict(variables), share, key)
+        return loss(self, dict(variables), share, key, groups)
+
+    def forward(
+        self, variables: dict[str, Any], video: Mapping[int, Any], key: Array, groups: int
+    ) -> tuple[dict[int, Logits], dict[str, Any]]:
+        """Logits at the counts of `video`, and the collections that training moves; `groups` as in `share_loss`."""
+
+        def apply(video: Mapping[int, Any], key: Array) -> Any:
+            return self.flexible.apply(variables, video, train=True, rngs={"dropout": key}, mutable=True)
+
+        if groups == 1:
+            return apply(video, key)
+        logits, updated = in_groups(apply, video, key, groups)
+        logits = jax.tree.map(lambda z: z.reshape(-1, z.shape[-1]), logits)
+        return logits, jax.tree.map(lambda x: x.mean(axis=0), updated)
 
     def judge_targets(self, logits: Mapping[int, Logits], share: Share) -> tuple[Float[Array, ""], Metrics]:
         """The loss of all targets at all counts, and its parts."""
@@ -132,14 +146,14 @@ class FrameFlexibleTask(LabelledTask):
         return self.flexible.select(variables, num_frames)
 
 
-def _at_once(task: FrameFlexibleTask, variables: dict[str, Any], share: Share, key: Array) -> LossOutput:
-    logits, updated = task.flexible.apply(variables, share["video"], train=True, rngs={"dropout": key}, mutable=True)
+def _at_once(task: FrameFlexibleTask, variables: dict[str, Any], share: Share, key: Array, groups: int) -> LossOutput:
+    logits, updated = task.forward(variables, share["video"], key, groups)
     loss, metrics = task.judge_targets(logits, share)
     return loss, (updated, metrics)
 
 
 def _count_by_count(
-    task: FrameFlexibleTask, variables: dict[str, Any], share: Share, key: Array
+    task: FrameFlexibleTask, variables: dict[str, Any], share: Share, key: Array, groups: int
 ) -> tuple[LossOutput, dict[str, Any]]:
     """The loss, and its gradient: of each count in turn, with the logits of the others held.
 
@@ -154,7 +168,7 @@ def _count_by_count(
 
     def loss_of(moving: dict[int, Array], clip: dict[int, Any]) -> tuple[Array, Any]:
         variables = tree.unflatten([moving.get(place, leaf) for place, leaf in enumerate(leaves)])
-        own, state = task.flexible.apply(variables, clip, train=True, rngs={"dropout": key}, mutable=True)
+        own, state = task.forward(variables, clip, key, groups)
         blank = jax.tree.map(jnp.zeros_like, *own.values())
         return task.judge_targets({**dict.fromkeys(share["video"], blank), **logits, **own}, share)[0], (own, state)
 
@@ -170,9 +184,9 @@ def _count_by_count(
     return (loss, (updated, metrics)), tree.unflatten([gradient.get(place) for place in range(len(leaves))])
 
 
-def _scaled(task: FrameFlexibleTask, gradient: dict[str, Any], cotangents: Any) -> tuple[Any, None, None]:
+def _scaled(task: FrameFlexibleTask, groups: int, gradient: dict[str, Any], cotangents: Any) -> tuple[Any, None, None]:
     return jax.tree.map(lambda leaf: cotangents[0] * leaf, gradient), None, None
 
 
-_loss = jax.custom_vjp(_at_once, nondiff_argnums=(0,))
+_loss = jax.custom_vjp(_at_once, nondiff_argnums=(0, 4))
 _loss.defvjp(_count_by_count, _scaled, symbolic_zeros=True)

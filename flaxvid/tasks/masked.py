@@ -18,7 +18,7 @@ from flaxvid.evaluate import reconstruction
 from flaxvid.losses.masked import reconstruction_errors
 from flaxvid.models.masked import Decoder, Tubes, count_hidden, draw_tubes, make_decoder, reconstruct
 from flaxvid.models.video_model import VideoModel
-from flaxvid.tasks.task import Findings, LossOutput, Share, count_rows, init_model
+from flaxvid.tasks.task import Findings, LossOutput, Share, count_rows, init_model, mean_over_groups
 from flaxvid.types import Batch, Variables
 
 
@@ -130,6 +130,7 @@ class MaskedTask:
         tubes = draw_tubes(key, count_rows(video), (times, *sides), self.recipe.mask_ratio)
         return [{"video": video, "tubes": tubes}]
 
+    @mean_over_groups
     def share_loss(self, variables: Variables, share: Share, key: Array) -> LossOutput:
         """The mean squared error of the masked cubes of some clips."""
         x, tubes = self.model.normalise(share["video"]), Tubes(*share["tubes"])

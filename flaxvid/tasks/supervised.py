@@ -12,7 +12,7 @@ from flaxvid.losses.classification import HardOrMixed, cross_entropy
 from flaxvid.losses.multitask import sum_over_targets
 from flaxvid.models.video_model import Video, VideoModel, clip_length
 from flaxvid.tasks.labelled import LabelledRecipe, LabelledTask, accuracy, mix_batch
-from flaxvid.tasks.task import LossOutput, Metrics, Share, count_rows, init_model
+from flaxvid.tasks.task import LossOutput, Metrics, Share, count_rows, init_model, mean_over_groups
 from flaxvid.types import Batch, Variables, by_target
 
 
@@ -110,6 +110,7 @@ class Supervised(LabelledTask):
             return [(slice(0, parts[-1][0].stop), joined)]
         return parts
 
+    @mean_over_groups
     def share_loss(self, variables: Variables, share: Share, key: Array) -> LossOutput:
         """Cross-entropy of some rows, summed over the targets."""
         ((count, clip),) = share["video"].items()

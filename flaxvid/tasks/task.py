@@ -1,6 +1,7 @@
 """The contract between a task and the train loop."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,8 +75,11 @@ class Task(Protocol):
         """
         ...
 
-    def share_loss(self, variables: Variables, share: Share, key: Array) -> LossOutput:
-        """The loss of some rows of a share, weighted so that the mean over all rows is the batch's loss."""
+    def share_loss(self, variables: Variables, share: Share, key: Array, groups: int = 1) -> LossOutput:
+        """The loss of some rows of a share, weighted so that the mean over all rows is the batch's loss.
+
+        Norms see each of `groups` equal blocks of the rows apart; see `in_groups`.
+        """
         ...
 
     def after(self, variables: dict[str, Any], step: Array) -> dict[str, Any]:
@@ -112,6 +116,25 @@ class Task(Protocol):
     def select(self, variables: Variables, num_frames: int) -> Variables:
         """The ordinary variables of `model` for one frame count."""
         ...
+
+
+def in_groups(function: Callable[[Any, Array], Any], rows: Any, key: Array, groups: int) -> Any:
+    """Calls ``function(rows, key)`` for each of `groups` equal blocks of rows; outputs get a first axis of blocks."""
+    blocks = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), rows)
+    return jax.vmap(function)(blocks, jax.random.split(key, groups))
+
+
+def mean_over_groups(share_loss: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
+    """Gives a `Task.share_loss` its `groups`: the loss, the statistics and the metrics are means over the groups."""
+
+    @functools.wraps(share_loss)
+    def grouped(self: Task, variables: Variables, share: Share, key: Array, groups: int = 1) -> LossOutput:
+        if groups == 1:
+            return share_loss(self, variables, share, key)
+        outputs = in_groups(functools.partial(share_loss, self, variables), share, key, groups)
+        return jax.tree.map(lambda x: x.mean(axis=0), outputs)
+
+    return grouped
 
 
 def init_model(model: VideoModel, key: Array) -> dict[str, Any]:

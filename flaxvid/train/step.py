@@ -131,12 +131,7 @@ def gradient_in_parts(
     def loss(params, moved, part, key):
         variables = gather(trees.merge(params, {**fixed, **moved}), mesh)
         with keep_statistics(freeze):
-            if norm_groups == 1:
-                return task.share_loss(variables, part, key)
-            groups = jax.tree.map(lambda x: x.reshape(norm_groups, -1, *x.shape[1:]), part)
-            keys = jax.random.split(key, norm_groups)
-            outputs = jax.vmap(task.share_loss, in_axes=(None, 0, 0))(variables, groups, keys)
-            return jax.tree.map(lambda x: x.mean(axis=0), outputs)
+            return task.share_loss(variables, part, key, norm_groups)
 
     def add_part(carry, part):
         total, moved = carry

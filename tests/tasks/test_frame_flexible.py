@@ -145,6 +145,25 @@ def test_the_gradient_is_that_of_all_counts_at_once(task, batch, randomise, rand
     chex.assert_trees_all_close(got, expected, rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("private_norms", [True, False])
+def test_groups_are_separate_batches(task, variables, batch, private_norms):
+    """Loss, gradient, statistics and metrics of three groups are the means of those of three batches."""
+    task = FfnRecipe(FRAMES, private_norms=private_norms).make(task.model)
+    if not private_norms:
+        variables = {**variables, "batch_stats": variables[f"batch_stats_{FRAMES[0]}f"]}
+        variables = {name: tree for name, tree in variables.items() if not name.startswith("batch_stats_")}
+    (share,) = task.divide(batch, KEY)
+
+    def of(share, key, groups=1):
+        loss = jax.value_and_grad(lambda v: task.share_loss(v, share, key, groups), has_aux=True)
+        return jax.jit(loss)(variables)
+
+    rows = [jax.tree.map(lambda x, row=row: x[row : row + 1], share) for row in range(3)]
+    apart = [of(row, key) for row, key in zip(rows, jax.random.split(KEY, 3), strict=True)]
+    mean = jax.tree.map(lambda *x: sum(x) / 3, *apart)
+    chex.assert_trees_all_close(of(share, KEY, 3), mean, rtol=2e-4, atol=1e-5)
+
+
 def test_the_loss_is_the_same_with_its_gradient(task, variables, batch, outcome):
     both = jax.jit(jax.value_and_grad(lambda v: task.loss(v, batch, KEY), has_aux=True))(variables)[0]
     chex.assert_trees_all_close(both, outcome, rtol=1e-5, atol=1e-6)

@@ -10,7 +10,7 @@ import pytest
 from flaxvid.models.registry import create_tiny
 from flaxvid.tasks.frame_flexible import FfnRecipe
 from flaxvid.tasks.supervised import SupervisedRecipe
-from flaxvid.tasks.task import count_rows
+from flaxvid.tasks.task import count_rows, mean_over_groups
 from flaxvid.train.state import create_state
 from flaxvid.train.step import cut, train_step
 
@@ -136,8 +136,8 @@ def test_parts_draw_for_themselves(model, variables, batch):
     class Draws:
         frames, divide, init, after = (4,), task.divide, task.init, task.after
 
-        @staticmethod
-        def share_loss(variables, share, key):
+        @mean_over_groups
+        def share_loss(self, variables, share, key):
             drawn = jax.random.uniform(key)
             return 0.0 * variables["params"]["stem"]["conv1"]["kernel"].sum(), ({}, {"loss": drawn, "square": drawn**2})
 
