@@ -4,19 +4,18 @@ Every layer takes the mask of the whole clip and fits it to its own grid, so no 
 strides.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from flaxvid.layers.conv import Conv
-from flaxvid.layers.norm import BatchNorm
+from flaxvid.layers.norm import Activation, BatchNorm
 
 Grid = Float[Array, "b t h w c"]
 FrameMask = Bool[Array, "b t"] | None
 Strides = tuple[int, int, int]
-Activation = Callable[[Array], Array] | None
 
 
 def fit_mask(frame_mask: FrameMask, frames: int) -> FrameMask:
@@ -89,9 +88,14 @@ class ConvNorm(nn.Module):
             x = mask_frames(x, frame_mask)
         x = Conv(self.features, self.kernel_size, self.strides, groups=self.groups, dtype=self.dtype, name="conv")(x)
         scale_init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
-        norm = BatchNorm(epsilon=self.norm_epsilon, dtype=self.dtype, scale_init=scale_init, name="norm")
-        x = norm(x, train, fit_mask(frame_mask, x.shape[1]))
-        return x if self.activation is None else self.activation(x)
+        norm = BatchNorm(
+            epsilon=self.norm_epsilon,
+            dtype=self.dtype,
+            scale_init=scale_init,
+            activation=self.activation,
+            name="norm",
+        )
+        return norm(x, train, fit_mask(frame_mask, x.shape[1]))
 
 
 class Sum(nn.Module):

@@ -1,7 +1,7 @@
 """Max-pooling over the trailing spatial axes with torch's numbers: symmetric padding, never 'SAME'."""
 
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,8 @@ def max_pool(
 ) -> Float[Array, "*batch c"]:
     """Maximum over windows, padded with -inf; of equal maxima the first gets the whole gradient, as in torch.
 
-    XLA's own gradient (select-and-scatter) is eight times slower on CPU, so there it goes through strided slices.
+    XLA's own gradient (select-and-scatter) is eight times slower on CPU, and a scatter on GPU: there it is a sum of
+    strided slices.
 
     Args:
         x: channels last, any number of batch axes first.
@@ -44,21 +45,41 @@ def _windowed(x, window, strides, pads):
     return nn.max_pool(x, window_shape=window, strides=strides, padding=pads)
 
 
-def _sliced(x, window, strides, pads):
-    """The same maximum over strided slices; a later slice wins only if greater, so that the first maximum does."""
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-    return reduce(lambda a, b: jnp.where(b > a, b, a), [tap(x, i, window, strides) for i in np.ndindex(window)])
-
-
 def _forward(x, window, strides, pads):
     return _windowed(x, window, strides, pads), x
 
 
-def _backward(window, strides, pads, x, cotangent):
-    def through(form):
-        return lambda x, cotangent: jax.vjp(lambda x: form(x, window, strides, pads), x)[1](cotangent)
+def _backward(window, strides, pads, x, gradient):
+    def by_xla(x, gradient):
+        return jax.vjp(lambda x: _windowed(x, window, strides, pads), x)[1](gradient)
 
-    return lax.platform_dependent(x, cotangent, cpu=through(_sliced), default=through(_windowed))
+    def by_taps(x, gradient):
+        return (_spread(x.shape, gradient, _find_first(x, window, strides, pads), window, strides, pads),)
+
+    return lax.platform_dependent(x, gradient, tpu=by_xla, default=by_taps)
+
+
+def _find_first(x, window, strides, pads):
+    """The number of the tap at which each window has its maximum; of equal ones the first."""
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+    taps = [tap(x, at, window, strides) for at in np.ndindex(window)]
+    best, first = taps[0], jnp.zeros(taps[0].shape, np.min_scalar_type(len(taps)))
+    for number, value in enumerate(taps[1:], start=1):
+        first, best = jnp.where(value > best, first.dtype.type(number), first), jnp.maximum(value, best)
+    return first
+
+
+def _spread(shape, gradient, first, window, strides, pads):
+    """The gradient at each input: the sum of what the taps that see it were given."""
+    axes = list(zip(shape[1:], gradient.shape[1:], strides, pads, strict=False))
+    total, zero = jnp.zeros(shape, gradient.dtype), jnp.zeros((), gradient.dtype)
+    for number, at in enumerate(np.ndindex(window)):
+        places = []
+        for offset, (size, count, stride, (before, _)) in zip(at, axes, strict=True):
+            start = offset - before
+            places.append((start, size - start - (count - 1) * stride - 1, stride - 1))
+        total += lax.pad(jnp.where(first == number, gradient, zero), zero, ((0, 0, 0), *places, (0, 0, 0)))
+    return total
 
 
 _max_pool.defvjp(_forward, _backward)
