@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from flaxvid.layers.conv import Conv
-from flaxvid.layers.norm import Activation, BatchNorm
+from flaxvid.layers.norm import BatchNorm
 
 Grid = Float[Array, "b t h w c"]
 FrameMask = Bool[Array, "b t"] | None
@@ -58,14 +58,14 @@ def global_mean(x: Grid, frame_mask: FrameMask = None) -> Float[Array, "b c"]:
 
 
 class ConvNorm(nn.Module):
-    """3-D convolution, batch norm, and the activation if there is one.
+    """3-D convolution and batch norm, with a ReLU behind them or without.
 
     Attributes:
         features: channels out.
         kernel_size: (t, h, w); padding is torch's symmetric (k - 1) // 2.
         strides: one for all axes or (t, h, w); the temporal one a power of two.
         groups: of the channels.
-        activation: such as `nn.relu`; None where the residual is added first.
+        relu: end with a ReLU; not where a residual is added first.
         dtype: compute type.
         norm_epsilon: of the norm.
         zero_init: start the norm's scale at zero. A block whose last norm does so begins as its shortcut (arXiv
@@ -76,7 +76,7 @@ class ConvNorm(nn.Module):
     kernel_size: tuple[int, int, int]
     strides: int | Sequence[int] = 1
     groups: int = 1
-    activation: Activation = None
+    relu: bool = False
     dtype: jnp.dtype = jnp.float32
     norm_epsilon: float = BatchNorm.epsilon
     zero_init: bool = False
@@ -89,11 +89,7 @@ class ConvNorm(nn.Module):
         x = Conv(self.features, self.kernel_size, self.strides, groups=self.groups, dtype=self.dtype, name="conv")(x)
         scale_init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         norm = BatchNorm(
-            epsilon=self.norm_epsilon,
-            dtype=self.dtype,
-            scale_init=scale_init,
-            activation=self.activation,
-            name="norm",
+            epsilon=self.norm_epsilon, dtype=self.dtype, scale_init=scale_init, relu=self.relu, name="norm"
         )
         return norm(x, train, fit_mask(frame_mask, x.shape[1]))
 

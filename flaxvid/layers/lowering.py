@@ -135,7 +135,11 @@ def _by_platform(x, kernel, strides, pads, groups):
         return form(x.astype(exact), kernel.astype(exact), strides, pads, groups).astype(x.dtype)
 
     def direct(x, kernel):
-        return _direct(x, kernel, strides, pads, groups)
+        if form is not _dot or any(map(any, pads)):
+            return _direct(x, kernel, strides, pads, groups)
+        # The gradient of a strided one is mostly zeros, all in memory; that of a slice is small.
+        ones = (1,) * len(strides)
+        return _direct(tap(x, (0,) * len(strides), ones, strides), kernel, ones, pads, groups)
 
     # Without the checkpoint, each platform would save the other one's residuals, too (as zeros).
     return lax.platform_dependent(x, kernel, cpu=jax.checkpoint(fast, prevent_cse=False), default=direct)

@@ -1,10 +1,9 @@
 """Batch normalisation as torch has it. Any module that owns a `scale` is a norm; see `trees.norm_modules`.
 
 The backward pass keeps the input as it is. Of Flax's norm, XLA keeps many a bfloat16 input as float32, at twice the
-memory. The gradient of the activation is part of the norm's; on a GPU, XLA would write it to memory between the two.
+memory. The gradient of a ReLU behind the norm is part of the norm's: on a GPU, XLA would write it to memory.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +15,6 @@ from jaxtyping import Array, Bool, Float
 Activations = Float[Array, "b t ... c"]
 Channels = Float[Array, " c"]
 Mask = Bool[Array, "b t"] | None
-Activation = Callable[[Array], Array] | None
 
 
 class BatchNorm(nn.Module):
@@ -31,18 +29,18 @@ class BatchNorm(nn.Module):
         epsilon: added to the variance.
         dtype: of the result.
         scale_init: of the scale.
-        activation: of each value, applied to the result, such as `nn.relu`.
+        relu: end with a ReLU.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones
-    activation: Activation = None
+    relu: bool = False
 
     @nn.compact
     def __call__(self, x: Activations, train: bool = False, frame_mask: Mask = None) -> Activations:
-        """Normalises over all axes but the last, then applies the activation.
+        """Normalises over all axes but the last.
 
         Args:
             x: activations.
@@ -55,9 +53,9 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_variance = self.variable("batch_stats", "var", jnp.ones, channels)
         if not train:
-            y = _affine(self.epsilon, self.dtype, x, running_mean.value, running_variance.value, scale, bias)
-            return _activated(self.activation, y)
-        y, mean, square = _normalise(self.epsilon, self.dtype, self.activation, x, frame_mask, scale, bias)
+            moments = running_mean.value, running_variance.value
+            return _affine(self.epsilon, self.dtype, self.relu, x, *moments, scale, bias)
+        y, mean, square = _normalise(self.epsilon, self.dtype, self.relu, x, frame_mask, scale, bias)
         if not self.is_initializing():
             for running, value in ((running_mean, mean), (running_variance, _variance(mean, square))):
                 running.value = self.momentum * running.value + (1 - self.momentum) * value
@@ -65,13 +63,17 @@ class BatchNorm(nn.Module):
 
 
 def _affine(
-    epsilon: float, dtype: Any, x: Activations, mean: Channels, variance: Channels, scale: Channels, bias: Channels
+    epsilon: float,
+    dtype: Any,
+    relu: bool,
+    x: Activations,
+    mean: Channels,
+    variance: Channels,
+    scale: Channels,
+    bias: Channels,
 ) -> Activations:
-    return ((x.astype(jnp.float32) - mean) * _factor(epsilon, variance, scale) + bias).astype(dtype)
-
-
-def _activated(activation: Activation, y: Activations) -> Activations:
-    return y if activation is None else activation(y)
+    y = ((x.astype(jnp.float32) - mean) * _factor(epsilon, variance, scale) + bias).astype(dtype)
+    return nn.relu(y) if relu else y
 
 
 def _factor(epsilon: float, variance: Channels, scale: Channels) -> Channels:
@@ -87,23 +89,22 @@ def _where(x: Activations, mask: Mask) -> Bool[Array, "b t ... c"] | None:
 
 
 def _by_own_moments(
-    epsilon: float, dtype: Any, activation: Activation, x: Activations, mask: Mask, scale: Channels, bias: Channels
+    epsilon: float, dtype: Any, relu: bool, x: Activations, mask: Mask, scale: Channels, bias: Channels
 ) -> tuple[Activations, Channels, Channels]:
     """Normalises by the mean and the mean of squares of each channel, and returns these, too."""
     exact, axes, where = x.astype(jnp.float32), tuple(range(x.ndim - 1)), _where(x, mask)
     mean, square = exact.mean(axes, where=where), (exact**2).mean(axes, where=where)
-    y = _affine(epsilon, dtype, x, mean, _variance(mean, square), scale, bias)
-    return _activated(activation, y), mean, square
+    return _affine(epsilon, dtype, relu, x, mean, _variance(mean, square), scale, bias), mean, square
 
 
 def _forward(
-    epsilon: float, dtype: Any, activation: Activation, x: Activations, mask: Mask, scale: Channels, bias: Channels
+    epsilon: float, dtype: Any, relu: bool, x: Activations, mask: Mask, scale: Channels, bias: Channels
 ) -> Any:
-    y, mean, square = _by_own_moments(epsilon, dtype, activation, x, mask, scale, bias)
+    y, mean, square = _by_own_moments(epsilon, dtype, relu, x, mask, scale, bias)
     return (y, mean, square), (x, mask, mean, square, scale, bias)
 
 
-def _backward(epsilon: float, dtype: Any, activation: Activation, kept: Any, gradients: Any) -> Any:
+def _backward(epsilon: float, dtype: Any, relu: bool, kept: Any, gradients: Any) -> Any:
     # The barrier stops XLA from keeping what the forward pass has computed of the input.
     x, mask, mean, square, scale, bias = lax.optimization_barrier(kept)
     axes, where = tuple(range(x.ndim - 1)), _where(x, mask)
@@ -111,22 +112,21 @@ def _backward(epsilon: float, dtype: Any, activation: Activation, kept: Any, gra
     def factor_of(mean, square, scale):
         return _factor(epsilon, _variance(mean, square), scale)
 
-    def in_float32(x, gradient):
-        """The input, and the gradient before the activation."""
-        exact, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
-        if activation is not None:
-            (gradient,) = jax.vjp(activation, (exact - mean) * factor + bias)[1](gradient)
-        return exact, gradient
-
     factor, pull = jax.vjp(factor_of, mean, square, scale)
-    exact, by_y = in_float32(x, gradients[0])
+
+    def exactly(x, gradient):
+        """The input, and the gradient before the ReLU."""
+        exact, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
+        return exact, jnp.where(exact * factor > mean * factor - bias, gradient, 0) if relu else gradient
+
+    exact, by_y = exactly(x, gradients[0])
     by_bias, by_factor = by_y.sum(axes), (by_y * (exact - mean)).sum(axes)
     by_mean, by_square, by_scale = pull(by_factor)
     by_mean, by_square = by_mean - factor * by_bias + gradients[1], by_square + gradients[2]
     count = x.size // x.shape[-1] if where is None else where.sum(axes)
-    if activation is not None:
-        # Behind another barrier the gradient before the activation is computed again, not kept for this.
-        exact, by_y = in_float32(*lax.optimization_barrier((x, gradients[0])))
+    if relu:
+        # Behind another barrier the gradient before the ReLU is computed again: it is not kept for this.
+        exact, by_y = exactly(lax.optimization_barrier(x), gradients[0])
     by_moments = by_mean / count + exact * (2 * by_square / count)
     by_x = by_y * factor + (by_moments if where is None else jnp.where(where, by_moments, 0))
     return by_x.astype(x.dtype), None, by_scale, by_bias

@@ -70,7 +70,7 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, `strides` times smaller."""
         unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
-        active = functools.partial(unit, activation=nn.relu)
+        active = functools.partial(unit, relu=True)
         (t, h, w), first = self.strides, midplanes(x.shape[-1], self.width)
         second = first if self.shared_midplanes else midplanes(self.width, self.width)
         first, middle, second = self.inner or (first, self.width, second)
@@ -110,7 +110,7 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, `strides` times smaller."""
         unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
-        active = functools.partial(unit, activation=nn.relu)
+        active = functools.partial(unit, relu=True)
         between = midplanes(self.width, self.width) if self.spatial_first else self.width
         first, *pair = self.inner or (self.width, between, self.width)
         (t, h, w), features = self.strides, self.width * self.expansion
@@ -145,7 +145,7 @@ class FactorisedStem(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Normalised video to a grid of as many frames, or of half as many with a pool over time."""
-        active = functools.partial(ConvNorm, activation=nn.relu, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
+        active = functools.partial(ConvNorm, relu=True, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
         x = x.astype(self.dtype)
         x = active(self.between, (1, 7, 7), (1, 2, 2), name="conv1_spatial")(x, train, frame_mask)
         x = active(self.width, (self.temporal_kernel, 1, 1), name="conv1_temporal")(x, train, frame_mask)

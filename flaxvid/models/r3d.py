@@ -68,7 +68,7 @@ class BasicBlock(nn.Module):
         unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
         hidden, kernel = max(1, self.width // self.se_reduction), (self.temporal_kernel, 3, 3)
         (inner,) = self.inner or (self.width,)
-        y = unit(inner, kernel, self.strides, activation=nn.relu, name="conv1")(x, train, frame_mask)
+        y = unit(inner, kernel, self.strides, relu=True, name="conv1")(x, train, frame_mask)
         y = unit(self.width, kernel, name="conv2")(y, train, frame_mask)
         if self.se == "residual":
             y = SqueezeExcitation(hidden, dtype=self.dtype, name="se")(y, frame_mask)

@@ -70,8 +70,7 @@ class Block(nn.Module):
         y = x if self.shift is None else self.shift(name="shift")(x, frame_mask)
         for number, (channels, size, stride) in enumerate(layers, start=1):
             y = conv(channels, (size, size), stride, name=f"conv{number}")(y)
-            activation = nn.relu if number < len(layers) else None
-            y = norm(activation=activation, name=f"norm{number}")(y, train, frame_mask)
+            y = norm(relu=number < len(layers), name=f"norm{number}")(y, train, frame_mask)
         if x.shape != y.shape:
             x = conv(features, (1, 1), self.stride, name="downsample_conv")(x)
             x = norm(name="downsample_norm")(x, train, frame_mask)
@@ -92,7 +91,7 @@ class Stem(nn.Module):
     def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Normalised video to a grid."""
         x = Conv(self.width, (7, 7), 2, dtype=self.dtype, name="conv1")(x.astype(self.dtype))
-        norm = BatchNorm(epsilon=self.norm_epsilon, dtype=self.dtype, activation=nn.relu, name="norm1")
+        norm = BatchNorm(epsilon=self.norm_epsilon, dtype=self.dtype, relu=True, name="norm1")
         x = norm(x, train, frame_mask)
         return max_pool(x, (3, 3), strides=(2, 2), padding=(1, 1))
 

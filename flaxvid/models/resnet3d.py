@@ -149,7 +149,7 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Grid to grid, `strides` times smaller."""
         unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
-        active = functools.partial(unit, activation=nn.relu)
+        active = functools.partial(unit, relu=True)
         (in_a, in_b), features = self.temporal_kernels, self.width * self.expansion
         first, second = self.inner or (self.width,) * 2
         groups = first if self.depthwise else 1
@@ -194,7 +194,7 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w 3"], train: bool = False, frame_mask: FrameMask = None) -> Grid:
         """Normalised video to a grid of as many frames, unless the stem strides over time."""
-        unit = functools.partial(ConvNorm, activation=nn.relu, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
+        unit = functools.partial(ConvNorm, relu=True, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
         conv1 = unit(self.width, (self.temporal_kernel, 7, 7), (self.temporal_stride, 2, 2), name="conv1")
         return pool_stem(conv1(x.astype(self.dtype), train, frame_mask), self.pool, self.temporal_stride, frame_mask)
 

@@ -131,7 +131,7 @@ class Body(nn.Module):
         how = {"features": 2 * fast.shape[-1], "kernel_size": (self.fusion_kernel, 1, 1)}
         how |= {"strides": (self.alpha, 1, 1), "dtype": self.dtype, "name": f"fusion{stage}"}
         if self.lateral_norm:
-            unit = ConvNorm(**how, activation=nn.relu, norm_epsilon=self.norm_epsilon)
+            unit = ConvNorm(**how, relu=True, norm_epsilon=self.norm_epsilon)
             return unit(fast, train, frame_mask)
         return Conv(**how)(mask_frames(fast, frame_mask))
 

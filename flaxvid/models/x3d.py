@@ -61,7 +61,7 @@ class Block(nn.Module):
         """Grid to grid, `strides` times smaller."""
         unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
         inner = int(EXPANSION * self.width)
-        y = unit(inner, (1, 1, 1), activation=nn.relu, name="conv_a")(x, train, frame_mask)
+        y = unit(inner, (1, 1, 1), relu=True, name="conv_a")(x, train, frame_mask)
         y = unit(inner, (3, 3, 3), self.strides, groups=inner, name="conv_b")(y, train, frame_mask)
         if self.se:
             y = SqueezeExcitation(near_eighth(inner / 16), dtype=self.dtype, name="se")(y, frame_mask)
@@ -86,7 +86,7 @@ class Stem(nn.Module):
         """Normalised video to a grid of as many frames, (b, t, h/2, w/2, width)."""
         x = Conv(self.width, (1, 3, 3), (1, 2, 2), dtype=self.dtype, name="conv_xy")(x.astype(self.dtype))
         unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
-        conv_t = unit(self.width, (5, 1, 1), groups=self.width, activation=nn.relu, name="conv_t")
+        conv_t = unit(self.width, (5, 1, 1), groups=self.width, relu=True, name="conv_t")
         return conv_t(x, train, frame_mask)
 
 
@@ -141,7 +141,7 @@ class Head(nn.Module):
     def setup(self):
         """Makes what `pool` needs here, for it is called by itself, too."""
         unit = functools.partial(ConvNorm, dtype=self.dtype, norm_epsilon=self.norm_epsilon)
-        self.pre = unit(self.hidden, (1, 1, 1), activation=nn.relu)
+        self.pre = unit(self.hidden, (1, 1, 1), relu=True)
         self.post = Conv(self.features, (1, 1, 1))
 
     def pool(self, x: Grid, train: bool = False, frame_mask: FrameMask = None) -> Float[Array, "b c"]:

@@ -175,7 +175,7 @@ def _count_by_count(
     for count in sorted(share["video"], reverse=True):
         if logits:
             # Else XLA may compute a count before the one before it is done, and keep the activations of both.
-            gradient, moving, share = jax.lax.optimization_barrier((gradient, moving, share))
+            gradient, share = jax.lax.optimization_barrier((gradient, share))
         own_gradient, (own, state) = jax.grad(loss_of, has_aux=True)(moving, {count: share["video"][count]})
         gradient = jax.tree.map(jnp.add, gradient, own_gradient) if logits else own_gradient
         logits |= own

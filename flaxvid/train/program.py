@@ -14,6 +14,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 _FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all")
 _INSIDE = ("while", "conditional", "call", "async-start")
+_TAKE = ("slice", "dynamic-slice", "gather")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>.+?) (?P<op>[\w\-]+)\((?P<rest>.*)")
 
 
@@ -44,7 +45,8 @@ class Traffic:
     """What one device reads and writes, and what devices send each other.
 
     Attributes:
-        moved: bytes, where each operation reads its operands and writes its result once.
+        moved: bytes, where each operation reads its operands and writes its result once. Of an array that it only
+            takes slices of, it reads these.
         collectives: by their names.
     """
 
@@ -64,7 +66,7 @@ def read_traffic(text: str) -> Traffic:
     moved, counts, sizes = 0, collections.Counter(), collections.Counter()
     for times, instruction, own in _walk(computations, entry, 1):
         op = instruction.op.removesuffix("-start")
-        read = [count_bytes(own[name].shape) for name in instruction.operands if name in own]
+        read = _read_bytes(instruction, own, computations)
         shape = instruction.shape
         if instruction.op == "custom-call":
             shape = re.sub(r"\b[su]8\[\d+\]", "", shape)  # a library's workspace
@@ -76,6 +78,26 @@ def read_traffic(text: str) -> Traffic:
             counts[op] += times
             sizes[op] += times * max(sum(read), written)
     return Traffic(moved, {op: Collective(counts[op], sizes[op]) for op in COLLECTIVES if counts[op]})
+
+
+def _read_bytes(
+    instruction: Instruction, own: Mapping[str, Instruction], computations: Mapping[str, Mapping[str, Instruction]]
+) -> list[int]:
+    """What an operation reads of each operand."""
+    inside, names = {instruction.name: instruction}, instruction.operands
+    if fused := re.search(r"calls=%?([\w.\-]+)", instruction.rest if instruction.op == "fusion" else ""):
+        inside = computations[fused[1]]
+        parameters = {one.rest.partition(")")[0]: name for name, one in inside.items() if one.op == "parameter"}
+        names = [parameters[str(number)] for number in range(len(parameters))]
+    shapes = {name: one.shape for name, one in {**own, **inside}.items()}
+    shares = collections.Counter({list(inside)[-1]: 1.0})  # of each result; the last is that of the whole operation
+    for one in reversed(inside.values()):
+        for place, name in enumerate(one.operands):
+            takes = one.op in _TAKE and place == 0 and name in shapes
+            part = count_bytes(one.shape) / count_bytes(shapes[name]) if takes else 1.0
+            shares[name] = min(1.0, shares[name] + shares[one.name] * part)
+    operands = zip(names, instruction.operands, strict=True)
+    return [round(shares[name] * count_bytes(own[operand].shape)) for name, operand in operands if operand in own]
 
 
 def _read(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:

@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from flaxvid.layers.blocks import ConvNorm, SqueezeExcitation, fit_mask, global_mean, mask_frames
 from flaxvid.layers.lowering import direct_convolve
@@ -47,23 +46,23 @@ def test_the_mean_counts_real_frames_only(x):
     assert global_mean(x.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
-@pytest.mark.parametrize(("activation", "groups"), [(None, 1), (nn.relu, 3)])
-def test_convolution_norm_and_activation(x, randomise, activation, groups):
-    layer = ConvNorm(9, (3, 1, 3), (2, 1, 2), groups, activation)
+@pytest.mark.parametrize(("relu", "groups"), [(False, 1), (True, 3)])
+def test_convolution_norm_and_relu(x, randomise, relu, groups):
+    layer = ConvNorm(9, (3, 1, 3), (2, 1, 2), groups, relu)
     variables = randomise(jax.eval_shape(layer.init, jax.random.key(0), x))
     assert set(variables["params"]) == {"conv", "norm"}
     kernel, norm, stats = variables["params"]["conv"]["kernel"], variables["params"]["norm"], variables["batch_stats"]
     y = direct_convolve(x, kernel, strides=(2, 1, 2), groups=groups)
     chex.assert_shape(y, (2, 3, 4, 2, 9))
     y = (y - stats["norm"]["mean"]) / np.sqrt(stats["norm"]["var"] + 1e-5) * norm["scale"] + norm["bias"]
-    expected = y if activation is None else np.maximum(y, 0)
+    expected = np.maximum(y, 0) if relu else y
     chex.assert_trees_all_close(jax.jit(layer.apply)(variables, x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_padded_frames_change_neither_output_nor_statistics(x, randomise, kernel, stride):
-    layer = ConvNorm(7, (kernel, 3, 3), (stride, 1, 1), activation=nn.relu)
+    layer = ConvNorm(7, (kernel, 3, 3), (stride, 1, 1), relu=True)
     variables = randomise(jax.eval_shape(layer.init, jax.random.key(0), x))
     mask = np.arange(5)[None] < np.full((2, 1), 3)
     train = jax.jit(lambda x, mask: layer.apply(variables, x, True, mask, mutable=["batch_stats"]))

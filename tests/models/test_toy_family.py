@@ -40,7 +40,7 @@ class Body(nn.Module):
                 unit = ConvNorm(
                     x.shape[-1],
                     (3, 3, 3),
-                    activation=nn.relu,
+                    relu=True,
                     dtype=self.dtype,
                     norm_epsilon=self.norm_epsilon,
                     name=f"layer{stage + 1}_{index}",
