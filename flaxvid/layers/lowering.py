@@ -2,8 +2,8 @@
 
 XLA's CPU backend runs 3-D, grouped, depthwise and 1x1 convolutions and their gradients many times slower than equal
 programs of 2-D convolutions, dots and multiply-adds. `convolve` lowers to those on CPU and to the one convolution
-everywhere else; only patches that do not overlap are one dot on every platform. `direct_convolve` is always that one
-convolution.
+everywhere else, a strided 1x1 one to that of a slice; only patches that do not overlap are one dot on every platform.
+`direct_convolve` is always the one convolution.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -135,14 +135,11 @@ def _by_platform(x, kernel, strides, pads, groups):
         return form(x.astype(exact), kernel.astype(exact), strides, pads, groups).astype(x.dtype)
 
     def direct(x, kernel):
-        if form is not _dot or any(map(any, pads)):
-            return _direct(x, kernel, strides, pads, groups)
-        # The gradient of a strided one is mostly zeros, all in memory; that of a slice is small.
-        ones = (1,) * len(strides)
-        return _direct(tap(x, (0,) * len(strides), ones, strides), kernel, ones, pads, groups)
+        return (_pointwise if form is _dot else _direct)(x, kernel, strides, pads, groups)
 
-    # Without the checkpoint, each platform would save the other one's residuals, too (as zeros).
-    return lax.platform_dependent(x, kernel, cpu=jax.checkpoint(fast, prevent_cse=False), default=direct)
+    # Without the checkpoints, each platform would save the other one's residuals, too (as zeros).
+    fast, direct = (jax.checkpoint(branch, prevent_cse=False) for branch in (fast, direct))
+    return lax.platform_dependent(x, kernel, cpu=fast, default=direct)
 
 
 def _cpu_form(shape, kernel_shape, strides, pads, groups):
@@ -193,6 +190,13 @@ def _dot(x, kernel, strides, pads, groups):
     """1x1: slice by the strides, then one matrix product."""
     x = tap(_pad(x, pads), (0,) * len(strides), kernel.shape[:-2], strides)
     return _product(x, kernel)
+
+
+def _pointwise(x, kernel, strides, pads, groups):
+    """1x1 as a convolution: slice by the strides first, for a strided one's gradient is mostly zeros, in memory."""
+    ones = (1,) * len(strides)
+    x = tap(_pad(x, pads), (0,) * len(strides), ones, strides)
+    return _direct(x, kernel, ones, ((0, 0),) * len(strides), groups)
 
 
 def _cells(x, kernel, strides, pads, groups):

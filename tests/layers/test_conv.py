@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,6 +7,7 @@ import numpy as np
 import pytest
 from jax import export
 
+from flaxvid.layers import lowering
 from flaxvid.layers.conv import Conv
 from flaxvid.layers.lowering import convolve, direct_convolve, direct_form
 
@@ -131,6 +134,15 @@ def test_transformations_agree(name):
     np.testing.assert_allclose(tangent, sum(jax.tree.leaves(inner)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("1x1") and "3" not in name])
+def test_the_form_of_other_platforms_for_1x1(name, monkeypatch):
+    """As a CPU runs it: the one convolution of a slice, in values and gradients that of flax."""
+    monkeypatch.setattr(lowering, "_dot", lowering._pointwise)
+    ours, theirs, variables, x = build(name)
+    assert_close(value_and_gradients(ours, variables, x), value_and_gradients(theirs, variables, x))
+    assert "dot_general" not in str(jax.make_jaxpr(ours.apply)(variables, x))
+
+
 @pytest.mark.parametrize("name", ["1x1", "3x3x3", "3x1x1", "depthwise 2-D", "grouped 1x1"])
 def test_one_export_for_all_platforms(name):
     ours, theirs, variables, x = build(name)
@@ -154,10 +166,11 @@ def test_symbolic_batch():
     assert_close(exported.call(variables, x), ours.apply(variables, x))
 
 
-def test_backward_keeps_input_and_kernel_only():
+@pytest.mark.parametrize(("size", "strides"), [(3, 1), (1, 2)])
+def test_backward_keeps_input_and_kernel_only(size, strides):
     """What both platforms' branches save would else be saved on each of them: zeros on a GPU, copies on a CPU."""
-    x, kernel = jnp.ones((1, 4, 5, 5, 3)), jnp.ones((3, 1, 1, 3, 3))
-    _, vjp = jax.vjp(convolve, x, kernel)
+    x, kernel = jnp.ones((1, 4, 5, 5, 3)), jnp.ones((size, 1, 1, 3, 3))
+    _, vjp = jax.vjp(functools.partial(convolve, strides=strides), x, kernel)
     assert {leaf.shape for leaf in jax.tree.leaves(vjp) if leaf.ndim} == {x.shape, kernel.shape}
 
 

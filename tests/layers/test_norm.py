@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from flaxvid.layers.norm import BatchNorm
 
@@ -86,25 +87,31 @@ def test_bfloat16_activations_float32_statistics(x, variables):
     chex.assert_trees_all_close(state, exact, rtol=1e-4, atol=1e-4)  # summed in float32, not in bfloat16
 
 
-def normalise(x, mask, scale, bias):
+def test_a_relu_in_evaluation(x, variables):
+    plain = jax.jit(BatchNorm().apply)(variables, x)
+    np.testing.assert_array_equal(jax.jit(BatchNorm(relu=True).apply)(variables, x), np.maximum(plain, 0))
+
+
+def normalise(x, mask, scale, bias, relu):
     """As `BatchNorm` in training, and its running statistics; JAX alone derives the gradients."""
     exact = x.astype(jnp.float32)
     where = None if mask is None else jnp.broadcast_to(mask[:, :, None, None, None], x.shape)
     mean, square = exact.mean((0, 1, 2, 3), where=where), (exact**2).mean((0, 1, 2, 3), where=where)
     var = jnp.maximum(0, square - mean**2)
     y = (exact - mean) * (scale / jnp.sqrt(var + EPSILON)) + bias
+    y = nn.relu(y) if relu else y
     return y.astype(x.dtype), {"mean": 0.1 * mean, "var": 0.9 + 0.1 * var}
 
 
-def by_the_layer(x, mask, scale, bias):
+def by_the_layer(x, mask, scale, bias, relu):
     variables = {"params": {"scale": scale, "bias": bias}}
-    y, state = BatchNorm(dtype=x.dtype).apply(variables, x, True, mask, mutable=["batch_stats"])
+    y, state = BatchNorm(dtype=x.dtype, relu=relu).apply(variables, x, True, mask, mutable=["batch_stats"])
     return y, state["batch_stats"]
 
 
-def loss_of(function, mask, weight):
+def loss_of(function, mask, weight, relu):
     def loss(x, scale, bias):
-        y, running = function(x, mask, scale, bias)
+        y, running = function(x, mask, scale, bias, relu)
         return (weight * jnp.sin(y.astype(jnp.float32))).sum() + (running["mean"] * running["var"]).sum()
 
     return loss
@@ -119,25 +126,28 @@ def inputs(x, variables):
 MASK = np.arange(10).reshape(2, 5) < 8
 
 
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
 @pytest.mark.parametrize("around", [lambda f: f, jax.checkpoint], ids=["plain", "remat"])
 @pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "masked"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_its_own_backward_pass_gives_the_gradients_of_jax(inputs, dtype, mask, around):
+def test_its_own_backward_pass_gives_the_gradients_of_jax(inputs, dtype, mask, around, relu):
     (x, scale, bias), weight = inputs
     arguments = x.astype(dtype), scale, bias
-    plain = jax.jit(jax.grad(loss_of(normalise, mask, weight), (0, 1, 2)))(*arguments)
-    own = jax.jit(jax.grad(around(loss_of(by_the_layer, mask, weight)), (0, 1, 2)))(*arguments)
+    plain = jax.jit(jax.grad(loss_of(normalise, mask, weight, relu), (0, 1, 2)))(*arguments)
+    own = jax.jit(jax.grad(around(loss_of(by_the_layer, mask, weight, relu)), (0, 1, 2)))(*arguments)
     chex.assert_trees_all_equal_shapes_and_dtypes(own, plain)
     rounded = 1e-5 if dtype == jnp.float32 else 1e-2  # bfloat16 has 8 bits
     chex.assert_trees_all_close(own, plain, rtol=rounded, atol=rounded)
 
 
-def test_gradients_of_groups(inputs):
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+def test_gradients_of_groups(inputs, relu):
     (x, scale, bias), weight = inputs
 
     def summed(function):
         def loss(x, scale, bias):
-            return jax.vmap(lambda x, w: loss_of(function, None, w)(x, scale, bias))(x[:, None], weight[:, None]).sum()
+            losses = jax.vmap(lambda x, w: loss_of(function, None, w, relu)(x, scale, bias))
+            return losses(x[:, None], weight[:, None]).sum()
 
         return jax.jit(jax.grad(loss, (0, 1, 2)))
 
@@ -145,11 +155,12 @@ def test_gradients_of_groups(inputs):
     chex.assert_trees_all_close(own, plain, rtol=1e-5, atol=1e-5)
 
 
-def test_second_derivatives(inputs):
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+def test_second_derivatives(inputs, relu):
     (x, scale, bias), weight = inputs
 
     def twice(function):
-        first = jax.grad(loss_of(function, MASK, weight))
+        first = jax.grad(loss_of(function, MASK, weight, relu))
         return jax.jit(jax.grad(lambda *arguments: (first(*arguments) ** 2).sum(), (0, 1, 2)))(x, scale, bias)
 
     own, plain = twice(by_the_layer), twice(normalise)
@@ -159,4 +170,4 @@ def test_second_derivatives(inputs):
 def test_forward_mode_gets_an_error(inputs):
     (x, scale, bias), _ = inputs
     with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda x: by_the_layer(x, None, scale, bias)[0], (x,), (x,))
+        jax.jvp(lambda x: by_the_layer(x, None, scale, bias, False)[0], (x,), (x,))

@@ -89,6 +89,31 @@ def test_traffic_counts_loops_collectives_and_no_workspace():
     assert traffic.moved == (40 + 40) + (40 + 160) + (40 + 20) + 3 * (200 + 200) + (40 + 40)
 
 
+TAKING = """HloModule step
+
+fused (p: bf16[100,8], q: bf16[100,8]) -> bf16[10,8] {
+  %p = bf16[100,8]{1,0} parameter(0)
+  %q = bf16[100,8]{1,0} parameter(1)
+  %minus = bf16[100,8]{1,0} negate(%p)
+  %one = bf16[10,8]{1,0} slice(%minus), slice={[0:10], [0:8]}
+  %all = bf16[10,8]{1,0} reduce(%q), dimensions={0}, to_apply=%add
+  ROOT %out = bf16[10,8]{1,0} multiply(%one, %all)
+}
+
+ENTRY %main (a: bf16[100,8], b: bf16[100,8]) -> bf16[10,8] {
+  %a = bf16[100,8]{1,0} parameter(0)
+  %b = bf16[100,8]{1,0} parameter(1)
+  %part = bf16[20,8]{1,0} slice(%a), slice={[0:20], [0:8]}
+  ROOT %fusion = bf16[10,8]{1,0} fusion(%a, %b), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_of_what_is_sliced_only_the_slices_are_read():
+    part, fused = 20 * 8 * 2 * 2, 10 * 8 * 2 + 100 * 8 * 2 + 10 * 8 * 2
+    assert read_traffic(TAKING).moved == part + fused
+
+
 def test_bytes_of_shapes():
     assert count_bytes("(f32[2,3]{1,0}, bf16[4], pred[], f8e4m3fn[8])") == 24 + 8 + 1 + 8
 
