@@ -125,8 +125,9 @@ def _backward(epsilon: float, dtype: Any, relu: bool, kept: Any, gradients: Any)
     by_mean, by_square = by_mean - factor * by_bias + gradients[1], by_square + gradients[2]
     count = x.size // x.shape[-1] if where is None else where.sum(axes)
     if relu:
-        # Behind another barrier the gradient before the ReLU is computed again: it is not kept for this.
-        exact, by_y = exactly(lax.optimization_barrier(x), gradients[0])
+        # Behind another barrier the gradient before the ReLU is computed again: it is not kept for this. On CPU it is.
+        x = lax.platform_dependent(x, cpu=lambda x: x, default=lax.optimization_barrier)
+        exact, by_y = exactly(x, gradients[0])
     by_moments = by_mean / count + exact * (2 * by_square / count)
     by_x = by_y * factor + (by_moments if where is None else jnp.where(where, by_moments, 0))
     return by_x.astype(x.dtype), None, by_scale, by_bias
