@@ -124,10 +124,14 @@ def _backward(epsilon: float, dtype: Any, relu: bool, kept: Any, gradients: Any)
     by_mean, by_square, by_scale = pull(by_factor)
     by_mean, by_square = by_mean - factor * by_bias + gradients[1], by_square + gradients[2]
     count = x.size // x.shape[-1] if where is None else where.sum(axes)
+    # Barriers part the sums from what follows. The gradient before a ReLU is then computed again, not kept (on CPU it
+    # is); and two norms that a residual sum joins add up their sums in one reading of its gradient.
+    gradient = gradients[0]
     if relu:
-        # Behind another barrier the gradient before the ReLU is computed again: it is not kept for this. On CPU it is.
         x = lax.platform_dependent(x, cpu=lambda x: x, default=lax.optimization_barrier)
-        exact, by_y = exactly(x, gradients[0])
+    else:
+        gradient = lax.platform_dependent(gradient, cuda=lax.optimization_barrier, default=lambda x: x)
+    exact, by_y = exactly(x, gradient)
     by_moments = by_mean / count + exact * (2 * by_square / count)
     by_x = by_y * factor + (by_moments if where is None else jnp.where(where, by_moments, 0))
     return by_x.astype(x.dtype), None, by_scale, by_bias
