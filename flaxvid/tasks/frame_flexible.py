@@ -170,7 +170,9 @@ def _count_by_count(
         variables = tree.unflatten([moving.get(place, leaf) for place, leaf in enumerate(leaves)])
         own, state = task.forward(variables, clip, key, groups)
         blank: Any = jax.tree.map(jnp.zeros_like, *own.values())
-        return task.judge_targets({**dict.fromkeys(share["video"], blank), **logits, **own}, share)[0], (own, state)
+        known = {**logits, **own}
+        loss, _ = task.judge_targets({count: known.get(count, blank) for count in share["video"]}, share)
+        return loss, (own, state)
 
     for count in sorted(share["video"], reverse=True):
         if logits:

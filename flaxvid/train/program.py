@@ -81,7 +81,7 @@ def read_traffic(text: str) -> Traffic:
 
 
 def _read_bytes(
-    instruction: Instruction, own: Mapping[str, Instruction], computations: Mapping[str, Mapping[str, Instruction]]
+    instruction: Instruction, own: dict[str, Instruction], computations: dict[str, dict[str, Instruction]]
 ) -> list[int]:
     """What an operation reads of each operand."""
     inside, names = {instruction.name: instruction}, instruction.operands
@@ -89,12 +89,13 @@ def _read_bytes(
         inside = computations[fused[1]]
         parameters = {one.rest.partition(")")[0]: name for name, one in inside.items() if one.op == "parameter"}
         names = [parameters[str(number)] for number in range(len(parameters))]
-    shapes = {name: one.shape for name, one in {**own, **inside}.items()}
-    shares = collections.Counter({list(inside)[-1]: 1.0})  # of each result; the last is that of the whole operation
-    for one in reversed(inside.values()):
+    shares = collections.defaultdict[str, float](float)  # how much of each result is needed
+    shares[list(inside)[-1]] = 1.0
+    for one in reversed(list(inside.values())):
         for place, name in enumerate(one.operands):
-            takes = one.op in _TAKE and place == 0 and name in shapes
-            part = count_bytes(one.shape) / count_bytes(shapes[name]) if takes else 1.0
+            source = inside.get(name) or own.get(name)
+            takes = source is not None and one.op in _TAKE and place == 0
+            part = count_bytes(one.shape) / max(1, count_bytes(source.shape)) if takes else 1.0
             shares[name] = min(1.0, shares[name] + shares[one.name] * part)
     operands = zip(names, instruction.operands, strict=True)
     return [round(shares[name] * count_bytes(own[operand].shape)) for name, operand in operands if operand in own]
