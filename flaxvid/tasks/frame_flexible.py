@@ -169,10 +169,9 @@ def _count_by_count(
     def loss_of(moving: dict[int, Array], clip: dict[int, Any]) -> tuple[Array, Any]:
         variables = tree.unflatten([moving.get(place, leaf) for place, leaf in enumerate(leaves)])
         own, state = task.forward(variables, clip, key, groups)
-        blank: Any = jax.tree.map(jnp.zeros_like, *own.values())
-        known = {**logits, **own}
-        loss, _ = task.judge_targets({count: known.get(count, blank) for count in share["video"]}, share)
-        return loss, (own, state)
+        blank = jax.tree.map(jnp.zeros_like, *own.values())
+        known: dict[int, Any] = {**dict.fromkeys(share["video"], blank), **logits, **own}
+        return task.judge_targets(known, share)[0], (own, state)
 
     for count in sorted(share["video"], reverse=True):
         if logits:

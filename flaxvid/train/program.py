@@ -93,9 +93,9 @@ def _read_bytes(
     shares[list(inside)[-1]] = 1.0
     for one in reversed(list(inside.values())):
         for place, name in enumerate(one.operands):
-            source = inside.get(name) or own.get(name)
-            takes = source is not None and one.op in _TAKE and place == 0
-            part = count_bytes(one.shape) / max(1, count_bytes(source.shape)) if takes else 1.0
+            source, part = inside.get(name) or own.get(name), 1.0
+            if source and one.op in _TAKE and place == 0:
+                part = count_bytes(one.shape) / max(1, count_bytes(source.shape))
             shares[name] = min(1.0, shares[name] + shares[one.name] * part)
     operands = zip(names, instruction.operands, strict=True)
     return [round(shares[name] * count_bytes(own[operand].shape)) for name, operand in operands if operand in own]
